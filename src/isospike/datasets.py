@@ -1,0 +1,114 @@
+"""Real data: what the package ships, and text files of yours."""
+
+import gzip
+import os
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+
+from isospike.errors import RangeError
+
+
+def shakespeare() -> str:
+    """Tiny Shakespeare, which the package ships: 1 115 394 characters of plays, 65 symbols.
+
+    Speeches are separated by blank lines; the first line of each names the speaker.
+
+    Reference: Karpathy (2015), char-rnn; see ``data/README.md``. Public domain.
+    """
+    packed = (files("isospike") / "data" / "tinyshakespeare.txt.gz").read_bytes()
+    return gzip.decompress(packed).decode("ascii")
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a UTF-8 file, with line ends as ``\\n`` and without a byte-order mark.
+
+    Raises:
+        RangeError: ``path`` is missing, a folder or unreadable; or the file holds no text, or bytes
+            that are not UTF-8 (the message gives the offset of the first).
+    """
+    name = os.fspath(path)
+    try:
+        packed = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise RangeError(
+            f"read_text needs an existing file, got {name!r}. Check the path."
+        ) from None
+    except IsADirectoryError:
+        raise RangeError(
+            f"read_text needs a file, got the folder {name!r}. Name a file in it."
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path.
+        reason = getattr(error, "strerror", None) or error
+        raise RangeError(
+            f"read_text needs a readable file, got {name!r}: {reason}. Check the path."
+        ) from None
+    try:
+        text = packed.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RangeError(
+            f"read_text needs UTF-8 text, got byte 0x{packed[error.start]:02x} at offset "
+            f"{error.start} of {name!r}. Convert the file to UTF-8."
+        ) from None
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    if not text.strip():
+        raise RangeError(f"read_text needs some text, got the empty file {name!r}. Name another.")
+    return text
+
+
+def passages(text: str, count: int, min_words: int = 8, max_words: int = 40) -> list[str]:
+    """Different passages of a text, in its order, evenly spaced over it; always the same ones.
+
+    A passage is a paragraph on one line; in a text without blank lines, a line. In a play, where
+    most paragraphs open with a line that ends in a colon (the speaker), that line is left out.
+    Paragraphs longer than ``max_words`` are cut into consecutive passages of that length; what is
+    left with fewer than ``min_words`` is skipped.
+
+    Args:
+        text: Plain text.
+        count: Passages wanted, at least 1. A text with fewer gives all it has.
+        min_words: Fewest words of a passage, at least 1.
+        max_words: Most words of a passage, at least ``min_words``.
+
+    Returns:
+        At least one and at most ``count`` lines of words separated by single spaces.
+
+    Raises:
+        RangeError: A number is outside its range, or the text has no such passage.
+    """
+    if count < 1:
+        raise RangeError(f"passages needs count >= 1, got {count}. Ask for at least one.")
+    if not 1 <= min_words <= max_words:
+        raise RangeError(
+            f"passages needs 1 <= min_words <= max_words, got {min_words} and {max_words}. "
+            "Widen the bounds."
+        )
+    found: dict[str, None] = {}  # An ordered set.
+    for paragraph in _paragraphs(text):
+        words = paragraph.split()
+        for start in range(0, len(words), max_words):
+            piece = words[start : start + max_words]
+            if len(piece) >= min_words:
+                found[" ".join(piece)] = None
+    if not found:
+        raise RangeError(
+            f"passages needs a paragraph or line of at least {min_words} words, got none in "
+            f"{len(text)} characters of text. Give a longer text."
+        )
+    every = list(found)
+    chosen = min(count, len(every))
+    return [every[i * len(every) // chosen] for i in range(chosen)]
+
+
+def _paragraphs(text: str) -> list[str]:
+    """Paragraphs of a text without their speakers, or its lines where no line between is blank."""
+    lines = text.strip().splitlines()
+    blocks = [
+        list(group) for blank, group in groupby(lines, lambda line: not line.strip()) if not blank
+    ]
+    if len(blocks) == 1:
+        return lines
+    speakers = [block[0].rstrip().endswith(":") for block in blocks]
+    if 2 * sum(speakers) > len(blocks):
+        blocks = [b[1:] if speaks else b for b, speaks in zip(blocks, speakers, strict=True)]
+    return [" ".join(block) for block in blocks]

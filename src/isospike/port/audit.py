@@ -1,0 +1,264 @@
+"""What really enters the matrix products of a model, measured while it runs."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+LARGEST_INTEGER = 2**24  # float32 counts exactly up to here
+MOST_LEVELS = 2**16  # a graded operand has at most this many levels per channel
+FEWEST_ROWS = 8  # fewer samples per channel cannot tell a grid from real values
+
+
+@dataclass(frozen=True)
+class Product:
+    """One matrix product.
+
+    Attributes:
+        module: Innermost module it ran in; empty for the model itself.
+        op: Name of the operator.
+        left, right: What the operands were: ``weight``, ``binary`` (0 or one value per channel),
+            ``integer``, ``graded`` (a uniform grid of at most 65,536 levels per channel) or ``float``.
+        macs: Multiply-accumulates.
+        contraction: Length of the summed axis.
+    """
+
+    module: str
+    op: str
+    left: str
+    right: str
+    macs: int
+    contraction: int
+
+    @property
+    def real(self) -> bool:
+        """Whether an operand that is not a weight takes real values."""
+        return "float" in (self.left, self.right)
+
+    @property
+    def spiking(self) -> bool:
+        """Whether one operand is binary and none is real-valued."""
+        return "binary" in (self.left, self.right) and not self.real
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Every matrix product of one run, in order.
+
+    Attributes:
+        products: The products. Outer products (nothing is summed) are left out.
+        float_ops: Elements passed through float functions between the products, by kind.
+    """
+
+    products: tuple[Product, ...]
+    float_ops: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def first_real(self) -> str | None:
+        """The first real-valued operand, as ``module: op(left, right)``; None if there is none."""
+        for p in self.products:
+            if p.real:
+                return f"{p.module}: {p.op}({p.left}, {p.right})"
+        return None
+
+    @property
+    def exceptions(self) -> tuple[str, ...]:
+        """Modules with a product that has no binary operand or has a real one."""
+        return tuple(dict.fromkeys(p.module for p in self.products if not p.spiking))
+
+    @property
+    def spiking(self) -> bool:
+        """Whether every product has a binary operand and no real-valued one."""
+        return not self.exceptions
+
+
+def audit(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Audit:
+    """Run a model once and say what entered its matrix products.
+
+    The operands are judged by their values, not by what a layer is called, and in doubt against the
+    model: with fewer than eight samples per channel only 0/1 and whole numbers are recognised. A tensor
+    stored in the model (parameter or buffer, or a view of one) is a weight.
+
+    Args:
+        model: Any PyTorch model.
+        batch: Keyword arguments for it, or its single input.
+    """
+    trace = _run(model, batch, judge=True)
+    return Audit(tuple(p for p in trace.products if p.contraction > 1), dict(trace.float_ops))
+
+
+def trace_products(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> list[Product]:
+    """The products of one run with their operands not judged, outer products included."""
+    return _run(model, batch, judge=False).products
+
+
+def count_float_ops(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> dict[str, int]:
+    """Elements passed through float functions that are not matrix products, by kind."""
+    return dict(_run(model, batch, judge=False).float_ops)
+
+
+def _run(model: nn.Module, batch: Mapping[str, Any] | Tensor, judge: bool) -> "_Trace":
+    trace = _Trace(model, judge)
+    with torch.no_grad(), _named(model, trace.stack), trace:
+        model(**batch) if isinstance(batch, Mapping) else model(batch)
+    return trace
+
+
+@contextmanager
+def _named(model: nn.Module, stack: list[str]) -> Iterator[None]:
+    """Keep the path of the running module on top of ``stack``."""
+    hooks = []
+    for name, module in model.named_modules():
+        enter = _pusher(stack, name)
+        hooks.append(module.register_forward_pre_hook(enter))
+        hooks.append(module.register_forward_hook(lambda *_: stack.pop() and None, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _pusher(stack: list[str], name: str) -> Any:
+    def push(*_: Any) -> None:
+        stack.append(name)
+
+    return push
+
+
+# Operators by what they do to their operands. SDPA variants hide two products and a softmax.
+_MM = {"mm", "bmm", "_int_mm", "mv", "dot", "matmul"}
+_ADDMM = {"addmm", "baddbmm", "addmv", "addbmm"}
+_FLOAT_KINDS = {
+    "_softmax": "softmax",
+    "exp": "softmax",
+    "native_layer_norm": "normalisation",
+    "_fused_rms_norm": "normalisation",
+    "rsqrt": "normalisation",
+    "gelu": "activation",
+    "silu": "activation",
+    "relu": "activation",
+    "tanh": "activation",
+    "sigmoid": "activation",
+    "mul": "elementwise",
+    "add": "elementwise",
+    "sub": "elementwise",
+    "div": "elementwise",
+    "pow": "elementwise",
+}
+
+
+class _Trace(TorchDispatchMode):
+    def __init__(self, model: nn.Module, judge: bool) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.products: list[Product] = []
+        self.float_ops: dict[str, int] = {}
+        self.judge = judge
+        tensors = [*model.parameters(), *model.buffers()]
+        for module in model.modules():  # tensors kept as plain attributes are weights too
+            tensors += [v for v in vars(module).values() if isinstance(v, Tensor)]
+        self.stored = {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in _MM:
+            self._add(name, args[0], args[1])
+        elif name in _ADDMM:
+            self._add(name, args[1], args[2])
+        elif name == "linear":
+            self._add(name, args[0], args[1].t())
+        elif name in ("convolution", "_convolution", "mkldnn_convolution"):
+            self._add_convolution(name, args[0], args[1], out)
+        elif name.startswith("_scaled_dot_product"):
+            q, k, v = args[:3]
+            self._add(name, q, k.transpose(-1, -2))
+            # The probabilities live inside the operator: a softmax, real-valued.
+            self._count("softmax", math.prod(q.shape[:-1]) * k.shape[-2])
+            self._note(name, "float", self._kind(v, -2), math.prod(q.shape) * k.shape[-2], k.shape[-2])
+        elif name == "qlinear_pointwise":
+            self._note(name, self._kind(args[0], -1), "weight", out.numel() * args[0].shape[-1],
+                       args[0].shape[-1])  # fmt: skip
+        elif isinstance(out, Tensor) and out.is_floating_point():
+            self._count(_FLOAT_KINDS.get(name.rstrip("_") if name != "_softmax" else name), out.numel())
+        elif name == "native_layer_norm":
+            self._count("normalisation", out[0].numel())
+        return out
+
+    def _count(self, kind: str | None, elements: int) -> None:
+        if kind is not None:
+            self.float_ops[kind] = self.float_ops.get(kind, 0) + elements
+
+    def _add(self, name: str, left: Tensor, right: Tensor) -> None:
+        k = left.shape[-1]
+        columns = right.shape[-1] if right.dim() > 1 else 1
+        self._note(name, self._kind(left, -1), self._kind(right, -2 if right.dim() > 1 else -1),
+                   left.numel() * columns, k)  # fmt: skip
+
+    def _add_convolution(self, name: str, x: Tensor, weight: Tensor, out: Tensor) -> None:
+        k = weight[0].numel()
+        self._note(name, self._kind(x, 1), self._kind(weight, 1), out.numel() * k, k)
+
+    def _note(self, op: str, left: str, right: str, macs: int, contraction: int) -> None:
+        module = self.stack[-1] if self.stack else ""
+        self.products.append(Product(module, op, left, right, macs, contraction))
+
+    def _kind(self, x: Tensor, contraction: int) -> str:
+        if x.untyped_storage().data_ptr() in self.stored:
+            return "weight"
+        return operand_kind(x, contraction) if self.judge else ""
+
+
+def operand_kind(x: Tensor, contraction: int) -> str:
+    """``binary``, ``integer``, ``graded`` or ``float``, by the values of ``x``.
+
+    A channel is one index of the contraction axis (per batch entry of a batched product): a weight can
+    absorb its scale, so scales may differ between channels, not within one.
+    """
+    x = x.detach()
+    if x.numel() == 0 or bool(((x == 0) | (x == 1)).all()):
+        return "binary"
+    x = x.double()
+    if not bool(x.isfinite().all()):
+        return "float"
+    whole = bool((x == x.round()).all()) and float(x.abs().max()) < LARGEST_INTEGER
+    channels = _by_channel(x, contraction)
+    if channels.shape[1] >= FEWEST_ROWS:
+        nonzero = channels != 0
+        top = channels.masked_fill(~nonzero, -torch.inf).amax(1)
+        bottom = channels.masked_fill(~nonzero, torch.inf).amin(1)
+        if bool(((top == bottom) | ~nonzero.any(1)).all()):
+            return "binary"
+    if whole:
+        return "integer"
+    if channels.shape[1] < FEWEST_ROWS:
+        return "float"
+    return "graded" if _on_grid(channels) else "float"
+
+
+def _by_channel(x: Tensor, contraction: int) -> Tensor:
+    """``[channels, rows]``: batched products keep their batch entries apart."""
+    if x.dim() == 3 and contraction in (-1, -2):
+        x = x.movedim(contraction, 1)
+        return x.reshape(-1, x.shape[-1])
+    return x.movedim(contraction, 0).reshape(x.shape[contraction], -1)
+
+
+def _on_grid(channels: Tensor) -> bool:
+    """Whether each channel is an integer multiple of one step, up to float32 rounding."""
+    ordered = channels.sort(1).values
+    gaps = ordered.diff(dim=1)
+    size = ordered.abs().amax(1, keepdim=True).clamp_min(1e-300)
+    gaps = gaps.masked_fill(gaps <= 1e-6 * size, torch.inf)
+    step = gaps.amin(1, keepdim=True)
+    multiple = (ordered - ordered[:, :1]) / step
+    fits = ((multiple - multiple.round()).abs() < 0.02).all(1)
+    return bool((fits & (multiple[:, -1] <= MOST_LEVELS)).logical_or(step[:, 0].isinf()).all())

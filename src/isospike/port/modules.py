@@ -1,0 +1,385 @@
+"""The modules that replace a transformer's matrix products, and the one attention function.
+
+Every module runs in one of three phases (:class:`Run`):
+
+``float``      its original function, used to discover the model's sites.
+``calibrate``  the batch holds the float stream in its first half and the spiking stream in its second.
+               The module runs both, sets its range from the spiking stream, and moves its bias by the
+               mean difference of the two outputs: one pass calibrates a whole model in sequence.
+``run``        spikes.
+
+A ``run`` is *stepped* or *collapsed*. Stepped is the specification: at each step only binary spikes
+enter the products, and weighted currents add up in the membranes. Collapsed multiplies the integers
+that the spike trains spell, once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isospike.codes import PhaseCode
+from isospike.port.sites import Site
+
+
+class Observe(Protocol):
+    """What a measurement is told about a site during a run."""
+
+    def __call__(
+        self,
+        site: Site,
+        x: Tensor,
+        *,
+        fan_out: Tensor | float,
+        macs: bool = True,
+        live: Tensor | None = None,
+    ) -> None:
+        """Take note.
+
+        Args:
+            site: The site.
+            x: Its input, channels last.
+            fan_out: Additions that one spike causes.
+            macs: Whether the float product multiplies each value ``fan_out`` times.
+            live: Entries of ``x`` that exist; a causal mask removes some.
+        """
+
+
+# A site that has not been given its code yet.
+_PLACEHOLDER = PhaseCode(1)
+# Integers this small leave room for the weights in float32's 24 bits, and are exact in bfloat16.
+EXACT_LEVELS = 255
+# Largest integer gain between a query's and a key's channel.
+GAINS = 15
+
+
+@dataclass
+class Run:
+    """How all modules of one ported model run; a single object shared by them.
+
+    Attributes:
+        phase: ``float``, ``calibrate`` or ``run``.
+        execution: ``collapsed`` or ``stepped``.
+        precision: ``exact`` (float32) or ``fast`` (bfloat16 products of integers, collapsed only).
+        valid: Mask of the unpadded tokens, ``[batch, tokens]``; None if all are.
+        generator: Source of randomness of the Bernoulli code.
+        discover: Called in the float phase with each module and its inputs.
+        observe: Called in a run with each site and its input.
+    """
+
+    phase: str = "float"
+    execution: str = "collapsed"
+    precision: str = "exact"
+    valid: Tensor | None = None
+    generator: torch.Generator | None = None
+    discover: Callable[[nn.Module, tuple[Tensor, ...]], None] | None = None
+    observe: "Observe | None" = None
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Unpadded tokens of ``x [batch, tokens, channels]``; all of them where no mask fits."""
+        if self.valid is not None and x.shape[:2] == self.valid.shape and x.dim() == 3:
+            return x[self.valid]
+        return x.reshape(-1, x.shape[-1])
+
+
+class SpikingProduct(nn.Module):
+    """A Linear, Conv1D or Conv2d whose input arrives as spikes.
+
+    (1)  y = W x + b ~ (W amplitude) N + (W offset + b + c)
+
+    with N the site's integers and c the mean error found in calibration. Stepped,
+    ``N = sum_t w[t] (on[t] - off[t])``: each step adds ``w[t]`` times a product of binary spikes.
+
+    Attributes:
+        name: Path of the module it replaces.
+        weight: ``[out, in]`` or ``[out, in, height, width]``; once calibrated, W amplitude.
+        bias: Once calibrated, the bracket of (1).
+        site: The neurons at its input, shared with the products that read the same tensor.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def __init__(
+        self, name: str, run: Run, weight: Tensor, bias: Tensor | None, conv: dict[str, Any] | None
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.run = run
+        self.conv = conv
+        self.weight = nn.Parameter(weight.detach().float(), requires_grad=False)
+        bias = torch.zeros(len(weight)) if bias is None else bias.detach().float().clone()
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.site: Site = Site(name, "linear", _PLACEHOLDER, ())
+        self._fast: Tensor | None = None
+
+    @property
+    def kind(self) -> str:
+        return "linear" if self.conv is None else "conv"
+
+    @property
+    def in_channels(self) -> int:
+        return self.weight.shape[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)
+        if self.conv is not None and any(self.conv["padding"]):
+            ph, pw = self.conv["padding"]
+            x = F.pad(x, (pw, pw, ph, ph))  # padding is an input like any other: it is coded too
+        if self.run.phase == "run":
+            return self._run(x)
+        if self.run.phase == "float":
+            if self.run.discover is not None:
+                self.run.discover(self, (x,))
+            return self._product(x, self.weight) + self._along(self.bias)
+        return self._calibrate(x)
+
+    def _run(self, x: Tensor) -> Tensor:
+        run, site = self.run, self.site
+        if run.observe is not None and site.name == self.name:
+            run.observe(site, self._channels_last(x), fan_out=site.fan_out)
+        if run.execution == "stepped":
+            membrane = torch.zeros((), dtype=x.dtype, device=x.device)
+            spikes = site.spikes(x, run.generator)
+            for weight, spike in zip(site.code.step_weights, spikes, strict=True):
+                if site.code.neurons == 2:
+                    current = self._product(spike[0], self.weight)
+                    current = current - self._product(spike[1], self.weight)
+                else:
+                    current = self._product(spike, self.weight)
+                membrane = membrane + weight * current
+            return membrane + self._along(self.bias)
+        integers = site.integers(x, run.generator)
+        if run.precision == "fast":
+            # Integers of up to 8 bits and a sign are exact in bfloat16; the weights are rounded.
+            if self._fast is None:
+                self._fast = self.weight.detach().bfloat16()
+            y = self._product(integers.bfloat16(), self._fast).to(x.dtype)
+            return y.add_(self._along(self.bias))
+        return self._product(integers, self.weight).add_(self._along(self.bias))
+
+    def _calibrate(self, x: Tensor) -> Tensor:
+        x_float, x_spiking = x.chunk(2)
+        target = self._product(x_float, self.weight) + self._along(self.bias)
+        if not self.site.fitted:
+            self.site.fit(self.run.rows(self._channels_last(x_spiking)))
+        integers = self.site.integers(x_spiking, self.run.generator)
+        self._fold(integers)
+        y = self._product(integers, self.weight).add_(self._along(self.bias))
+        error = self.run.rows(self._channels_last(target - y)).mean(0)
+        self.bias += error
+        return torch.cat([target, y + self._along(error)])
+
+    def _fold(self, integers: Tensor) -> None:
+        """Fold the site's offset and amplitude into bias and weight, and round the weights.
+
+        Up to ``EXACT_LEVELS`` levels the weights of each output become whole multiples of a power of
+        two, as small as keeps every partial sum of the calibration inputs below 2^23 of them. Sums are
+        then exact in float32, so the order of addition cannot matter.
+        """
+        offset, amplitude = self.site.offset, self.site.amplitude
+        kernel_sum = self.weight if self.conv is None else self.weight.sum((2, 3))
+        self.bias += kernel_sum @ offset.flatten()
+        weight = self.weight * amplitude  # out of place: an embedding may share the float weight
+        if self.site.code.levels <= EXACT_LEVELS:
+            reach = self._channels_last(self._product(integers.abs(), weight.abs()))
+            reach = reach.flatten(0, -2).amax(0).clamp_min(1e-30)
+            step = torch.exp2(torch.ceil(torch.log2(reach / 2**23)))
+            step = step.view(-1, *[1] * (weight.dim() - 1))
+            weight = (weight / step).round() * step
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.conv is None:
+            return F.linear(x, weight)
+        return F.conv2d(x, weight, stride=self.conv["stride"], dilation=self.conv["dilation"])
+
+    def _along(self, bias: Tensor) -> Tensor:
+        return bias if self.conv is None else bias[:, None, None]
+
+    def _channels_last(self, x: Tensor) -> Tensor:
+        return x if self.conv is None else x.movedim(1, -1)
+
+    @property
+    def fan_out(self) -> float:
+        """Additions that one input spike causes; for a convolution, away from the border."""
+        if self.conv is None:
+            return float(self.weight.shape[0])
+        (kh, kw), (sh, sw) = self.weight.shape[2:], self.conv["stride"]
+        return float(self.weight.shape[0] * kh * kw / (sh * sw))
+
+
+class SpikingAttention(nn.Module):
+    """Softmax attention between spiking queries, keys, values and probabilities.
+
+    Keys and values are *stored*: as their spikes arrive they are counted, with the step's weight, into
+    integer traces N_k and N_v, which then act as synaptic weights. Queries and probabilities *address*
+    that store step by step with binary spikes. Every pair of steps of the two operands is thereby
+    accounted for exactly, with T products instead of T^2.
+
+    (1)  z[i, j]  = sum_t w[t] (m * s_q[i, t]) . N_k[j] + (m * r) . N_k[j]
+    (2)  e[i, j]  = exp(z'[i, j] - max_j z'[i, j]), in (0, 1], z' = unit * z + mask, coded as it is
+    (3)  y[i]     = o_v + a_v * (sum_t w[t] s_e[i, :, t] N_v) / sum_j N_e[i, j]
+
+    (a amplitude, o offset; r = o_q / a_q.) The terms of the scores that do not depend on j cancel in
+    (2). Calibration widens each query's range by up to one part in ``GAINS`` so that
+    a_q a_k = m * unit with small integers m and r: every sum in (1) and (3) is then a whole number and
+    exact in float32, in any order. Coding e instead of the probability keeps the largest weight of
+    each row at full scale whatever the length, and dividing by the sum of what was *spelled* keeps the
+    weights summing to one.
+    """
+
+    gain: Tensor
+    current: Tensor
+    unit: Tensor
+
+    def __init__(self, name: str, run: Run) -> None:
+        super().__init__()
+        self.name = name
+        self.run = run
+        self.query = Site(f"{name}.query", "query", _PLACEHOLDER, ())
+        self.key = Site(f"{name}.key", "key", _PLACEHOLDER, ())
+        self.value = Site(f"{name}.value", "value", _PLACEHOLDER, ())
+        self.probability = Site(f"{name}.probability", "probability", _PLACEHOLDER, ())
+        self.register_buffer("gain", torch.zeros(()))  # m, [heads, 1, channels]
+        self.register_buffer("current", torch.zeros(()))  # m * r, [heads, channels, 1]
+        self.register_buffer("unit", torch.zeros(()))  # [heads, 1, 1]
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+    ) -> Tensor:
+        """Attention output.
+
+        Args:
+            query: ``[batch, heads, queries, channels]``.
+            key, value: ``[batch, key heads, keys, channels]``; heads share them in groups.
+            mask: Added to the scores, broadcastable to ``[batch, heads, queries, keys]``.
+            scaling: Multiplies the scores.
+
+        Returns:
+            ``[batch, heads, queries, channels]``.
+        """
+        run = self.run
+        if run.phase == "run":
+            return self._run(query, key, value, mask, scaling)
+        if run.phase == "float":
+            if run.discover is not None:
+                run.discover(self, (query, key, value))
+            return _float_attention(query, key, value, mask, scaling)
+        (q_float, q), (k_float, k), (v_float, v) = (x.chunk(2) for x in (query, key, value))
+        half = mask if mask is None or len(mask) == 1 else mask[: len(q)]
+        target = _float_attention(q_float, k_float, v_float, half, scaling)
+        for site, x in ((self.query, q), (self.key, k), (self.value, v)):
+            site.fit(run.rows(x.transpose(1, 2).flatten(2)))
+        self.probability.fitted = True
+        self._fold()
+        return torch.cat([target, self._run(q, k, v, half, scaling)])
+
+    def _fold(self) -> None:
+        """Round the queries' ranges so that (1) counts in whole numbers."""
+        groups = self.query.offset.shape[0] // self.key.offset.shape[0]
+        a_k = _repeat(self.key.amplitude, groups, 0)
+        product = self.query.amplitude * a_k
+        self.unit = product.amax(-1, keepdim=True) / GAINS
+        self.gain = (product / self.unit).ceil().clamp_(1, GAINS)
+        amplitude = self.gain * self.unit / a_k
+        rest = (self.query.offset / amplitude).round()
+        self.query.scale = amplitude * self.query.code.levels
+        self.query.offset = rest * amplitude
+        self.current = (self.gain * rest).transpose(1, 2).contiguous()
+
+    def _run(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+    ) -> Tensor:
+        run = self.run
+        groups = query.shape[1] // key.shape[1]
+        offset_v = _repeat(self.value.offset, groups, 0)
+        amplitude_v = _repeat(self.value.amplitude, groups, 0)
+        probability = self.probability
+        if run.execution == "stepped":
+            stored_k = _repeat(_trace(self.key, self.key.spikes(key, run.generator)), groups)
+            spikes_q = self.query.spikes(query, run.generator)
+            scores = _address(self.query, spikes_q, stored_k.transpose(-1, -2), self.gain)
+            scores += _per_head(stored_k, self.current)
+            e = self._numerator(scores, mask, scaling)
+            spikes_e = probability.spikes(e, run.generator)
+            total = _trace(probability, spikes_e).sum(-1, keepdim=True)
+            stored_v = _repeat(_trace(self.value, self.value.spikes(value, run.generator)), groups)
+            y = _address(probability, spikes_e, stored_v, None)
+        else:
+            k = _repeat(self.key.integers(key, run.generator), groups)
+            q = self.query.integers(query, run.generator)
+            q = torch.addcmul(self.current.transpose(1, 2), q, self.gain)
+            e = self._numerator(q @ k.transpose(-1, -2), mask, scaling)
+            integers = probability.integers(e, run.generator)
+            total = integers.sum(-1, keepdim=True)
+            y = integers @ _repeat(self.value.integers(value, run.generator), groups)
+        if run.observe is not None:
+            self._observe(run.observe, query, key, value, e, mask)
+        return torch.addcmul(offset_v, y / total, amplitude_v)
+
+    def _numerator(self, z: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+        """(2): softmax without its division."""
+        z = z.mul_(self.unit * scaling)
+        if mask is not None:
+            z += mask
+        return z.sub_(z.amax(-1, keepdim=True)).exp_()
+
+    def _observe(
+        self,
+        observe: "Observe",
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        e: Tensor,
+        mask: Tensor | None,
+    ) -> None:
+        live = torch.ones_like(e, dtype=torch.bool)
+        if mask is not None:
+            live &= mask > torch.finfo(mask.dtype).min / 2
+        observe(self.query, query, fan_out=live.sum(-1, keepdim=True).float())
+        # Storing a spike is one addition to its trace; a key's also drives the current h of (1).
+        observe(self.key, key, fan_out=2.0, macs=False)
+        observe(self.value, value, fan_out=1.0, macs=False)
+        observe(self.probability, e, fan_out=float(value.shape[-1]), live=live)
+
+
+def _float_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    groups = q.shape[1] // k.shape[1]
+    scores = q @ _repeat(k, groups).transpose(-1, -2) * scaling
+    if mask is not None:
+        scores = scores + mask
+    return torch.softmax(scores, -1) @ _repeat(v, groups)
+
+
+def _repeat(x: Tensor, groups: int, axis: int = 1) -> Tensor:
+    """One head's store serves a group of queries."""
+    return x if groups == 1 else x.repeat_interleave(groups, axis)
+
+
+def _per_head(stored: Tensor, current: Tensor) -> Tensor:
+    """``[batch, heads, 1, keys]``: each head's store read with its own constant current."""
+    drive = [stored[:, head] @ current[head] for head in range(len(current))]
+    return torch.stack(drive, 1).transpose(-1, -2)
+
+
+def _trace(site: Site, spikes: Tensor) -> Tensor:
+    """Count spikes, each with its step's integer weight."""
+    if site.code.neurons == 2:
+        spikes = spikes[:, 0] - spikes[:, 1]
+    trace = torch.zeros_like(spikes[0])
+    for weight, spike in zip(site.code.step_weights, spikes, strict=True):
+        trace += weight * spike
+    return trace
+
+
+def _address(site: Site, spikes: Tensor, stored: Tensor, gain: Tensor | None) -> Tensor:
+    """Read a store with binary spikes, step by step; ``gain`` is each neuron's output strength."""
+    membrane = torch.zeros((), dtype=stored.dtype, device=stored.device)
+    for weight, spike in zip(site.code.step_weights, spikes, strict=True):
+        for sign, s in zip((1, -1), spike if site.code.neurons == 2 else spike[None], strict=False):
+            membrane = membrane + sign * weight * ((s if gain is None else s * gain) @ stored)
+    return membrane

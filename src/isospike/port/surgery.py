@@ -1,0 +1,189 @@
+"""A copy of a model in which every matrix product reads spikes."""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isospike.codes import LinearCode
+from isospike.errors import UnsupportedError
+from isospike.port.audit import trace_products
+from isospike.port.modules import Run, SpikingAttention, SpikingProduct
+from isospike.port.sites import Site
+
+ATTENTION = "isospike"
+HANDLE = "isospike_attention"  # submodule that the surgery adds to each attention module
+# Arguments of the attention interface that change the scores in a way SpikingAttention does not.
+CHANGES_SCORES = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+def open_up(model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
+    """A copy of ``model`` with its products replaced, in the float phase, its sites discovered.
+
+    Raises:
+        UnsupportedError: A matrix product outside Linear, Conv1D, Conv2d and the transformers attention
+            interface, named by its module.
+    """
+    ported = copy.deepcopy(model).eval().float()
+    run = Run()
+    replaced = {
+        name: ported.get_submodule(name)
+        for name, module in model.named_modules()
+        if _is_product(module)
+    }
+    for name, module in replaced.items():
+        ported.set_submodule(name, _replacement(name, module, run))
+    _route_attention(ported)
+    found: list[tuple[nn.Module, tuple[Tensor, ...]]] = []  # keeps inputs alive: ids stay unique
+    run.discover = lambda module, inputs: found.append((module, inputs))
+    ported.isospike_run = run  # the one handle on how the model runs
+    _attach_attention(ported, run)
+    with torch.no_grad():
+        products = trace_products(ported, batch)
+    run.discover = None
+    for product in products:
+        module = ported.get_submodule(product.module)
+        if not isinstance(module, SpikingProduct | SpikingAttention) and product.contraction > 1:
+            raise UnsupportedError(
+                f"port needs every matrix product in a Linear, Conv1D, Conv2d or the transformers "
+                f"attention interface, got {product.op} in {product.module or 'the model'} "
+                f"({type(module).__name__}). This model cannot be ported."
+            )
+    reached = {id(module) for module, _ in found}
+    if len(reached) < len(found):
+        names = [module.name for module, _ in found]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UnsupportedError(
+            f"port needs each module to run once per input, got {twice} run {names.count(twice)} times. "
+            "Models that share weights between layers cannot be ported."
+        )
+    for name, module in replaced.items():
+        if id(ported.get_submodule(name)) not in reached:
+            ported.set_submodule(name, module)  # never called: leave it alone
+    for name, module in list(ported.named_modules()):
+        if isinstance(module, SpikingAttention) and id(module) not in reached:
+            delattr(ported.get_submodule(name.rpartition(".")[0]), HANDLE)
+    _group_sites(found)
+    return ported
+
+
+def assign_codes(ported: nn.Module, code_of: Callable[[str], LinearCode]) -> None:
+    """Give every site its code, before calibration."""
+    for site in sites(ported):
+        site.code = code_of(site.name)
+
+
+def sites(ported: nn.Module) -> list[Site]:
+    """All sites, each once, in order of execution as far as the modules' order tells."""
+    seen: dict[int, Site] = {}
+    for module in products(ported):
+        if isinstance(module, SpikingProduct):
+            seen.setdefault(id(module.site), module.site)
+        else:
+            for site in (module.query, module.key, module.value, module.probability):
+                seen.setdefault(id(site), site)
+    return list(seen.values())
+
+
+def products(ported: nn.Module) -> Iterator[SpikingProduct | SpikingAttention]:
+    """All modules that multiply, in order."""
+    for module in ported.modules():
+        if isinstance(module, SpikingProduct | SpikingAttention):
+            yield module
+
+
+def _is_product(module: nn.Module) -> bool:
+    # transformers' Conv1D is a Linear with its weight transposed; by name, to stay import-free.
+    return type(module) in (nn.Linear, nn.Conv2d) or type(module).__name__ == "Conv1D"
+
+
+def _replacement(name: str, module: nn.Module, run: Run) -> SpikingProduct:
+    weight, bias = module.weight, module.bias
+    if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
+        raise UnsupportedError(f"port needs a plain weight in {name}, got {type(weight).__name__}.")
+    if not isinstance(module, nn.Conv2d):
+        transposed = not isinstance(module, nn.Linear)
+        return SpikingProduct(name, run, weight.t() if transposed else weight, bias, None)
+    if module.groups != 1 or isinstance(module.padding, str) or module.padding_mode != "zeros":
+        raise UnsupportedError(
+            f"port needs Conv2d with groups=1 and zero padding given as numbers, got {module} in "
+            f"{name}. This model cannot be ported."
+        )
+    conv = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+    return SpikingProduct(name, run, weight, bias, conv)
+
+
+def _route_attention(model: nn.Module) -> None:
+    """Send the model's attention through :func:`_attention`."""
+    if not hasattr(model, "set_attn_implementation"):
+        return
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+    AttentionInterface.register(ATTENTION, _attention)
+    AttentionMaskInterface.register(ATTENTION, eager_mask)
+    model.set_attn_implementation(ATTENTION)
+
+
+def _attach_attention(model: nn.Module, run: Run) -> None:
+    """Give every module that asks for the attention interface a SpikingAttention."""
+    for name, module in list(model.named_modules()):
+        source = type(module).forward
+        try:
+            uses = "attention_interface" in inspect.getsource(source)
+        except (OSError, TypeError):
+            uses = False
+        if uses:
+            setattr(module, HANDLE, SpikingAttention(name, run))
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function registered with the transformers attention interface."""
+    handle = getattr(module, HANDLE, None)
+    if handle is None:
+        raise UnsupportedError(
+            f"attention implementation {ATTENTION!r} needs a ported model, got a plain "
+            f"{type(module).__name__}. Use isospike.port."
+        )
+    for argument in CHANGES_SCORES:
+        if kwargs.get(argument) is not None:
+            raise UnsupportedError(
+                f"port needs plain softmax attention, got {argument} in {handle.name}. This model "
+                "cannot be ported."
+            )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    y: Tensor = handle(query, key, value, attention_mask, scaling)
+    return y.transpose(1, 2).contiguous(), None
+
+
+def _group_sites(found: list[tuple[nn.Module, tuple[Tensor, ...]]]) -> None:
+    """One site per distinct input: products that read the same tensor read the same neurons."""
+    by_input: dict[int, Site] = {}
+    for module, inputs in found:
+        if isinstance(module, SpikingProduct):
+            site = by_input.get(id(inputs[0]))
+            if site is None:
+                channels = (module.in_channels,) if module.conv is None else (module.in_channels, 1, 1)
+                site = Site(module.name, module.kind, module.site.code, channels)
+                by_input[id(inputs[0])] = site
+            elif module.name != site.name:
+                site.shared = True
+            site.fan_out += module.fan_out
+            module.site = site
+        elif isinstance(module, SpikingAttention):
+            for old, x in zip((module.query, module.key, module.value), inputs, strict=True):
+                shape = (x.shape[1], 1, x.shape[-1])
+                new = Site(old.name, old.kind, old.code, shape)
+                setattr(module, old.kind, new)

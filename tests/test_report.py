@@ -1,0 +1,360 @@
+import math
+import random
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from isospike import report as reports
+from isospike.energy import Counts
+from isospike.port.result import CurvePoint, Law, PortReport, Raster, SiteReport
+
+KINDS = ("linear", "query", "key", "probability", "value", "linear", "linear", "linear")
+NAMES = (
+    "attention.self.query", "attention.self.query.out", "attention.self.key.out",
+    "attention.self.probability", "attention.self.value.out", "attention.output.dense",
+    "intermediate.dense", "output.dense",
+)  # fmt: skip
+TOKENS = ("[CLS]", "<s>", "spikes", "carry", "numbers", "&", "cost", "##s", "energy", ".", "[SEP]")
+LAYERS = 6
+STEPS = 6
+
+
+def make_report(**changes):
+    """A plausible port of a small encoder: every number made up, none of them round."""
+    rng = random.Random(7)
+    sites = []
+    for layer in range(LAYERS):
+        for kind, name in zip(KINDS, NAMES, strict=True):
+            values = {"output.dense": 1536.0, "attention.self.probability": 12 * 24.0}.get(
+                name, 384.0
+            )
+            fan_out = {"intermediate.dense": 1536.0, "attention.self.query": 1152.0}.get(
+                name, 384.0
+            )
+            spikes = values * STEPS * rng.uniform(0.12, 0.34)
+            capped = name == "output.dense"
+            sites.append(
+                SiteReport(
+                    name=f"encoder.layer.{layer}.{name}",
+                    layer=f"encoder.layer.{layer}",
+                    kind=kind,
+                    code="signed-digit",
+                    steps=STEPS,
+                    values=values,
+                    neurons=2 * values,
+                    spikes=spikes,
+                    synaptic_ops=spikes * fan_out,
+                    neuron_updates=2 * values * STEPS,
+                    macs=values * fan_out,
+                    error=rng.uniform(0.004, 0.03) * (1 + layer / 4),
+                    pca95=None if kind == "probability" else rng.randint(90, 340),
+                    participation=None if kind == "probability" else rng.uniform(8, 80),
+                    capped=capped,
+                )
+            )
+    curve = [
+        CurvePoint(code, steps, 0.004 + scale * shape(steps), 3e4 * steps**0.6)
+        for code, scale, shape, longest in (
+            ("signed-digit", 1.3, lambda t: 2.0**-t, 12),
+            ("phase", 2.1, lambda t: 2.0**-t, 12),
+            ("rate", 1.9, lambda t: 1 / t, 256),
+            ("bernoulli", 2.4, lambda t: t**-0.5, 256),
+            ("latency", 2.2, lambda t: 1 / t, 256),
+        )
+        for steps in (2, 3, 4, 6, 8, 10, 12, 16, 32, 64, 128, 256)
+        if steps <= longest
+    ]
+    spikes = [
+        (token, step, neuron)
+        for token in range(len(TOKENS))
+        for step in range(STEPS)
+        for neuron in range(64)
+        if rng.random() < 0.08 + 0.1 * (neuron % 5 == 0) + 0.02 * step
+    ]
+    measured = {
+        "model": "sentence-transformers/all-MiniLM-L6-v2",
+        "code": "signed-digit",
+        "steps": STEPS,
+        "steps_by_site": {},
+        "execution": "collapsed",
+        "precision": "exact",
+        "max_error": 0.03,
+        "reached": True,
+        "error_predicted": 0.0231,
+        "error": 0.02444,
+        "error_fast": None,
+        "cosine": 0.99971,
+        "cosine_pooled": 0.99992,
+        "agreement": None,
+        "law": Law("2^-T", 0.0041, 1.29, (3, 5, 8), (0.165, 0.0405, 0.0066)),
+        "curve": tuple(curve),
+        "sites": tuple(sites),
+        "raster": Raster(
+            "spikes carry numbers & costs energy.",
+            "encoder.layer.0.attention.self.query",
+            TOKENS,
+            64,
+            STEPS,
+            tuple(spikes),
+        ),
+        "counts": Counts(
+            macs=sum(s.macs for s in sites),
+            synaptic_ops=sum(s.synaptic_ops for s in sites),
+            spikes=sum(s.spikes for s in sites),
+            neuron_updates=sum(s.neuron_updates for s in sites),
+            neurons=sum(s.neurons for s in sites),
+            bits=7,
+            float_ops={
+                "softmax": 12 * 24 * 3 * 6.0,
+                "normalisation": 384 * 4 * 13.0,
+                "activation": 1536 * 6.0,
+                "elementwise": 384 * 12.0,
+            },
+            weights=10_600_000,
+            activations=sum(s.values for s in sites),
+            steps=STEPS,
+            tokens_per_input=23.7,
+        ),
+        "exceptions": ("pooler.dense",),
+        "calibration_tokens": 1531,
+        "held_back_tokens": 1498,
+        "versions": {"isospike": "0.1.0", "torch": "2.9.0", "transformers": "5.0.0"},
+    }
+    return PortReport(**{**measured, **changes})
+
+
+@pytest.fixture(scope="module")
+def report():
+    return make_report()
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    return reports.html(report)
+
+
+def printed(report, width=100):
+    console = Console(width=width, no_color=True)
+    with console.capture() as capture:
+        console.print(reports.summary(report))
+    return capture.get()
+
+
+def body(page):
+    """The page without the contents of its scripts and styles."""
+    return re.sub(r"<(script|style)>.*?</\1>", "", page, flags=re.DOTALL)
+
+
+# Contract: the page is whole, alone and says what was measured.
+def test_json_round_trip_is_exact(report):
+    assert PortReport.from_json(report.to_json()) == report
+    bare = make_report(law=None, raster=None, max_error=None, error_predicted=None, agreement=0.9)
+    assert PortReport.from_json(bare.to_json()) == bare
+
+
+class Tags(HTMLParser):
+    """Collects attributes and checks that elements close in the order they opened."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.values = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.values += [(tag, name, value) for name, value in attrs]
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_is_well_formed_and_refers_to_nothing_outside(page):
+    tags = Tags()
+    tags.feed(body(page))
+    tags.close()
+    assert tags.open == []
+    references = [v for _, name, v in tags.values if name in ("src", "href", "srcset", "action")]
+    assert references == ["data:,"]
+    assert not re.search(r"""src\s*=\s*["']?(https?:)?//""", page)
+    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL).group(1)
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "default-src 'none'" in page
+
+
+def test_plotly_is_written_into_the_page_once(page):
+    assert page.count("plotly.js v") == 1
+
+
+def test_page_says_what_was_measured(page, report):
+    text = body(page)
+    for expected in (
+        "signed-digit", "0.0244", "predicted 0.0231", "asked for 0.03, reached", "0.9997",
+        "0.112 per neuron and step", "quantised, 7 bits", "Show 48 sites", "pooler.dense",
+        "Horowitz (2014)", "Davies et al. (2018)", "computes the same numbers", "1,498 held-back",
+        "The table has no figure for another machine", "torch 2.9.0",
+    ):  # fmt: skip
+        assert expected in text
+    assert all(site.name in text for site in report.sites)
+
+
+HOSTILE = "</script><script>alert(1)</script><b>&\"'"
+
+
+def test_texts_from_outside_are_escaped(report):
+    site = replace(report.sites[0], name=HOSTILE, layer=HOSTILE, code=HOSTILE, kind=HOSTILE)
+    page = reports.html(
+        make_report(
+            model=HOSTILE,
+            code=HOSTILE,
+            execution=HOSTILE,
+            precision=HOSTILE,
+            sites=(site,),
+            curve=(CurvePoint(HOSTILE, 4, 0.1, 10.0),),
+            law=Law(HOSTILE, 0.0, 1.0, (4,), (0.1,)),
+            raster=Raster(HOSTILE, HOSTILE, (HOSTILE,), 4, 2, ((0, 1, 2),)),
+            counts=replace(report.counts, float_ops={HOSTILE: 3.0}),
+            exceptions=(HOSTILE,),
+            versions={HOSTILE: HOSTILE},
+        )
+    )
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    # Of our own: errors, Plotly, drawing.
+    assert page.count("</script>") == 3
+    tags = Tags()
+    tags.feed(body(page))
+    assert tags.open == []
+
+
+def test_a_report_without_the_optional_parts_still_makes_a_page(report):
+    site = replace(report.sites[0], pca95=None, participation=None)
+    silent = replace(report.counts, spikes=0.0, synaptic_ops=0.0, float_ops={})
+    page = body(
+        reports.html(
+            make_report(
+                law=None,
+                raster=None,
+                curve=(),
+                sites=(site,),
+                max_error=None,
+                error_predicted=None,
+                exceptions=(),
+                counts=silent,
+            )
+        )
+    )
+    for expected in (
+        "No curve was measured", "No raster was recorded", "Nothing spiked", "operand: none",
+        "Every matrix product was", "Not measured for this port",
+    ):  # fmt: skip
+        assert expected in page
+
+
+def test_missed_target_is_said_first(report):
+    page = body(reports.html(make_report(max_error=0.01, reached=False)))
+    assert "The error asked for, 0.01, was not reached: measured 0.0244." in page
+    assert "0.01, not reached" in printed(make_report(max_error=0.01, reached=False))
+
+
+def test_a_random_code_does_not_claim_the_error_of_the_quantised_network():
+    page = body(reports.html(make_report(code="bernoulli")))
+    assert "computes the same numbers" not in page
+    assert "its error is smaller" in page
+
+
+def test_verdict_names_the_winner_of_each_table(page):
+    verdicts = re.findall(r"<li><b>(.*?)</b> (.*?)<div", page)
+    assert [name for name, _ in verdicts] == [
+        "45 nm, 32-bit float.", "45 nm, 8-bit weights.", "45 nm, 8-bit weights, with SRAM.",
+        "Loihi, 14 nm.",
+    ]  # fmt: skip
+    starts = ["Spiking wins", "Spiking wins", "The quantised network wins", "Spiking takes"]
+    assert all(text.startswith(s) for (_, text), s in zip(verdicts, starts, strict=True))
+
+
+def test_layers_add_up_to_the_whole(report):
+    found = reports.layers(report)
+    assert [layer.name for layer in found] == [f"encoder.layer.{i}" for i in range(LAYERS)]
+    assert math.isclose(sum(layer.spikes for layer in found), report.spikes)
+    assert math.isclose(sum(layer.synaptic_ops for layer in found), report.synaptic_ops)
+
+
+def test_summary_lists_the_five_costliest_layers_in_order(report):
+    text = printed(report)
+    costs = {layer.name: layer.synaptic_ops for layer in reports.layers(report)}
+    listed = re.findall(r"encoder\.layer\.\d", text)
+    assert listed == sorted(costs, key=lambda name: -costs[name])[:5]
+    for expected in ("signed-digit", "0.0244", "0.0231", "0.9997", "33.2 k", "18.4 M"):
+        assert expected in text
+
+
+def test_summary_prints_brackets_as_they_are():
+    assert "[bold]model[/bold]" in printed(make_report(model="[bold]model[/bold]"))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (0.25, "0.25"), (999.4, "999"), (999.6, "1 k"), (18.4e6, "18.4 M")],
+)
+def test_numbers_keep_three_digits(value, text):
+    assert reports._si(value) == text
+
+
+# Parity: a real browser draws it.
+CHROMIUM = shutil.which("chromium")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+
+def browse(page, folder):
+    """The page's DOM after its scripts ran, without them, and what the browser logged."""
+    file = folder / "report.html"
+    file.write_text(page, encoding="utf-8")
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+            "--no-first-run", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", f"--user-data-dir={folder / 'profile'}",
+            "--virtual-time-budget=15000", "--enable-logging=stderr", "--v=0", "--dump-dom",
+            file.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )  # fmt: skip
+    return body(done.stdout), done.stderr
+
+
+@needs_chromium
+def test_browser_draws_every_plot_without_a_word_on_the_console(page, tmp_path):
+    dom, log = browse(page, tmp_path)
+    assert "CONSOLE" not in log
+    assert 'data-errors=""' in dom
+    drawn = dict(re.findall(r'id="(plot-\w+)"(.*?)</section>', dom, re.DOTALL))
+    # Curve: five codes, law, calibration, this port. Errors: five kinds. Dimension: three marks.
+    traces = {
+        "plot-curve": 8,
+        "plot-layers": 1,
+        "plot-errors": 5,
+        "plot-dimension": 3,
+        "plot-raster": 2,
+    }
+    assert 'data-plots="5"' in dom
+    assert {name: text.count('class="trace ') for name, text in drawn.items()} == traces
+    assert all("main-svg" in text for text in drawn.values())
+    # Tokens are labels, not markup: <s> is neither struck out nor lost.
+    assert "&lt;s&gt;" in drawn["plot-raster"]
+
+
+@needs_chromium
+def test_browser_test_would_notice_an_error(page, tmp_path):
+    broken = page.replace('draw("plot-raster"', 'draw("plot-nowhere"')
+    dom, log = browse(broken, tmp_path)
+    assert "CONSOLE" in log
+    assert 'data-errors=""' not in dom
