@@ -116,7 +116,9 @@ def _named(model: nn.Module, stack: list[str]) -> Iterator[None]:
     for name, module in model.named_modules():
         enter = _pusher(stack, name)
         hooks.append(module.register_forward_pre_hook(enter))
-        hooks.append(module.register_forward_hook(lambda *_: stack.pop() and None, always_call=True))
+        hooks.append(
+            module.register_forward_hook(lambda *_: stack.pop() and None, always_call=True)
+        )
     try:
         yield
     finally:
@@ -183,12 +185,16 @@ class _Trace(TorchDispatchMode):
             self._add(name, q, k.transpose(-1, -2))
             # The probabilities live inside the operator: a softmax, real-valued.
             self._count("softmax", math.prod(q.shape[:-1]) * k.shape[-2])
-            self._note(name, "float", self._kind(v, -2), math.prod(q.shape) * k.shape[-2], k.shape[-2])
+            self._note(
+                name, "float", self._kind(v, -2), math.prod(q.shape) * k.shape[-2], k.shape[-2]
+            )
         elif name == "qlinear_pointwise":
             self._note(name, self._kind(args[0], -1), "weight", out.numel() * args[0].shape[-1],
                        args[0].shape[-1])  # fmt: skip
         elif isinstance(out, Tensor) and out.is_floating_point():
-            self._count(_FLOAT_KINDS.get(name.rstrip("_") if name != "_softmax" else name), out.numel())
+            self._count(
+                _FLOAT_KINDS.get(name.rstrip("_") if name != "_softmax" else name), out.numel()
+            )
         elif name == "native_layer_norm":
             self._count("normalisation", out[0].numel())
         return out

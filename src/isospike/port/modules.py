@@ -13,7 +13,7 @@ enter the products, and weighted currents add up in the membranes. Collapsed mul
 that the spike trains spell, once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -143,14 +143,8 @@ class SpikingProduct(nn.Module):
             run.observe(site, self._channels_last(x), fan_out=site.fan_out)
         if run.execution == "stepped":
             membrane = torch.zeros((), dtype=x.dtype, device=x.device)
-            spikes = site.spikes(x, run.generator)
-            for weight, spike in zip(site.code.step_weights, spikes, strict=True):
-                if site.code.neurons == 2:
-                    current = self._product(spike[0], self.weight)
-                    current = current - self._product(spike[1], self.weight)
-                else:
-                    current = self._product(spike, self.weight)
-                membrane = membrane + weight * current
+            for weight, spike in _steps(site, site.spikes(x, run.generator)):
+                membrane = membrane + weight * self._product(spike, self.weight)
             return membrane + self._along(self.bias)
         integers = site.integers(x, run.generator)
         if run.precision == "fast":
@@ -240,10 +234,10 @@ class SpikingAttention(nn.Module):
         super().__init__()
         self.name = name
         self.run = run
-        self.query = Site(f"{name}.query", "query", _PLACEHOLDER, ())
-        self.key = Site(f"{name}.key", "key", _PLACEHOLDER, ())
-        self.value = Site(f"{name}.value", "value", _PLACEHOLDER, ())
-        self.probability = Site(f"{name}.probability", "probability", _PLACEHOLDER, ())
+        self.query = Site(f"{name}:query", "query", _PLACEHOLDER, ())
+        self.key = Site(f"{name}:key", "key", _PLACEHOLDER, ())
+        self.value = Site(f"{name}:value", "value", _PLACEHOLDER, ())
+        self.probability = Site(f"{name}:probability", "probability", _PLACEHOLDER, ())
         self.register_buffer("gain", torch.zeros(()))  # m, [heads, 1, channels]
         self.register_buffer("current", torch.zeros(()))  # m * r, [heads, channels, 1]
         self.register_buffer("unit", torch.zeros(()))  # [heads, 1, 1]
@@ -300,10 +294,11 @@ class SpikingAttention(nn.Module):
         amplitude_v = _repeat(self.value.amplitude, groups, 0)
         probability = self.probability
         if run.execution == "stepped":
-            stored_k = _repeat(_trace(self.key, self.key.spikes(key, run.generator)), groups)
+            spikes_k = self.key.spikes(key, run.generator)
+            stored_k = _repeat(_trace(self.key, spikes_k), groups)
             spikes_q = self.query.spikes(query, run.generator)
             scores = _address(self.query, spikes_q, stored_k.transpose(-1, -2), self.gain)
-            scores += _per_head(stored_k, self.current)
+            scores += _drive(self.key, spikes_k, self.current, groups)
             e = self._numerator(scores, mask, scaling)
             spikes_e = probability.spikes(e, run.generator)
             total = _trace(probability, spikes_e).sum(-1, keepdim=True)
@@ -347,7 +342,9 @@ class SpikingAttention(nn.Module):
         observe(self.probability, e, fan_out=float(value.shape[-1]), live=live)
 
 
-def _float_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+def _float_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
+) -> Tensor:
     groups = q.shape[1] // k.shape[1]
     scores = q @ _repeat(k, groups).transpose(-1, -2) * scaling
     if mask is not None:
@@ -360,18 +357,20 @@ def _repeat(x: Tensor, groups: int, axis: int = 1) -> Tensor:
     return x if groups == 1 else x.repeat_interleave(groups, axis)
 
 
-def _per_head(stored: Tensor, current: Tensor) -> Tensor:
-    """``[batch, heads, 1, keys]``: each head's store read with its own constant current."""
-    drive = [stored[:, head] @ current[head] for head in range(len(current))]
-    return torch.stack(drive, 1).transpose(-1, -2)
+def _steps(site: Site, spikes: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """``(weight, binary spikes)`` of each step and neuron; an OFF neuron's weight is negative."""
+    for weight, spike in zip(site.code.step_weights, spikes, strict=True):
+        if site.code.neurons == 1:
+            yield weight, spike
+        else:
+            yield weight, spike[0]
+            yield -weight, spike[1]
 
 
 def _trace(site: Site, spikes: Tensor) -> Tensor:
     """Count spikes, each with its step's integer weight."""
-    if site.code.neurons == 2:
-        spikes = spikes[:, 0] - spikes[:, 1]
-    trace = torch.zeros_like(spikes[0])
-    for weight, spike in zip(site.code.step_weights, spikes, strict=True):
+    trace = torch.zeros_like(spikes[0, 0] if site.code.neurons == 2 else spikes[0])
+    for weight, spike in _steps(site, spikes):
         trace += weight * spike
     return trace
 
@@ -379,7 +378,15 @@ def _trace(site: Site, spikes: Tensor) -> Tensor:
 def _address(site: Site, spikes: Tensor, stored: Tensor, gain: Tensor | None) -> Tensor:
     """Read a store with binary spikes, step by step; ``gain`` is each neuron's output strength."""
     membrane = torch.zeros((), dtype=stored.dtype, device=stored.device)
-    for weight, spike in zip(site.code.step_weights, spikes, strict=True):
-        for sign, s in zip((1, -1), spike if site.code.neurons == 2 else spike[None], strict=False):
-            membrane = membrane + sign * weight * ((s if gain is None else s * gain) @ stored)
+    for weight, spike in _steps(site, spikes):
+        membrane = membrane + weight * ((spike if gain is None else spike * gain) @ stored)
     return membrane
+
+
+def _drive(site: Site, spikes: Tensor, current: Tensor, groups: int) -> Tensor:
+    """(1), second term: each key's own spikes through fixed weights, ``[batch, heads, 1, keys]``."""
+    drive = torch.zeros((), dtype=current.dtype, device=current.device)
+    for weight, spike in _steps(site, spikes):
+        heads = [_repeat(spike, groups)[:, h] @ c for h, c in enumerate(current)]
+        drive = drive + weight * torch.stack(heads, 1)
+    return drive.transpose(-1, -2)

@@ -15,8 +15,8 @@ class SiteReport:
     held-back batches.
 
     Attributes:
-        name: Module whose input it is; for attention, ``<module>.query``, ``.key``, ``.value`` or
-            ``.probability``.
+        name: Module whose input it is; for attention, ``<module>:query``, ``:key``, ``:value`` or
+            ``:probability``.
         layer: The block it belongs to, e.g. ``encoder.layer.0``; its module's name outside a block.
         kind: ``linear``, ``conv``, ``query``, ``key``, ``value`` or ``probability``.
         code: Name of its code.
@@ -156,12 +156,12 @@ class PortReport:
     @property
     def spikes(self) -> float:
         """Spikes per token over all sites."""
-        return sum(s.spikes for s in self.sites)
+        return sum((s.spikes for s in self.sites), 0.0)
 
     @property
     def synaptic_ops(self) -> float:
         """Synaptic operations per token over all sites."""
-        return sum(s.synaptic_ops for s in self.sites)
+        return sum((s.synaptic_ops for s in self.sites), 0.0)
 
     def to_json(self) -> str:
         """The report as JSON text; :meth:`from_json` restores it exactly."""

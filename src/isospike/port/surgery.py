@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isospike.codes import LinearCode
+from isospike.codes import LinearCode, linear_code
 from isospike.errors import UnsupportedError
 from isospike.port.audit import trace_products
 from isospike.port.modules import Run, SpikingAttention, SpikingProduct
@@ -68,6 +68,32 @@ def open_up(model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
             delattr(ported.get_submodule(name.rpartition(".")[0]), HANDLE)
     _group_sites(found)
     return ported
+
+
+def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> None:
+    """Perform in place the surgery that a saved port describes; its weights are still to be loaded."""
+    found = {name: _saved_site(name, s) for name, s in spec["sites"].items()}
+    for name, site in spec["products"].items():
+        product = _replacement(name, model.get_submodule(name), run)
+        product.site = found[site]
+        model.set_submodule(name, product)
+    _route_attention(model)
+    for name in spec["attention"]:
+        attention = SpikingAttention(name, run)
+        for kind in ("query", "key", "value", "probability"):
+            setattr(attention, kind, found[f"{name}:{kind}"])
+        heads, _, channels = attention.query.offset.shape
+        attention.gain = torch.zeros(heads, 1, channels)
+        attention.current = torch.zeros(heads, channels, 1)
+        attention.unit = torch.zeros(heads, 1, 1)
+        setattr(model.get_submodule(name), HANDLE, attention)
+    model.isospike_run = run
+
+
+def _saved_site(name: str, spec: Mapping[str, Any]) -> Site:
+    site = Site(name, spec["kind"], linear_code(spec["code"], spec["steps"]), tuple(spec["shape"]))
+    site.fan_out, site.shared, site.fitted = spec["fan_out"], spec["shared"], True
+    return site
 
 
 def assign_codes(ported: nn.Module, code_of: Callable[[str], LinearCode]) -> None:
@@ -175,7 +201,9 @@ def _group_sites(found: list[tuple[nn.Module, tuple[Tensor, ...]]]) -> None:
         if isinstance(module, SpikingProduct):
             site = by_input.get(id(inputs[0]))
             if site is None:
-                channels = (module.in_channels,) if module.conv is None else (module.in_channels, 1, 1)
+                channels = (
+                    (module.in_channels,) if module.conv is None else (module.in_channels, 1, 1)
+                )
                 site = Site(module.name, module.kind, module.site.code, channels)
                 by_input[id(inputs[0])] = site
             elif module.name != site.name:

