@@ -20,15 +20,13 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from isospike.errors import IsospikeError, MissingExtraError, RangeError, UnsupportedError
 
-# Handlers import what is heavy: `isospike --help` is to answer before torch could be loaded.
-if TYPE_CHECKING:
-    import isospike.port.result
+# Handlers import what is heavy: `isospike --help` answers before torch could be loaded.
 
 DONE, NOT_REACHED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
@@ -41,11 +39,15 @@ SHOWN_LINES = 20
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
-_EXIT_CODES = (
-    "[bold]Exit codes[/]: 0 done; 1 the error asked for was not reached, the port is saved "
-    "nevertheless; 2 a mistake, one line says which, nothing was written; 130 interrupted, nothing "
-    "was written."
-)
+_PORT_EPILOG = """[bold]Examples[/]
+  isospike port minilm
+  isospike port ./my-model --text my.txt --max-error 0.02 --out out/mine
+
+[bold]Exit codes[/]
+  0    done
+  1    the error asked for was not reached; the closest port is saved
+  2    a mistake or a full disk; one line says what, nothing is written
+  130  interrupted; nothing is written"""
 
 
 class Execution(StrEnum):
@@ -71,12 +73,14 @@ _ExecutionOption = Annotated[
         show_default="as saved",
     ),
 ]
-_DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+_DebugOption = Annotated[
+    bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")
+]
 
 app = typer.Typer(
     name="isospike",
     help="Run pretrained transformers on binary spikes: port one, measure it, use it.",
-    epilog="[bold]Start with[/]: isospike port minilm",
+    epilog="[bold]Start with[/]\n  isospike port minilm",
     rich_markup_mode="rich",
     no_args_is_help=True,
     add_completion=False,
@@ -105,7 +109,11 @@ def _isospike(
     version: Annotated[  # noqa: ARG001
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+            "--version",
+            metavar="",
+            callback=_print_version,
+            is_eager=True,
+            help="Show the version and exit.",
         ),
     ] = False,
 ) -> None:
@@ -117,8 +125,7 @@ def _isospike(
 
 @app.command(
     "port",
-    epilog="[bold]Examples[/]: isospike port minilm --steps 6    "
-    "isospike port ./my-model --text my.txt --max-error 0.02",
+    epilog=_PORT_EPILOG,
 )
 def port_command(
     model: Annotated[
@@ -194,14 +201,15 @@ def port_command(
         ),
     ] = MAX_SENTENCES,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and no progress.")
+        bool, typer.Option("--json", metavar="", help="Print one JSON object and no progress.")
     ] = False,
     debug: _DebugOption = False,
 ) -> None:
     """Port a pretrained text model to binary spikes, measure the port and save it with a report.
 
-    Writes report.html, report.json, model.safetensors, config.json and the tokenizer to the output
-    folder, for [b]isospike embed[/] and [b]isospike generate[/]. The model itself is left untouched.
+    Writes report.html, report.json, model.safetensors, config.json and the
+    tokenizer, all that isospike embed and isospike generate need. The model
+    that was given is left untouched.
     """
     with _errors_in_one_line(debug):
         report, folder = _port(
@@ -212,13 +220,10 @@ def port_command(
         _say(
             "not reached",
             f"the error is {report.error:.3g}, {report.error / report.max_error:.2f} times the "
-            f"{report.max_error:.3g} asked for, at {report.steps} steps of {report.code}. This port "
-            "is saved; try another code, or more text like yours.",
+            f"{report.max_error:.3g} asked for, at {report.steps} steps of {report.code}. "
+            "This port is saved; try another code.",
         )
         raise typer.Exit(NOT_REACHED)
-
-
-port_command.__doc__ = f"{port_command.__doc__}\n\n    {_EXIT_CODES}\n"
 
 
 def _port(
@@ -232,7 +237,7 @@ def _port(
     precision: Precision,
     sentences: int,
     quiet: bool,
-) -> "tuple[isospike.port.result.PortReport, Path]":
+) -> tuple[Any, Path]:
     """Everything ``isospike port`` does, cheapest checks first; the report and its folder."""
     if steps is not None and max_error is not None:
         raise RangeError(
@@ -250,6 +255,7 @@ def _port(
         )
     source, name, label = _find_model(model)
     folder = out if out is not None else Path("out") / label
+    _check_place(folder)
     calibration, held_back = _read_sentences(text, sentences)
 
     with _Progress(quiet) as progress:
@@ -295,7 +301,7 @@ def _port(
     return result.report, folder
 
 
-def _show_port(report: "isospike.port.result.PortReport", folder: Path, as_json: bool) -> None:
+def _show_port(report: Any, folder: Path, as_json: bool) -> None:
     if as_json:
         numbers = (
             "model code steps execution precision max_error reached error error_predicted "
@@ -336,7 +342,8 @@ def _every_code() -> tuple[str, ...]:
 
 
 @app.command(
-    "embed", epilog="[bold]Example[/]: isospike embed out/minilm --text lines.txt --out lines.npy"
+    "embed",
+    epilog="[bold]Example[/]\n  isospike embed out/minilm --text lines.txt --out lines.npy",
 )
 def embed_command(
     folder: Annotated[
@@ -358,7 +365,7 @@ def embed_command(
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON list per line of text.")
+        bool, typer.Option("--json", metavar="", help="Print one JSON list per line of text.")
     ] = False,
     execution: _ExecutionOption = None,
     debug: _DebugOption = False,
@@ -474,7 +481,7 @@ def _write_array(path: Path, array: Any) -> None:
 
 @app.command(
     "generate",
-    epilog='[bold]Example[/]: isospike generate out/my-gpt2 --prompt "Once upon a time" --tokens 100',
+    epilog="[bold]Example[/]\n  isospike generate out/my-gpt2 --prompt 'Once upon a time'",
 )
 def generate_command(
     folder: Annotated[
@@ -512,7 +519,7 @@ def generate_command(
             prompt.encode()
         except UnicodeEncodeError:
             raise RangeError(
-                "generate needs a --prompt in UTF-8, got other bytes. Check the terminal's encoding."
+                "generate needs a --prompt in UTF-8, got other bytes. Check your terminal."
             ) from None
         _check_port(folder, "generate")
         with _Progress(quiet=False) as progress:
@@ -598,6 +605,11 @@ def _check_folder(path: Path) -> None:
             f"port needs a model folder with config.json, got {str(path)!r} without one. Name a "
             "folder that transformers saved."
         )
+    if _is_port(path):
+        raise UnsupportedError(
+            f"port needs a model of numbers, got {str(path)!r}, which runs on spikes already. Name "
+            "the model it was made from."
+        )
     names = sorted(p.name for p in path.iterdir())
     if any(name.endswith(".safetensors") for name in names):
         return
@@ -612,6 +624,17 @@ def _check_folder(path: Path) -> None:
         f"port needs weights in safetensors, got none in {str(path)!r}. Name a folder that "
         "transformers saved."
     )
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse an output folder with other content before the work, not after it.
+
+    The writer decides, and it loads torch; only a folder that exists has to wait for it.
+    """
+    if folder.exists():
+        from isospike.port.files import check_destination
+
+        check_destination(folder)
 
 
 def _transformers() -> Any:
@@ -700,12 +723,25 @@ def _load_tokenizer(source: str) -> Any:
 
 def _check_port(folder: Path, command: str) -> None:
     """Refuse what is plainly no port before loading anything."""
-    missing = [n for n in ("config.json", "model.safetensors") if not (folder / n).is_file()]
-    if missing:
+    if not folder.is_dir():
         raise RangeError(
-            f"{command} needs a folder that isospike port wrote, got {str(folder)!r} without "
-            f"{missing[0]}. Check the path."
+            f"{command} needs a folder that isospike port wrote, got {str(folder)!r}, which is no "
+            "folder. Check the path."
         )
+    if not _is_port(folder):
+        raise RangeError(
+            f"{command} needs a folder that isospike port wrote, got {str(folder)!r}, which holds "
+            "none. Port a model first."
+        )
+
+
+def _is_port(folder: Path) -> bool:
+    """Whether the folder's config.json is that of a port; False if it cannot be read."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "isospike" in config
 
 
 def _load_port(folder: Path, execution: Execution | None) -> tuple[Any, Any]:
@@ -809,15 +845,14 @@ class _Progress:
     def __enter__(self) -> "_Progress":
         if not self._quiet and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-            from rich.progress import TimeElapsedColumn
+            from rich import progress
 
-            self._bars = Progress(
-                SpinnerColumn(finished_text="[green]✓[/]"),
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=30),
-                TextColumn("{task.fields[count]}", style="dim", markup=False),
-                TimeElapsedColumn(),
+            self._bars = progress.Progress(
+                progress.SpinnerColumn(finished_text="[green]✓[/]"),
+                progress.TextColumn("{task.description}", markup=False),
+                progress.BarColumn(bar_width=30),
+                progress.TextColumn("{task.fields[count]}", style="dim", markup=False),
+                progress.TimeElapsedColumn(),
                 console=Console(stderr=True),
             )
             self._bars.start()

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isospike.codes import PhaseCode
+from isospike.kernels.binary import LARGEST_WEIGHT, PackedWeight, can_pack, pack, spike_linear
 from isospike.port.sites import Site
 
 
@@ -97,11 +98,13 @@ class SpikingProduct(nn.Module):
         name: Path of the module it replaces.
         weight: ``[out, in]`` or ``[out, in, height, width]``; once calibrated, W amplitude.
         bias: Once calibrated, the bracket of (1).
+        step: Grid of each output's weights, a power of two; 0 where they are not on one.
         site: The neurons at its input, shared with the products that read the same tensor.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter
+    step: Tensor
 
     def __init__(
         self, name: str, run: Run, weight: Tensor, bias: Tensor | None, conv: dict[str, Any] | None
@@ -114,7 +117,9 @@ class SpikingProduct(nn.Module):
         bias = torch.zeros(len(weight)) if bias is None else bias.detach().float().clone()
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.site: Site = Site(name, "linear", _PLACEHOLDER, ())
+        self.register_buffer("step", torch.zeros(len(weight)))
         self._fast: Tensor | None = None
+        self._packed: PackedWeight | None = None
 
     @property
     def kind(self) -> str:
@@ -143,8 +148,16 @@ class SpikingProduct(nn.Module):
             run.observe(site, self._channels_last(x), fan_out=site.fan_out)
         if run.execution == "stepped":
             membrane = torch.zeros((), dtype=x.dtype, device=x.device)
-            for weight, spike in _steps(site, site.spikes(x, run.generator)):
-                membrane = membrane + weight * self._product(spike, self.weight)
+            spikes = site.spikes(x, run.generator)
+            if self._can_pack():
+                if self._packed is None:
+                    self._packed = pack(self.weight, self.step[:, None], site.code.neurons)
+                for weight, spike in zip(site.code.step_weights, spikes, strict=True):
+                    both = torch.cat([spike[0], spike[1]], -1) if site.code.neurons == 2 else spike
+                    membrane = membrane + weight * spike_linear(both, self._packed)
+                return membrane + self.bias
+            for weight, spike in _steps(site, spikes):
+                membrane = membrane + weight * self._product(spike.to(x.dtype), self.weight)
             return membrane + self._along(self.bias)
         integers = site.integers(x, run.generator)
         if run.precision == "fast":
@@ -171,8 +184,8 @@ class SpikingProduct(nn.Module):
         """Fold the site's offset and amplitude into bias and weight, and round the weights.
 
         Up to ``EXACT_LEVELS`` levels the weights of each output become whole multiples of a power of
-        two, as small as keeps every partial sum of the calibration inputs below 2^23 of them. Sums are
-        then exact in float32, so the order of addition cannot matter.
+        two: as fine as 16 bits hold and as keeps every partial sum of the calibration inputs below 2^23
+        of them. Sums are then exact in float32, so the order of addition cannot matter.
         """
         offset, amplitude = self.site.offset, self.site.amplitude
         kernel_sum = self.weight if self.conv is None else self.weight.sum((2, 3))
@@ -180,11 +193,18 @@ class SpikingProduct(nn.Module):
         weight = self.weight * amplitude  # out of place: an embedding may share the float weight
         if self.site.code.levels <= EXACT_LEVELS:
             reach = self._channels_last(self._product(integers.abs(), weight.abs()))
-            reach = reach.flatten(0, -2).amax(0).clamp_min(1e-30)
-            step = torch.exp2(torch.ceil(torch.log2(reach / 2**23)))
-            step = step.view(-1, *[1] * (weight.dim() - 1))
+            reach = reach.flatten(0, -2).amax(0) / 2**23
+            finest = weight.abs().flatten(1).amax(1) / LARGEST_WEIGHT
+            self.step = torch.exp2(torch.maximum(reach, finest).clamp_min(1e-30).log2().ceil())
+            step = self.step.view(-1, *[1] * (weight.dim() - 1))
             weight = (weight / step).round() * step
         self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def _can_pack(self) -> bool:
+        return self.conv is None and can_pack(self.weight) and bool((self.step > 0).all())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fast": None, "_packed": None}
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.conv is None:
@@ -369,9 +389,10 @@ def _steps(site: Site, spikes: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 def _trace(site: Site, spikes: Tensor) -> Tensor:
     """Count spikes, each with its step's integer weight."""
-    trace = torch.zeros_like(spikes[0, 0] if site.code.neurons == 2 else spikes[0])
+    shape = spikes.shape[site.code.neurons :]
+    trace = torch.zeros(shape, dtype=site.offset.dtype, device=spikes.device)
     for weight, spike in _steps(site, spikes):
-        trace += weight * spike
+        trace += weight * spike.to(trace.dtype)
     return trace
 
 
@@ -379,7 +400,8 @@ def _address(site: Site, spikes: Tensor, stored: Tensor, gain: Tensor | None) ->
     """Read a store with binary spikes, step by step; ``gain`` is each neuron's output strength."""
     membrane = torch.zeros((), dtype=stored.dtype, device=stored.device)
     for weight, spike in _steps(site, spikes):
-        membrane = membrane + weight * ((spike if gain is None else spike * gain) @ stored)
+        s = spike.to(stored.dtype)
+        membrane = membrane + weight * ((s if gain is None else s * gain) @ stored)
     return membrane
 
 
@@ -387,6 +409,6 @@ def _drive(site: Site, spikes: Tensor, current: Tensor, groups: int) -> Tensor:
     """(1), second term: each key's own spikes through fixed weights, ``[batch, heads, 1, keys]``."""
     drive = torch.zeros((), dtype=current.dtype, device=current.device)
     for weight, spike in _steps(site, spikes):
-        heads = [_repeat(spike, groups)[:, h] @ c for h, c in enumerate(current)]
+        heads = [_repeat(spike, groups)[:, h].to(c.dtype) @ c for h, c in enumerate(current)]
         drive = drive + weight * torch.stack(heads, 1)
     return drive.transpose(-1, -2)

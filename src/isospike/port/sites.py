@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from isospike.codes import BernoulliCode, LinearCode
+from isospike.kernels.binary import spell_bytes
 from isospike.port.ranges import fit_range
 
 
@@ -63,10 +64,10 @@ class Site(nn.Module):
         return self._once("integers", x, lambda: self._integers(x, generator))
 
     def spikes(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The spike train, ``[steps, *x.shape]`` or ``[steps, 2, *x.shape]``."""
+        """The spike train, ``[steps, *x.shape]`` or ``[steps, 2, *x.shape]``, as uint8."""
 
         def spell() -> Tensor:
-            return self.code.spell(self._integers(x, generator))
+            return spell_bytes(self.code, self._integers(x, generator))
 
         return self._once("spikes", x, spell)
 

@@ -1,0 +1,45 @@
+# make demo    port the real all-MiniLM-L6-v2 to spikes -> out/minilm/report.html
+# make test    the whole test suite
+# make check   formatting, lint, types, tests
+# make bench   speed, as ratios; make test-full adds the slow tests
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test test-full check bench clean
+
+demo: $(READY)
+	$(BIN)/isospike port minilm --out out/minilm
+
+test: $(READY)
+	$(BIN)/pytest -q
+	$(BIN)/pytest -q -o addopts="--strict-markers --strict-config" tests/test_compile.py
+
+test-full: $(READY)
+	$(BIN)/pytest -q -m ""
+	$(BIN)/pytest -q -o addopts="--strict-markers --strict-config" tests/test_compile.py
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+bench: $(READY)
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/memory.py
+
+# Everything is installed once; a changed requirement installs again.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "isospike needs Python 3.11 or newer, got $$($(PYTHON) --version). Set PYTHON=..."; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "no virtual environment: on Debian, apt-get install python3-venv"; exit 2; }
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) out build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

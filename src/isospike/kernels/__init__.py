@@ -1,0 +1,1 @@
+"""Products and recurrences on spikes: one meaning, several engines."""
