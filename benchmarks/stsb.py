@@ -82,7 +82,6 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=256, help="to calibrate on")
     parser.add_argument("--seed", type=int, default=0, help="of their choice")
     args = parser.parse_args()
-    torch.set_num_threads(2)
     tokenizer, model = load_minilm()
     folder = Path(args.data) / "stsb"
     left, right, scores = read_pairs(folder / "stsb-en-dev.csv")

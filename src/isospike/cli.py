@@ -844,8 +844,8 @@ class _Progress:
 
     def __enter__(self) -> "_Progress":
         if not self._quiet and sys.stderr.isatty():
-            from rich.console import Console
             from rich import progress
+            from rich.console import Console
 
             self._bars = progress.Progress(
                 progress.SpinnerColumn(finished_text="[green]✓[/]"),

@@ -1,8 +1,8 @@
 """Products of binary spikes with integer weights, exact in eight-bit arithmetic.
 
-A weight on a 16-bit grid, ``W = step * w`` with w an integer, splits into two bytes, ``w = 256 h + l``.
-Spikes are 0 or 1, so the sums over h and over l are small integers, which eight-bit matrix units count
-exactly; put together they are the float32 product, bit for bit where that one is exact.
+A weight on a 16-bit grid, ``W = step * w`` with w an integer, splits into two bytes, ``w = 256 h +
+l``. Spikes are 0 or 1, so the sums over h and over l are small integers, which eight-bit matrix
+units count exactly; put together they are the float32 product, bit for bit where that one is exact.
 """
 
 import functools
@@ -38,7 +38,8 @@ def can_pack(weight: Tensor) -> bool:
 
 
 def pack(weight: Tensor, step: Tensor, neurons: int) -> PackedWeight:
-    """Lay out ``weight [out, in]``, whole multiples of ``step [out, 1]``, |w| <= ``LARGEST_WEIGHT``.
+    """Lay out ``weight [out, in]``, whole multiples of ``step [out, 1]``, |w| <=
+    ``LARGEST_WEIGHT``.
 
     Args:
         weight: The weights.
@@ -77,7 +78,7 @@ def spike_linear(spikes: Tensor, weight: PackedWeight) -> Tensor:
 
 
 def spell_bytes(code: LinearCode, integers: Tensor) -> Tensor:
-    """``code.spell(integers)`` as uint8; short trains are read from a table, one word per integer."""
+    """``code.spell(integers)`` as uint8; short trains are read from a table of words."""
     neurons, steps = code.neurons, code.steps
     bits = steps * neurons
     if bits > MOST_BITS:
@@ -101,4 +102,3 @@ def _words(code: LinearCode) -> Tensor:
     flat = trains.reshape(code.steps * code.neurons, -1).int()
     place = torch.arange(len(flat), dtype=torch.int32)[:, None]
     return (flat << place).sum(0).int()
-

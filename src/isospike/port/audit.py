@@ -23,7 +23,8 @@ class Product:
         module: Innermost module it ran in; empty for the model itself.
         op: Name of the operator.
         left, right: What the operands were: ``weight``, ``binary`` (0 or one value per channel),
-            ``integer``, ``graded`` (a uniform grid of at most 65,536 levels per channel) or ``float``.
+            ``integer``, ``graded`` (a uniform grid of at most 65,536 levels per channel) or
+            ``float``.
         macs: Multiply-accumulates.
         contraction: Length of the summed axis.
     """
@@ -81,8 +82,8 @@ def audit(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Audit:
     """Run a model once and say what entered its matrix products.
 
     The operands are judged by their values, not by what a layer is called, and in doubt against the
-    model: with fewer than eight samples per channel only 0/1 and whole numbers are recognised. A tensor
-    stored in the model (parameter or buffer, or a view of one) is a weight.
+    model: with fewer than eight samples per channel only 0/1 and whole numbers are recognised. A
+    tensor stored in the model (parameter or buffer, or a view of one) is a weight.
 
     Args:
         model: Any PyTorch model.
@@ -226,8 +227,8 @@ class _Trace(TorchDispatchMode):
 def operand_kind(x: Tensor, contraction: int) -> str:
     """``binary``, ``integer``, ``graded`` or ``float``, by the values of ``x``.
 
-    A channel is one index of the contraction axis (per batch entry of a batched product): a weight can
-    absorb its scale, so scales may differ between channels, not within one.
+    A channel is one index of the contraction axis (per batch entry of a batched product): a weight
+    can absorb its scale, so scales may differ between channels, not within one.
     """
     x = x.detach()
     if x.numel() == 0 or bool(((x == 0) | (x == 1)).all()):

@@ -21,7 +21,8 @@ def calibrate(
     """Calibrate a freshly opened-up model; it then runs on spikes.
 
     The batch goes through once, doubled: float stream and spiking stream side by side, so each site
-    sees the spiking activations it will get and the float output it should give. Nothing is trained.
+    sees the spiking activations it will get and the float output it should give. Nothing is
+    trained.
 
     Returns:
         The two first outputs, float and spiking, on the calibration inputs themselves.
@@ -38,8 +39,8 @@ def calibrate(
     for site in sites(ported):
         if not bool(site.scale.isfinite().all() and site.offset.isfinite().all()):
             raise RangeError(
-                f"port needs finite activations, got NaN or infinity at {site.name}. Check the model's "
-                "weights and inputs."
+                f"port needs finite activations, got NaN or infinity at {site.name}. Check the "
+                "model's weights and inputs."
             )
     float_out, spiking_out = out.chunk(2)
     return float_out, spiking_out

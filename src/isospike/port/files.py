@@ -29,8 +29,8 @@ def check_mode(execution: str, precision: str, levels: int) -> None:
         raise RangeError(f"precision needs one of {', '.join(PRECISIONS)}, got {precision!r}.")
     if precision == "fast" and (execution == "stepped" or levels > 256):
         raise RangeError(
-            f"precision 'fast' needs collapsed execution and at most 256 levels, got {execution} and "
-            f"{levels} levels. Use 8 steps or fewer, or precision 'exact'."
+            f"precision 'fast' needs collapsed execution and at most 256 levels, got {execution} "
+            f"and {levels} levels. Use 8 steps or fewer, or precision 'exact'."
         )
 
 
@@ -54,8 +54,8 @@ def check_destination(path: Path) -> None:
     if not ours or present - ours:
         other = sorted(present - ours)[0]
         raise IsospikeError(
-            f"save needs a new folder or one it wrote itself, got {path} holding {other!r}. Choose another "
-            "folder or empty it."
+            f"save needs a new folder or one it wrote itself, got {path} holding {other!r}. "
+            "Choose another folder or empty it."
         )
 
 
@@ -97,8 +97,8 @@ def model_files(ported: nn.Module, files: Mapping[str, Writer]) -> dict[str, Wri
     config = getattr(ported, "config", None)
     if config is None or not hasattr(config, "to_dict"):
         raise UnsupportedError(
-            f"save needs a transformers model, which its config rebuilds, got {type(ported).__name__}. "
-            "Keep the result in memory, or pickle it yourself."
+            "save needs a transformers model, which its config rebuilds, got "
+            f"{type(ported).__name__}. Keep the result in memory, or pickle it yourself."
         )
 
     def write_weights(path: Path) -> None:
@@ -155,7 +155,8 @@ def load(path: str | Path, execution: str | None = None, precision: str | None =
     except (SafetensorError, OSError, RuntimeError) as error:
         first = str(error).splitlines()[0]
         raise IsospikeError(
-            f"load needs intact weights, got {path / 'model.safetensors'}: {first}. Port the model again."
+            f"load needs intact weights, got {path / 'model.safetensors'}: {first}. Port the "
+            "model again."
         ) from error
     return model
 
@@ -193,11 +194,13 @@ def _read_description(path: Path) -> dict[str, Any]:
         described = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise IsospikeError(
-            f"load needs a folder that isospike saved, got {path} without config.json. Port a model first."
+            f"load needs a folder that isospike saved, got {path} without config.json. Port a "
+            "model first."
         ) from None
     except (OSError, ValueError) as error:
         raise IsospikeError(
-            f"load needs a readable config.json, got {path / 'config.json'}: {error}. Port the model again."
+            f"load needs a readable config.json, got {path / 'config.json'}: {error}. Port the "
+            "model again."
         ) from error
     if not isinstance(described, dict) or "isospike" not in described:
         raise IsospikeError(
@@ -205,7 +208,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         )
     if described["isospike"].get("format") != FORMAT:
         raise UnsupportedError(
-            f"load needs format {FORMAT}, got {described['isospike'].get('format')!r} in {path}. Use the "
-            "isospike version that saved it."
+            f"load needs format {FORMAT}, got {described['isospike'].get('format')!r} in {path}. "
+            "Use the isospike version that saved it."
         )
     return described

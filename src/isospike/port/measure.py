@@ -123,8 +123,8 @@ def compare(
         model: The float model.
         ported: Its calibrated port.
         batches: Inputs neither was calibrated on.
-        dimension: Also watch the sites, with (True) or without (False) the covariance of their values;
-            None watches nothing.
+        dimension: Also watch the sites, with (True) or without (False) the covariance of their
+            values; None watches nothing.
     """
     run: Run = ported.isospike_run  # type: ignore[assignment]
     observer = Observer(run, bool(dimension))
@@ -223,8 +223,8 @@ def counts(
 def effective_dimension(tally: Tally) -> tuple[int | None, float | None]:
     """``(PCA-95, participation ratio)`` of the values at a site.
 
-    PCA-95 is the smallest number of principal components with 95 % of the variance; the participation
-    ratio is ``(sum l)^2 / sum l^2`` of the eigenvalues l of the covariance.
+    PCA-95 is the smallest number of principal components with 95 % of the variance; the
+    participation ratio is ``(sum l)^2 / sum l^2`` of the eigenvalues l of the covariance.
     """
     if tally.gram is None or tally.sum is None or tally.rows < 2:
         return None, None

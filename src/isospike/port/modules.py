@@ -3,9 +3,10 @@
 Every module runs in one of three phases (:class:`Run`):
 
 ``float``      its original function, used to discover the model's sites.
-``calibrate``  the batch holds the float stream in its first half and the spiking stream in its second.
-               The module runs both, sets its range from the spiking stream, and moves its bias by the
-               mean difference of the two outputs: one pass calibrates a whole model in sequence.
+``calibrate``  the batch holds the float stream in its first half and the spiking stream in its
+               second. The module runs both, sets its range from the spiking stream, and moves its
+               bias by the mean difference of the two outputs: one pass calibrates a whole model in
+               sequence.
 ``run``        spikes.
 
 A ``run`` is *stepped* or *collapsed*. Stepped is the specification: at each step only binary spikes
@@ -183,9 +184,9 @@ class SpikingProduct(nn.Module):
     def _fold(self, integers: Tensor) -> None:
         """Fold the site's offset and amplitude into bias and weight, and round the weights.
 
-        Up to ``EXACT_LEVELS`` levels the weights of each output become whole multiples of a power of
-        two: as fine as 16 bits hold and as keeps every partial sum of the calibration inputs below 2^23
-        of them. Sums are then exact in float32, so the order of addition cannot matter.
+        Up to ``EXACT_LEVELS`` levels the weights of each output become whole multiples of a power
+        of two: as fine as 16 bits hold and as keeps every partial sum of the calibration inputs
+        below 2^23 of them. Sums are then exact in float32, so the order of addition cannot matter.
         """
         offset, amplitude = self.site.offset, self.site.amplitude
         kernel_sum = self.weight if self.conv is None else self.weight.sum((2, 3))
@@ -229,21 +230,21 @@ class SpikingProduct(nn.Module):
 class SpikingAttention(nn.Module):
     """Softmax attention between spiking queries, keys, values and probabilities.
 
-    Keys and values are *stored*: as their spikes arrive they are counted, with the step's weight, into
-    integer traces N_k and N_v, which then act as synaptic weights. Queries and probabilities *address*
-    that store step by step with binary spikes. Every pair of steps of the two operands is thereby
-    accounted for exactly, with T products instead of T^2.
+    Keys and values are *stored*: as their spikes arrive they are counted, with the step's weight,
+    into integer traces N_k and N_v, which then act as synaptic weights. Queries and probabilities
+    *address* that store step by step with binary spikes. Every pair of steps of the two operands
+    is thereby accounted for exactly, with T products instead of T^2.
 
     (1)  z[i, j]  = sum_t w[t] (m * s_q[i, t]) . N_k[j] + (m * r) . N_k[j]
     (2)  e[i, j]  = exp(z'[i, j] - max_j z'[i, j]), in (0, 1], z' = unit * z + mask, coded as it is
     (3)  y[i]     = o_v + a_v * (sum_t w[t] s_e[i, :, t] N_v) / sum_j N_e[i, j]
 
-    (a amplitude, o offset; r = o_q / a_q.) The terms of the scores that do not depend on j cancel in
-    (2). Calibration widens each query's range by up to one part in ``GAINS`` so that
-    a_q a_k = m * unit with small integers m and r: every sum in (1) and (3) is then a whole number and
-    exact in float32, in any order. Coding e instead of the probability keeps the largest weight of
-    each row at full scale whatever the length, and dividing by the sum of what was *spelled* keeps the
-    weights summing to one.
+    (a amplitude, o offset; r = o_q / a_q.) The terms of the scores that do not depend on j cancel
+    in (2). Calibration widens each query's range by up to one part in ``GAINS`` so that
+    a_q a_k = m * unit with small integers m and r: every sum in (1) and (3) is then a whole number
+    and exact in float32, in any order. Coding e instead of the probability keeps the largest
+    weight of each row at full scale whatever the length, and dividing by the sum of what was
+    *spelled* keeps the weights summing to one.
     """
 
     gain: Tensor
@@ -269,7 +270,8 @@ class SpikingAttention(nn.Module):
 
         Args:
             query: ``[batch, heads, queries, channels]``.
-            key, value: ``[batch, key heads, keys, channels]``; heads share them in groups.
+            key: ``[batch, key heads, keys, channels]``; heads share them in groups.
+            value: likewise.
             mask: Added to the scores, broadcastable to ``[batch, heads, queries, keys]``.
             scaling: Multiplies the scores.
 
@@ -406,7 +408,7 @@ def _address(site: Site, spikes: Tensor, stored: Tensor, gain: Tensor | None) ->
 
 
 def _drive(site: Site, spikes: Tensor, current: Tensor, groups: int) -> Tensor:
-    """(1), second term: each key's own spikes through fixed weights, ``[batch, heads, 1, keys]``."""
+    """(1), second term: the keys' own spikes, ``[batch, heads, 1, keys]``."""
     drive = torch.zeros((), dtype=current.dtype, device=current.device)
     for weight, spike in _steps(site, spikes):
         heads = [_repeat(spike, groups)[:, h].to(c.dtype) @ c for h, c in enumerate(current)]

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from isospike.codes import CODES, LinearCode, linear_code
@@ -82,22 +81,23 @@ def port(
 ) -> PortResult:
     """Port a pretrained transformer to binary spikes, without training.
 
-    Every matrix product of the copy reads spikes: the input of each linear layer, and the queries, keys,
-    values and probabilities of attention. Softmax, normalisation and activation functions stay in float
-    at the soma. See :mod:`isospike.port.modules` for the equations.
+    Every matrix product of the copy reads spikes: the input of each linear layer, and the queries,
+    keys, values and probabilities of attention. Softmax, normalisation and activation functions
+    stay in float at the soma. See :mod:`isospike.port.modules` for the equations.
 
-    *Error* is the relative root-mean-square error of the model's first output over the unpadded tokens
-    of held-back batches.
+    *Error* is the relative root-mean-square error of the model's first output over the unpadded
+    tokens of held-back batches.
 
     Args:
         model: A PyTorch transformer, usually from Hugging Face; it is not changed.
-        batches: Keyword arguments of the model, e.g. ``{"input_ids": ..., "attention_mask": ...}``. A few
-            hundred sentences are enough. They go through the model at once, twice as wide.
+        batches: Keyword arguments of the model, e.g. ``{"input_ids": ..., "attention_mask":
+            ...}``. A few hundred sentences are enough. They go through the model at once, twice as
+            wide.
         code: ``signed-digit``, ``phase``, ``rate``, ``bernoulli`` or ``latency``.
-        steps: Time steps, the same for all sites, or by site name: ``{"*": 8, "*.output.dense": 6}``,
-            later patterns first. 8 if neither ``steps`` nor ``max_error`` is given.
-        max_error: Instead of ``steps``: the smallest number of steps whose predicted error is within it,
-            raised further if the measured one is not.
+        steps: Time steps, the same for all sites, or by site name: ``{"*": 8, "*.output.dense":
+            6}``, later patterns first. 8 if neither ``steps`` nor ``max_error`` is given.
+        max_error: Instead of ``steps``: the smallest number of steps whose predicted error is
+            within it, raised further if the measured one is not.
         execution: ``collapsed`` (one product on the integers that spikes spell) or ``stepped`` (the
             specification). Up to 255 levels the two agree bit for bit in float32.
         precision: ``exact``, or ``fast`` for bfloat16 products (collapsed, up to 256 levels).
@@ -148,7 +148,7 @@ def port(
         highest = raised
         predicted = predict(law, highest)
         assigned = dict.fromkeys(assigned, highest)
-        ported, _ = make(lambda site: linear_code(code, assigned[site]))
+        ported, _ = make(_uniform(code, highest))
         comparison, tallies = compare(reference, ported, held, dimension=True)
     tell("measure", 1, 1)
     reports = site_reports(ported, tallies, comparison.tokens)
@@ -199,7 +199,8 @@ def _check_arguments(
             )
     if steps is not None and max_error is not None:
         raise RangeError(
-            f"port needs steps or max_error, got both ({steps} and {max_error:g}). Give one of them."
+            f"port needs steps or max_error, got both ({steps} and {max_error:g}). Give one of "
+            "them."
         )
     if max_error is not None and not (math.isfinite(max_error) and max_error > 0):
         raise RangeError(f"port needs a positive max_error, got {max_error:g}. Try 0.05.")
@@ -228,14 +229,15 @@ def _split(
         for i, batch in enumerate(group):
             if not isinstance(batch, Mapping):
                 raise RangeError(
-                    f"port needs batches of keyword arguments, got {type(batch).__name__} as {kind} {i}. "
+                    f"port needs batches of keyword arguments, got {type(batch).__name__} as "
+                    f"{kind} {i}. "
                     'Pass dictionaries such as {"input_ids": ...}.'
                 )
             valid = valid_tokens(batch)
             if batch_size(batch) == 0 or (valid is not None and not bool(valid.any())):
                 raise RangeError(
-                    f"port needs at least one unpadded token per batch, got only padding in {kind} {i}. "
-                    "Remove it."
+                    "port needs at least one unpadded token per batch, got only padding in "
+                    f"{kind} {i}. Remove it."
                 )
     if held_back:
         return given, list(held_back)
@@ -245,7 +247,8 @@ def _split(
     rows = batch_size(given[0])
     if rows < 2:
         raise RangeError(
-            "port needs one input to calibrate on and one to hold back, got 1 input. Give more of them."
+            "port needs one input to calibrate on and one to hold back, got 1 input. Give more of "
+            "them."
         )
     cut = rows - max(1, rows // 4)
     return [rows_of(given[0], slice(0, cut))], [rows_of(given[0], slice(cut, None))]
@@ -264,7 +267,8 @@ def _assignment(
         matching = [n for pattern, n in steps.items() if fnmatch.fnmatchcase(name, pattern)]
         if not matching:
             raise RangeError(
-                f'port needs steps for every site, got none for {name}. Add a default: {{"*": 8, ...}}.'
+                f"port needs steps for every site, got none for {name}. Add a default: "
+                f'{{"*": 8, ...}}.'
             )
         assigned[name] = matching[-1]
     for pattern in steps:
@@ -276,6 +280,12 @@ def _assignment(
     return assigned
 
 
+def _uniform(code: str, steps: int) -> Callable[[str], LinearCode]:
+    """The same code at every site."""
+    fixed = linear_code(code, steps)
+    return lambda site: fixed
+
+
 def _fit(
     code: str,
     make: Callable[[Callable[[str], LinearCode]], tuple[nn.Module, float]],
@@ -285,8 +295,7 @@ def _fit(
     errors = {}
     for done, steps in enumerate(FIT_AT[form]):
         tell("fit the error law", done, len(FIT_AT[form]))
-        fixed = linear_code(code, steps)
-        _, errors[steps] = make(lambda _, fixed=fixed: fixed)  # type: ignore[misc]
+        _, errors[steps] = make(_uniform(code, steps))
     tell("fit the error law", len(FIT_AT[form]), len(FIT_AT[form]))
     return fit_law(form, errors)
 
@@ -316,8 +325,7 @@ def _sweep(
     for done, (code, steps) in enumerate(cells):
         tell("compare codes", done, len(cells))
         ported = open_up(model, sample)
-        fixed = linear_code(code, steps)
-        calibrate(ported, calibration, lambda _, fixed=fixed: fixed)  # type: ignore[misc]
+        calibrate(ported, calibration, _uniform(code, steps))
         comparison, tallies = compare(model, ported, few, dimension=False)
         spikes = sum((t.spikes for t in tallies.values()), 0.0) / comparison.tokens
         points.append(CurvePoint(code, steps, comparison.error, spikes))

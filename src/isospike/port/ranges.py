@@ -8,8 +8,8 @@ the bound h that minimises an estimate of its mean squared error,
 with m the code's mean squared error for a unit range, h' the bound on the other side, n the sample
 size. The second term is what the sample loses to clipping. The third is what text not yet seen may
 lose: beyond the sample's largest value an exponential tail of mean excess b, estimated from the top
-2 %, still holds a mass of about 1/n. Without it a high-resolution code cuts unseen outliers; without
-the second, a low-resolution one wastes its few levels on them.
+2 %, still holds a mass of about 1/n. Without it a high-resolution code cuts unseen outliers;
+without the second, a low-resolution one wastes its few levels on them.
 """
 
 from typing import NamedTuple

@@ -28,7 +28,8 @@ class SiteReport:
         neuron_updates: ``neurons * steps``.
         macs: Multiply-accumulates of the float product(s) it feeds, per token.
         error: Root-mean-square coding error over the root-mean-square of the centred values.
-        pca95: Principal components holding 95 % of the variance of its values; None where not defined.
+        pca95: Principal components holding 95 % of the variance of its values; None where not
+            defined.
         participation: Participation ratio ``(sum l)^2 / sum l^2`` of the covariance eigenvalues.
         capped: Whether ``pca95`` is limited by the number of tokens rather than by the data.
     """

@@ -24,8 +24,8 @@ def open_up(model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
     """A copy of ``model`` with its products replaced, in the float phase, its sites discovered.
 
     Raises:
-        UnsupportedError: A matrix product outside Linear, Conv1D, Conv2d and the transformers attention
-            interface, named by its module.
+        UnsupportedError: A matrix product outside Linear, Conv1D, Conv2d and the transformers
+            attention interface, named by its module.
     """
     ported = copy.deepcopy(model).eval().float()
     run = Run()
@@ -57,8 +57,8 @@ def open_up(model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
         names = [module.name for module, _ in found]
         twice = next(name for name in names if names.count(name) > 1)
         raise UnsupportedError(
-            f"port needs each module to run once per input, got {twice} run {names.count(twice)} times. "
-            "Models that share weights between layers cannot be ported."
+            f"port needs each module to run once per input, got {twice} run {names.count(twice)} "
+            "times. Models that share weights between layers cannot be ported."
         )
     for name, module in replaced.items():
         if id(ported.get_submodule(name)) not in reached:
@@ -71,7 +71,7 @@ def open_up(model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
 
 
 def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> None:
-    """Perform in place the surgery that a saved port describes; its weights are still to be loaded."""
+    """Perform in place the surgery of a saved port; its weights are still to be loaded."""
     found = {name: _saved_site(name, s) for name, s in spec["sites"].items()}
     for name, site in spec["products"].items():
         product = _replacement(name, model.get_submodule(name), run)
