@@ -73,7 +73,7 @@ def spike_linear(spikes: Tensor, weight: PackedWeight) -> Tensor:
         flat, 1.0, 0, weight.packed, weight.scales, weight.zeros,
         None, 1.0, 0, torch.float32, "none", [], "",
     )  # fmt: skip
-    total = y[:, : weight.outputs] + y[:, weight.outputs :]
+    total: Tensor = y[:, : weight.outputs] + y[:, weight.outputs :]
     return total.view(*spikes.shape[:-1], weight.outputs)
 
 

@@ -156,9 +156,9 @@ _FLOAT_KINDS = {
 }
 
 
-class _Trace(TorchDispatchMode):
+class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, judge: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.stack: list[str] = []
         self.products: list[Product] = []
         self.float_ops: dict[str, int] = {}

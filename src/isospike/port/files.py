@@ -128,7 +128,7 @@ def load(path: str | Path, execution: str | None = None, precision: str | None =
     spec = described.pop("isospike")
     import transformers
 
-    cls = getattr(transformers, str(spec.get("class")), None)
+    cls: Any = getattr(transformers, str(spec.get("class")), None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise UnsupportedError(
             f"load needs a model class of transformers {transformers.__version__}, got "
@@ -137,7 +137,7 @@ def load(path: str | Path, execution: str | None = None, precision: str | None =
     config = cls.config_class.from_dict(described)
     state = torch.get_rng_state()
     try:
-        model = cls(config).eval()
+        model: nn.Module = cls(config).eval()
     finally:
         torch.set_rng_state(state)  # the random initial weights are overwritten at once
     run = Run(

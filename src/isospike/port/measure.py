@@ -12,7 +12,7 @@ from isospike.codes import LinearCode
 from isospike.energy import Counts
 from isospike.port.audit import count_float_ops
 from isospike.port.calibrate import Batch, batch_size, first_output, rows_of, valid_tokens
-from isospike.port.modules import Run
+from isospike.port.modules import Run, SpikingProduct
 from isospike.port.result import Raster, SiteReport
 from isospike.port.sites import Site
 from isospike.port.surgery import products, sites
@@ -204,7 +204,6 @@ def counts(
     positions = float(batch_size(batch)) if valid is None else float(valid.numel())
     if valid is None and isinstance(batch.get("input_ids"), Tensor):
         positions = float(batch["input_ids"].numel())
-    linear = [s for s in reports if s.kind in ("linear", "conv")]
     return Counts(
         macs=sum((s.macs for s in reports), 0.0),
         synaptic_ops=sum((s.synaptic_ops for s in reports), 0.0),
@@ -213,8 +212,8 @@ def counts(
         neurons=sum((s.neurons for s in reports), 0.0),
         bits=max(site.code.bits for site in sites(ported)),
         float_ops={k: v / positions for k, v in count_float_ops(model, batch).items()},
-        weights=sum(p.weight.numel() for p in products(ported) if hasattr(p, "weight")),
-        activations=sum((s.values for s in reports), 0.0) if linear else 0.0,
+        weights=sum(p.weight.numel() for p in products(ported) if isinstance(p, SpikingProduct)),
+        activations=sum((s.values for s in reports), 0.0),
         steps=max(s.steps for s in reports),
         tokens_per_input=tokens,
     )

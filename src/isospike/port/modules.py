@@ -178,7 +178,7 @@ class SpikingProduct(nn.Module):
         self._fold(integers)
         y = self._product(integers, self.weight).add_(self._along(self.bias))
         error = self.run.rows(self._channels_last(target - y)).mean(0)
-        self.bias += error
+        self.bias.add_(error)
         return torch.cat([target, y + self._along(error)])
 
     def _fold(self, integers: Tensor) -> None:
@@ -190,7 +190,7 @@ class SpikingProduct(nn.Module):
         """
         offset, amplitude = self.site.offset, self.site.amplitude
         kernel_sum = self.weight if self.conv is None else self.weight.sum((2, 3))
-        self.bias += kernel_sum @ offset.flatten()
+        self.bias.add_(kernel_sum @ offset.flatten())
         weight = self.weight * amplitude  # out of place: an embedding may share the float weight
         if self.site.code.levels <= EXACT_LEVELS:
             reach = self._channels_last(self._product(integers.abs(), weight.abs()))

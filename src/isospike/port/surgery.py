@@ -39,7 +39,7 @@ def open_up(model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
     _route_attention(ported)
     found: list[tuple[nn.Module, tuple[Tensor, ...]]] = []  # keeps inputs alive: ids stay unique
     run.discover = lambda module, inputs: found.append((module, inputs))
-    ported.isospike_run = run  # the one handle on how the model runs
+    ported.isospike_run = run  # type: ignore[assignment]
     _attach_attention(ported, run)
     with torch.no_grad():
         products = trace_products(ported, batch)
@@ -87,7 +87,7 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> None:
         attention.current = torch.zeros(heads, channels, 1)
         attention.unit = torch.zeros(heads, 1, 1)
         setattr(model.get_submodule(name), HANDLE, attention)
-    model.isospike_run = run
+    model.isospike_run = run  # type: ignore[assignment]
 
 
 def _saved_site(name: str, spec: Mapping[str, Any]) -> Site:
@@ -151,7 +151,7 @@ def _route_attention(model: nn.Module) -> None:
 
     AttentionInterface.register(ATTENTION, _attention)
     AttentionMaskInterface.register(ATTENTION, eager_mask)
-    model.set_attn_implementation(ATTENTION)
+    model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
 
 
 def _attach_attention(model: nn.Module, run: Run) -> None:
