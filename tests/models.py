@@ -1,7 +1,5 @@
 """Tiny random transformers of the four architectures, and inputs for them."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
@@ -68,28 +66,33 @@ def batch(name, rows=16, seed=1, padded=True):
     return {"input_ids": ids * mask, "attention_mask": mask}
 
 
-def batches(name, seed=1):
-    """Two batches to calibrate on and one to hold back."""
-    return [batch(name, seed=seed + i, rows=rows) for i, rows in enumerate((16, 16, 8))]
+def batches(name, rows=32, held=8, seed=1):
+    """One batch to calibrate on and one to hold back."""
+    return [batch(name, rows, seed), batch(name, held, seed + 1)]
 
 
 def first(output):
     """The first tensor of a model's output."""
-    if isinstance(output, torch.Tensor):
-        return output
-    return next(iter(output.values())) if isinstance(output, Mapping) else output[0]
+    return output if isinstance(output, torch.Tensor) else output[0]
 
 
-def run(model, inputs):
-    """The first output, without gradients."""
-    with torch.no_grad():
-        return first(model(**inputs))
+def run(model, inputs, execution=None):
+    """The first output, without gradients; a port's execution is put back afterwards."""
+    handle = getattr(model, "isospike_run", None)
+    before = handle and handle.execution
+    if execution is not None:
+        handle.execution = execution
+    try:
+        with torch.no_grad():
+            return first(model(**inputs))
+    finally:
+        if execution is not None:
+            handle.execution = before
 
 
-def stepped(ported, execution="stepped"):
-    """Switch a port's execution; returns the port."""
-    ported.isospike_run.execution = execution
-    return ported
+def valid(inputs):
+    """Index of the unpadded tokens of an output."""
+    return inputs["attention_mask"].bool() if "attention_mask" in inputs else slice(None)
 
 
 def relative(expected, got):

@@ -68,6 +68,7 @@ _ExecutionOption = Annotated[
     Execution | None,
     typer.Option(
         "--execution",
+        metavar="MODE",
         help="[b]collapsed[/]: one product on the decoded spikes, fast. [b]stepped[/]: every time "
         "step, spike by spike; the specification.",
         show_default="as saved",
@@ -96,12 +97,13 @@ def main() -> None:
     app(prog_name="isospike")
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(asked: bool) -> bool:
     if asked:
         from importlib.metadata import version
 
         print(f"isospike {version('isospike')}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
@@ -181,15 +183,17 @@ def port_command(
     execution: Annotated[
         Execution,
         typer.Option(
+            metavar="MODE",
             help="How the port runs. [b]collapsed[/]: one product on the decoded spikes, fast. "
-            "[b]stepped[/]: every time step, spike by spike; the specification."
+            "[b]stepped[/]: every time step, spike by spike; the specification.",
         ),
     ] = Execution.COLLAPSED,
     precision: Annotated[
         Precision,
         typer.Option(
+            metavar="MODE",
             help="Arithmetic of a collapsed run. [b]fast[/]: bfloat16; the report gives the error "
-            "it adds."
+            "it adds.",
         ),
     ] = Precision.EXACT,
     sentences: Annotated[
@@ -200,6 +204,15 @@ def port_command(
             "fifth is held back to measure on.",
         ),
     ] = MAX_SENTENCES,
+    no_curve: Annotated[
+        bool,
+        typer.Option(
+            "--no-curve",
+            metavar="",
+            help="Leave out the report's plot of error against steps for every code, which takes "
+            "most of the time.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", metavar="", help="Print one JSON object and no progress.")
     ] = False,
@@ -213,7 +226,17 @@ def port_command(
     """
     with _errors_in_one_line(debug):
         report, folder = _port(
-            model, text, code, steps, max_error, out, execution, precision, sentences, as_json
+            model,
+            text,
+            code,
+            steps,
+            max_error,
+            out,
+            execution,
+            precision,
+            sentences,
+            not no_curve,
+            as_json,
         )
         _show_port(report, folder, as_json)
     if not report.reached and report.max_error is not None:
@@ -236,6 +259,7 @@ def _port(
     execution: Execution,
     precision: Precision,
     sentences: int,
+    curve: bool,
     quiet: bool,
 ) -> tuple[Any, Path]:
     """Everything ``isospike port`` does, cheapest checks first; the report and its folder."""
@@ -260,7 +284,7 @@ def _port(
 
     with _Progress(quiet) as progress:
         progress(f"load {name}", 0, 1)
-        from isospike.codes import linear_code
+        from isospike.codes import CODES, linear_code
         from isospike.port import port
         from isospike.report import html
 
@@ -269,8 +293,9 @@ def _port(
             linear_code(code, steps)  # refuses an unknown code or number before the work begins
         else:
             linear_code(code, DEFAULT_STEPS)
+        config = _load_config(source, name)
         tokenizer = _load_tokenizer(source)
-        loaded = _load_model(source, name)
+        loaded = _load_model(source, name, config)
         progress(f"load {name}", 1, 1)
 
         result = port(
@@ -282,7 +307,7 @@ def _port(
             execution=execution.value,
             precision=precision.value,
             held_back=_batches(held_back, tokenizer, loaded),
-            curve=_every_code(),
+            curve=tuple(CODES) if curve else (),
             name=name,
             describe=partial(_describe, tokenizer),
             progress=progress,
@@ -330,12 +355,6 @@ def _show_port(report: Any, folder: Path, as_json: bool) -> None:
         ("report  ", "dim"), (str(folder / "report.html"), Style(bold=True, link=page.as_uri()))
     )
     console.print(line, soft_wrap=True)
-
-
-def _every_code() -> tuple[str, ...]:
-    from isospike.codes import CODES
-
-    return tuple(CODES)
 
 
 # ------------------------------------------------------------------------- embed
@@ -647,8 +666,8 @@ def _transformers() -> Any:
 
 
 @contextlib.contextmanager
-def _loading(what: str) -> Iterator[None]:
-    """Say in one line that something could not be loaded, whatever the reader raised."""
+def _others(what: str) -> Iterator[None]:
+    """Whatever code that is not ours raises on its input, as one of our errors."""
     try:
         yield
     except IsospikeError:
@@ -656,15 +675,27 @@ def _loading(what: str) -> Iterator[None]:
     except Exception as error:
         if _is_disk_full(error):
             raise
-        raise UnsupportedError(f"{what} could not be loaded: {_first_sentence(error)}") from error
+        raise UnsupportedError(f"{what}: {_first_sentence(error)}") from error
 
 
-def _load_model(source: str, name: str) -> Any:
+def _load_config(source: str, name: str) -> Any:
+    """The configuration of a model that reads text, one way."""
+    with _others(f"the model {name!r} could not be loaded"):
+        config = _transformers().AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if any(hasattr(config, key) for key in ("image_size", "vision_config", "audio_config")):
+        raise _not_text(config, name)
+    if config.is_encoder_decoder:
+        raise UnsupportedError(
+            f"port needs an encoder or a decoder, got {name!r} ({config.model_type}), which is "
+            "both. Port one of its halves from Python with isospike.port."
+        )
+    return config
+
+
+def _load_model(source: str, name: str, config: Any) -> Any:
     """The pretrained model, a causal language model where its configuration says so."""
     transformers = _transformers()
-    with _loading(f"the model {name!r}"):
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-        _check_reads_text(config, name)
+    with _others(f"the model {name!r} could not be loaded"):
         heads = config.architectures or []
         causal = any(head.endswith(("ForCausalLM", "LMHeadModel")) for head in heads)
         family = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
@@ -688,16 +719,6 @@ def _load_model(source: str, name: str) -> Any:
     return model.eval()
 
 
-def _check_reads_text(config: Any, name: str) -> None:
-    if any(hasattr(config, key) for key in ("image_size", "vision_config", "audio_config")):
-        raise _not_text(config, name)
-    if config.is_encoder_decoder:
-        raise UnsupportedError(
-            f"port needs an encoder or a decoder, got {name!r} ({config.model_type}), which is "
-            "both. Port one of its halves from Python with isospike.port."
-        )
-
-
 def _not_text(config: Any, name: str) -> UnsupportedError:
     return UnsupportedError(
         f"the command line needs a model that reads text, got {name!r} ({config.model_type}). For "
@@ -708,7 +729,7 @@ def _not_text(config: Any, name: str) -> UnsupportedError:
 def _load_tokenizer(source: str) -> Any:
     """The tokenizer of a model, with something to pad with, on the right."""
     transformers = _transformers()
-    with _loading(f"the tokenizer of {source!r}"):
+    with _others(f"the tokenizer of {source!r} could not be loaded"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -749,7 +770,7 @@ def _load_port(folder: Path, execution: Execution | None) -> tuple[Any, Any]:
     _transformers()
     from isospike.port import load
 
-    with _loading(f"the port {str(folder)!r}"):
+    with _others(f"the port {str(folder)!r} could not be loaded"):
         model = load(folder, execution=None if execution is None else execution.value)
     return model, _load_tokenizer(str(folder))
 
@@ -770,16 +791,26 @@ def _read_sentences(text: Path | None, count: int) -> tuple[list[str], list[str]
 
 def _batches(sentences: Sequence[str], tokenizer: Any, model: Any) -> list[dict[str, Any]]:
     """Sentences as batches of tensors, the shortest first."""
+    import torch
+
     limit = min(MAX_TOKENS, _longest(model, tokenizer))
     ordered = sorted(sentences, key=len)
     batches = [
         _tokenize(ordered[start : start + BATCH], tokenizer, model, limit)
         for start in range(0, len(ordered), BATCH)
     ]
-    if not all(bool(batch["attention_mask"].any(1).all()) for batch in batches):
+    # Where it finds no tokenizer, transformers makes up one that knows no word.
+    special = torch.tensor(tokenizer.all_special_ids)
+    known = empty = 0
+    for batch in batches:
+        read = batch["attention_mask"].bool()
+        known += int((read & ~torch.isin(batch["input_ids"], special)).sum())
+        empty += int((~read.any(1)).sum())
+    if known == 0 or empty:
         raise RangeError(
-            "port needs text that the tokenizer knows, got a passage without a single token. "
-            "Check that the tokenizer belongs to the model."
+            "port needs a tokenizer that knows the text, got "
+            + (f"{empty} passages without a token" if empty else "no word of it that it knows")
+            + ". Use the tokenizer that came with the model, or another --text."
         )
     return batches
 
@@ -794,14 +825,15 @@ def _tokenize(
     sentences: Sequence[str], tokenizer: Any, model: Any, limit: int | None
 ) -> dict[str, Any]:
     """One padded batch with the arguments that the model takes."""
-    tokens = tokenizer(
-        list(sentences),
-        padding=True,
-        truncation=limit is not None,
-        max_length=limit,
-        return_tensors="pt",
-        return_attention_mask=True,
-    )
+    with _others("the tokenizer cannot read this text"):
+        tokens = tokenizer(
+            list(sentences),
+            padding=True,
+            truncation=limit is not None,
+            max_length=limit,
+            return_tensors="pt",
+            return_attention_mask=True,
+        )
     ids = tokens["input_ids"].long()
     known = model.get_input_embeddings().num_embeddings
     if ids.numel() and int(ids.max()) >= known:
@@ -923,8 +955,12 @@ def _is_disk_full(error: BaseException) -> bool:
 
 def _first_sentence(error: Exception) -> str:
     """The first line of what a library said, at a readable length, with a full stop."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    line = lines[0].strip()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
+        type(error).__name__
+    ]
+    line = (
+        " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    )  # a heading alone says little
     if len(line) > 200:
         line = f"{line[:200].rsplit(' ', 1)[0]} ..."
     return line if line.endswith((".", "!", "?")) else f"{line}."

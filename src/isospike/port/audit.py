@@ -105,8 +105,13 @@ def count_float_ops(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> dict
 
 def _run(model: nn.Module, batch: Mapping[str, Any] | Tensor, judge: bool) -> "_Trace":
     trace = _Trace(model, judge)
-    with torch.no_grad(), _named(model, trace.stack), trace:
-        model(**batch) if isinstance(batch, Mapping) else model(batch)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it hides a whole encoder layer in one operator
+    try:
+        with torch.no_grad(), _named(model, trace.stack), trace:
+            model(**batch) if isinstance(batch, Mapping) else model(batch)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
     return trace
 
 
@@ -135,7 +140,7 @@ def _pusher(stack: list[str], name: str) -> Any:
 
 
 # Operators by what they do to their operands. SDPA variants hide two products and a softmax.
-_MM = {"mm", "bmm", "_int_mm", "mv", "dot", "matmul"}
+_MM = {"mm", "bmm", "_int_mm", "_grouped_mm", "mv", "dot", "matmul"}
 _ADDMM = {"addmm", "baddbmm", "addmv", "addbmm"}
 _FLOAT_KINDS = {
     "_softmax": "softmax",
@@ -189,6 +194,15 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._note(
                 name, "float", self._kind(v, -2), math.prod(q.shape) * k.shape[-2], k.shape[-2]
             )
+        elif name == "mkldnn_rnn_layer":
+            # An LSTM layer: the input and the hidden state, a product of real gates, meet weights.
+            rows = args[0][..., 0].numel()
+            for left, weight in ((self._kind(args[0], -1), args[1]), ("float", args[2])):
+                self._note(name, left, "weight", rows * weight.numel(), weight.shape[-1])
+        elif name == "_trilinear":  # nn.Bilinear
+            left, right = self._kind(args[0], -1), self._kind(args[2], -1)
+            rows, k = args[0].numel() // args[0].shape[-1], args[1][0].numel()
+            self._note(name, left, right, rows * args[1].numel(), k)
         elif name == "qlinear_pointwise":
             self._note(name, self._kind(args[0], -1), "weight", out.numel() * args[0].shape[-1],
                        args[0].shape[-1])  # fmt: skip

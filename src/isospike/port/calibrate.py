@@ -49,6 +49,12 @@ def calibrate(
 def merge(batches: Sequence[Batch]) -> dict[str, Any]:
     """One batch of all rows, padded on the right to the longest; the attention mask says where."""
     first = batches[0]
+    for batch in batches:
+        if set(batch) != set(first):
+            raise RangeError(
+                f"port needs the same arguments in every batch, got {', '.join(first)} and "
+                f"{', '.join(batch)}. Give them all or leave them out."
+            )
     tensors = [k for k, v in first.items() if isinstance(v, Tensor)]
     merged: dict[str, Any] = dict(first)
     lengths = {b[k].shape[1] for b in batches for k in tensors if k in SEQUENCES}
@@ -87,11 +93,11 @@ def valid_tokens(batch: Batch) -> Tensor | None:
 
 
 def first_output(output: Any) -> Tensor:
-    """The first tensor a model returns."""
+    """The first tensor a model returns; a scalar, such as a loss, is not an output."""
     if isinstance(output, Tensor):
         return output
     values = output.to_tuple() if hasattr(output, "to_tuple") else tuple(output)
-    return next(v for v in values if isinstance(v, Tensor))
+    return next(v for v in values if isinstance(v, Tensor) and v.dim())
 
 
 def _twice(value: Any) -> Any:

@@ -104,6 +104,7 @@ def model_files(ported: nn.Module, files: Mapping[str, Writer]) -> dict[str, Wri
     def write_weights(path: Path) -> None:
         from safetensors.torch import save_model
 
+        _keep_buffers(ported)
         save_model(ported, str(path))
 
     names = sorted({"model.safetensors", "config.json", *files})
@@ -129,23 +130,30 @@ def load(path: str | Path, execution: str | None = None, precision: str | None =
     import transformers
 
     cls: Any = getattr(transformers, str(spec.get("class")), None)
-    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+    known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    if not known or cls.config_class is None:
         raise UnsupportedError(
             f"load needs a model class of transformers {transformers.__version__}, got "
             f"{spec.get('class')!r} in {path}. Install the version it was saved with."
         )
-    config = cls.config_class.from_dict(described)
     state = torch.get_rng_state()
     try:
-        model: nn.Module = cls(config).eval()
+        model: nn.Module = cls(cls.config_class.from_dict(described)).eval()
+        run = Run(
+            phase="run",
+            execution=execution or spec["execution"],
+            precision=precision or spec["precision"],
+        )
+        rebuild(model, spec, run)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise IsospikeError(
+            f"load needs the config.json that isospike wrote, got {path / 'config.json'}: "
+            f"{type(error).__name__} {first}. Port the model again."
+        ) from error
     finally:
         torch.set_rng_state(state)  # the random initial weights are overwritten at once
-    run = Run(
-        phase="run",
-        execution=execution or spec["execution"],
-        precision=precision or spec["precision"],
-    )
-    rebuild(model, spec, run)
+    _keep_buffers(model)
     check_mode(run.execution, run.precision, max(s.code.levels for s in sites(model)))
     from safetensors import SafetensorError
     from safetensors.torch import load_model
@@ -159,6 +167,14 @@ def load(path: str | Path, execution: str | None = None, precision: str | None =
             "model again."
         ) from error
     return model
+
+
+def _keep_buffers(model: nn.Module) -> None:
+    """Save floating-point buffers too: ``model.half()`` has rounded rotary frequencies, say."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                module._non_persistent_buffers_set.discard(name)
 
 
 def _describe(ported: nn.Module) -> dict[str, Any]:
@@ -202,7 +218,7 @@ def _read_description(path: Path) -> dict[str, Any]:
             f"load needs a readable config.json, got {path / 'config.json'}: {error}. Port the "
             "model again."
         ) from error
-    if not isinstance(described, dict) or "isospike" not in described:
+    if not isinstance(described, dict) or not isinstance(described.get("isospike"), dict):
         raise IsospikeError(
             f"load needs a folder that isospike saved, got a plain model in {path}. Port it first."
         )

@@ -16,7 +16,7 @@ that the spike trains spell, once.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from isospike.kernels.binary import LARGEST_WEIGHT, PackedWeight, can_pack, pack
 from isospike.port.sites import Site
 
 
+@runtime_checkable
 class Observe(Protocol):
     """What a measurement is told about a site during a run."""
 
@@ -194,7 +195,7 @@ class SpikingProduct(nn.Module):
         weight = self.weight * amplitude  # out of place: an embedding may share the float weight
         if self.site.code.levels <= EXACT_LEVELS:
             reach = self._channels_last(self._product(integers.abs(), weight.abs()))
-            reach = reach.flatten(0, -2).amax(0) / 2**23
+            reach = self.run.rows(reach).amax(0) / 2**23
             finest = weight.abs().flatten(1).amax(1) / LARGEST_WEIGHT
             self.step = torch.exp2(torch.maximum(reach, finest).clamp_min(1e-30).log2().ceil())
             step = self.step.view(-1, *[1] * (weight.dim() - 1))
@@ -319,13 +320,15 @@ class SpikingAttention(nn.Module):
             spikes_k = self.key.spikes(key, run.generator)
             stored_k = _repeat(_trace(self.key, spikes_k), groups)
             spikes_q = self.query.spikes(query, run.generator)
-            scores = _address(self.query, spikes_q, stored_k.transpose(-1, -2), self.gain)
+            # The gain belongs to the store, so that the spikes enter the product as they are.
+            stored_k = stored_k.transpose(-1, -2) * self.gain.transpose(-1, -2)
+            scores = _address(self.query, spikes_q, stored_k)
             scores += _drive(self.key, spikes_k, self.current, groups)
             e = self._numerator(scores, mask, scaling)
             spikes_e = probability.spikes(e, run.generator)
             total = _trace(probability, spikes_e).sum(-1, keepdim=True)
             stored_v = _repeat(_trace(self.value, self.value.spikes(value, run.generator)), groups)
-            y = _address(probability, spikes_e, stored_v, None)
+            y = _address(probability, spikes_e, stored_v)
         else:
             k = _repeat(self.key.integers(key, run.generator), groups)
             q = self.query.integers(query, run.generator)
@@ -398,12 +401,11 @@ def _trace(site: Site, spikes: Tensor) -> Tensor:
     return trace
 
 
-def _address(site: Site, spikes: Tensor, stored: Tensor, gain: Tensor | None) -> Tensor:
-    """Read a store with binary spikes, step by step; ``gain`` is each neuron's output strength."""
+def _address(site: Site, spikes: Tensor, stored: Tensor) -> Tensor:
+    """Read a store with binary spikes, step by step."""
     membrane = torch.zeros((), dtype=stored.dtype, device=stored.device)
     for weight, spike in _steps(site, spikes):
-        s = spike.to(stored.dtype)
-        membrane = membrane + weight * ((s if gain is None else s * gain) @ stored)
+        membrane = membrane + weight * (spike.to(stored.dtype) @ stored)
     return membrane
 
 

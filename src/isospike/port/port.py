@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from isospike.codes import CODES, LinearCode, linear_code
-from isospike.errors import RangeError
+from isospike.errors import RangeError, UnsupportedError
 from isospike.port.audit import audit
 from isospike.port.calibrate import Batch, batch_size, calibrate, merge, rows_of, valid_tokens
 from isospike.port.files import Writer, check_destination, check_mode, model_files, write_folder
@@ -210,6 +210,11 @@ def _check_arguments(
 
 
 def _check_model(model: nn.Module) -> None:
+    if hasattr(model, "isospike_run"):
+        raise UnsupportedError(
+            f"port needs a float model, got a {type(model).__name__} that is already ported. Port "
+            "the original."
+        )
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise RangeError(

@@ -21,6 +21,9 @@ from isospike.codes import LinearCode
 
 # Grid of candidate bounds, as a multiple of the largest value seen.
 CANDIDATES = torch.linspace(0.25, 1.6, 55)
+COARSE_LEVELS = 63  # up to here rounding is measured; its closed form is as good beyond
+ROUNDED_ROWS = 1024  # on so many rows
+MOST_ROWS = 8192  # a larger sample is thinned evenly
 TAIL = 0.1  # share of the sample kept sorted for the second term: no bound lies below it
 
 
@@ -41,38 +44,74 @@ def fit_range(x: Tensor, code: LinearCode) -> Range:
         x: Sample, ``[rows, channels]``.
         code: The code whose range is chosen.
     """
-    centre = x.median(0).values
+    columns = x[:: len(x) // MOST_ROWS + 1].t().contiguous()
+    centre = columns.median(-1).values
     mse = code.mean_square_error
     if code.neurons == 2:
-        half = _bound((x - centre).abs(), torch.zeros_like(centre), mse)
+        distance = (columns - centre[:, None]).abs()
+        coarse = code.levels if code.levels <= COARSE_LEVELS else None
+        half = _bound(_tail(distance), torch.zeros_like(centre), mse, distance, coarse)
         return Range(centre, _positive(half))
-    up, down = x - centre, centre - x
-    high, low = up.amax(0), down.amax(0)
+    up, down = _tail(columns - centre[:, None]), _tail(centre[:, None] - columns)
+    high, low = up.largest, down.largest
     for _ in range(3):  # each bound is optimal given the other; converges in two or three rounds
         high = _bound(up, low, mse)
         low = _bound(down, high, mse)
     return Range(centre - low, _positive(high + low))
 
 
-def _bound(x: Tensor, other: Tensor, mse: float) -> Tensor:
-    """The minimiser over h of (1), for each column of ``x``."""
-    rows = len(x)
+class _Tail(NamedTuple):
+    """The upper tail of each channel's sample: its largest values, in order, and b of (1)."""
+
+    top: Tensor  # [channels, kept]
+    largest: Tensor
+    excess: Tensor
+    rows: int
+
+
+def _tail(columns: Tensor) -> _Tail:
+    rows = columns.shape[1]
     kept = min(rows, max(2, int(TAIL * rows)))
-    top = x.t().contiguous().topk(kept, -1).values  # [channels, kept], largest first
-    largest = top[:, 0].clamp_min(0)
+    top = columns.topk(kept, -1).values
     fifth = max(1, kept // 5)
     excess = (top[:, :fifth] - top[:, fifth - 1 : fifth]).mean(-1).clamp_min(1e-12)
+    return _Tail(top, top[:, 0].clamp_min(0), excess, rows)
+
+
+def _bound(
+    tail: _Tail,
+    other: Tensor,
+    mse: float,
+    sample: Tensor | None = None,
+    levels: int | None = None,
+) -> Tensor:
+    """The minimiser over h of (1), for each channel.
+
+    With ``levels``, the first term is what rounding ``sample`` to that many really costs: with few
+    levels most values may share one, and their error is then not spread evenly over a step.
+    """
+    top, largest, excess, rows = tail
     best = torch.full_like(largest, torch.inf)
     bound = largest.clone()
     for factor in CANDIDATES.tolist():
         h = largest * factor
         seen = (top - h[:, None]).clamp_min(0).pow(2).sum(-1) / rows
         unseen = 2 * excess**2 / rows * torch.exp(-(h - largest).clamp_min(0) / excess)
-        cost = mse * (h + other) ** 2 + seen + unseen
+        cost = _rounding(mse, h + other, sample, levels) + seen + unseen
         better = (cost < best) & (h >= top[:, -1])
         best = torch.where(better, cost, best)
         bound = torch.where(better, h, bound)
     return bound
+
+
+def _rounding(mse: float, h: Tensor, sample: Tensor | None, levels: int | None) -> Tensor:
+    """The first term of (1), or its measurement on a part of the sample."""
+    if sample is None or levels is None:
+        return mse * h**2
+    part = sample[:, :: sample.shape[1] // ROUNDED_ROWS + 1]
+    step = (h / levels).clamp_min(1e-30)[:, None]
+    error = (part / step).round_().mul_(step).sub_(part)
+    return error.square_().masked_fill_(part > h[:, None], 0.0).mean(-1)
 
 
 def _positive(scale: Tensor) -> Tensor:

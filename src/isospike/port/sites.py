@@ -45,7 +45,7 @@ class Site(nn.Module):
         self.fitted = False
         self.fan_out = 0.0
         self.shared = False
-        self._last: tuple[Any, str, Tensor] | None = None
+        self._last: tuple[Any, int, str, Tensor] | None = None
 
     @property
     def amplitude(self) -> Tensor:
@@ -79,16 +79,18 @@ class Site(nn.Module):
         # floor(u * levels + 1/2) with the affine map folded in: one pass, then two in place.
         gain = code.levels / self.scale
         n = torch.addcmul(0.5 - self.offset * gain, x, gain).floor_()
-        return n.clamp_(code.low * code.levels, code.levels)
+        top = _representable(code.levels, n.dtype)
+        return n.clamp_(code.low * top, top)
 
     def _once(self, what: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         """``compute()``, kept for the other readers of a shared site while ``x`` is alive."""
         if not self.shared:
             return compute()
-        if self._last is not None and self._last[0]() is x and self._last[1] == what:
-            return self._last[2]
+        version = tensor_version(x)
+        if self._last is not None and self._last[0]() is x and self._last[1:3] == (version, what):
+            return self._last[3]
         result = compute()
-        self._last = (weakref.ref(x, lambda _: self._forget()), what, result)
+        self._last = (weakref.ref(x, lambda _: self._forget()), version, what, result)
         return result
 
     def _forget(self) -> None:
@@ -99,3 +101,16 @@ class Site(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.name}, {self.kind}, {self.code}"
+
+
+def tensor_version(x: Tensor) -> int:
+    """How often ``x`` was written to in place; the same tensor may hold other values later."""
+    return 0 if x.is_inference() else x._version
+
+
+def _representable(levels: int, dtype: torch.dtype) -> float:
+    """The largest whole number of ``dtype`` up to ``levels``: 2^25 - 1 rounds up in float32."""
+    if levels < 2**24:
+        return float(levels)
+    top = torch.tensor(levels, dtype=torch.float64).to(dtype)
+    return float(top if int(top) <= levels else torch.nextafter(top, torch.zeros_like(top)))

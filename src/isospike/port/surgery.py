@@ -1,6 +1,7 @@
 """A copy of a model in which every matrix product reads spikes."""
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,12 +13,14 @@ from isospike.codes import LinearCode, linear_code
 from isospike.errors import UnsupportedError
 from isospike.port.audit import trace_products
 from isospike.port.modules import Run, SpikingAttention, SpikingProduct
-from isospike.port.sites import Site
+from isospike.port.sites import Site, tensor_version
 
 ATTENTION = "isospike"
 HANDLE = "isospike_attention"  # submodule that the surgery adds to each attention module
 # Arguments of the attention interface that change the scores in a way SpikingAttention does not.
 CHANGES_SCORES = ("softcap", "s_aux", "position_bias", "head_mask")
+# A product, its inputs, and how often the first had been written to in place.
+Found = tuple[nn.Module, tuple[Tensor, ...], int]
 
 
 def open_up(model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
@@ -37,8 +40,10 @@ def open_up(model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
     for name, module in replaced.items():
         ported.set_submodule(name, _replacement(name, module, run))
     _route_attention(ported)
-    found: list[tuple[nn.Module, tuple[Tensor, ...]]] = []  # keeps inputs alive: ids stay unique
-    run.discover = lambda module, inputs: found.append((module, inputs))
+    found: list[Found] = []  # keeps inputs alive: ids stay unique
+    run.discover = lambda module, inputs: found.append(
+        (module, inputs, tensor_version(inputs[0]))
+    )
     ported.isospike_run = run  # type: ignore[assignment]
     _attach_attention(ported, run)
     with torch.no_grad():
@@ -52,9 +57,9 @@ def open_up(model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
                 f"attention interface, got {product.op} in {product.module or 'the model'} "
                 f"({type(module).__name__}). This model cannot be ported."
             )
-    reached = {id(module) for module, _ in found}
+    reached = {id(module) for module, *_ in found}
     if len(reached) < len(found):
-        names = [module.name for module, _ in found]
+        names = [module.name for module, *_ in found]
         twice = next(name for name in names if names.count(name) > 1)
         raise UnsupportedError(
             f"port needs each module to run once per input, got {twice} run {names.count(twice)} "
@@ -157,13 +162,16 @@ def _route_attention(model: nn.Module) -> None:
 def _attach_attention(model: nn.Module, run: Run) -> None:
     """Give every module that asks for the attention interface a SpikingAttention."""
     for name, module in list(model.named_modules()):
-        source = type(module).forward
-        try:
-            uses = "attention_interface" in inspect.getsource(source)
-        except (OSError, TypeError):
-            uses = False
-        if uses:
+        if _uses_interface(type(module)):
             setattr(module, HANDLE, SpikingAttention(name, run))
+
+
+@functools.cache
+def _uses_interface(kind: type[nn.Module]) -> bool:
+    try:
+        return "attention_interface" in inspect.getsource(kind.forward)
+    except (OSError, TypeError):
+        return False
 
 
 def _attention(
@@ -194,18 +202,18 @@ def _attention(
     return y.transpose(1, 2).contiguous(), None
 
 
-def _group_sites(found: list[tuple[nn.Module, tuple[Tensor, ...]]]) -> None:
+def _group_sites(found: list[Found]) -> None:
     """One site per distinct input: products that read the same tensor read the same neurons."""
-    by_input: dict[int, Site] = {}
-    for module, inputs in found:
+    by_input: dict[tuple[int, int], Site] = {}
+    for module, inputs, version in found:
         if isinstance(module, SpikingProduct):
-            site = by_input.get(id(inputs[0]))
+            site = by_input.get((id(inputs[0]), version))
             if site is None:
                 channels = (
                     (module.in_channels,) if module.conv is None else (module.in_channels, 1, 1)
                 )
                 site = Site(module.name, module.kind, module.site.code, channels)
-                by_input[id(inputs[0])] = site
+                by_input[id(inputs[0]), version] = site
             elif module.name != site.name:
                 site.shared = True
             site.fan_out += module.fan_out
