@@ -3,8 +3,11 @@
     python benchmarks/stories.py --data data [--code signed-digit phase] [--steps 8]
 
 DATA holds ``stories260k/stories260K.bin`` and ``tok512.bin`` (the llama2.c v0 format) and
-``tinystories_sample/tinystories_sample.txt``. The port is calibrated on stories that the float model
-itself wrote, sampled with a seeded generator, and evaluated on the TinyStories sample, story by story.
+``tinystories_sample/tinystories_sample.txt``. The port is calibrated on text that the float model
+itself wrote, sampled with a seeded generator, and evaluated on the TinyStories sample: story by
+story, and packed into windows of 512 tokens. The text to calibrate on is as long as the model's
+context: RoPE turns keys further at each position, so ranges seen at early positions cut keys at
+later ones.
 """
 
 import argparse
@@ -75,7 +78,7 @@ def load_llama2c(path: Path) -> LlamaForCausalLM:
 
 
 class Tokenizer:
-    """The tokenizer of a llama2.c file: byte-pair merges by score, bytes for what it does not know."""
+    """The tokenizer of a llama2.c file: byte pairs merged by score, unknown characters as bytes."""
 
     def __init__(self, path: Path) -> None:
         raw, at = path.read_bytes(), 4
@@ -126,10 +129,10 @@ def sample(model: nn.Module, count: int, length: int, seed: int) -> Tensor:
 
 
 def nats(model: nn.Module, stories: Sequence[Tensor]) -> float:
-    """Mean cross-entropy per token, each story from its start."""
+    """Mean cross-entropy of every token but the first of each ``[1, tokens]``."""
     with torch.inference_mode():
         losses = [
-            F.cross_entropy(model(input_ids=s).logits[0, :-1], s[0, 1:], reduction="none")
+            F.cross_entropy(model(input_ids=s[:, :-1]).logits[0], s[0, 1:], reduction="none")
             for s in stories
         ]
     return float(torch.cat(losses).double().mean())
@@ -141,7 +144,8 @@ def greedy(model: LlamaForCausalLM, ids: Tensor, count: int) -> list[int]:
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False
         )
-    return out[0].tolist()
+    tokens: list[int] = out[0].tolist()
+    return tokens
 
 
 def main() -> None:
@@ -149,9 +153,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("ISOSPIKE_DATA", "data"))
     parser.add_argument("--code", nargs="+", default=["signed-digit", "phase"])
     parser.add_argument("--steps", nargs="+", type=int, default=[8])
-    parser.add_argument("--stories", type=int, default=32, help="to calibrate on")
-    parser.add_argument("--length", type=int, default=256, help="of each, in tokens")
-    parser.add_argument("--seed", type=int, default=0, help="of the stories to calibrate on")
+    parser.add_argument("--texts", type=int, default=16, help="to calibrate on")
+    parser.add_argument("--length", type=int, default=512, help="of each, in tokens")
+    parser.add_argument("--seed", type=int, default=0, help="of their sampling")
     parser.add_argument("--prompt", default="Once upon a time")
     args = parser.parse_args()
     data = Path(args.data)
@@ -161,27 +165,35 @@ def main() -> None:
     parts = [part.strip() for part in text.split("<|endoftext|>")]
     limit = model.config.max_position_embeddings
     stories = [torch.tensor([tokenizer.encode(part)[:limit]]) for part in parts if part]
-    calibration = [{"input_ids": sample(model, args.stories, args.length, args.seed)}]
+    calibration = [{"input_ids": sample(model, args.texts, args.length, args.seed)}]
     held_back = [{"input_ids": story} for story in stories]
-    reference = nats(model, stories)
+    joined = torch.cat(stories, 1)
+    packed = [joined[:, i : i + limit + 1] for i in range(0, joined.shape[1] - 1, limit)]
+    reference, reference_packed = nats(model, stories), nats(model, packed)
     prompt = torch.tensor([tokenizer.encode(args.prompt)])
     texts = {"float32": greedy(model, prompt, 100)}
     print(
-        f"{len(stories)} stories, {sum(s.shape[1] - 1 for s in stories)} tokens (longest "
-        f"{max(s.shape[1] for s in stories)}); float32 {reference:.4f} nats/token; calibrated on "
-        f"{args.stories} x {args.length} tokens that the float model wrote (seed {args.seed})\n"
+        f"{len(stories)} stories, {joined.shape[1]} tokens (longest "
+        f"{max(s.shape[1] for s in stories)}); float32 {reference:.4f} nats/token by story, "
+        f"{reference_packed:.4f} in windows of {limit}; calibrated on {args.texts} x {args.length} "
+        f"tokens that the float model wrote (seed {args.seed})\n"
     )
-    print("| code | T | nats/token | - float | error | arg-max | spikes/token | /value | goal |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|:--|", flush=True)
+    print(
+        "| code | T | by story | - float | packed | - float | error | arg-max | spikes/token "
+        "| /value | goal |"
+    )
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|:--|", flush=True)
     for code in args.code:
         for steps in args.steps:
             result = isospike.port(model, calibration, code=code, steps=steps, held_back=held_back)
             change = nats(result.model, stories) - reference
+            change_packed = nats(result.model, packed) - reference_packed
             report = result.report
             values = sum(site.values for site in report.sites)
-            met = "met" if abs(change) <= GOAL else "missed"
+            met = "met" if max(abs(change), abs(change_packed)) <= GOAL else "missed"
             print(
                 f"| {code} | {steps} | {reference + change:.4f} | {change:+.4f} | "
+                f"{reference_packed + change_packed:.4f} | {change_packed:+.4f} | "
                 f"{report.error:.4f} | {report.agreement:.3f} | {report.spikes:.0f} | "
                 f"{report.spikes / values:.3f} | {met} |",
                 flush=True,

@@ -2,9 +2,9 @@
 
     python benchmarks/stsb.py --data data [--code signed-digit phase] [--steps 4 6 7 8] [--seed 0]
 
-DATA holds ``stsb/stsb-en-train.csv`` and ``stsb/stsb-en-dev.csv`` (sentence, sentence, score 0 to 5;
-no header). The port is calibrated on at most 256 sentences of the train split and evaluated on all
-1500 pairs of the dev split. Needs the extras ``demo`` and ``dev``.
+DATA holds ``stsb/stsb-en-train.csv`` and ``stsb/stsb-en-dev.csv`` (sentence, sentence, score 0
+to 5; no header). The port is calibrated on at most 256 sentences of the train split and evaluated
+on all 1500 pairs of the dev split. Needs the extras ``demo`` and ``dev``.
 """
 
 import argparse
@@ -38,7 +38,9 @@ def load_minilm() -> tuple[Any, nn.Module]:
     return tokenizer, transformers.AutoModel.from_pretrained(path, dtype="float32").eval()
 
 
-def make_batches(tokenizer: Any, sentences: Sequence[str], size: int) -> Iterator[tuple[Any, Batch]]:
+def make_batches(
+    tokenizer: Any, sentences: Sequence[str], size: int
+) -> Iterator[tuple[Any, Batch]]:
     """``(positions in sentences, tokens)``, sentences of similar length together."""
     order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
     for start in range(0, len(order), size):

@@ -1,19 +1,13 @@
 """Sequence models that compute with spikes.
 
-Importing this loads torch and numpy, nothing heavier; transformers, plotly and rich load when used.
+Importing this loads nothing heavy: every public name is imported when it is first used.
 """
 
-from isospike.codes import (
-    BernoulliCode,
-    Code,
-    LatencyCode,
-    LinearCode,
-    PhaseCode,
-    RankOrderCode,
-    RateCode,
-    SignedDigitCode,
-    linear_code,
-)
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from isospike.errors import (
     IsospikeError,
     MissingExtraError,
@@ -21,10 +15,23 @@ from isospike.errors import (
     ShapeError,
     UnsupportedError,
 )
-from isospike.port.audit import Audit, audit
-from isospike.port.files import load
-from isospike.port.port import PortResult, port
-from isospike.port.result import PortReport
+
+if TYPE_CHECKING:
+    from isospike.codes import (
+        BernoulliCode,
+        Code,
+        LatencyCode,
+        LinearCode,
+        PhaseCode,
+        RankOrderCode,
+        RateCode,
+        SignedDigitCode,
+        linear_code,
+    )
+    from isospike.port.audit import Audit, audit
+    from isospike.port.files import load
+    from isospike.port.port import PortResult, port
+    from isospike.port.result import PortReport
 
 __all__ = [
     "Audit",
@@ -48,3 +55,29 @@ __all__ = [
     "load",
     "port",
 ]
+
+_PORT = ("Audit", "PortReport", "PortResult", "audit", "load", "port")
+
+
+class _Package(ModuleType):
+    """Looks a public name up when it is first used: `isospike --help` needs no torch."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'isospike' has no attribute {name!r}")
+        home = import_module("isospike.port" if name in _PORT else "isospike.codes")
+        value = getattr(home, name)
+        super().__setattr__(name, value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system would put the folder isospike.port where the function isospike.port is.
+        if name == "port" and isinstance(value, ModuleType):
+            value = value.port
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -468,7 +468,7 @@ def _show_embeddings(lines: list[str], units: Any, norms: Any) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("line", max_width=44, no_wrap=True, overflow="ellipsis")
     table.add_column(f"first 4 of {units.shape[1]} numbers", no_wrap=True)
-    table.add_column("length before scaling", justify="right")
+    table.add_column("norm", justify="right")
     for line, unit, norm in zip(lines[:SHOWN_LINES], units, norms, strict=False):
         first = "  ".join(f"{value:+.4f}" for value in unit[:4].tolist())
         table.add_row(Text(line), first, f"{norm.item():.3f}")

@@ -304,8 +304,8 @@ def _curve_section(report: PortReport, plots: list[Plot]) -> str:
     )
     if report.law is not None:
         meaning += (
-            f" The dashed line is the law √(floor² + (scale · {_law_html(report.law)})²) with "
-            f"floor {_number(report.law.floor)} and scale {_number(report.law.scale)}, fitted to "
+            f" The dashed line is the law scale · ({_law_html(report.law)})^exponent with scale "
+            f"{_number(report.law.scale)} and exponent {_number(report.law.exponent)}, fitted to "
             "the calibration points drawn as small crosses."
         )
     return _section("Error against time steps", meaning, _place(_curve_plot(report), plots))
@@ -625,7 +625,7 @@ def _law_traces(law: Law, colour: str, low: int, high: int) -> list[dict[str, An
             "mode": "lines",
             "name": "fitted law",
             "x": grid,
-            "y": [math.hypot(law.floor, law.scale * shape(t)) for t in grid],
+            "y": [law.scale * shape(t) ** law.exponent for t in grid],
             "line": {"color": colour, "width": 1.5, "dash": "dash"},
             "hoverinfo": "skip",
         },

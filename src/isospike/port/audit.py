@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -120,8 +121,7 @@ def _named(model: nn.Module, stack: list[str]) -> Iterator[None]:
     """Keep the path of the running module on top of ``stack``."""
     hooks = []
     for name, module in model.named_modules():
-        enter = _pusher(stack, name)
-        hooks.append(module.register_forward_pre_hook(enter))
+        hooks.append(module.register_forward_pre_hook(partial(_push, stack, name)))
         hooks.append(
             module.register_forward_hook(lambda *_: stack.pop() and None, always_call=True)
         )
@@ -132,11 +132,8 @@ def _named(model: nn.Module, stack: list[str]) -> Iterator[None]:
             hook.remove()
 
 
-def _pusher(stack: list[str], name: str) -> Any:
-    def push(*_: Any) -> None:
-        stack.append(name)
-
-    return push
+def _push(stack: list[str], name: str, *_: Any) -> None:
+    stack.append(name)
 
 
 # Operators by what they do to their operands. SDPA variants hide two products and a softmax.
@@ -279,7 +276,10 @@ def _on_grid(channels: Tensor) -> bool:
     gaps = ordered.diff(dim=1)
     size = ordered.abs().amax(1, keepdim=True).clamp_min(1e-300)
     gaps = gaps.masked_fill(gaps <= 1e-6 * size, torch.inf)
-    step = gaps.amin(1, keepdim=True)
-    multiple = (ordered - ordered[:, :1]) / step
-    fits = ((multiple - multiple.round()).abs() < 0.02).all(1)
-    return bool((fits & (multiple[:, -1] <= MOST_LEVELS)).logical_or(step[:, 0].isinf()).all())
+    smallest = gaps.amin(1, keepdim=True)
+    fits = smallest[:, 0].isinf()
+    for divisor in range(1, 9):  # no two of the sample's levels may be neighbours
+        multiple = (ordered - ordered[:, :1]) / (smallest / divisor)
+        whole = ((multiple - multiple.round()).abs() < 0.02).all(1)
+        fits |= whole & (multiple[:, -1] <= MOST_LEVELS)
+    return bool(fits.all())

@@ -14,15 +14,15 @@ without the second, a low-resolution one wastes its few levels on them.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from isospike.codes import LinearCode
 
 # Grid of candidate bounds, as a multiple of the largest value seen.
-CANDIDATES = torch.linspace(0.25, 1.6, 55)
-COARSE_LEVELS = 63  # up to here rounding is measured; its closed form is as good beyond
-ROUNDED_ROWS = 1024  # on so many rows
+CANDIDATES = torch.logspace(-2.0, 0.68, 55, base=2.0)
+COARSE_LEVELS = 15  # up to here an idle level costs more than a spike
 MOST_ROWS = 8192  # a larger sample is thinned evenly
 TAIL = 0.1  # share of the sample kept sorted for the second term: no bound lies below it
 
@@ -38,7 +38,8 @@ def fit_range(x: Tensor, code: LinearCode) -> Range:
     """The range of each channel for this code.
 
     An ON/OFF pair rests at the median, where most values are, and is silent there; its range is
-    symmetric. A single neuron starts at the lower bound.
+    symmetric. With few levels it cannot afford the half that a skewed channel leaves idle: its
+    range then spans the channel's own two bounds. A single neuron starts at the lower one.
 
     Args:
         x: Sample, ``[rows, channels]``.
@@ -47,71 +48,59 @@ def fit_range(x: Tensor, code: LinearCode) -> Range:
     columns = x[:: len(x) // MOST_ROWS + 1].t().contiguous()
     centre = columns.median(-1).values
     mse = code.mean_square_error
-    if code.neurons == 2:
-        distance = (columns - centre[:, None]).abs()
-        coarse = code.levels if code.levels <= COARSE_LEVELS else None
-        half = _bound(_tail(distance), torch.zeros_like(centre), mse, distance, coarse)
+    pair = code.neurons == 2
+    if pair and code.levels > COARSE_LEVELS:
+        half = _bound(_tail((columns - centre[:, None]).abs()), torch.zeros_like(centre), mse)
         return Range(centre, _positive(half))
     up, down = _tail(columns - centre[:, None]), _tail(centre[:, None] - columns)
-    high, low = up.largest, down.largest
+    high, low = (t.largest[:, 0].to(x.dtype) for t in (up, down))
+    mse = mse / 4 if pair else mse  # a pair's unit is half its range
     for _ in range(3):  # each bound is optimal given the other; converges in two or three rounds
         high = _bound(up, low, mse)
         low = _bound(down, high, mse)
+    if pair:
+        return Range(centre + (high - low) / 2, _positive((high + low) / 2))
     return Range(centre - low, _positive(high + low))
 
 
 class _Tail(NamedTuple):
-    """The upper tail of each channel's sample: its largest values, in order, and b of (1)."""
+    """The upper tail of each channel's sample, sorted, with what (1) needs of it."""
 
-    top: Tensor  # [channels, kept]
-    largest: Tensor
-    excess: Tensor
+    top: Tensor  # [channels, kept], smallest first
+    first: Tensor  # [channels, kept + 1], sum of the values from each place on
+    second: Tensor  # the same of their squares
+    largest: Tensor  # [channels, 1]
+    excess: Tensor  # b of (1)
     rows: int
 
 
 def _tail(columns: Tensor) -> _Tail:
     rows = columns.shape[1]
     kept = min(rows, max(2, int(TAIL * rows)))
-    top = columns.topk(kept, -1).values
+    # NumPy's partition is several times faster than torch.topk here; sums in float64 may cancel.
+    part = np.partition(columns.cpu().numpy(), rows - kept, axis=-1)[:, rows - kept :]
+    top = torch.from_numpy(np.sort(part, axis=-1)).to(columns.device).double()
     fifth = max(1, kept // 5)
-    excess = (top[:, :fifth] - top[:, fifth - 1 : fifth]).mean(-1).clamp_min(1e-12)
-    return _Tail(top, top[:, 0].clamp_min(0), excess, rows)
+    excess = (top[:, -fifth:] - top[:, -fifth, None]).mean(-1, keepdim=True).clamp_min(1e-12)
+    return _Tail(top, _sums(top), _sums(top**2), top[:, -1:].clamp_min(0), excess, rows)
 
 
-def _bound(
-    tail: _Tail,
-    other: Tensor,
-    mse: float,
-    sample: Tensor | None = None,
-    levels: int | None = None,
-) -> Tensor:
-    """The minimiser over h of (1), for each channel.
-
-    With ``levels``, the first term is what rounding ``sample`` to that many really costs: with few
-    levels most values may share one, and their error is then not spread evenly over a step.
-    """
-    top, largest, excess, rows = tail
-    best = torch.full_like(largest, torch.inf)
-    bound = largest.clone()
-    for factor in CANDIDATES.tolist():
-        h = largest * factor
-        seen = (top - h[:, None]).clamp_min(0).pow(2).sum(-1) / rows
-        unseen = 2 * excess**2 / rows * torch.exp(-(h - largest).clamp_min(0) / excess)
-        cost = _rounding(mse, h + other, sample, levels) + seen + unseen
-        better = (cost < best) & (h >= top[:, -1])
-        best = torch.where(better, cost, best)
-        bound = torch.where(better, h, bound)
-    return bound
+def _sums(x: Tensor) -> Tensor:
+    """``[:, i]`` is the sum of ``x[:, i:]``."""
+    return torch.nn.functional.pad(x.flip(-1).cumsum(-1).flip(-1), (0, 1))
 
 
-def _rounding(mse: float, h: Tensor, sample: Tensor | None, levels: int | None) -> Tensor:
-    """The first term of (1), or its measurement on a part of the sample."""
-    if sample is None or levels is None:
-        return mse * h**2
-    part = sample[:, :: sample.shape[1] // ROUNDED_ROWS + 1]
-    step = (h / levels).clamp_min(1e-30)[:, None]
-    error = (part / step).round_().mul_(step).sub_(part)
-    return error.square_().masked_fill_(part > h[:, None], 0.0).mean(-1)
+def _bound(tail: _Tail, other: Tensor, mse: float) -> Tensor:
+    """The minimiser over h of (1) among the candidates, for each channel."""
+    h = tail.largest * CANDIDATES.to(tail.largest)
+    place = torch.searchsorted(tail.top, h)
+    above = tail.top.shape[1] - place
+    seen = tail.second.gather(1, place) - 2 * h * tail.first.gather(1, place) + above * h**2
+    beyond = (h - tail.largest).clamp_min(0) / tail.excess
+    unseen = 2 * tail.excess**2 * torch.exp(-beyond)
+    cost = mse * (h + other.double()[:, None]) ** 2 + (seen + unseen) / tail.rows
+    best = cost.masked_fill(h < tail.top[:, :1], torch.inf).argmin(1, keepdim=True)
+    return h.gather(1, best)[:, 0].to(other.dtype)
 
 
 def _positive(scale: Tensor) -> Tensor:

@@ -63,17 +63,18 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Law:
-    """``error(T) = sqrt(floor^2 + (scale * g(T))^2)``, with g the code's own law.
+    """``error(T) = scale * g(T)^exponent``, with g the code's own law.
 
     Attributes:
         form: ``T^-1/2``, ``T^-1`` or ``2^-T``.
-        floor: Error left by many steps, 0 where the fit finds none.
+        exponent: 1 if ranges stayed as they are; below it, since more levels let ranges grow and
+            cut fewer values.
         scale: Fitted factor.
         steps, errors: The calibration points it was fitted to.
     """
 
     form: str
-    floor: float
+    exponent: float
     scale: float
     steps: tuple[int, ...]
     errors: tuple[float, ...]

@@ -65,11 +65,7 @@ class Site(nn.Module):
 
     def spikes(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The spike train, ``[steps, *x.shape]`` or ``[steps, 2, *x.shape]``, as uint8."""
-
-        def spell() -> Tensor:
-            return spell_bytes(self.code, self._integers(x, generator))
-
-        return self._once("spikes", x, spell)
+        return self._once("spikes", x, lambda: spell_bytes(self.code, self._integers(x, generator)))
 
     def _integers(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         code = self.code

@@ -41,9 +41,7 @@ def open_up(model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
         ported.set_submodule(name, _replacement(name, module, run))
     _route_attention(ported)
     found: list[Found] = []  # keeps inputs alive: ids stay unique
-    run.discover = lambda module, inputs: found.append(
-        (module, inputs, tensor_version(inputs[0]))
-    )
+    run.discover = lambda module, inputs: found.append((module, inputs, tensor_version(inputs[0])))
     ported.isospike_run = run  # type: ignore[assignment]
     _attach_attention(ported, run)
     with torch.no_grad():
@@ -81,6 +79,8 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> None:
     for name, site in spec["products"].items():
         product = _replacement(name, model.get_submodule(name), run)
         product.site = found[site]
+        # A storage of its own: an output layer may still be tied to the embedding.
+        product.weight = nn.Parameter(torch.empty_like(product.weight), requires_grad=False)
         model.set_submodule(name, product)
     _route_attention(model)
     for name in spec["attention"]:
@@ -162,7 +162,7 @@ def _route_attention(model: nn.Module) -> None:
 def _attach_attention(model: nn.Module, run: Run) -> None:
     """Give every module that asks for the attention interface a SpikingAttention."""
     for name, module in list(model.named_modules()):
-        if _uses_interface(type(module)):
+        if _uses_interface(type(module)):  # type: ignore[arg-type]
             setattr(module, HANDLE, SpikingAttention(name, run))
 
 

@@ -1,0 +1,340 @@
+import math
+
+import models
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import isospike
+from isospike.port.audit import count_float_ops, operand_kind, trace_products
+
+ROWS, CHANNELS = 32, 6
+
+
+def values(seed=0, rows=ROWS, channels=CHANNELS):
+    return torch.randn(rows, channels, generator=torch.Generator().manual_seed(seed))
+
+
+def counts(low, high, rows=ROWS, channels=CHANNELS):
+    """Whole numbers, each of them present in every channel."""
+    whole = torch.arange(rows)[:, None] * torch.ones(channels) % (high - low + 1) + low
+    return whole.float()
+
+
+def spikes():
+    return (values() > 0).float()
+
+
+def scales(channels=CHANNELS):
+    return torch.linspace(0.37, 2.91, channels)
+
+
+def linear(outputs=5):
+    return models.seeded(lambda: nn.Linear(CHANNELS, outputs))
+
+
+class Two(nn.Module):
+    """A product of two activations."""
+
+    def __init__(self, product):
+        super().__init__()
+        self.product = product
+
+    def forward(self, a, b):
+        return self.product(a, b)
+
+
+# Operands.
+
+
+@pytest.mark.parametrize(
+    ("x", "kind"),
+    [
+        (counts(0, 1), "binary"),
+        (counts(0, 1) * scales(), "binary"),
+        (counts(0, 1) * -scales(), "binary"),
+        (torch.zeros(ROWS, CHANNELS), "binary"),
+        (counts(0, 7), "integer"),
+        (counts(-1, 1), "integer"),
+        (counts(0, 255) - 128, "integer"),
+        (counts(-1, 1) * scales(), "graded"),
+        (counts(0, 15) * 0.37, "graded"),
+        (counts(0, 15) * scales(), "graded"),
+        (counts(0, 15) * scales() - 1.7, "graded"),
+        (values(), "float"),
+        (values().relu(), "float"),
+        (torch.where(values() > 0, 1.0, 0.0) * values(1), "float"),
+        (torch.full((ROWS, CHANNELS), torch.nan), "float"),
+        (torch.full((ROWS, CHANNELS), torch.inf), "float"),
+        (counts(0, 3) * 2.0**24, "graded"),
+    ],
+)
+def test_what_enters_a_layer_is_judged_by_its_values(x, kind):
+    product = isospike.audit(linear(), x).products[0]
+    assert (product.left, product.right) == (kind, "weight")
+    assert product.spiking is (kind == "binary")
+    assert product.real is (kind == "float")
+    assert product.macs == ROWS * CHANNELS * 5
+    assert product.contraction == CHANNELS
+
+
+@pytest.mark.parametrize(
+    ("x", "kind"),
+    [
+        (counts(0, 1, rows=7), "binary"),
+        (counts(0, 3, rows=7), "integer"),
+        (counts(0, 1, rows=7) * scales(), "float"),
+        (counts(0, 3, rows=7) * scales(), "float"),
+        (counts(0, 1, rows=8) * scales(), "binary"),
+        (counts(0, 3, rows=8) * scales(), "graded"),
+    ],
+)
+def test_with_fewer_than_8_rows_a_scale_cannot_be_told_from_real_values(x, kind):
+    assert isospike.audit(linear(), x).products[0].left == kind
+
+
+@given(st.integers(0, 2**31), st.integers(1, 512), st.floats(1e-6, 1e6))
+def test_every_uniform_grid_is_graded_or_better_whatever_its_step(seed, levels, step):
+    whole = torch.randint(0, levels + 1, (64, 3), generator=torch.Generator().manual_seed(seed))
+    assert operand_kind(whole.float() * step, -1) in ("binary", "integer", "graded")
+
+
+@given(st.integers(0, 2**31), st.floats(1e-6, 1e6))
+def test_gaussian_values_are_float_whatever_their_scale(seed, scale):
+    assert operand_kind(values(seed, rows=64) * scale, -1) == "float"
+
+
+@given(st.integers(0, 2**31))
+def test_one_real_value_among_spikes_makes_them_real(seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 2, (ROWS, CHANNELS), generator=generator).float()
+    x[:2, 2] = torch.tensor([1, 1 / math.pi])
+    assert operand_kind(x, -1) in ("graded", "float")  # three values may lie on a grid
+    assert not isospike.audit(linear(), x).spiking
+
+
+# Products.
+
+
+def test_a_functional_product_of_two_activations_is_seen():
+    model = Two(lambda q, k: q @ k.T)
+    found = isospike.audit(model, {"a": values(), "b": counts(0, 1)})
+    product = found.products[0]
+    assert (product.module, product.op) == ("", "mm")
+    assert (product.left, product.right) == ("float", "binary")
+    assert product.macs == ROWS * ROWS * CHANNELS
+    assert found.first_real == ": mm(float, binary)"
+    assert isospike.audit(model, {"a": counts(0, 9), "b": counts(0, 1)}).spiking
+    assert not isospike.audit(model, {"a": counts(0, 9), "b": counts(0, 9)}).spiking
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        torch.matmul,
+        lambda a, b: torch.einsum("bij,bjk->bik", a, b),
+        lambda a, b: torch.baddbmm(torch.zeros(2, 8, 8), a, b),
+        lambda a, b: torch.stack([torch.mm(x, y) for x, y in zip(a, b, strict=True)]),
+        lambda a, b: torch.stack([torch.addmm(y, x, y) for x, y in zip(a, b, strict=True)]),
+        lambda a, b: torch.stack([F.linear(x, y.T) for x, y in zip(a, b, strict=True)]),
+        lambda a, b: torch.tensordot(a[0], b[0], 1) + torch.tensordot(a[1], b[1], 1),
+    ],
+)
+def test_every_way_to_multiply_matrices_is_seen(product):
+    a, b = values(rows=16, channels=8).view(2, 8, 8), counts(0, 1, 16, 8).view(2, 8, 8)
+    found = isospike.audit(Two(product), {"a": a, "b": b})
+    assert sum(p.macs for p in found.products) == 2 * 8**3
+    assert {(p.left, p.right) for p in found.products} == {("float", "binary")}
+
+
+def test_products_with_vectors_are_seen():
+    a, b = values(rows=8, channels=8), counts(0, 1, 8, 8)
+    for product, macs in (
+        (lambda a, b: a @ b[0], 64),
+        (lambda a, b: a[0] @ b[0], 8),
+        (lambda a, b: torch.addmv(b[0], a, b[0]), 64),
+    ):
+        found = isospike.audit(Two(product), {"a": a, "b": b})
+        assert [p.macs for p in found.products] == [macs]
+        assert found.first_real is not None
+
+
+def test_scaled_dot_product_attention_hides_two_products_and_is_real():
+    def attend(q, v):
+        return F.scaled_dot_product_attention(q, q, v)
+
+    q, v = counts(0, 1, 32, 8).view(1, 2, 16, 8), counts(0, 1, 32, 8).view(1, 2, 16, 8)
+    found = isospike.audit(Two(attend), {"a": q, "b": v})
+    scores, mixture = found.products
+    assert (scores.left, scores.right) == ("binary", "binary")
+    assert (mixture.left, mixture.right) == ("float", "binary")
+    assert scores.macs == mixture.macs == 2 * 16 * 16 * 8
+    assert (scores.contraction, mixture.contraction) == (8, 16)
+    assert found.float_ops["softmax"] == 2 * 16 * 16
+    assert not found.spiking
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "macs"),
+    [
+        (lambda: nn.Conv1d(4, 5, 3), (2, 4, 10), 2 * 5 * 8 * 12),
+        (lambda: nn.Conv2d(4, 5, 3, stride=2, padding=1), (2, 4, 8, 8), 2 * 5 * 16 * 36),
+        (lambda: nn.Conv2d(4, 8, 3, groups=2), (2, 4, 8, 8), 2 * 8 * 36 * 18),
+    ],
+)
+def test_convolutions_are_seen(layer, shape, macs):
+    model = models.seeded(layer)
+    generator = torch.Generator().manual_seed(0)
+    real = isospike.audit(model, torch.randn(shape, generator=generator))
+    binary = isospike.audit(model, torch.randint(0, 2, shape, generator=generator).float())
+    assert [p.macs for p in real.products] == [p.macs for p in binary.products] == [macs]
+    assert (real.products[0].left, binary.products[0].left) == ("float", "binary")
+    assert binary.spiking
+
+
+@pytest.mark.parametrize(
+    ("layer", "macs"),
+    [
+        (lambda: nn.LSTM(8, 6, batch_first=True), 18 * (4 * 6 * 8 + 4 * 6 * 6)),
+        (lambda: nn.GRU(8, 6, batch_first=True), 18 * (3 * 6 * 8 + 3 * 6 * 6)),
+        (
+            lambda: nn.MultiheadAttention(8, 2, batch_first=True),
+            18 * 4 * 8 * 8 + 2 * 2 * 9 * 9 * 8,
+        ),
+        (
+            lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+            18 * (4 * 8 * 8 + 2 * 8 * 16) + 2 * 2 * 9 * 9 * 8,
+        ),
+        (lambda: nn.Bilinear(8, 8, 3), 18 * 3 * 8 * 8),
+    ],
+)
+def test_products_inside_fused_layers_are_seen(layer, macs):
+    model = models.seeded(layer).eval()
+    x = values(rows=18, channels=8).view(2, 9, 8)
+    inputs = {
+        "Bilinear": {"input1": x, "input2": x},
+        "MultiheadAttention": {"query": x, "key": x, "value": x},
+        "TransformerEncoderLayer": {"src": x},
+    }.get(type(model).__name__, {"input": x})
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    found = isospike.audit(model, inputs)
+    assert torch.backends.mha.get_fastpath_enabled() is enabled
+    assert sum(p.macs for p in found.products) == macs
+    assert found.first_real is not None
+
+
+def test_an_outer_product_sums_nothing_and_is_left_out():
+    model = Two(lambda a, b: a[:, :1] @ b[:, :1].T)
+    batch = {"a": values(), "b": values(1)}
+    assert isospike.audit(model, batch).products == ()
+    assert isospike.audit(model, batch).spiking
+    assert [p.contraction for p in trace_products(model, batch)] == [1]
+
+
+def test_what_the_model_stores_is_a_weight():
+    class Stored(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parameter = nn.Parameter(values(1, CHANNELS, 4))
+            self.register_buffer("buffer", values(2, CHANNELS, 4))
+            self.plain = values(3, CHANNELS, 4)
+
+        def forward(self, x):
+            return x @ self.parameter + x @ self.buffer + x @ self.plain + x @ self.plain[:, :1]
+
+    found = isospike.audit(Stored(), counts(0, 1))
+    assert [(p.left, p.right) for p in found.products] == [("binary", "weight")] * 4
+    assert found.spiking
+
+
+def test_a_scaled_weight_is_an_activation():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return x @ (self.weight * 1.1).T
+
+    found = isospike.audit(models.seeded(lambda: Scaled(CHANNELS, 4)), counts(0, 1))
+    assert found.first_real == ": mm(binary, float)"
+
+
+# Naming and tidiness.
+
+
+def test_products_are_named_by_their_innermost_module_in_order():
+    inner = nn.Sequential(linear(CHANNELS), nn.ReLU())
+    model = nn.Sequential(inner, linear(3))
+    found = isospike.audit(model, spikes())
+    assert [(p.module, p.left) for p in found.products] == [("0.0", "binary"), ("1", "float")]
+    assert found.first_real == "1: addmm(float, weight)"
+    assert found.exceptions == ("1",)
+    assert found.float_ops == {"activation": ROWS * CHANNELS}
+
+
+def test_a_module_with_two_bad_products_is_named_once():
+    class Twice(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + super().forward(x * 2)
+
+    model = nn.Sequential(models.seeded(lambda: Twice(CHANNELS, 3)))
+    assert isospike.audit(model, values()).exceptions == ("0",)
+
+
+class Breaks(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("broken inside")
+
+
+def test_a_model_that_raises_leaves_no_hook_and_no_mode_behind():
+    model = nn.Sequential(linear(), nn.Sequential(Breaks()))
+    with pytest.raises(RuntimeError, match="broken inside"):
+        isospike.audit(model, values())
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert isospike.audit(model[0], values()).products[0].module == ""
+
+
+def test_the_audit_changes_neither_model_nor_input():
+    model, x = linear(), values()
+    expected, before = model(x), x.clone()
+    isospike.audit(model, x)
+    assert torch.equal(model(x), expected)
+    assert torch.equal(x, before)
+    assert model.training
+    assert not model._forward_hooks
+
+
+def test_float_operations_are_counted_by_kind():
+    model = nn.Sequential(nn.LayerNorm(CHANNELS), nn.GELU(), linear(), nn.Softmax(-1))
+    operations = count_float_ops(model, values())
+    assert operations == {
+        "normalisation": ROWS * CHANNELS,
+        "activation": ROWS * CHANNELS,
+        "softmax": ROWS * 5,
+    }
+
+
+def test_rotary_angles_are_an_outer_product_and_left_out():
+    found = isospike.audit(models.make("llama"), models.batch("llama"))
+    assert not any("rotary" in p.module for p in found.products)
+
+
+# A converter of the usual kind: rate-coded layers whose attention multiplies real values.
+
+
+def test_a_port_of_linear_layers_alone_fails_at_its_attention():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.value = linear(CHANNELS), linear(CHANNELS)
+
+        def forward(self, spikes):
+            q, v = self.query(spikes), self.value(spikes)
+            return torch.softmax(q @ q.T, -1) @ v
+
+    found = isospike.audit(models.seeded(Block), spikes())
+    assert [p.spiking for p in found.products] == [True, True, False, False]
+    assert found.first_real == ": mm(float, float)"
