@@ -8,7 +8,7 @@ LONGEST = 9
 
 
 def make(name, seed=0, **config):
-    """A random model: ``bert``, ``vit``, ``gpt2`` or ``llama`` (rotary positions, grouped queries)."""
+    """A random ``bert``, ``vit``, ``gpt2`` or ``llama`` (rotary positions, grouped queries)."""
     import transformers as t
 
     cls, config_cls, sizes = {
@@ -18,7 +18,8 @@ def make(name, seed=0, **config):
         }),
         "vit": (t.ViTForImageClassification, t.ViTConfig, {
             "image_size": 16, "patch_size": 4, "num_channels": 3, "hidden_size": 24,
-            "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40, "num_labels": 7,
+            "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40,
+            "num_labels": 7,
         }),
         "gpt2": (t.GPT2LMHeadModel, t.GPT2Config, {
             "vocab_size": VOCABULARY, "n_positions": 32, "n_embd": 24, "n_layer": 2, "n_head": 3,
@@ -27,7 +28,8 @@ def make(name, seed=0, **config):
         "llama": (t.LlamaForCausalLM, t.LlamaConfig, {
             "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 40,
-            "max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0,
+            "max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": None,
+            "pad_token_id": 0,
         }),
     }[name]  # fmt: skip
     return seeded(lambda: scatter(cls(config_cls(**{**sizes, **config}))).eval(), seed)
@@ -41,7 +43,7 @@ def seeded(build, seed=0):
 
 
 def scatter(model):
-    """Weights as wide as a trained model's: those drawn at 0.02 leave every block near the identity."""
+    """Weights as wide as a trained model's: drawn at 0.02, every block is near the identity."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.15)

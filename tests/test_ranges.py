@@ -52,7 +52,7 @@ def test_a_constant_channel_is_carried_exactly(code, value):
     found = fit_range(x, code)
     assert (found.scale > 0).all()
     assert found.scale.isfinite().all()
-    decoded = found.offset + found.scale * code.quantize(((x - found.offset) / found.scale))
+    decoded = found.offset + found.scale * code.quantize((x - found.offset) / found.scale)
     assert torch.equal(decoded, x)
 
 
