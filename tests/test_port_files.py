@@ -76,16 +76,8 @@ def test_a_loaded_port_loads_in_a_process_that_never_ported(name, tmp_path):
         "    y = isospike.load(sys.argv[1])(**load_file(sys.argv[2]))[0]\n"
         "save_file({'y': y}, sys.argv[3])\n"
     )
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        "-c",
-        script,
-        path,
-        tmp_path / "inputs",
-        tmp_path / "y",
-    ]
+    paths = [path, tmp_path / "inputs", tmp_path / "y"]
+    command = [sys.executable, "-W", "error", "-c", script, *paths]
     subprocess.run(command, check=True, timeout=120)
     got = load_file(tmp_path / "y")["y"]
     assert torch.equal(got, models.run(ported(name).model, inputs))
