@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# One process a core, one thread a process: the test models are tiny.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo test test-full check bench clean
@@ -15,11 +17,11 @@ demo: $(READY)
 	$(BIN)/isospike port minilm --out out/minilm
 
 test: $(READY)
-	$(BIN)/pytest -q
+	$(PYTEST)
 	$(BIN)/pytest -q -o addopts="--strict-markers --strict-config" tests/test_compile.py
 
 test-full: $(READY)
-	$(BIN)/pytest -q -m ""
+	$(PYTEST) -m ""
 	$(BIN)/pytest -q -o addopts="--strict-markers --strict-config" tests/test_compile.py
 
 check: $(READY)

@@ -58,7 +58,7 @@ class PortResult:
             UnsupportedError: The model is not a transformers model.
         """
         extra: dict[str, Writer] = {"report.json": self.report.to_json(), **(files or {})}
-        path = Path(path)
+        path = Path(path).absolute()
         check_destination(path)
         write_folder(path, model_files(self.model, extra))
         return path
@@ -115,6 +115,7 @@ def port(
         RangeError: A number out of range, NaN in weights or activations, or batches without tokens.
     """
     _check_arguments(code, steps, max_error, curve)
+    check_mode(execution, precision, levels=1)
     _check_model(model)
     calibration, held = _split(batches, held_back)
     tell = progress or (lambda what, done, total: None)
@@ -145,6 +146,7 @@ def port(
         raised = _raise(law, highest, comparison.error / max_error)
         if raised is None:
             break
+        check_mode(execution, precision, linear_code(code, raised).levels)
         highest = raised
         predicted = predict(law, highest)
         assigned = dict.fromkeys(assigned, highest)
