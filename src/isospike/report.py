@@ -300,7 +300,8 @@ def _curve_section(report: PortReport, plots: list[Plot]) -> str:
         return _section("Error against time steps", "No curve was measured for this port.")
     meaning = (
         "Error of the whole model's output when every site uses the same code and the same number "
-        "of steps. Lower and further left is better; the ring is this port."
+        "of steps. Lower and further left is better. The points are calibrated on a part of the "
+        "inputs, the port itself (the ring) on all of them."
     )
     if report.law is not None:
         meaning += (
