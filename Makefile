@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: demo test test-full check bench clean
 
 demo: $(READY)
-	$(BIN)/isospike port minilm --out out/minilm
+	$(BIN)/isospike port minilm --max-error 0.04 --out out/minilm
 
 test: $(READY)
 	$(PYTEST)
