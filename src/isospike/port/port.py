@@ -115,7 +115,7 @@ def port(
         RangeError: A number out of range, NaN in weights or activations, or batches without tokens.
     """
     _check_arguments(code, steps, max_error, curve)
-    known = steps if isinstance(steps, int) else CODES[code].min_steps
+    known = steps if isinstance(steps, int) else DEFAULT_STEPS
     check_mode(execution, precision, linear_code(code, known).levels)
     _check_model(model)
     calibration, held = _split(batches, held_back)
