@@ -25,7 +25,7 @@ from isospike.port.surgery import open_up, sites
 DEFAULT_CODE = "signed-digit"
 DEFAULT_STEPS = 8
 CURVE_STEPS = {"2^-T": (2, 4, 6, 8), "T^-1": (8, 32, 128), "T^-1/2": (4, 16)}
-CURVE_ROWS = 64  # calibration rows per point of the curve; a quarter as many are held back
+CURVE_ROWS = 32  # calibration rows per point of the curve; a quarter as many are held back
 AUDIT_ROWS = 2
 
 Describe = Callable[[Tensor], tuple[str, list[str]]]
