@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from isospike.kernels.binary import spike_steps
+
 VOCABULARY = 50
 LONGEST = 9
 
@@ -100,3 +102,12 @@ def valid(inputs):
 def relative(expected, got):
     """Relative root-mean-square error."""
     return float((expected - got).norm() / expected.norm())
+
+
+def train(site, x):
+    """The spikes of a site, ``[steps, *x.shape]`` or ``[steps, 2, *x.shape]``, 0 or 1."""
+    words = site.words(x)
+    steps = torch.stack([s != 0 for _, s in spike_steps(site.code, words)]).long()
+    if site.code.neurons == 1:
+        return steps
+    return steps.view(len(steps), *x.shape, 2).movedim(-1, 1)

@@ -74,14 +74,13 @@ def test_stepped_and_collapsed_agree_in_double_precision_beyond_255_levels(name)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("steps", [12, 16])
-def test_in_float32_beyond_255_levels_they_differ_by_a_few_flipped_levels(name, steps):
-    # Rounding in the sums tips a value across half a level now and then: one level of 2^T - 1.
-    model = ported(name, steps=steps).model
+@pytest.mark.parametrize(("code", "steps"), [("signed-digit", 9), ("phase", 12), ("rate", 300)])
+def test_in_float32_they_agree_beyond_255_levels_too(name, code, steps):
+    # In float32 sums a value next to a boundary tips over now and then, by a whole level.
+    model = quick(name=name, code=code, steps=steps).model
     inputs = models.batch(name, seed=99)
     collapsed = models.run(model, inputs, "collapsed")
-    difference = models.relative(collapsed, models.run(model, inputs, "stepped"))
-    assert difference < 4 / 2**steps + 1e-4
+    assert models.relative(collapsed, models.run(model, inputs, "stepped")) < 1e-6
 
 
 @pytest.mark.parametrize(("code", "steps"), [("phase", 25), ("signed-digit", 32)])
@@ -323,7 +322,7 @@ def test_every_neuron_spikes_at_most_once_per_step_and_spikes_are_binary(name, c
     def watch(site, x, **_):
         x = x.movedim(-1, 1) if site.kind == "conv" else x
         spikes = site.code.spell(site.integers(x))
-        assert torch.equal(site.spikes(x).to(spikes.dtype), spikes)
+        assert torch.equal(models.train(site, x).to(spikes.dtype), spikes)
         assert ((spikes == 0) | (spikes == 1)).all()
         lead = (steps, 2) if site.code.neurons == 2 else (steps,)
         assert spikes.shape == (*lead, *x.shape)
@@ -413,7 +412,9 @@ def test_synaptic_operations_are_the_additions_that_the_spikes_cause(code):
     inputs = models.batch("bert", rows=4, seed=6, padded=False)
     comparison, tallies = compare(float_model("bert"), model, [inputs], False)
     trains = {}
-    model.isospike_run.observe = lambda site, x, **_: trains.update({site.name: site.spikes(x)})
+    model.isospike_run.observe = lambda site, x, **_: trains.update(
+        {site.name: models.train(site, x)}
+    )
     try:
         models.run(model, inputs, "stepped")
     finally:
@@ -862,6 +863,7 @@ def test_fast_precision_is_near_exact_and_its_error_is_reported(name):
     inputs = models.batch(name, seed=9)
     a, b = models.run(exact.model, inputs), models.run(fast.model, inputs)
     assert 0 < models.relative(a, b) < 0.1
+    assert b.dtype == a.dtype == torch.float32
     assert fast.report.error == exact.report.error
     assert fast.report.error_fast is not None
     assert fast.report.error_fast < fast.report.error + 0.1

@@ -6,19 +6,71 @@ units count exactly; put together they are the float32 product, bit for bit wher
 """
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from isospike.codes import LinearCode
+from isospike.kernels.blocks import blocks, scratch
 
 LARGEST_WEIGHT = 126 * 256 + 127  # |w| that two signed bytes hold, in either sign
-MOST_BITS = 16  # spikes per value, over all steps and neurons, that one table word holds
+MOST_STEPS = 16  # longest train that is read from a table
+# Types of one neuron's bits and of a pair's, for trains of up to 8 and of up to 16 steps.
+_HALVES = ((torch.uint8, torch.int16), (torch.int16, torch.int32))
+
+
+def spell_words(code: LinearCode, integers: Tensor) -> Tensor:
+    """Each integer's train as the bits of one word: step t is bit t, an OFF neuron's in the upper
+    half. Trains too long for a table stay ``integers``."""
+    if code.steps > MOST_STEPS:
+        return integers
+    table = _words(code).to(integers.device)
+    low = -code.levels if code.neurons == 2 else 0
+    words = torch.empty_like(integers, dtype=table.dtype)
+    for part in blocks(integers, integers.numel()):
+        index = (integers[part] - low).int()
+        words[part] = table.index_select(0, index.flatten()).view(index.shape)
+    return words
+
+
+def spike_steps(code: LinearCode, words: Tensor) -> Iterator[tuple[float, Tensor]]:
+    """The trains of :func:`spell_words`, ``[..., channels]``, one step at a time.
+
+    Yields:
+        The integer weight that a spike of this step has when counted as 1, divided by the one
+        number it is shown as; and the spikes, unsigned bytes ``[..., channels]``, zero or that
+        number, valid until the next step. An ON/OFF pair gives ``[..., 2 channels]``, the two
+        neurons of a value side by side; see :func:`paired`.
+    """
+    if code.steps > MOST_STEPS:
+        for weight, spikes in zip(code.step_weights, code.spell(words), strict=True):
+            both = spikes.movedim(0, -1).flatten(-2) if code.neurons == 2 else spikes
+            yield float(weight), both.to(torch.uint8)
+        return
+    half, _ = _HALVES[code.steps > 8]
+    both = 1 if code.neurons == 1 else 1 + (1 << 8 * half.itemsize)  # the bits of step 0
+    out = scratch("spikes", words.shape, words.dtype, words.device)
+    for t, weight in enumerate(code.step_weights):
+        if code.steps <= 8:  # a spike is shown as its bit: no shift, one pass less
+            bits = torch.tensor(both << t).to(words)
+            yield weight / (1 << t), torch.bitwise_and(words, bits, out=out).view(half)
+        else:
+            torch.bitwise_right_shift(words, t, out=out).bitwise_and_(both)
+            yield float(weight), out.view(half).to(torch.uint8)
+
+
+def paired(weight: Tensor, neurons: int, axis: int = -1) -> Tensor:
+    """``weight`` for the spikes of :func:`spike_steps`: an OFF spike counts negative."""
+    if neurons == 1:
+        return weight
+    axis %= weight.dim()
+    return torch.stack([weight, -weight], axis + 1).flatten(axis, axis + 1)
 
 
 class PackedWeight(NamedTuple):
-    """Weights laid out for :func:`spike_linear`: both bytes, and both signs for an ON/OFF pair."""
+    """Weights laid out for :func:`add_product`: both bytes, one column per neuron."""
 
     packed: Tensor
     scales: Tensor
@@ -44,61 +96,38 @@ def pack(weight: Tensor, step: Tensor, neurons: int) -> PackedWeight:
     Args:
         weight: The weights.
         step: The grid of each output, a power of two.
-        neurons: 2 if the input is an ON/OFF pair, whose OFF half counts negative; else 1.
+        neurons: Neurons per input channel, 1 or 2.
     """
-    w = (weight / step).round()
+    w = paired((weight / step).round(), neurons)
     high = ((w + 128) / 256).floor()
     both = torch.cat([high, w - 256 * high])
-    if neurons == 2:
-        both = torch.cat([both, -both], 1)
-    # The OFF copy of a low byte -128 is 128, one too many: carry it into the high byte.
-    over = (both[len(weight) :] > 127).to(both.dtype)
-    both[: len(weight)] += over
-    both[len(weight) :] -= 256 * over
-    both = both.to(torch.int8)
     scales = torch.cat([256 * step.flatten(), step.flatten()])
-    packed = torch.ops.onednn.qlinear_prepack(both.contiguous(), None)
+    packed = torch.ops.onednn.qlinear_prepack(both.to(torch.int8).contiguous(), None)
     return PackedWeight(packed, scales, torch.zeros(len(scales), dtype=torch.int32), len(weight))
 
 
-def spike_linear(spikes: Tensor, weight: PackedWeight) -> Tensor:
-    """``spikes @ W.T`` in float32.
+def new_membrane(weight: PackedWeight, rows: int) -> Tensor:
+    """Zeros ``[rows, 2 out]``: one accumulator for each byte of the weights; scratch memory."""
+    shape = (rows, 2 * weight.outputs)
+    return scratch("membrane", shape, torch.float32, weight.packed.device).zero_()
 
-    Args:
-        spikes: uint8 in {0, 1}, ``[..., in]``; for a pair ``[..., 2 in]``, ON then OFF.
-        weight: See :func:`pack`.
-    """
-    flat = spikes.reshape(-1, spikes.shape[-1])
-    y = torch.ops.onednn.qlinear_pointwise(
-        flat, 1.0, 0, weight.packed, weight.scales, weight.zeros,
-        None, 1.0, 0, torch.float32, "none", [], "",
+
+def add_product(membrane: Tensor, spikes: Tensor, weight: PackedWeight, scale: float) -> None:
+    """``membrane += scale * spikes @ W.T`` in place, for bytes ``spikes [rows, in]``."""
+    torch.ops.onednn.qlinear_pointwise.binary(
+        spikes, scale, 0, weight.packed, weight.scales, weight.zeros, membrane,
+        None, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
     )  # fmt: skip
-    total: Tensor = y[:, : weight.outputs] + y[:, weight.outputs :]
-    return total.view(*spikes.shape[:-1], weight.outputs)
-
-
-def spell_bytes(code: LinearCode, integers: Tensor) -> Tensor:
-    """``code.spell(integers)`` as uint8; short trains are read from a table of words."""
-    neurons, steps = code.neurons, code.steps
-    bits = steps * neurons
-    if bits > MOST_BITS:
-        return code.spell(integers).to(torch.uint8)
-    low = -code.levels if neurons == 2 else 0
-    words = _words(code).index_select(0, (integers.flatten() - low).int())
-    out = torch.empty((bits, words.numel()), dtype=torch.uint8)
-    for start in range(0, bits, 8):
-        byte = ((words >> start) & 255).to(torch.uint8)
-        for bit in range(start, min(start + 8, bits)):
-            torch.bitwise_and(byte >> (bit - start), 1, out=out[bit])
-    lead = (steps, neurons) if neurons == 2 else (steps,)
-    return out.view(*lead, *integers.shape)
 
 
 @functools.lru_cache(maxsize=32)
 def _words(code: LinearCode) -> Tensor:
-    """The train of every integer as the bits of one int32."""
+    """The words of every integer, from the lowest; see :func:`spell_words`."""
+    half, word = _HALVES[code.steps > 8]
     low = -code.levels if code.neurons == 2 else 0
-    trains = code.spell(torch.arange(low, code.levels + 1, dtype=torch.float32))
-    flat = trains.reshape(code.steps * code.neurons, -1).int()
-    place = torch.arange(len(flat), dtype=torch.int32)[:, None]
-    return (flat << place).sum(0).int()
+    trains = code.spell(torch.arange(low, code.levels + 1, dtype=torch.float32)).long()
+    place = torch.arange(code.steps).view(-1, *[1] * (trains.dim() - 1))
+    bits = (trains << place).sum(0)
+    if code.neurons == 1:
+        return bits.to(half)
+    return (bits[0] | (bits[1] << (8 * half.itemsize))).to(word)

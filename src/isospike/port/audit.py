@@ -179,7 +179,7 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._add(name, args[0], args[1])
         elif name in _ADDMM:
             self._add(name, args[1], args[2])
-        elif name == "linear":
+        elif name in ("linear", "_linear_pointwise"):
             self._add(name, args[0], args[1].t())
         elif name in ("convolution", "_convolution", "mkldnn_convolution"):
             self._add_convolution(name, args[0], args[1], out)
@@ -247,6 +247,8 @@ def operand_kind(x: Tensor, contraction: int) -> str:
     x = x.double()
     if not bool(x.isfinite().all()):
         return "float"
+    if x.numel() >= FEWEST_ROWS and _constant(x[x != 0]):
+        return "binary"
     whole = bool((x == x.round()).all()) and float(x.abs().max()) < LARGEST_INTEGER
     channels = _by_channel(x, contraction)
     if channels.shape[1] >= FEWEST_ROWS:
@@ -260,6 +262,10 @@ def operand_kind(x: Tensor, contraction: int) -> str:
     if channels.shape[1] < FEWEST_ROWS:
         return "float"
     return "graded" if _on_grid(channels) else "float"
+
+
+def _constant(x: Tensor) -> bool:
+    return x.numel() == 0 or bool(x.min() == x.max())
 
 
 def _by_channel(x: Tensor, contraction: int) -> Tensor:

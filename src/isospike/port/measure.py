@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from isospike.codes import LinearCode
 from isospike.energy import Counts
+from isospike.kernels.binary import spike_steps
 from isospike.port.audit import count_float_ops
 from isospike.port.calibrate import Batch, batch_size, first_output, rows_of, valid_tokens
 from isospike.port.modules import Run, SpikingProduct
@@ -261,9 +262,9 @@ def record_raster(
     valid = valid_tokens(row)
     kept = slice(None) if valid is None else valid[0]
     shown = min(RASTER_NEURONS, x.shape[-1])
-    spikes = site.spikes(x, run.generator)[..., 0, kept, :shown]  # [steps, (2), tokens, shown]
-    if site.code.neurons == 1:
-        spikes = spikes[:, None]
+    words = site.words(x, run.generator)[0, kept, :shown]
+    steps = [s.bool().view(*words.shape, -1) for _, s in spike_steps(site.code, words)]
+    spikes = torch.stack(steps).permute(0, 3, 1, 2)  # [steps, neurons, tokens, shown]
     text, labels = f"first held-back input of {x.shape[1]} tokens", None
     if describe is not None and "input_ids" in row:
         text, labels = describe(row["input_ids"][0][kept])

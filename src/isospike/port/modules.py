@@ -14,7 +14,7 @@ enter the products, and weighted currents add up in the membranes. Collapsed mul
 that the spike trains spell, once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,7 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isospike.codes import PhaseCode
-from isospike.kernels.binary import LARGEST_WEIGHT, PackedWeight, can_pack, pack, spike_linear
+from isospike.kernels.binary import (
+    LARGEST_WEIGHT,
+    PackedWeight,
+    add_product,
+    can_pack,
+    new_membrane,
+    pack,
+    paired,
+    spike_steps,
+)
+from isospike.kernels.blocks import blocks
 from isospike.port.sites import Site
 
 
@@ -53,8 +63,10 @@ class Observe(Protocol):
 
 # A site that has not been given its code yet.
 _PLACEHOLDER = PhaseCode(1)
-# Integers this small leave room for the weights in float32's 24 bits, and are exact in bfloat16.
+# Integers this small leave room for the weights in float32's 24 bits, and are exact in bfloat16;
+# larger ones are added up in float64, so that a stepped and a collapsed run still agree.
 EXACT_LEVELS = 255
+_HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 # Largest integer gain between a query's and a key's channel.
 GAINS = 15
 
@@ -66,7 +78,8 @@ class Run:
     Attributes:
         phase: ``float``, ``calibrate`` or ``run``.
         execution: ``collapsed`` or ``stepped``.
-        precision: ``exact`` (float32) or ``fast`` (bfloat16 products of integers, collapsed only).
+        precision: ``exact`` (float32) or ``fast`` (collapsed only: weights and the results of
+            linear products in bfloat16; the integers are exact in it).
         valid: Mask of the unpadded tokens, ``[batch, tokens]``; None if all are.
         generator: Source of randomness of the Bernoulli code.
         discover: Called in the float phase with each module and its inputs.
@@ -120,7 +133,7 @@ class SpikingProduct(nn.Module):
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.site: Site = Site(name, "linear", _PLACEHOLDER, ())
         self.register_buffer("step", torch.zeros(len(weight)))
-        self._fast: Tensor | None = None
+        self._bfloat16: tuple[Tensor, Tensor] | None = None
         self._packed: PackedWeight | None = None
 
     @property
@@ -132,12 +145,12 @@ class SpikingProduct(nn.Module):
         return self.weight.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.weight.dtype)
         if self.conv is not None and any(self.conv["padding"]):
             ph, pw = self.conv["padding"]
             x = F.pad(x, (pw, pw, ph, ph))  # padding is an input like any other: it is coded too
         if self.run.phase == "run":
             return self._run(x)
+        x = x.to(self.weight.dtype)
         if self.run.phase == "float":
             if self.run.discover is not None:
                 self.run.discover(self, (x,))
@@ -149,26 +162,45 @@ class SpikingProduct(nn.Module):
         if run.observe is not None and site.name == self.name:
             run.observe(site, self._channels_last(x), fan_out=site.fan_out)
         if run.execution == "stepped":
-            membrane = torch.zeros((), dtype=x.dtype, device=x.device)
-            spikes = site.spikes(x, run.generator)
-            if self._can_pack():
-                if self._packed is None:
-                    self._packed = pack(self.weight, self.step[:, None], site.code.neurons)
-                for weight, spike in zip(site.code.step_weights, spikes, strict=True):
-                    both = torch.cat([spike[0], spike[1]], -1) if site.code.neurons == 2 else spike
-                    membrane = membrane + weight * spike_linear(both, self._packed)
-                return membrane + self.bias
-            for weight, spike in _steps(site, spikes):
-                membrane = membrane + weight * self._product(spike.to(x.dtype), self.weight)
-            return membrane + self._along(self.bias)
-        integers = site.integers(x, run.generator)
+            return self._stepped(self._channels_last(site.words(x, run.generator)))
         if run.precision == "fast":
-            # Integers of up to 8 bits and a sign are exact in bfloat16; the weights are rounded.
-            if self._fast is None:
-                self._fast = self.weight.detach().bfloat16()
-            y = self._product(integers.bfloat16(), self._fast).to(x.dtype)
-            return y.add_(self._along(self.bias))
-        return self._product(integers, self.weight).add_(self._along(self.bias))
+            return self._fast(site.integers(x, run.generator, torch.bfloat16, keep=False))
+        dtype = accumulator(self.weight, site)
+        integers = site.integers(x, run.generator, dtype, keep=False)
+        y = self._product(integers, self.weight.to(dtype)).to(self.weight.dtype)
+        return y.add_(self._along(self.bias))
+
+    def _stepped(self, words: Tensor) -> Tensor:
+        """Step by step: binary spikes enter the product, weighted currents add up in membranes."""
+        code = self.site.code
+        if self._can_pack():
+            if self._packed is None:
+                self._packed = pack(self.weight, self.step[:, None], code.neurons)
+            flat, packed = words.reshape(-1, words.shape[-1]), self._packed
+            y = self.weight.new_empty(len(flat), len(self.weight))
+            for part in blocks(flat, y.numel()):
+                membrane = new_membrane(packed, len(y[part]))
+                for weight, spikes in spike_steps(code, flat[part]):
+                    add_product(membrane, spikes, packed, weight)
+                high, low = membrane.chunk(2, -1)
+                torch.add(high, low, out=y[part]).add_(self.bias)
+            return y.view(*words.shape[:-1], -1)
+        both = paired(self.weight.to(accumulator(self.weight, self.site)), code.neurons, 1)
+        y = torch.zeros((), dtype=both.dtype, device=both.device)
+        for weight, spikes in spike_steps(code, words):
+            s = spikes.to(both.dtype)
+            y = y + weight * self._product(s if self.conv is None else s.movedim(-1, 1), both)
+        return y.to(self.weight.dtype).add_(self._along(self.bias))
+
+    def _fast(self, integers: Tensor) -> Tensor:
+        if self._bfloat16 is None:
+            self._bfloat16 = self.weight.bfloat16(), self.bias.bfloat16()
+        weight, bias = self._bfloat16
+        if self.conv is None and weight.device.type == "cpu" and _HAS_ONEDNN:
+            # F.linear would first spread the bias over the result, which takes half as long again.
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(integers, weight, bias, "none", [], "")
+            return y
+        return self._product(integers, weight) + self._along(bias)
 
     def _calibrate(self, x: Tensor) -> Tensor:
         x_float, x_spiking = x.chunk(2)
@@ -206,7 +238,7 @@ class SpikingProduct(nn.Module):
         return self.conv is None and can_pack(self.weight) and bool((self.step > 0).all())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fast": None, "_packed": None}
+        return {**self.__dict__, "_bfloat16": None, "_packed": None}
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.conv is None:
@@ -312,34 +344,81 @@ class SpikingAttention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
     ) -> Tensor:
         run = self.run
-        groups = query.shape[1] // key.shape[1]
-        offset_v = _repeat(self.value.offset, groups, 0)
-        amplitude_v = _repeat(self.value.amplitude, groups, 0)
-        probability = self.probability
-        if run.execution == "stepped":
-            spikes_k = self.key.spikes(key, run.generator)
-            stored_k = _repeat(_trace(self.key, spikes_k), groups)
-            spikes_q = self.query.spikes(query, run.generator)
-            # The gain belongs to the store, so that the spikes enter the product as they are.
-            stored_k = stored_k.transpose(-1, -2) * self.gain.transpose(-1, -2)
-            scores = _address(self.query, spikes_q, stored_k)
-            scores += _drive(self.key, spikes_k, self.current, groups)
-            e = self._numerator(scores, mask, scaling)
-            spikes_e = probability.spikes(e, run.generator)
-            total = _trace(probability, spikes_e).sum(-1, keepdim=True)
-            stored_v = _repeat(_trace(self.value, self.value.spikes(value, run.generator)), groups)
-            y = _address(probability, spikes_e, stored_v)
-        else:
-            k = _repeat(self.key.integers(key, run.generator), groups)
-            q = self.query.integers(query, run.generator)
-            q = torch.addcmul(self.current.transpose(1, 2), q, self.gain)
-            e = self._numerator(q @ k.transpose(-1, -2), mask, scaling)
-            integers = probability.integers(e, run.generator)
-            total = integers.sum(-1, keepdim=True)
-            y = integers @ _repeat(self.value.integers(value, run.generator), groups)
+        batch, heads, queries, channels = *query.shape[:3], value.shape[-1]
+        offset_v = _repeat(self.value.offset, heads // value.shape[1], 0)
+        amplitude_v = _repeat(self.value.amplitude, heads // value.shape[1], 0)
+        # Laid out as the model wants it next, [batch, queries, heads, channels].
+        y = query.new_empty(batch, queries, heads, channels).transpose(1, 2)
+        scores = batch * heads * queries * key.shape[-2]
+        stepped = run.execution == "stepped"
+        parts = blocks(query, scores) if run.observe is None else (slice(None),)
+        for part in parts:
+            q, k, v = query[part], key[part], value[part]
+            z = self._stepped_scores(q, k) if stepped else self._scores(q, k)
+            e = self._numerator(z, mask if mask is None or len(mask) == 1 else mask[part], scaling)
+            weighted, total = self._stepped_sum(e, v) if stepped else self._sum(e, v)
+            mean = (weighted / total).to(offset_v.dtype)
+            y[part] = torch.addcmul(offset_v, mean, amplitude_v)
         if run.observe is not None:
             self._observe(run.observe, query, key, value, e, mask)
-        return torch.addcmul(offset_v, y / total, amplitude_v)
+        return y
+
+    def _gain_and_current(self) -> tuple[Tensor, Tensor]:
+        dtype = accumulator(self.gain, self.query, self.key)
+        return self.gain.to(dtype), self.current.to(dtype)
+
+    def _scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """(1)."""
+        gain, current = self._gain_and_current()
+        k = self.key.integers(key, self.run.generator, gain.dtype)
+        q = self.query.integers(query, self.run.generator, gain.dtype)
+        q = torch.addcmul(current.transpose(1, 2), q, gain)
+        return q @ _repeat(k, q.shape[1] // k.shape[1]).transpose(-1, -2)
+
+    def _sum(self, e: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Numerator and denominator of (3)."""
+        dtype = accumulator(self.gain, self.probability, self.value)
+        integers = self.probability.integers(e, self.run.generator, dtype)
+        v = self.value.integers(value, self.run.generator, dtype)
+        return integers @ _repeat(v, e.shape[1] // v.shape[1]), integers.sum(-1, keepdim=True)
+
+    def _stepped_scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """(1), step by step: key spikes are stored and drive, query spikes address."""
+        code, (heads, key_heads) = self.key.code, (query.shape[1], key.shape[1])
+        # A head's current flows where its key's spikes arrive: [key heads, channels, group].
+        gain, current = self._gain_and_current()
+        current = paired(current, code.neurons, 1).view(key_heads, heads // key_heads, -1)
+        trace = drive = gain.new_zeros(())
+        for weight, spikes in self.key.spikes(key, self.run.generator):
+            s = spikes.to(trace.dtype)
+            trace = torch.add(trace, s, alpha=weight)
+            drive = torch.add(drive, s @ current.transpose(1, 2), alpha=weight)
+        drive = drive.transpose(-1, -2).reshape(len(key), heads, 1, -1)
+        # The gain belongs to the store, so that the spikes enter the product as they are.
+        stored = _repeat(_unpaired(trace, code.neurons), heads // key_heads) * gain
+        z = drive.expand(-1, -1, query.shape[2], -1)
+        return self._address(self.query, query, stored.transpose(-1, -2), z)
+
+    def _stepped_sum(self, e: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Numerator and denominator of (3), step by step."""
+        dtype = accumulator(self.gain, self.probability, self.value)
+        trace = self.gain.new_zeros((), dtype=dtype)
+        for weight, spikes in self.value.spikes(value, self.run.generator):
+            trace = torch.add(trace, spikes.to(trace.dtype), alpha=weight)
+        stored = _repeat(_unpaired(trace, self.value.code.neurons), e.shape[1] // value.shape[1])
+        # One more channel, which stores 1 for every key, counts what was spelled.
+        stored = F.pad(stored, (0, 1), value=1.0)
+        rest = stored.new_zeros(*e.shape[:-1], stored.shape[-1])
+        y = self._address(self.probability, e, stored, rest)
+        return y[..., :-1], y[..., -1:]
+
+    def _address(self, site: Site, x: Tensor, stored: Tensor, membrane: Tensor) -> Tensor:
+        """``membrane + N stored``, the spikes of ``x`` reading the store step by step."""
+        stored = paired(stored, site.code.neurons, -2).flatten(0, 1)
+        y = membrane.contiguous().flatten(0, 1)
+        for weight, spikes in site.spikes(x, self.run.generator):
+            y = torch.baddbmm(y, spikes.to(stored.dtype).flatten(0, 1), stored, alpha=weight)
+        return y.view(membrane.shape)
 
     def _numerator(self, z: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
         """(2): softmax without its division."""
@@ -367,6 +446,12 @@ class SpikingAttention(nn.Module):
         observe(self.probability, e, fan_out=float(value.shape[-1]), live=live)
 
 
+def accumulator(weight: Tensor, *sites: Site) -> torch.dtype:
+    """Type in which sums of the sites' integers are exact, or nearly so."""
+    small = all(site.code.levels <= EXACT_LEVELS for site in sites)
+    return weight.dtype if small else torch.float64
+
+
 def _float_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
 ) -> Tensor:
@@ -382,37 +467,6 @@ def _repeat(x: Tensor, groups: int, axis: int = 1) -> Tensor:
     return x if groups == 1 else x.repeat_interleave(groups, axis)
 
 
-def _steps(site: Site, spikes: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """``(weight, binary spikes)`` of each step and neuron; an OFF neuron's weight is negative."""
-    for weight, spike in zip(site.code.step_weights, spikes, strict=True):
-        if site.code.neurons == 1:
-            yield weight, spike
-        else:
-            yield weight, spike[0]
-            yield -weight, spike[1]
-
-
-def _trace(site: Site, spikes: Tensor) -> Tensor:
-    """Count spikes, each with its step's integer weight."""
-    shape = spikes.shape[site.code.neurons :]
-    trace = torch.zeros(shape, dtype=site.offset.dtype, device=spikes.device)
-    for weight, spike in _steps(site, spikes):
-        trace += weight * spike.to(trace.dtype)
-    return trace
-
-
-def _address(site: Site, spikes: Tensor, stored: Tensor) -> Tensor:
-    """Read a store with binary spikes, step by step."""
-    membrane = torch.zeros((), dtype=stored.dtype, device=stored.device)
-    for weight, spike in _steps(site, spikes):
-        membrane = membrane + weight * (spike.to(stored.dtype) @ stored)
-    return membrane
-
-
-def _drive(site: Site, spikes: Tensor, current: Tensor, groups: int) -> Tensor:
-    """(1), second term: the keys' own spikes, ``[batch, heads, 1, keys]``."""
-    drive = torch.zeros((), dtype=current.dtype, device=current.device)
-    for weight, spike in _steps(site, spikes):
-        heads = [_repeat(spike, groups)[:, h].to(c.dtype) @ c for h, c in enumerate(current)]
-        drive = drive + weight * torch.stack(heads, 1)
-    return drive.transpose(-1, -2)
+def _unpaired(trace: Tensor, neurons: int) -> Tensor:
+    """ON less OFF, of two neurons side by side."""
+    return trace if neurons == 1 else trace[..., 0::2] - trace[..., 1::2]

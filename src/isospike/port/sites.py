@@ -1,14 +1,16 @@
 """A site: the population of neurons at the input of one or more matrix products."""
 
+import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from isospike.codes import BernoulliCode, LinearCode
-from isospike.kernels.binary import spell_bytes
+from isospike.kernels.binary import spell_words, spike_steps
+from isospike.kernels.blocks import blocks, scratch
 from isospike.port.ranges import fit_range
 
 
@@ -45,7 +47,7 @@ class Site(nn.Module):
         self.fitted = False
         self.fan_out = 0.0
         self.shared = False
-        self._last: tuple[Any, int, str, Tensor] | None = None
+        self._last: tuple[Any, Any, Tensor] | None = None
 
     @property
     def amplitude(self) -> Tensor:
@@ -59,35 +61,76 @@ class Site(nn.Module):
         self.scale = found.scale.view(self.scale.shape)
         self.fitted = True
 
-    def integers(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(2), the collapsed form of the spike train."""
-        return self._once("integers", x, lambda: self._integers(x, generator))
+    def integers(
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+        *,
+        keep: bool = True,
+    ) -> Tensor:
+        """(2), the collapsed form of the spike train.
 
-    def spikes(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The spike train, ``[steps, *x.shape]`` or ``[steps, 2, *x.shape]``, as uint8."""
-        return self._once("spikes", x, lambda: spell_bytes(self.code, self._integers(x, generator)))
+        Args:
+            x: Values, channels where ``offset`` has them.
+            generator: Source of randomness of the Bernoulli code.
+            dtype: Of the result; bfloat16 holds up to 8 bits and a sign. float64 stays float64.
+            keep: Give the result memory of its own. False for one that is used at once: the next
+                site may overwrite it.
+        """
+        keep |= self.shared
+        return self._once(x, dtype, lambda: self._integers(x, generator, dtype, keep))
 
-    def _integers(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        code = self.code
-        if isinstance(code, BernoulliCode):
-            u = ((x - self.offset) / self.scale).clamp_(code.low, 1.0)
-            return code.integers(u, generator=generator)
-        # floor(u * levels + 1/2) with the affine map folded in: one pass, then two in place.
-        gain = code.levels / self.scale
-        n = torch.addcmul(0.5 - self.offset * gain, x, gain).floor_()
-        top = _representable(code.levels, n.dtype)
-        return n.clamp_(code.low * top, top)
+    def words(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The spike trains, each in one word; see :func:`isospike.kernels.binary.spell_words`."""
+        wide = self.offset.dtype
 
-    def _once(self, what: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        def spell() -> Tensor:
+            return spell_words(self.code, self._integers(x, generator, wide, keep=False))
+
+        return self._once(x, "words", spell)
+
+    def spikes(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[float, Tensor]]:
+        """Weight and spikes of each step; see :func:`isospike.kernels.binary.spike_steps`."""
+        return spike_steps(self.code, self.words(x, generator))
+
+    def _once(self, x: Tensor, what: object, compute: Callable[[], Tensor]) -> Tensor:
         """``compute()``, kept for the other readers of a shared site while ``x`` is alive."""
         if not self.shared:
             return compute()
-        version = tensor_version(x)
-        if self._last is not None and self._last[0]() is x and self._last[1:3] == (version, what):
-            return self._last[3]
+        key, last = (tensor_version(x), what), self._last
+        if last is not None and last[0]() is x and last[1] == key:
+            return last[2]
         result = compute()
-        self._last = (weakref.ref(x, lambda _: self._forget()), version, what, result)
+        self._last = (weakref.ref(x, lambda _: self._forget()), key, result)
         return result
+
+    def _integers(
+        self, x: Tensor, generator: torch.Generator | None, dtype: torch.dtype, keep: bool
+    ) -> Tensor:
+        code, x = self.code, x.detach()
+        wide = self.offset.dtype
+        dtype = wide if wide == torch.float64 else dtype
+        if isinstance(code, BernoulliCode):
+            u = ((x - self.offset) / self.scale).clamp_(code.low, 1.0)
+            return code.integers(u, generator=generator).to(dtype)
+        # floor(u * levels + 1/2) with the affine map folded in.
+        gain = code.levels / self.scale
+        shift = 0.5 - self.offset * gain
+        top = _representable(code.levels, wide)
+        memory = functools.partial(scratch, device=x.device)
+        n = x.new_empty(x.shape, dtype=dtype) if keep else memory("site", x.shape, dtype)
+        for part in blocks(x, x.numel()):
+            value = x[part]
+            block = n[part] if dtype == wide else memory("block", value.shape, wide)
+            if x.dtype != wide:
+                value = block.copy_(value)
+            torch.addcmul(shift, value, gain, out=block).floor_().clamp_(code.low * top, top)
+            if dtype != wide:
+                n[part] = block
+        return n
 
     def _forget(self) -> None:
         self._last = None

@@ -42,7 +42,7 @@ def open_up(model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
     _route_attention(ported)
     found: list[Found] = []  # keeps inputs alive: ids stay unique
     run.discover = lambda module, inputs: found.append((module, inputs, tensor_version(inputs[0])))
-    ported.isospike_run = run  # type: ignore[assignment]
+    _attach_run(ported, run)
     _attach_attention(ported, run)
     with torch.no_grad():
         products = trace_products(ported, batch)
@@ -92,7 +92,7 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> None:
         attention.current = torch.zeros(heads, channels, 1)
         attention.unit = torch.zeros(heads, 1, 1)
         setattr(model.get_submodule(name), HANDLE, attention)
-    model.isospike_run = run  # type: ignore[assignment]
+    _attach_run(model, run)
 
 
 def _saved_site(name: str, spec: Mapping[str, Any]) -> Site:
@@ -145,6 +145,27 @@ def _replacement(name: str, module: nn.Module, run: Run) -> SpikingProduct:
         )
     conv = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
     return SpikingProduct(name, run, weight, bias, conv)
+
+
+def _attach_run(model: nn.Module, run: Run) -> None:
+    model.isospike_run = run  # type: ignore[assignment]
+    # A fast run computes in bfloat16; what the model returns keeps its type.
+    model.register_forward_hook(_return_float32)
+
+
+def _return_float32(module: nn.Module, args: Any, output: Any) -> Any:
+    return as_float32(output)
+
+
+def as_float32(output: Any) -> Any:
+    """A model's output with its bfloat16 tensors in float32; a cache stays as it is."""
+    if isinstance(output, Tensor):
+        return output.float() if output.dtype == torch.bfloat16 else output
+    if isinstance(output, Mapping):
+        for key, value in output.items():
+            output[key] = as_float32(value)  # type: ignore[index]
+        return output
+    return tuple(map(as_float32, output)) if type(output) is tuple else output
 
 
 def _route_attention(model: nn.Module) -> None:

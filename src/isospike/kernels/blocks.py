@@ -1,0 +1,44 @@
+"""Temporaries that a CPU keeps in its cache, or at least need not ask the system for again."""
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+BLOCK = 2**18  # elements
+
+
+def blocks(x: Tensor, elements: int) -> Iterator[slice]:
+    """Equal slices of the first axis of ``x``, each with at most ``BLOCK`` of all ``elements``.
+
+    Elsewhere than on a CPU the whole is one block.
+    """
+    count = len(x)
+    whole = x.device.type != "cpu" or x.dim() < 2
+    parts = 1 if whole else min(count, math.ceil(elements / BLOCK))
+    size = math.ceil(count / max(1, parts))
+    for start in range(0, count, max(1, size)):
+        yield slice(start, min(start + size, count))
+
+
+class _Kept(threading.local):
+    def __init__(self) -> None:
+        self.tensors: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+
+_kept = _Kept()
+
+
+def scratch(purpose: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised tensor, the thread's own, valid until it is asked for again.
+
+    Fresh memory costs a CPU a page fault every 4 KiB, as much time as the arithmetic done in it.
+    """
+    key, size = (purpose, dtype, device), math.prod(shape)
+    kept = _kept.tensors.get(key)
+    if kept is None or kept.numel() < size:
+        with torch.inference_mode(False):  # an inference tensor could not be used elsewhere
+            kept = _kept.tensors[key] = torch.empty(size, dtype=dtype, device=device)
+    return kept[:size].view(*shape)
