@@ -116,7 +116,8 @@ def main() -> None:
         f"MiniLM, {ROWS} x {TOKENS} tokens, T = {STEPS}, {THREADS} threads, {args.rounds} rounds\n"
     )
     print("| run | ms | ratio | goal | |\n|---|--:|--:|--:|:--|", flush=True)
-    for seconds in (time_forward(args.rounds), time_commands(args.rounds)):
+    for measure in (time_forward, time_commands):
+        seconds = measure(args.rounds)
         base = next(iter(seconds))
         for name in seconds:
             goal, limit = "", 0.0

@@ -175,6 +175,7 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        name = name if name.startswith("_") else name.rstrip("_")  # in place: the same product
         if name in _MM:
             self._add(name, args[0], args[1])
         elif name in _ADDMM:
@@ -204,9 +205,7 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._note(name, self._kind(args[0], -1), "weight", out.numel() * args[0].shape[-1],
                        args[0].shape[-1])  # fmt: skip
         elif isinstance(out, Tensor) and out.is_floating_point():
-            self._count(
-                _FLOAT_KINDS.get(name.rstrip("_") if name != "_softmax" else name), out.numel()
-            )
+            self._count(_FLOAT_KINDS.get(name), out.numel())
         elif name == "native_layer_norm":
             self._count("normalisation", out[0].numel())
         return out

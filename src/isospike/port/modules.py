@@ -33,7 +33,7 @@ from isospike.kernels.binary import (
     paired,
     spike_steps,
 )
-from isospike.kernels.blocks import blocks
+from isospike.kernels.blocks import blocks, scratch
 from isospike.port.sites import Site
 
 
@@ -164,9 +164,9 @@ class SpikingProduct(nn.Module):
         if run.execution == "stepped":
             return self._stepped(self._channels_last(site.words(x, run.generator)))
         if run.precision == "fast":
-            return self._fast(site.integers(x, run.generator, torch.bfloat16, keep=False))
+            return self._fast(site.integers(x, run.generator, torch.bfloat16, into="linear"))
         dtype = accumulator(self.weight, site)
-        integers = site.integers(x, run.generator, dtype, keep=False)
+        integers = site.integers(x, run.generator, dtype, into="linear")
         y = self._product(integers, self.weight.to(dtype)).to(self.weight.dtype)
         return y.add_(self._along(self.bias))
 
@@ -178,7 +178,7 @@ class SpikingProduct(nn.Module):
                 self._packed = pack(self.weight, self.step[:, None], code.neurons)
             flat, packed = words.reshape(-1, words.shape[-1]), self._packed
             y = self.weight.new_empty(len(flat), len(self.weight))
-            for part in blocks(flat, y.numel()):
+            for part in blocks(flat, 2 * y.numel()):
                 membrane = new_membrane(packed, len(y[part]))
                 for weight, spikes in spike_steps(code, flat[part]):
                     add_product(membrane, spikes, packed, weight)
@@ -370,16 +370,17 @@ class SpikingAttention(nn.Module):
     def _scores(self, query: Tensor, key: Tensor) -> Tensor:
         """(1)."""
         gain, current = self._gain_and_current()
-        k = self.key.integers(key, self.run.generator, gain.dtype)
-        q = self.query.integers(query, self.run.generator, gain.dtype)
-        q = torch.addcmul(current.transpose(1, 2), q, gain)
-        return q @ _repeat(k, q.shape[1] // k.shape[1]).transpose(-1, -2)
+        k = self.key.integers(key, self.run.generator, gain.dtype, into="key")
+        q = self.query.integers(query, self.run.generator, gain.dtype, into="query")
+        torch.addcmul(current.transpose(1, 2), q, gain, out=q)
+        z = scratch("scores", (*q.shape[:-1], k.shape[-2]), q.dtype, q.device)
+        return torch.matmul(q, _repeat(k, q.shape[1] // k.shape[1]).transpose(-1, -2), out=z)
 
     def _sum(self, e: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Numerator and denominator of (3)."""
         dtype = accumulator(self.gain, self.probability, self.value)
-        integers = self.probability.integers(e, self.run.generator, dtype)
-        v = self.value.integers(value, self.run.generator, dtype)
+        integers = self.probability.integers(e, self.run.generator, dtype, into="probability")
+        v = self.value.integers(value, self.run.generator, dtype, into="value")
         return integers @ _repeat(v, e.shape[1] // v.shape[1]), integers.sum(-1, keepdim=True)
 
     def _stepped_scores(self, query: Tensor, key: Tensor) -> Tensor:
@@ -388,11 +389,12 @@ class SpikingAttention(nn.Module):
         # A head's current flows where its key's spikes arrive: [key heads, channels, group].
         gain, current = self._gain_and_current()
         current = paired(current, code.neurons, 1).view(key_heads, heads // key_heads, -1)
-        trace = drive = gain.new_zeros(())
+        trace = gain.new_zeros(*key.shape[:-1], current.shape[-1])
+        drive = gain.new_zeros(*key.shape[:-1], current.shape[1])
         for weight, spikes in self.key.spikes(key, self.run.generator):
-            s = spikes.to(trace.dtype)
-            trace = torch.add(trace, s, alpha=weight)
-            drive = torch.add(drive, s @ current.transpose(1, 2), alpha=weight)
+            s = _dense(spikes, trace.dtype)
+            trace.add_(s, alpha=weight)
+            drive.add_(s @ current.transpose(1, 2), alpha=weight)
         drive = drive.transpose(-1, -2).reshape(len(key), heads, 1, -1)
         # The gain belongs to the store, so that the spikes enter the product as they are.
         stored = _repeat(_unpaired(trace, code.neurons), heads // key_heads) * gain
@@ -402,10 +404,12 @@ class SpikingAttention(nn.Module):
     def _stepped_sum(self, e: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Numerator and denominator of (3), step by step."""
         dtype = accumulator(self.gain, self.probability, self.value)
-        trace = self.gain.new_zeros((), dtype=dtype)
+        neurons = self.value.code.neurons
+        shape = (*value.shape[:-1], neurons * value.shape[-1])
+        trace = self.gain.new_zeros(shape, dtype=dtype)
         for weight, spikes in self.value.spikes(value, self.run.generator):
-            trace = torch.add(trace, spikes.to(trace.dtype), alpha=weight)
-        stored = _repeat(_unpaired(trace, self.value.code.neurons), e.shape[1] // value.shape[1])
+            trace.add_(_dense(spikes, dtype), alpha=weight)
+        stored = _repeat(_unpaired(trace, neurons), e.shape[1] // value.shape[1])
         # One more channel, which stores 1 for every key, counts what was spelled.
         stored = F.pad(stored, (0, 1), value=1.0)
         rest = stored.new_zeros(*e.shape[:-1], stored.shape[-1])
@@ -415,9 +419,9 @@ class SpikingAttention(nn.Module):
     def _address(self, site: Site, x: Tensor, stored: Tensor, membrane: Tensor) -> Tensor:
         """``membrane + N stored``, the spikes of ``x`` reading the store step by step."""
         stored = paired(stored, site.code.neurons, -2).flatten(0, 1)
-        y = membrane.contiguous().flatten(0, 1)
+        y = membrane.clone(memory_format=torch.contiguous_format).flatten(0, 1)
         for weight, spikes in site.spikes(x, self.run.generator):
-            y = torch.baddbmm(y, spikes.to(stored.dtype).flatten(0, 1), stored, alpha=weight)
+            y.baddbmm_(_dense(spikes, stored.dtype).flatten(0, 1), stored, alpha=weight)
         return y.view(membrane.shape)
 
     def _numerator(self, z: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
@@ -465,6 +469,11 @@ def _float_attention(
 def _repeat(x: Tensor, groups: int, axis: int = 1) -> Tensor:
     """One head's store serves a group of queries."""
     return x if groups == 1 else x.repeat_interleave(groups, axis)
+
+
+def _dense(spikes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Spikes in the type of the product they enter, valid until the next step."""
+    return scratch("dense", spikes.shape, dtype, spikes.device).copy_(spikes)
 
 
 def _unpaired(trace: Tensor, neurons: int) -> Tensor:
