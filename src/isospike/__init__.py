@@ -28,10 +28,13 @@ if TYPE_CHECKING:
         SignedDigitCode,
         linear_code,
     )
+    from isospike.memory.sdm import SparseDistributedMemory
+    from isospike.orders import Similarity, nof_m, random_orders, significance, similarity
     from isospike.port.audit import Audit, audit
     from isospike.port.files import load
     from isospike.port.port import PortResult, port
     from isospike.port.result import PortReport
+    from isospike.sequence import Prediction, SequenceMachine
 
 __all__ = [
     "Audit",
@@ -44,19 +47,33 @@ __all__ = [
     "PhaseCode",
     "PortReport",
     "PortResult",
+    "Prediction",
     "RangeError",
     "RankOrderCode",
     "RateCode",
+    "SequenceMachine",
     "ShapeError",
     "SignedDigitCode",
+    "Similarity",
+    "SparseDistributedMemory",
     "UnsupportedError",
     "audit",
     "linear_code",
     "load",
+    "nof_m",
     "port",
+    "random_orders",
+    "significance",
+    "similarity",
 ]
 
-_PORT = ("Audit", "PortReport", "PortResult", "audit", "load", "port")
+_HOMES = {
+    "isospike.port": ("Audit", "PortReport", "PortResult", "audit", "load", "port"),
+    "isospike.orders": ("Similarity", "nof_m", "random_orders", "significance", "similarity"),
+    "isospike.memory.sdm": ("SparseDistributedMemory",),
+    "isospike.sequence": ("Prediction", "SequenceMachine"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
 class _Package(ModuleType):
@@ -65,8 +82,7 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name not in __all__:
             raise AttributeError(f"module 'isospike' has no attribute {name!r}")
-        home = import_module("isospike.port" if name in _PORT else "isospike.codes")
-        value = getattr(home, name)
+        value = getattr(import_module(_HOME.get(name, "isospike.codes")), name)
         super().__setattr__(name, value)
         return value
 

@@ -1,0 +1,1 @@
+"""Rank-order sparse distributed memory."""
