@@ -16,7 +16,8 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
-import isospike.cli as cli
+from isospike.cli import app, console
+from isospike.cli import port as cli
 from isospike.codes import CODES
 from isospike.errors import RangeError
 
@@ -105,7 +106,7 @@ def writer(home, gpt2, text):
 
 
 def call(*arguments):
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 def port(*arguments, model, text, out):
@@ -583,10 +584,10 @@ def test_debug_shows_the_traceback_of_a_mistake_too(bert, text, tmp_path):
 
 
 def test_a_message_of_many_lines_is_said_in_one():
-    assert cli._explain(RangeError("a\nb")) == "a\nb"
+    assert console.explain(RangeError("a\nb")) == "a\nb"
     error = RuntimeError("first line " + "x" * 300 + "\nsecond")
-    assert "second" not in cli._explain(error)
-    assert cli._explain(PermissionError(errno.EACCES, "Permission denied", "/x")) == (
+    assert "second" not in console.explain(error)
+    assert console.explain(PermissionError(errno.EACCES, "Permission denied", "/x")) == (
         "Permission denied: /x"
     )
 

@@ -1,6 +1,7 @@
 """Real data: what the package ships, and text files of yours."""
 
 import gzip
+import json
 import os
 from importlib.resources import files
 from itertools import groupby
@@ -112,3 +113,50 @@ def _paragraphs(text: str) -> list[str]:
     if 2 * sum(speakers) > len(blocks):
         blocks = [b[1:] if speaks else b for b, speaks in zip(blocks, speakers, strict=True)]
     return [" ".join(block) for block in blocks]
+
+
+def chorales(split: str = "train") -> list[list[str]]:
+    """Bach chorales, which the package ships, on a quarter-note grid: 229 train, 76 valid, 77 test.
+
+    A symbol is a chord, its MIDI numbers joined by dashes, low to high; silence is ``rest``.
+
+    Reference: Boulanger-Lewandowski, Bengio, Vincent (2012), Modeling temporal dependencies in
+    high-dimensional sequences; see ``data/README.md``. Public domain music.
+    """
+    packed = (files("isospike") / "data" / "jsb-chorales-quarter.json.gz").read_bytes()
+    splits = json.loads(gzip.decompress(packed))
+    if split not in splits:
+        raise RangeError(f"chorales needs a split of {', '.join(splits)}, got {split!r}.")
+    return [[_chord(c) for c in piece] for piece in splits[split]]
+
+
+def read_melodies(path: str | os.PathLike[str]) -> list[list[str]]:
+    """Melodies of a JSON file: a list of MIDI numbers or chords (lists of them), or a list of such.
+
+    Raises:
+        RangeError: Missing or unreadable, not JSON, or of another form.
+    """
+    name = os.fspath(path)
+    try:
+        found = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise RangeError(f"read_melodies needs JSON, got {name!r}: {error}.") from None
+    if isinstance(found, list) and found and all(isinstance(n, int) for n in found):
+        found = [found]
+    try:
+        melodies = [[_chord(c) for c in melody] for melody in found]
+    except TypeError:
+        melodies = []
+    if not any(melodies):
+        raise RangeError(
+            f"read_melodies needs lists of MIDI numbers or chords, got something else in {name!r}."
+        )
+    return [m for m in melodies if m]
+
+
+def _chord(notes: int | list[int]) -> str:
+    if isinstance(notes, int):
+        return str(notes)
+    if not all(isinstance(n, int) for n in notes):
+        raise TypeError
+    return "-".join(map(str, sorted(notes))) or "rest"

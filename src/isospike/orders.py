@@ -125,7 +125,7 @@ def bits(n: int, m: int, ordered: bool = True) -> float:
 
 def check_order(order: Tensor, n: int, m: int, who: str) -> None:
     """Raise unless ``order`` is integers ``[..., n]``, distinct and in [0, m)."""
-    if order.dtype.is_floating_point or order.dtype in (torch.bool, torch.complex64):
+    if order.dtype.is_floating_point or order.dtype.is_complex or order.dtype == torch.bool:
         raise RangeError(
             f"{who} needs firing orders, whole numbers, got {order.dtype}. nof_m makes an order of "
             "a vector."
@@ -134,6 +134,7 @@ def check_order(order: Tensor, n: int, m: int, who: str) -> None:
         raise ShapeError(f"{who} needs orders [..., {n}], got shape {tuple(order.shape)}.")
     if order.numel() == 0:
         return
+    order = order.long()
     if int(order.min()) < 0 or int(order.max()) >= m:
         raise RangeError(
             f"{who} needs neurons in [0, {m}), got {int(order.min())} to {int(order.max())}."

@@ -1,8 +1,9 @@
 """One file, written whole or not at all."""
 
+import contextlib
 import os
-import tempfile
 from pathlib import Path
+from uuid import uuid4
 
 from isospike.errors import IsospikeError
 
@@ -13,21 +14,19 @@ def atomic_write(path: Path, data: bytes) -> None:
     Raises:
         IsospikeError: The folder cannot be written to, or the disk is full.
     """
-    fresh = None
+    fresh = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with fresh.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(fresh, path)
-        fresh = None
+        fresh.replace(path)
     except OSError as error:
         raise IsospikeError(
             f"save needs to write {path}, got {error.strerror or error}. Free space or choose "
             "another place."
         ) from error
     finally:
-        if fresh is not None:
-            Path(fresh).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fresh.unlink()

@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from isospike.errors import IsospikeError, RangeError
-from isospike.kernels import stream as kernels
-from isospike.kernels.lines import OR, largest
-from isospike.memory.decoder import AddressDecoder
+from isospike.kernels.lines import largest
+from isospike.memory.contexts import LineMemory, Memory, VoteMemory
 from isospike.memory.sdm import RULES
-from isospike.orders import check_alpha, random_orders
+from isospike.orders import check_alpha
 from isospike.saving import atomic_write
 
-CONTEXTS = ("combined", "layer", "shift")
+CONTEXTS = ("combined", "layer", "shift", "voting")
 FORMAT = 1
 _BINS = 64  # of the margin, for calibration
 
@@ -27,8 +25,9 @@ class Prediction:
     """What a machine expects next.
 
     Attributes:
-        symbol: The best match; None if nothing at all is known here.
-        similarity: Share of the firing lines' cells that hold the symbol, in [0, 1].
+        symbol: The best match; None, with similarity 0, if nothing at all is known here.
+        similarity: In [0, 1]: with the rule ``or`` the share of the firing lines' cells that hold
+            the symbol; otherwise its share of what all symbols have there.
         margin: Similarity less that of the second best.
         alternatives: The best matches with their similarities, best first.
         accepted: Whether predictions of this margin have been right often enough; if not, the
@@ -51,11 +50,13 @@ class SequenceMachine:
     combined  nof_m(weight * P1 C_{n-1} / |C| + (1 - weight) * P2 I_n / |I|), random P1 and P2
     layer     nof_m(weight * P1 C_{n-1} + P2 I_n)
     shift     the last ``depth`` symbols side by side, age l scaled by decay^l
+    voting    the last 0, 1, .. ``depth`` symbols, each a context of its own; they count what
+              followed and vote (:class:`isospike.memory.contexts.VoteMemory`). For text.
     ========  ==============================================================================
 
-    It addresses a sparse distributed memory (:class:`isospike.SparseDistributedMemory`), in which
-    :meth:`learn` writes the next symbol, once, and :meth:`predict` reads it. A new machine, and one
-    after :meth:`restart`, stands in the context of a start symbol.
+    The first three address a sparse distributed memory (:class:`isospike.SparseDistributedMemory`),
+    in which :meth:`learn` writes the next symbol, once, and :meth:`predict` reads it. A new
+    machine, and one after :meth:`restart`, stands in the context of a start symbol.
 
     By default a symbol is one data neuron, and the synapses that this saves go into more lines:
     two contexts then seldom share all of them. ``data=(11, 256)`` and ``decoder=(20, 11, 2048)``
@@ -70,9 +71,10 @@ class SequenceMachine:
         data: (d, D) of a symbol in the store; None for one neuron each.
         alpha: Ratio of significance of consecutive spikes.
         weight: Share of the old context, in [0, 1).
-        depth, decay: Of the shift register.
+        depth, decay: Of the shift register (depth 2 by default) and of ``voting`` (6).
         rule: ``or``, ``max``, ``add``, ``decay``, as in the memory.
         keep: Of the rule ``decay``.
+        synapses: Of ``voting``, rounded down to a power of two.
         confidence: Share of right predictions asked of an accepted one.
         grow: Take unknown symbols into the alphabet instead of refusing them (``data=None``).
         seed: Draws codes, P1, P2 and decoder; machines with one seed are equal and share nothing.
@@ -93,65 +95,47 @@ class SequenceMachine:
         data: tuple[int, int] | None = None,
         alpha: float = 0.9,
         weight: float = 0.5,
-        depth: int = 2,
+        depth: int | None = None,
         decay: float = 0.9,
         rule: str = "or",
         keep: float = 0.999,
+        synapses: int = 2**23,
         confidence: float = 0.5,
         grow: bool = False,
         seed: int = 0,
     ) -> None:
+        if depth is None:
+            depth = 6 if context == "voting" else 2
         self.settings: dict[str, Any] = {
-            "context": context, "code": list(code), "context_code": list(context_code),
-            "decoder": list(decoder), "data": None if data is None else list(data),
-            "alpha": alpha, "weight": weight, "depth": depth, "decay": decay, "rule": rule,
-            "keep": keep, "confidence": confidence, "grow": grow, "seed": seed,
+            "context": context, "code": code, "context_code": context_code, "decoder": decoder,
+            "data": data, "alpha": alpha, "weight": weight, "depth": depth, "decay": decay,
+            "rule": rule, "keep": keep, "synapses": synapses, "confidence": confidence,
+            "grow": grow, "seed": int(seed),
         }  # fmt: skip
-        self.symbols: list[Hashable] = []
-        self._ids: dict[Hashable, int] = {}
         _check(self.settings)
-        self.confidence, self.grow, self._data = confidence, grow, data
-        generator = torch.Generator().manual_seed(seed)
-        if context == "shift":
-            context_code = (depth * code[0], depth * code[1])
-        (n, d), (k, m), (a, w, lines) = code, context_code, decoder
-        gains = {s: (alpha ** np.arange(s)).astype(np.float32) for s in {n, k, w}}
-        old, new = np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint8)
-        gain_old, gain_new = gains[k], gains[n]
-        if context == "shift":
-            gain_old = (decay ** np.arange(depth)).astype(np.float32)
-        else:
-            # Eight-bit weights: a quarter of the memory traffic, and as random.
-            old = torch.randint(256, (m, m), generator=generator, dtype=torch.uint8).numpy()
-            new = torch.randint(256, (d, m), generator=generator, dtype=torch.uint8).numpy()
-            share = weight if context == "layer" else weight / gain_old.sum()
-            rest = 1.0 if context == "layer" else (1 - weight) / gain_new.sum()
-            gain_old, gain_new = gain_old * np.float32(share), gain_new * np.float32(rest)
-        made = AddressDecoder(m, a, w, lines, alpha, generator, torch.float32)
-        self._start_code = random_orders(1, n, d, generator).numpy()
-        self._codes = np.empty((0, n), np.int64)
-        self._data_codes = np.empty((0, 1 if data is None else data[0]), np.int64)
-        gain_data = np.ones(1) if data is None else alpha ** np.arange(data[0])
-        self._parts: dict[str, Any] = {
-            "kind": kernels.SHIFT if context == "shift" else kernels.RECURRENT,
-            "old": old, "new": new, "gain_old": gain_old, "gain_new": gain_new,
-            "gain_context": gains[k], "gain_data": gain_data.astype(np.float32),
-            "sigma": gains[w], "start": made.start, "line": made.line, "strength": made.strength,
-            "rule": RULES[rule], "keep": keep,
-        }  # fmt: skip
-        cell = np.uint8 if RULES[rule] == OR else np.float32
-        self._state = kernels.State(
-            np.zeros(k, np.int64), np.zeros(depth, np.int64), np.zeros(w, np.int64),
-            np.zeros((lines, 8 if data is None else data[1]), cell),
-        )  # fmt: skip
-        self._sizes = (m, lines)
-        self._right = np.zeros(_BINS)
-        self._seen = np.zeros(_BINS)
+        self.symbols: list[Hashable] = []
+        self.notes: dict[str, Any] = {}
+        self.confidence, self.grow = confidence, grow
+        self._ids: dict[Hashable, int] = {}
+        self._right, self._seen = np.zeros(_BINS), np.zeros(_BINS)
         self._expected: tuple[int, float] | None = None
+        self._memory: Memory
+        if context == "voting":
+            self._memory = VoteMemory(depth, synapses, seed)
+        else:
+            self._memory = LineMemory(
+                context, code, context_code, decoder, data, alpha, weight, depth, decay, rule,
+                keep, seed,
+            )  # fmt: skip
         for symbol in symbols:
+            if symbol in self._ids:
+                raise RangeError(f"SequenceMachine needs each symbol once, got {symbol!r} twice.")
             self._add(symbol)
-        self._rebuild()
+        self._memory.resize(len(self.symbols))
         self.restart()
+
+    def __contains__(self, symbol: Hashable) -> bool:
+        return symbol in self._ids
 
     # One symbol at a time.
 
@@ -161,10 +145,12 @@ class SequenceMachine:
         Args:
             alternatives: How many matches to rank.
         """
+        if alternatives < 0:
+            raise RangeError(f"predict needs alternatives >= 0, got {alternatives}.")
         if not self.symbols:
             return Prediction(None, 0.0, 0.0, (), False)
-        kernels.score_symbols(self._fixed, self._state, self._work)
-        scores = self._work.scores
+        self._memory.score()
+        scores = self._memory.scores
         top = np.empty(min(max(2, alternatives), len(scores)), np.int64)
         largest(scores, len(top), top)
         ranked = [(self.symbols[i], float(scores[i])) for i in top]
@@ -172,7 +158,7 @@ class SequenceMachine:
         if best <= 0:
             self._expected = None
             return Prediction(None, 0.0, 0.0, (), False)
-        margin = best - (ranked[1][1] if len(ranked) > 1 else 0.0)
+        margin = float(scores[top[0]] - (scores[top[1]] if len(ranked) > 1 else 0))
         self._expected = int(top[0]), margin
         return Prediction(
             ranked[0][0], best, margin, tuple(ranked[:alternatives]), self._trusted(margin)
@@ -189,20 +175,18 @@ class SequenceMachine:
             guess, margin = self._expected
             self._calibrate(np.array([guess == i]), np.array([margin]))
             self._expected = None
-        kernels.store(self._fixed, self._state, i)
-        kernels.advance(self._fixed, self._state, self._work, i)
+        self._memory.store(i)
+        self._memory.advance(i)
 
     def follow(self, symbol: Hashable) -> None:
         """Move on to the next context without storing anything."""
         self._expected = None
-        kernels.advance(self._fixed, self._state, self._work, self._id(symbol))
+        self._memory.advance(self._id(symbol))
 
     def restart(self) -> None:
         """Go to the start context; what is learned stays."""
         self._expected = None
-        self._state.history[:] = len(self.symbols)
-        self._state.context[:] = np.arange(len(self._state.context))
-        kernels.advance(self._fixed, self._state, self._work, len(self.symbols))
+        self._memory.restart()
 
     # Whole sequences.
 
@@ -218,6 +202,14 @@ class SequenceMachine:
         """Predict every symbol in turn without learning."""
         return self._stream(sequence, learn=False)[0]
 
+    def match_sequence(
+        self, sequence: Iterable[Hashable], learn: bool = False
+    ) -> tuple[Any, Any, Any]:
+        """The same in full: whether each was predicted, the similarity and the margin of the
+        prediction, each ``[length]``."""
+        right, match, margin = self._stream(sequence, learn)
+        return right, match, margin
+
     def generate(self, prompt: Iterable[Hashable], count: int) -> list[Hashable]:
         """What follows ``prompt``, from the start context: up to ``count`` symbols, each prediction
         fed back. Stops early where the machine knows nothing."""
@@ -228,17 +220,17 @@ class SequenceMachine:
             self.follow(symbol)
         out: list[Hashable] = []
         while len(out) < count:
-            symbol = self.predict().symbol
-            if symbol is None:
+            guess = self.predict()
+            if guess.similarity == 0:
                 break
-            out.append(symbol)
-            self.follow(symbol)
+            out.append(guess.symbol)
+            self.follow(guess.symbol)
         return out
 
     @property
     def synapses(self) -> int:
         """Cells of the store."""
-        return int(self._state.cells.size)
+        return self._memory.synapses
 
     # Files.
 
@@ -252,11 +244,11 @@ class SequenceMachine:
             raise RangeError("save needs symbols that are strings or integers. Map yours first.")
         from safetensors.numpy import save
 
-        about = {"format": FORMAT, "settings": self.settings, "symbols": self.symbols}
-        tensors = {
-            "cells": self._state.cells, "context": self._state.context,
-            "history": self._state.history, "right": self._right, "seen": self._seen,
+        about = {
+            "format": FORMAT, "settings": self.settings, "symbols": self.symbols,
+            "notes": self.notes,
         }  # fmt: skip
+        tensors = {**self._memory.tensors(), "right": self._right, "seen": self._seen}
         atomic_write(Path(path), save(tensors, metadata={"isospike": json.dumps(about)}))
 
     @classmethod
@@ -275,30 +267,38 @@ class SequenceMachine:
             with safe_open(path, "np") as file:
                 about = json.loads((file.metadata() or {})["isospike"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, ValueError) as error:
+            if about["format"] == FORMAT:
+                machine = cls._described(about)
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise IsospikeError(
                 f"load needs a sequence machine that isospike saved, got {path} ({error}). It may "
                 "be cut short."
             ) from error
-        if about.get("format") != FORMAT:
+        if about["format"] != FORMAT:
             raise IsospikeError(
-                f"load needs format {FORMAT}, got {about.get('format')} in {path}. Use the "
+                f"load needs format {FORMAT}, got {about['format']} in {path}. Use the "
                 "isospike version that saved it."
             )
-        settings = about["settings"]
-        for key in ("code", "context_code", "decoder", "data"):
-            settings[key] = None if settings[key] is None else tuple(settings[key])
-        machine = cls(about["symbols"], **settings)
-        state = machine._state._asdict()
-        for name in ("cells", "context", "history"):
-            if tensors[name].shape != state[name].shape or tensors[name].dtype != state[name].dtype:
-                raise IsospikeError(f"load needs {name} as saved, got another shape in {path}.")
-            state[name][...] = tensors[name]
-        machine._right[:], machine._seen[:] = tensors["right"], tensors["seen"]
-        machine._choose()
+        own = {**machine._memory.tensors(), "right": machine._right, "seen": machine._seen}
+        for name, tensor in own.items():
+            saved = tensors.get(name)
+            if saved is None or (saved.shape, saved.dtype) != (tensor.shape, tensor.dtype):
+                raise IsospikeError(f"load needs {name} as a machine has it, got none in {path}.")
+            tensor[...] = saved
+        machine._memory.refresh()
         return machine
 
     # Inside.
+
+    @classmethod
+    def _described(cls, about: dict[str, Any]) -> "SequenceMachine":
+        """A machine of saved settings that has learned nothing yet."""
+        settings: dict[str, Any] = dict(about["settings"])
+        for name, value in settings.items():
+            settings[name] = tuple(value) if isinstance(value, list) else value
+        machine = cls(about["symbols"], **settings)
+        machine.notes = dict(about["notes"])
+        return machine
 
     def _stream(self, sequence: Iterable[Hashable], learn: bool) -> Any:
         known = [self._id(symbol) for symbol in sequence]
@@ -306,7 +306,7 @@ class SequenceMachine:
         guess = np.zeros(len(ids), np.int64)
         match, margin = np.zeros((2, len(ids)), np.float32)
         if len(ids):
-            kernels.stream(self._fixed, self._state, self._work, ids, learn, guess, match, margin)
+            self._memory.stream(ids, learn, guess, match, margin)
         right = (guess == ids) & (match > 0)
         if learn:
             self._calibrate(right[match > 0], margin[match > 0])
@@ -334,47 +334,14 @@ class SequenceMachine:
                     f"the machine needs a symbol of its alphabet of {len(self.symbols)}, got "
                     f"{symbol!r}. Make it with grow=True to take new ones."
                 )
-            self._add(symbol)
-            i = self._ids[symbol]
-            self._rebuild()
-            self._state.history[self._state.history == i] = len(self.symbols)  # the start symbol
+            i = self._add(symbol)
+            self._memory.resize(len(self.symbols))
         return i
 
-    def _add(self, symbol: Hashable) -> None:
-        if symbol in self._ids:
-            raise RangeError(f"the machine needs each symbol once, got {symbol!r} twice.")
-        i = len(self.symbols)
+    def _add(self, symbol: Hashable) -> int:
+        self._ids[symbol] = len(self.symbols)
         self.symbols.append(symbol)
-        self._ids[symbol] = i
-        n, d = self.settings["code"]
-        # A generator of its own for each symbol: codes do not depend on when it was met.
-        own = torch.Generator().manual_seed((self.settings["seed"] << 32) + i + 1)
-        self._codes = np.concatenate([self._codes, random_orders(1, n, d, own).numpy()])
-        if self._data is None:
-            code = np.array([[i]])
-        else:
-            code = random_orders(1, *self._data, own).numpy()
-        self._data_codes = np.concatenate([self._data_codes, code])
-
-    def _rebuild(self) -> None:
-        """Arrays that depend on the alphabet."""
-        size = len(self.symbols)
-        cells = self._state.cells
-        if self._data is None and size > cells.shape[1]:
-            grown = np.zeros((len(cells), 1 << (size - 1).bit_length()), cells.dtype)
-            grown[:, : cells.shape[1]] = cells
-            self._state = self._state._replace(cells=grown)
-        m, lines = self._sizes
-        self._fixed = kernels.Fixed(
-            codes=np.concatenate([self._codes, self._start_code]),
-            data_codes=self._data_codes,
-            **self._parts,
-        )
-        width = self._state.cells.shape[1]
-        self._work = kernels.Work(*(np.zeros(s, np.float32) for s in (m, lines, width, size)))
-
-    def _choose(self) -> None:
-        kernels.choose(self._fixed, self._state, self._work)
+        return self._ids[symbol]
 
 
 def _check(settings: dict[str, Any]) -> None:
@@ -398,6 +365,10 @@ def _check(settings: dict[str, Any]) -> None:
     for name in ("weight", "decay", "keep", "confidence"):
         if not 0 <= settings[name] <= 1:
             raise RangeError(f"SequenceMachine needs {name} in [0, 1], got {settings[name]}.")
+    if settings["weight"] == 1:
+        raise RangeError("SequenceMachine needs weight below 1, got 1: symbols would not count.")
+    if settings["synapses"] < 8:
+        raise RangeError(f"SequenceMachine needs synapses >= 8, got {settings['synapses']}.")
     if settings["depth"] < 1:
         raise RangeError(f"SequenceMachine needs depth >= 1, got {settings['depth']}.")
     if settings["grow"] and settings["data"] is not None:

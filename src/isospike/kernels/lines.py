@@ -10,7 +10,17 @@ from numba import njit
 
 OR, MAX, ADD, DECAY, RANK = range(5)
 SILENT = -1  # an output that no neuron gives
+_BLOCK = 8192  # lines
 _MOST = 64  # entries whose largest is looked at before they are
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _peak(score):
+    """The largest entry."""
+    best = score[0]
+    for k in range(1, len(score)):
+        best = max(best, score[k])
+    return best
 
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -63,13 +73,40 @@ def largest(score, count, order):
 
 @njit(cache=True, nogil=True)
 def choose_lines(address, gain, start, line, strength, score, chosen):
-    """The lines that fire for one address, the most excited first; ``score`` is scratch."""
-    score[:] = 0
+    """The lines that fire for one address, the most excited first, equal ones by index.
+
+    Lines are looked at in blocks whose scores stay in the cache; ``score`` is scratch.
+    """
+    count, lines = len(chosen), len(score)
+    best = np.empty(count, score.dtype)
+    kept = 0
+    position = np.empty(len(address), np.int64)
     for r in range(len(address)):
-        g = gain[r]
-        for p in range(start[address[r]], start[address[r] + 1]):
-            score[line[p]] += g * strength[p]
-    largest(score, len(chosen), chosen)
+        position[r] = start[address[r]]
+    for first in range(0, lines, _BLOCK):
+        block = score[: min(_BLOCK, lines - first)]
+        block[:] = 0
+        limit = first + len(block)
+        for r in range(len(address)):
+            g, p, stop = gain[r], position[r], start[address[r] + 1]
+            while p < stop and line[p] < limit:
+                block[line[p] - first] += g * strength[p]
+                p += 1
+            position[r] = p
+        for c in range(0, len(block), _MOST):
+            chunk = block[c : c + _MOST]
+            if kept == count and _peak(chunk) <= best[count - 1]:
+                continue
+            for k in range(len(chunk)):
+                value = chunk[k]
+                if kept == count and value <= best[count - 1]:
+                    continue
+                place = kept if kept < count else count - 1
+                kept = min(kept + 1, count)
+                while place > 0 and best[place - 1] < value:
+                    best[place], chosen[place] = best[place - 1], chosen[place - 1]
+                    place -= 1
+                best[place], chosen[place] = value, first + c + k
 
 
 @njit(cache=True, nogil=True)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from isospike.kernels.lines import MAX, OR, RANK, choose_lines, largest, read_cells, write_cells
+from isospike.kernels.lines import OR, choose_lines, largest, read_cells, write_cells
 
 SHIFT, RECURRENT = range(2)
 
@@ -110,19 +110,24 @@ def advance(fixed, state, work, symbol):
 
 @njit(cache=True, nogil=True)
 def score_symbols(fixed, state, work):
-    """Match of each symbol's code with what the chosen lines hold: 1 if they hold all of it."""
+    """Match of each symbol's code with what the chosen lines hold.
+
+    Of marks, the share that is set, 1 if all are; of weights, the share of all symbols' sum.
+    """
     read_cells(state.cells, fixed.rule, state.chosen, fixed.sigma, work.activity)
     spikes = fixed.data_codes.shape[1]
-    whole = 1.0
-    if fixed.rule == OR or fixed.rule == RANK:
-        whole = float(spikes * len(state.chosen))
-    elif fixed.rule == MAX:
-        whole = fixed.gain_data.sum() * (fixed.sigma * fixed.sigma).sum()
+    whole = 0.0
     for s in range(len(work.scores)):
         total = 0.0
         for r in range(spikes):
             total += work.activity[fixed.data_codes[s, r]]
-        work.scores[s] = total / whole
+        work.scores[s] = total
+        whole += total
+    if fixed.rule == OR:
+        whole = float(spikes * len(state.chosen))
+    if whole > 0:
+        for s in range(len(work.scores)):
+            work.scores[s] /= whole
 
 
 @njit(cache=True, nogil=True)

@@ -52,9 +52,7 @@ class AddressDecoder:
         flat = reached.flatten()
         by_neuron = flat.argsort(stable=True)
         # Unsigned: compiled code need not look for indices from the end.
-        self.line = (
-            (by_neuron // connections).numpy().astype(np.uint16 if lines <= 2**16 else np.uint32)
-        )
+        self.line = (by_neuron // connections).numpy().astype(np.uint32)
         rank = torch.arange(connections, dtype=torch.float64)
         strength = (alpha**rank).to(dtype).repeat(lines)
         self.strength = strength[by_neuron].numpy()

@@ -83,6 +83,8 @@ class SparseDistributedMemory:
             )
         if rule == "rank" and data[0] > 255:
             raise RangeError(f"rule 'rank' needs at most 255 data spikes, got {data[0]}.")
+        if dtype not in (torch.float32, torch.float64):
+            raise RangeError(f"SparseDistributedMemory needs float32 or float64, got {dtype}.")
         if not 0 <= keep <= 1:
             raise RangeError(f"SparseDistributedMemory needs keep in [0, 1], got {keep}.")
         self.address, self.data, self.alpha = address, data, alpha
@@ -126,7 +128,7 @@ class SparseDistributedMemory:
         addresses = self._orders(address, "address")
         out = np.empty((len(addresses), self.decoder.fire), np.int64)
         kernels.choose_all(self.decoder.arrays, addresses, self._gain[self.address[0]], out)
-        return torch.from_numpy(out).view(*address.shape[:-1], -1)
+        return torch.from_numpy(out).view(*address.shape[:-1], self.decoder.fire)
 
     @property
     def occupancy(self) -> float:
@@ -147,8 +149,8 @@ class SparseDistributedMemory:
         )  # fmt: skip
         batch = address.shape[:-1]
         return (
-            torch.from_numpy(orders).view(*batch, -1),
-            torch.from_numpy(activity).view(*batch, -1),
+            torch.from_numpy(orders).view(*batch, self.data[0]),
+            torch.from_numpy(activity).view(*batch, self.data[1]),
         )
 
     def _orders(self, order: Tensor, what: str) -> Any:

@@ -1,11 +1,6 @@
-"""The command line: port a pretrained text model to spikes, then embed and generate with the port.
-
-Whatever goes wrong ends in one line on stderr and an exit code, never in half a result; ``--debug``
-adds the traceback. Results go to stdout, progress and errors to stderr.
-"""
+"""``isospike port``, ``embed`` and ``generate``: port a text model to spikes, then use the port."""
 
 import contextlib
-import errno
 import inspect
 import json
 import math
@@ -14,8 +9,6 @@ import re
 import shutil
 import sys
 import tempfile
-import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from functools import partial
@@ -24,11 +17,20 @@ from typing import Annotated, Any
 
 import typer
 
+from isospike.cli.app import app
+from isospike.cli.console import (
+    NOT_REACHED,
+    DebugOption,
+    Progress,
+    errors_in_one_line,
+    first_sentence,
+    is_disk_full,
+    say,
+)
 from isospike.errors import IsospikeError, MissingExtraError, RangeError, UnsupportedError
 
 # Handlers import what is heavy: `isospike --help` answers before torch could be loaded.
 
-DONE, NOT_REACHED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 DEFAULT_STEPS = 8
 MAX_SENTENCES = 320  # Four fifths calibrate: 256.
@@ -74,53 +76,6 @@ _ExecutionOption = Annotated[
         show_default="as saved",
     ),
 ]
-_DebugOption = Annotated[
-    bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")
-]
-
-app = typer.Typer(
-    name="isospike",
-    help="Run pretrained transformers on binary spikes: port one, measure it, use it.",
-    epilog="[bold]Start with[/]\n  isospike port minilm",
-    rich_markup_mode="rich",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-
-def main() -> None:
-    """Entry point of the ``isospike`` command."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # A terminal may lack a letter of the text.
-            stream.reconfigure(errors="replace")
-    app(prog_name="isospike")
-
-
-def _print_version(asked: bool) -> bool:
-    if asked:
-        from importlib.metadata import version
-
-        print(f"isospike {version('isospike')}")
-        raise typer.Exit
-    return asked
-
-
-@app.callback()
-def _isospike(
-    version: Annotated[  # noqa: ARG001
-        bool,
-        typer.Option(
-            "--version",
-            metavar="",
-            callback=_print_version,
-            is_eager=True,
-            help="Show the version and exit.",
-        ),
-    ] = False,
-) -> None:
-    pass
-
 
 # -------------------------------------------------------------------------- port
 
@@ -216,7 +171,7 @@ def port_command(
     as_json: Annotated[
         bool, typer.Option("--json", metavar="", help="Print one JSON object and no progress.")
     ] = False,
-    debug: _DebugOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Port a pretrained text model to binary spikes, measure the port and save it with a report.
 
@@ -224,7 +179,7 @@ def port_command(
     tokenizer, all that isospike embed and isospike generate need. The model
     that was given is left untouched.
     """
-    with _errors_in_one_line(debug):
+    with errors_in_one_line(debug):
         report, folder = _port(
             model,
             text,
@@ -240,7 +195,7 @@ def port_command(
         )
         _show_port(report, folder, as_json)
     if not report.reached and report.max_error is not None:
-        _say(
+        say(
             "not reached",
             f"the error is {report.error:.3g}, {report.error / report.max_error:.2f} times the "
             f"{report.max_error:.3g} asked for, at {report.steps} steps of {report.code}. "
@@ -282,7 +237,7 @@ def _port(
     _check_place(folder)
     calibration, held_back = _read_sentences(text, sentences)
 
-    with _Progress(quiet) as progress:
+    with Progress(quiet) as progress:
         progress(f"load {name}", 0, 1)
         from isospike.codes import CODES, linear_code
         from isospike.port import port
@@ -387,13 +342,13 @@ def embed_command(
         bool, typer.Option("--json", metavar="", help="Print one JSON list per line of text.")
     ] = False,
     execution: _ExecutionOption = None,
-    debug: _DebugOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Embed every line of a text on spikes: the mean over its tokens, scaled to length 1.
 
     Empty lines are skipped. Prints a short table unless told where the numbers shall go.
     """
-    with _errors_in_one_line(debug):
+    with errors_in_one_line(debug):
         if out is not None and as_json:
             raise RangeError("embed needs --out or --json, got both. Choose one.")
         if out is not None and out.suffix != ".npy":
@@ -406,13 +361,13 @@ def embed_command(
 
         _check_port(folder, "embed")
         lines = [line.strip() for line in read_text(text).split("\n") if line.strip()]
-        with _Progress(as_json) as progress:
+        with Progress(as_json) as progress:
             progress(f"load {folder}", 0, 1)
             model, tokenizer = _load_port(folder, execution)
             progress(f"load {folder}", 1, 1)
             means, cut = _embed(model, tokenizer, lines, progress)
         if cut:
-            _say(
+            say(
                 "note",
                 f"{cut} of {len(lines)} lines are longer than the model reads; it read "
                 f"the first {_longest(model, tokenizer)} tokens of each.",
@@ -424,12 +379,12 @@ def embed_command(
                 print(json.dumps([float(f"{value:.9g}") for value in row], allow_nan=False))
         elif out is not None:
             _write_array(out, units)
-            _say("wrote", f"{len(lines)} embeddings of {units.shape[1]} numbers to {out}")
+            say("wrote", f"{len(lines)} embeddings of {units.shape[1]} numbers to {out}")
         else:
             _show_embeddings(lines, units, norms)
 
 
-def _embed(model: Any, tokenizer: Any, lines: list[str], progress: "_Progress") -> tuple[Any, int]:
+def _embed(model: Any, tokenizer: Any, lines: list[str], progress: "Progress") -> tuple[Any, int]:
     """Mean output of each line over its tokens, in order; how many lines were cut."""
     import torch
 
@@ -524,10 +479,10 @@ def generate_command(
         typer.Option(metavar="N", help="Seed of the draws.", show_default="a new one every time"),
     ] = None,
     execution: _ExecutionOption = None,
-    debug: _DebugOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Continue a prompt on spikes, token by token."""
-    with _errors_in_one_line(debug):
+    with errors_in_one_line(debug):
         if tokens < 1:
             raise RangeError(f"generate needs --tokens of at least 1, got {tokens}. Try 50.")
         if not 0 <= temperature < math.inf:
@@ -541,7 +496,7 @@ def generate_command(
                 "generate needs a --prompt in UTF-8, got other bytes. Check your terminal."
             ) from None
         _check_port(folder, "generate")
-        with _Progress(quiet=False) as progress:
+        with Progress(quiet=False) as progress:
             progress(f"load {folder}", 0, 1)
             model, tokenizer = _load_port(folder, execution)
             progress(f"load {folder}", 1, 1)
@@ -673,9 +628,9 @@ def _others(what: str) -> Iterator[None]:
     except IsospikeError:
         raise
     except Exception as error:
-        if _is_disk_full(error):
+        if is_disk_full(error):
             raise
-        raise UnsupportedError(f"{what}: {_first_sentence(error)}") from error
+        raise UnsupportedError(f"{what}: {first_sentence(error)}") from error
 
 
 def _load_config(source: str, name: str) -> Any:
@@ -858,127 +813,3 @@ def _describe(tokenizer: Any, ids: Any) -> tuple[str, list[str]]:
 
 def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
-
-
-# --------------------------------------------------------------- progress, errors
-
-
-class _Progress:
-    """How far the work is: bars on a terminal, one line per phase in a pipe, or nothing.
-
-    Called with what is being done, how much of it is done, and of how much.
-    """
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._bars: Any = None
-        self._phases: dict[str, Any] = {}
-
-    def __enter__(self) -> "_Progress":
-        if not self._quiet and sys.stderr.isatty():
-            from rich import progress
-            from rich.console import Console
-
-            self._bars = progress.Progress(
-                progress.SpinnerColumn(finished_text="[green]✓[/]"),
-                progress.TextColumn("{task.description}", markup=False),
-                progress.BarColumn(bar_width=30),
-                progress.TextColumn("{task.fields[count]}", style="dim", markup=False),
-                progress.TimeElapsedColumn(),
-                console=Console(stderr=True),
-            )
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if self._quiet:
-            return
-        if self._bars is None:
-            if what not in self._phases:
-                self._phases[what] = None
-                print(what, file=sys.stderr, flush=True)
-            return
-        if what not in self._phases:
-            self._phases[what] = self._bars.add_task(what, count="")
-        # A phase of one part shows a moving bar until it is done.
-        shown = total if total > 1 or done >= total else None
-        count = f"{done}/{total}" if total > 1 else ""
-        self._bars.update(self._phases[what], completed=done, total=shown, count=count)
-
-
-@contextlib.contextmanager
-def _errors_in_one_line(debug: bool) -> Iterator[None]:
-    """Turn whatever goes wrong into one line on stderr and an exit code."""
-    try:
-        with warnings.catch_warnings():
-            if not debug:
-                warnings.simplefilter("ignore")  # of the libraries; ours are errors
-            yield
-    except KeyboardInterrupt:
-        _fail("interrupted", "nothing was written.", INTERRUPTED, debug)
-    except (typer.Exit, BrokenPipeError):
-        raise
-    except Exception as error:  # noqa: BLE001 - the last stop: said, never swallowed
-        _fail("error", _explain(error), MISTAKE, debug)
-
-
-def _fail(kind: str, message: str, status: int, debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
-    _say(kind, message)
-    raise typer.Exit(status) from None
-
-
-def _explain(error: Exception) -> str:
-    """One line for an error: what was needed, what was got, what to do."""
-    if isinstance(error, IsospikeError | MissingExtraError):
-        return str(error)
-    if _is_disk_full(error):
-        where = getattr(error, "filename", None)
-        place = f" while writing {where}" if where else ""
-        return f"the disk is full{place}. Free some space; what was saved before is untouched."
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    if isinstance(error, MemoryError) or "not enough memory" in str(error):
-        return "out of memory. Use fewer --sentences, or a smaller model."
-    return f"unexpected {type(error).__name__}: {_first_sentence(error)} Use --debug to see where."
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "No space left on device" in str(error)  # as safetensors words it
-
-
-def _first_sentence(error: Exception) -> str:
-    """The first line of what a library said, at a readable length, with a full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
-        type(error).__name__
-    ]
-    line = (
-        " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    )  # a heading alone says little
-    if len(line) > 200:
-        line = f"{line[:200].rsplit(' ', 1)[0]} ..."
-    return line if line.endswith((".", "!", "?")) else f"{line}."
-
-
-def _say(kind: str, message: str) -> None:
-    """One line on stderr, whatever the message holds."""
-    line = " ".join(message.split())
-    if not sys.stderr.isatty():
-        print(f"{kind}: {line}", file=sys.stderr)
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    colour = {"error": "bold red", "not reached": "bold yellow"}.get(kind, "bold")
-    text = Text.assemble((f"{kind}: ", colour), line)
-    Console(stderr=True).print(text, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,195 @@
+"""The sequence machine and its memory: recall, order, text, speed.
+
+    python benchmarks/sequence.py [--seeds 10] [--only pairs,long,text,distractors,speed]
+
+Figures are means over seeds with 95 % intervals of the mean (normal). One thread computes.
+"""
+
+import argparse
+import re
+import resource
+import statistics
+import sys
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from isospike.datasets import chorales, shakespeare
+from isospike.memory.sdm import SparseDistributedMemory
+from isospike.ngram import BackoffNgram
+from isospike.orders import random_orders, similarity
+from isospike.sequence import SequenceMachine
+
+PUBLISHED = {"decoder": (20, 11, 2048), "data": (11, 256)}
+# As many cells as the published store: 32768 x 16 against 2048 x 256.
+OURS = {"decoder": (8, 11, 32768)}
+LICENCE = Path("/usr/share/common-licenses/GPL-3")  # English, on every Debian
+
+
+def show(name: str, values: list[float]) -> None:
+    """Mean and 95 % interval."""
+    spread = 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    print(f"| {name} | {statistics.mean(values):.3f} | +- {spread:.3f} |", flush=True)
+
+
+def area(margin: np.ndarray, right: np.ndarray) -> float:
+    """Chance that a right prediction has the larger margin: the area under the ROC curve."""
+    order = np.argsort(margin, kind="stable")
+    values, first, counts = np.unique(margin[order], return_index=True, return_counts=True)
+    rank = np.empty(len(margin))
+    rank[order] = np.repeat(first + (counts + 1) / 2, counts)
+    hits, misses = right.sum(), (~right).sum()
+    return float((rank[right].sum() - hits * (hits + 1) / 2) / (hits * misses))
+
+
+def pairs(seeds: int) -> None:
+    """Exact order of recalled pairs, W = 4096, w = 16, a = 20, 11-of-256, 300 reads."""
+    for rule, alpha in (("max", 0.99), ("max", 0.9), ("rank", 0.9)):
+        for count in (1000, 2000, 4000):
+            exact, sets = [], []
+            for seed in range(seeds):
+                draw = torch.Generator().manual_seed(seed)
+                memory = SparseDistributedMemory(alpha=alpha, rule=rule, generator=draw)
+                address, data = (random_orders(count, 11, 256, draw) for _ in range(2))
+                memory.write(address, data)
+                likeness = similarity(memory.read(address[:300]), data[:300], alpha)
+                exact.append(likeness.order_exact.double().mean().item())
+                sets.append(likeness.set_exact.double().mean().item())
+            show(f"{rule}, alpha {alpha}, {count} pairs: order", exact)
+            show(f"{rule}, alpha {alpha}, {count} pairs: set", sets)
+
+
+def long(seeds: int) -> None:
+    """Recall on the second pass of one random sequence, alphabet 15; area of the margin."""
+    for name, settings in (("published", PUBLISHED), ("narrow lines", OURS)):
+        for length in (1000, 4000):
+            recall, margins = [], []
+            for seed in range(seeds):
+                ids = np.random.default_rng(seed).integers(0, 15, length).tolist()
+                machine = SequenceMachine(range(15), seed=seed, **settings)
+                machine.learn_sequence(ids)
+                machine.restart()
+                right, _, margin = machine.match_sequence(ids)
+                recall.append(float(right.mean()))
+                if 0 < right.sum() < len(right):
+                    margins.append(area(margin, right))
+            show(f"{name}, {machine.synapses} cells, length {length}: recall", recall)
+            if margins:
+                show(f"{name}, length {length}: area under ROC of the margin", margins)
+
+
+def text(seeds: int) -> None:
+    """On-line accuracy of the next symbol, one pass; no randomness but the hash's."""
+    plain = {"Shakespeare, 100000": shakespeare(), "Shakespeare, 6000": shakespeare()}
+    if LICENCE.exists():
+        plain = {"GPL-3, 6000": LICENCE.read_text(), **plain}
+    for name, source in plain.items():
+        letters = re.sub("[^a-z]+", " ", source.lower())[: int(name.split()[-1])]
+        found, margins = [], []
+        for seed in range(min(3, seeds)):
+            machine = SequenceMachine(sorted(set(letters)), "voting", seed=seed)
+            right, _, margin = machine.match_sequence(letters, learn=True)
+            found.append(float(right.mean()))
+            margins.append(area(margin, right))
+        show(f"{name} letters: voting", found)
+        show(f"{name} letters: area under ROC of the margin", margins)
+        show(
+            f"{name} letters: order-5 back-off", [np.mean(BackoffNgram(5).learn_sequence(letters))]
+        )
+    machine, ngram, right, peer = SequenceMachine((), "voting", grow=True), BackoffNgram(5), [], []
+    for piece in chorales():
+        machine.restart()
+        ngram.restart()
+        right += machine.learn_sequence(piece).tolist()
+        peer += ngram.learn_sequence(piece)
+    show("chorales: voting", [np.mean(right)])
+    show("chorales: order-5 back-off", [np.mean(peer)])
+
+
+def distractors(seeds: int) -> None:
+    """Recall of the first 200 of unique random transitions (two symbols to one, alphabet 128),
+    published size against narrow lines, and stores of equal bytes that forget."""
+    for count in (4000, 8000, 16000):
+        results: dict[str, list[float]] = {}
+        for seed in range(seeds):
+            draw = np.random.default_rng(seed)
+            keys = draw.permutation(128 * 128)[:count]
+            cues, values = np.stack([keys // 128, keys % 128], 1), draw.integers(0, 128, count)
+            shapes = {"published": PUBLISHED, "narrow lines": {"decoder": (8, 11, 4096)}}
+            for name, settings in shapes.items():
+                machine = SequenceMachine(range(128), "shift", seed=seed, **settings)
+                for cue, value in zip(cues, values, strict=True):
+                    for symbol in cue:
+                        machine.follow(int(symbol))
+                    machine.learn(int(value))
+                hits = 0
+                for cue, value in zip(cues[:200], values[:200], strict=True):
+                    for symbol in cue:
+                        machine.follow(int(symbol))
+                    hits += machine.predict().symbol == int(value)
+                results.setdefault(name, []).append(hits / 200)
+            held = machine.synapses // 3  # pairs of three bytes
+            store: OrderedDict[tuple[int, int], int] = OrderedDict()
+            for cue, value in zip(cues.tolist(), values.tolist(), strict=True):
+                store[tuple(cue)] = value
+                if len(store) > held:
+                    store.popitem(last=False)
+            kept = np.mean([store.get(tuple(c)) == v for c, v in zip(cues[:200].tolist(),
+                                                                     values[:200].tolist(),
+                                                                     strict=True)])  # fmt: skip
+            results.setdefault("FIFO = LRU (nothing is read before), equal bytes", []).append(kept)
+        for name, found in results.items():
+            show(f"{count} pairs: {name}", found)
+
+
+def speed(seeds: int) -> None:
+    """Symbols per second, predicted and learned; cost after a million; a million lines."""
+    ids = np.random.default_rng(0).integers(0, 15, 20000).tolist()
+    for name, settings in (("published size", PUBLISHED), ("narrow lines", OURS)):
+        machine = SequenceMachine(range(15), **settings)
+        machine.learn_sequence(ids[:10])
+        rates = []
+        for _ in range(max(5, seeds)):
+            start = time.perf_counter()
+            machine.learn_sequence(ids)
+            rates.append(len(ids) / (time.perf_counter() - start))
+        print(f"| {name} | {statistics.median(rates):,.0f} symbols/s | best {max(rates):,.0f} |")
+    voting = SequenceMachine(range(15), "voting")
+    voting.learn_sequence(ids[:1000])
+    costs = []
+    for part in range(50):
+        start = time.perf_counter()
+        voting.learn_sequence(ids)
+        costs.append((time.perf_counter() - start) / len(ids))
+        if part == 0:
+            machine.learn_sequence(ids)
+    late = statistics.median(costs[-5:]) / statistics.median(costs[:5])
+    print(f"| voting | {1 / statistics.median(costs):,.0f} symbols/s | after 10^6: {late:.2f}x |")
+    large = SequenceMachine(range(15), decoder=(8, 11, 1_000_000), data=(11, 256))
+    large.learn_sequence(ids[:10])
+    start = time.perf_counter()
+    large.learn_sequence(ids[:4000])
+    rate = 4000 / (time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"| W = 1,000,000 | {rate:,.0f} symbols/s | peak of the process {peak:.2f} GiB |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--only", default="pairs,long,text,distractors,speed")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    known = {f.__name__: f for f in (pairs, long, text, distractors, speed)}
+    for name in args.only.split(","):
+        if name not in known:
+            sys.exit(f"--only needs some of {', '.join(known)}, got {name}")
+        print(f"\n{known[name].__doc__.splitlines()[0]}\n\n| what | mean | |\n|---|--:|--:|")
+        known[name](args.seeds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""``python -m isospike.cli``."""
+
+from isospike.cli import main
+
+main()

@@ -1,0 +1,192 @@
+"""Voting contexts, the n-gram beside them, and the two commands."""
+
+import json
+import math
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from isospike import SequenceMachine
+from isospike.cli import app
+from isospike.datasets import chorales, read_melodies
+from isospike.errors import RangeError
+from isospike.ngram import BackoffNgram
+
+words = st.text("abcd", max_size=60)
+
+
+def witten_bell(text, alphabet, depth):
+    """The same probabilities from exact counts, straight from the formula."""
+    counts = defaultdict(Counter)
+    found = []
+    for i, symbol in enumerate(text):
+        p = dict.fromkeys(alphabet, 0.0)
+        for length in range(min(depth, i) + 1):
+            seen = counts[text[i - length : i], length]
+            if not seen:
+                break
+            n, u = seen.total(), len(seen)
+            below = p if length else dict.fromkeys(alphabet, 1 / len(alphabet))
+            p = {s: u / (n + u) * below[s] + n / (n + u) * seen[s] / n for s in alphabet}
+        found.append(p)
+        for length in range(min(depth, i) + 1):
+            counts[text[i - length : i], length][symbol] += 1
+    return found
+
+
+@given(words, st.integers(1, 6))
+def test_votes_are_witten_bell_probabilities(text, depth):
+    machine = SequenceMachine("abcd", "voting", depth=depth, synapses=2**16)
+    for symbol, expected in zip(text, witten_bell(text, "abcd", depth), strict=True):
+        guess = machine.predict(4)
+        if guess.similarity:
+            got = dict(guess.alternatives)
+            assert all(math.isclose(got[s], expected[s], abs_tol=1e-5) for s in "abcd")
+            assert math.isclose(sum(got.values()), 1, abs_tol=1e-5)
+        machine.learn(symbol)
+
+
+def test_votes_by_hand():
+    # After "ab", context "" has a 1, b 1: l = 2 / 4, p(a) = 1/2 * 1/2 + 1/2 * 1/2 = 1/2.
+    machine = SequenceMachine("ab", "voting", depth=1)
+    machine.learn_sequence("aba")
+    # Context "" : a 2, b 1, l = 3 / 5: p(b) = 2/5 * 1/2 + 3/5 * 1/3 = 0.4;
+    # context "a": b 1, l = 1 / 2: p(b) = 1/2 * 0.4 + 1/2 = 0.7.
+    assert machine.predict().symbol == "b"
+    assert math.isclose(machine.predict().similarity, 0.7, abs_tol=1e-6)
+
+
+@given(words)
+def test_a_stream_equals_its_symbols_one_by_one(text):
+    one, other = (SequenceMachine("abcd", "voting", synapses=2**12) for _ in range(2))
+    right = one.learn_sequence(text).tolist()
+    singly = []
+    for symbol in text:
+        guess = other.predict()
+        singly.append(guess.similarity > 0 and guess.symbol == symbol)
+        other.learn(symbol)
+    assert right == singly
+    assert one.predict() == other.predict()
+
+
+def test_few_synapses_share_counts_and_still_predict():
+    text = "the cat sat on the mat " * 20
+    small = SequenceMachine(sorted(set(text)), "voting", synapses=256)
+    assert small.synapses == 256
+    assert small.learn_sequence(text)[-100:].mean() > 0.3
+
+
+def test_voting_machines_are_saved(tmp_path):
+    machine = SequenceMachine((), "voting", grow=True)
+    machine.learn_sequence("to be or not to be")
+    machine.notes["unit"] = "char"
+    machine.save(tmp_path / "m")
+    again = SequenceMachine.load(tmp_path / "m")
+    assert again.notes == {"unit": "char"}
+    assert again.generate("to b", 3) == machine.generate("to b", 3)
+    assert again.learn_sequence("or not").tolist() == machine.learn_sequence("or not").tolist()
+
+
+def test_the_ngram_backs_off_to_the_longest_context_it_has_met():
+    ngram = BackoffNgram(2)
+    assert ngram.predict() is None
+    assert ngram.learn_sequence("abab") == [False, False, True, True]
+    ngram.restart()
+    assert ngram.predict() == "a"  # a and b twice each: the earlier
+
+
+def test_chorales_are_chords_of_midi_numbers():
+    assert [len(chorales(s)) for s in ("train", "valid", "test")] == [229, 76, 77]
+    assert chorales("test")[0][:2] == ["72-76-79-84", "72-76-79-84"]
+    with pytest.raises(RangeError, match="split"):
+        chorales("dev")
+
+
+@pytest.mark.parametrize(
+    ("content", "melodies"),
+    [
+        ("[60, 62, 64]", [["60", "62", "64"]]),
+        ("[[60, 62], [64]]", [["60", "62"], ["64"]]),
+        ("[[[64, 60], [], [67]]]", [["60-64", "rest", "67"]]),
+    ],
+)
+def test_melodies_are_read(tmp_path, content, melodies):
+    (tmp_path / "m.json").write_text(content)
+    assert read_melodies(tmp_path / "m.json") == melodies
+
+
+@pytest.mark.parametrize(
+    "content", ["{", '"text"', "[]", "[[]]", '[["a"]]', "[[[1.5]]]", "{}", "7"]
+)
+def test_other_json_is_refused(tmp_path, content):
+    (tmp_path / "m.json").write_text(content)
+    with pytest.raises(RangeError, match="read_melodies needs"):
+        read_melodies(tmp_path / "m.json")
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_learn_and_recall(tmp_path):
+    text = tmp_path / "song.txt"
+    text.write_text("row row row your boat gently down the stream\n" * 5)
+    model = tmp_path / "out" / "song"
+    done = call("learn", text, "--model", model, "--json")
+    assert done.exit_code == 0
+    result = json.loads(done.stdout)
+    assert result["symbols"] == 225
+    assert 0.5 < result["accuracy"] < 1
+    assert 0.5 < result["ngram_5"] < 1
+    done = call("recall", model, "--prompt", "gently d", "--symbols", 14)
+    assert done.stdout == "gently down the stream\n"
+    # A machine that is there learns on, and keeps its unit.
+    assert json.loads(call("learn", text, "--model", model, "--json").stdout)["accuracy"] > 0.9
+    done = call("learn", text, "--model", model, "--unit", "word")
+    assert done.exit_code == 2
+    assert "unit" in done.stderr
+
+
+@pytest.mark.parametrize("unit", ["word", "line"])
+def test_units(tmp_path, unit):
+    text = tmp_path / "song.txt"
+    text.write_text("one two\nthree\n" * 4)
+    assert call("learn", text, "--unit", unit, "--model", tmp_path / "m", "--json").exit_code == 0
+    done = call("recall", tmp_path / "m", "--prompt", "one two", "--symbols", 1)
+    assert done.stdout.split() == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("learn", "none.txt"), "existing file"),
+        (("learn", "shakespeare", "--limit", "0"), "--limit"),
+        (("recall", "none"), "machine's file"),
+        (("learn", "chorales", "--limit", "20", "--model", "{}/m"), None),
+        (("recall", "{}/m", "--prompt", "x"), "has met"),
+        (("recall", "{}/m", "--symbols", "-1"), "count >= 0"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path_factory, arguments, message):
+    place = tmp_path_factory.getbasetemp() / "mistakes"
+    if message in ("has met", "count >= 0"):
+        call("learn", "chorales", "--limit", "20", "--model", place / "m")
+    done = call(*[a.format(place) for a in arguments])
+    if message is None:
+        assert done.exit_code == 0
+        return
+    assert done.exit_code == 2
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_the_margin_tells_right_from_wrong():
+    text = "the cat sat on the mat and the dog sat on the log " * 6
+    right, match, margin = SequenceMachine(sorted(set(text)), "voting").match_sequence(text, True)
+    assert right.shape == match.shape == margin.shape == (len(text),)
+    assert margin[right].mean() > margin[~right].mean()
+    assert np.all(margin <= match + 1e-6)
