@@ -244,7 +244,7 @@ def test_a_prediction_ranks_its_alternatives(context, text, count, data):
     assert sorted(s for s, _ in everything) == list("abcdef")
     assert all(a >= b for (_, a), (_, b) in pairwise(everything))
     assert everything[0] == (p.symbol, p.similarity)
-    assert p.margin == everything[0][1] - everything[1][1]
+    assert p.margin == pytest.approx(everything[0][1] - everything[1][1], abs=1e-6)
 
 
 def test_a_lone_symbol_has_all_of_its_similarity_as_margin():

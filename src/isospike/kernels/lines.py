@@ -10,17 +10,17 @@ from numba import njit
 
 OR, MAX, ADD, DECAY, RANK = range(5)
 SILENT = -1  # an output that no neuron gives
-_BLOCK = 8192  # lines
+BLOCK = 8192  # lines whose scores stay in the cache
 _MOST = 64  # entries whose largest is looked at before they are
 
 
-@njit(cache=True, nogil=True, fastmath=True)
-def _peak(score):
-    """The largest entry."""
-    best = score[0]
-    for k in range(1, len(score)):
-        best = max(best, score[k])
-    return best
+@njit(cache=True, nogil=True)
+def _exceed(score, bound):
+    """How many entries exceed ``bound``; a sum of integers is vectorised, a maximum is not."""
+    found = np.int32(0)
+    for k in range(len(score)):
+        found += np.int32(score[k] > bound)
+    return found
 
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -80,22 +80,17 @@ def choose_lines(address, gain, start, line, strength, score, chosen):
     count, lines = len(chosen), len(score)
     best = np.empty(count, score.dtype)
     kept = 0
-    position = np.empty(len(address), np.int64)
-    for r in range(len(address)):
-        position[r] = start[address[r]]
-    for first in range(0, lines, _BLOCK):
-        block = score[: min(_BLOCK, lines - first)]
+    for b in range(len(start)):
+        first = b * BLOCK
+        block = score[: min(BLOCK, lines - first)]
         block[:] = 0
-        limit = first + len(block)
         for r in range(len(address)):
-            g, p, stop = gain[r], position[r], start[address[r] + 1]
-            while p < stop and line[p] < limit:
-                block[line[p] - first] += g * strength[p]
-                p += 1
-            position[r] = p
+            g = gain[r]
+            for p in range(start[b, address[r]], start[b, address[r] + 1]):
+                block[line[p]] += g * strength[p]
         for c in range(0, len(block), _MOST):
             chunk = block[c : c + _MOST]
-            if kept == count and _peak(chunk) <= best[count - 1]:
+            if kept == count and _exceed(chunk, best[count - 1]) == 0:
                 continue
             for k in range(len(chunk)):
                 value = chunk[k]

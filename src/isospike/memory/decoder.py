@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from isospike.errors import RangeError
+from isospike.kernels.lines import BLOCK
 
 
 class AddressDecoder:
@@ -21,7 +22,8 @@ class AddressDecoder:
         connections: a.
         fire: w.
         lines: W.
-        start, line, strength: Lines ``line[start[n]:start[n + 1]]`` hear neuron n.
+        start, line, strength: Of block b of lines, those that hear neuron n are ``line[start[b, n]:
+            start[b, n + 1]]``, counted within the block.
     """
 
     def __init__(
@@ -49,15 +51,17 @@ class AddressDecoder:
             rows = reached[first : first + 4096]
             draws = torch.rand(len(rows), size, generator=generator)
             torch.topk(draws, connections, dim=1, out=(torch.empty(0), rows))
-        flat = reached.flatten()
-        by_neuron = flat.argsort(stable=True)
-        # Unsigned: compiled code need not look for indices from the end.
-        self.line = (by_neuron // connections).numpy().astype(np.uint32)
+        # By block of lines, in it by neuron, then by line.
+        flat, k = reached.flatten(), torch.arange(lines).repeat_interleave(connections)
+        place = k // BLOCK * size + flat
+        order = place.argsort(stable=True)
+        self.line = (k[order] % BLOCK).numpy().astype(np.uint16)
         rank = torch.arange(connections, dtype=torch.float64)
-        strength = (alpha**rank).to(dtype).repeat(lines)
-        self.strength = strength[by_neuron].numpy()
-        counts = torch.bincount(flat, minlength=size).cumsum(0)
-        self.start = torch.cat([torch.zeros(1, dtype=torch.int64), counts]).numpy()
+        self.strength = (alpha**rank).to(dtype).repeat(lines)[order].numpy()
+        blocks = -(-lines // BLOCK)
+        counts = torch.bincount(place, minlength=blocks * size).view(blocks, size)
+        ends = counts.flatten().cumsum(0).view(blocks, size)
+        self.start = torch.cat([ends[:, :1] - counts[:, :1], ends], 1).contiguous().numpy()
 
     @property
     def arrays(self) -> tuple[object, ...]:
@@ -67,9 +71,9 @@ class AddressDecoder:
     def matrix(self) -> Tensor:
         """The strengths, dense, ``[lines, size]``."""
         dense = torch.zeros(self.lines, self.size, dtype=torch.from_numpy(self.strength).dtype)
-        counts = torch.from_numpy(self.start).diff()
-        neuron = torch.arange(self.size).repeat_interleave(counts)
-        dense[torch.from_numpy(self.line.astype(np.int64)), neuron] = torch.from_numpy(
-            self.strength
-        )
+        counts = torch.from_numpy(self.start).diff(dim=1)
+        block = torch.arange(len(counts)).repeat_interleave(counts.sum(1))
+        neuron = torch.arange(self.size).repeat(len(counts)).repeat_interleave(counts.flatten())
+        line = block * BLOCK + torch.from_numpy(self.line.astype(np.int64))
+        dense[line, neuron] = torch.from_numpy(self.strength)
         return dense
