@@ -33,6 +33,7 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/sequence.py
 
 # Everything is installed once; a changed requirement installs again.
 $(READY): pyproject.toml constraints.txt

@@ -19,7 +19,8 @@ LAYERS = (  # Top to bottom. energy lies with theory: the port fills its counts.
     {"attention", "memory", "theory", "causal", "energy"},
     {"neurons"},
     {"kernels"},
-    {"surrogate", "codes", "ngram", "orders", "positions", "datasets", "saving"},
+    {"surrogate", "codes", "ngram", "positions", "datasets", "saving"},
+    {"orders"},
     {"errors"},
 )
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}

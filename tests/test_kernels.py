@@ -131,4 +131,6 @@ def test_scratch_is_kept_for_a_purpose_and_never_shared_by_threads():
 def test_scratch_asked_for_in_inference_mode_can_be_used_outside():
     with torch.inference_mode():
         scratch("inference", (3,), torch.float32, torch.device("cpu"))
-    scratch("inference", (3,), torch.float32, torch.device("cpu")).zero_()
+    kept = scratch("inference", (3,), torch.float32, torch.device("cpu"))
+    assert not kept.is_inference()
+    assert torch.equal(kept.fill_(2), torch.full((3,), 2.0))

@@ -31,6 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from isospike.errors import RangeError, ShapeError
+from isospike.orders import check_alpha, nof_m
 
 
 @dataclass(frozen=True)
@@ -390,8 +391,7 @@ class RankOrderCode(Code):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.alpha <= 1:
-            raise RangeError(f"RankOrderCode needs alpha in (0, 1], got {self.alpha}. Try 0.9.")
+        check_alpha(self.alpha, "RankOrderCode")
 
     def encode(
         self, x: Float[Tensor, "*shape"], *, generator: torch.Generator | None = None
@@ -416,7 +416,7 @@ class RankOrderCode(Code):
                 "RankOrderCode needs ordered values, got NaN "
                 f"({int(x.isnan().sum())} of {x.numel()}). Remove them first."
             )
-        order = x.argsort(dim=-1, descending=True, stable=True)[..., : self.steps]
+        order = nof_m(x, self.steps)
         spikes = torch.zeros(self.steps, *x.shape, dtype=x.dtype, device=x.device)
         return spikes.scatter_(-1, order.movedim(-1, 0).unsqueeze(-1), 1.0)
 

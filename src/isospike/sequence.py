@@ -239,6 +239,7 @@ class SequenceMachine:
 
         Raises:
             RangeError: Symbols that are neither strings nor integers.
+            IsospikeError: The place cannot be written to, or the disk is full.
         """
         if not all(isinstance(s, str | int) and not isinstance(s, bool) for s in self.symbols):
             raise RangeError("save needs symbols that are strings or integers. Map yours first.")
@@ -249,7 +250,13 @@ class SequenceMachine:
             "notes": self.notes,
         }  # fmt: skip
         tensors = {**self._memory.tensors(), "right": self._right, "seen": self._seen}
-        atomic_write(Path(path), save(tensors, metadata={"isospike": json.dumps(about)}))
+        try:
+            atomic_write(Path(path), save(tensors, metadata={"isospike": json.dumps(about)}))
+        except OSError as error:
+            raise IsospikeError(
+                f"save needs to write {path}, got {error.strerror or error}. Free space or choose "
+                "another place."
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> "SequenceMachine":

@@ -11,8 +11,9 @@ import typer
 
 app = typer.Typer(
     name="isospike",
-    help="Run pretrained transformers on binary spikes: port one, measure it, use it.",
-    epilog="[bold]Start with[/]\n  isospike port minilm",
+    help="Sequence models that compute with spikes: port a pretrained transformer, measure it, use "
+    "it; or learn sequences in one pass.",
+    epilog="[bold]Start with[/]\n  isospike port minilm\n  isospike learn shakespeare",
     rich_markup_mode="rich",
     no_args_is_help=True,
     add_completion=False,

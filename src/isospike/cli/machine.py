@@ -55,8 +55,8 @@ def learn_command(
 ) -> None:
     """Learn a text or melodies in one pass, symbol by symbol.
 
-    Every symbol is predicted before it is learned. Beside the machine's accuracy stands that of an
-    n-gram that backs off from order 5, learned in the same way.
+    Every symbol is predicted before it is learned. Beside the machine's accuracy stands that of a
+    back-off n-gram of order 5, learned in the same way.
     """
     with errors_in_one_line(debug):
         if limit is not None and limit < 1:
@@ -136,20 +136,17 @@ def _learn(sequences: list[list[Hashable]], unit: str, path: Path, as_json: bool
     from isospike.ngram import BackoffNgram
     from isospike.sequence import SequenceMachine
 
-    melodies = (
-        any("-" in str(s) or str(s).isdigit() for s in sequences[0][:1]) and len(sequences) > 1
-    )
-    said = "melody" if melodies else str(unit)
     if path.exists():
         machine = SequenceMachine.load(path)
-        if machine.notes.get("unit", said) != said:
+        if machine.notes.get("unit", unit) != unit:
             raise RangeError(
-                f"learn needs a machine of the same unit, {said}, got one of "
+                f"learn needs a machine of the same unit, {unit}, got one of "
                 f"{machine.notes['unit']} in {path}. Name another --model."
             )
+        say("note", "the machine has learned before, the n-gram has not: do not compare them.")
     else:
         machine = SequenceMachine(context="voting", grow=True)
-    machine.notes["unit"] = said
+    machine.notes["unit"] = str(unit)
     ngram = BackoffNgram(NGRAM)
     total, done, right, right_ngram = sum(map(len, sequences)), 0, 0, 0
     with Progress(quiet=as_json) as progress:

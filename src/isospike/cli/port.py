@@ -2,9 +2,9 @@
 
 import contextlib
 import inspect
+import io
 import json
 import math
-import os
 import re
 import shutil
 import sys
@@ -436,18 +436,13 @@ def _show_embeddings(lines: list[str], units: Any, norms: Any) -> None:
 
 
 def _write_array(path: Path, array: Any) -> None:
-    """Write a .npy beside the path, then rename it there."""
     import numpy as np
 
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.save(file, array.numpy(), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    from isospike.saving import atomic_write
+
+    packed = io.BytesIO()
+    np.save(packed, array.numpy(), allow_pickle=False)
+    atomic_write(path, packed.getvalue())
 
 
 # ---------------------------------------------------------------------- generate

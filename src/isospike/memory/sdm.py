@@ -40,8 +40,8 @@ class SparseDistributedMemory:
     =======  =======================================  ===================================
 
     ``or`` and ``rank`` keep a byte per cell, the others a float. ``rank``, the default, recalls the
-    order of ten times as many pairs as ``max`` (docs/measurements.md): a cell that two pairs share
-    is one wrong vote among w, not a sum that is wrong.
+    order of more pairs at 4,000 than ``max`` at 1,000 (docs/measurements.md): a cell that two pairs
+    share is one wrong vote among w, not a sum that is wrong.
 
     Args:
         address: (i, A), spikes and neurons of an address.
