@@ -13,6 +13,8 @@ from isospike.memory.decoder import AddressDecoder
 from isospike.memory.sdm import RULES
 from isospike.orders import random_orders
 
+ADAPT = {None: stream.CONSTANT, "agreement": stream.AGREEMENT, "activity": stream.ACTIVITY}
+
 
 class Memory(Protocol):
     """The inside of a sequence machine; symbols are numbers from 0.
@@ -69,6 +71,7 @@ class LineMemory:
         decay: float,
         rule: str,
         keep: float,
+        adapt: str | None,
         seed: int,
     ) -> None:
         generator = _generator(seed)
@@ -89,7 +92,7 @@ class LineMemory:
             gain_old, gain_new = gain_old * np.float32(share), gain_new * np.float32(rest)
         made = AddressDecoder(m, a, w, lines, alpha, generator, torch.float32)
         gain_data = np.ones(1) if data is None else alpha ** np.arange(data[0])
-        self._seed, self._code, self._data = seed, code, data
+        self._decoder, self._seed, self._code, self._data = made, seed, code, data
         self._start_code = random_orders(1, n, d, generator).numpy()
         self._fixed = stream.Fixed(
             kind=stream.SHIFT if context == "shift" else stream.RECURRENT,
@@ -97,7 +100,7 @@ class LineMemory:
             data_codes=np.empty((0, 1 if data is None else data[0]), np.int64),
             old=old, new=new, gain_old=gain_old, gain_new=gain_new, gain_context=gains[k],
             gain_data=gain_data.astype(np.float32), sigma=gains[w], start=made.start,
-            line=made.line, strength=made.strength, rule=RULES[rule], keep=keep,
+            line=made.line, strength=made.strength, rule=RULES[rule], keep=keep, adapt=ADAPT[adapt],
         )  # fmt: skip
         cell = np.uint8 if RULES[rule] == OR else np.float32
         self._state = stream.State(
@@ -108,7 +111,6 @@ class LineMemory:
         )
         self._sizes = (m, lines)
         self.resize(0)
-        self.restart()
 
     @property
     def scores(self) -> Any:
