@@ -181,15 +181,19 @@ class LineMemory:
 class VoteMemory:
     """Contexts of every length up to ``depth``, which count what followed and vote.
 
-    (1)  p_0 = (1 - l_0) / symbols + l_0 c_0(s) / n_0
-    (2)  p_o(s) = (1 - l_o) p_{o-1}(s) + l_o c_o(s) / n_o,  l_o = n_o / (n_o + u_o)
+    (1)  p_{-1}(s) = 1 / symbols
+    (2)  p_o(s) = (max(c_o(s) - d, 0) + d u_o p_{o-1}(s)) / n_o,  d = 3/4
 
-    with c_o the counts of what followed the last o symbols, n_o their sum and u_o how many differ:
-    the more kinds of symbol have followed, the less its counts are worth. Counts live in a fixed
-    number of synapses, whatever the alphabet and the length of the stream.
+    with c_o(s) how often s was counted after the last o symbols, n_o the sum of these counts and
+    u_o how many are not 0. What the discount d takes from each goes to the shorter context. A
+    symbol is counted in the longest context and down to the first that has met it, so a shorter
+    context counts the different longer ones before it, not how often the longest came by. Counts
+    live in a fixed number of synapses, whatever the alphabet and the length of the stream.
 
-    Reference: Witten and Bell (1991), The zero-frequency problem (method C); Cormode and
-    Muthukrishnan (2005), An improved data stream summary: the count-min sketch.
+    Reference: Kneser and Ney (1995), Improved backing-off for m-gram language modeling; Chen and
+    Goodman (1999), An empirical study of smoothing techniques for language modeling (the
+    interpolated form); Cormode and Muthukrishnan (2005), An improved data stream summary: the
+    count-min sketch.
     """
 
     def __init__(self, depth: int, synapses: int, seed: int) -> None:
