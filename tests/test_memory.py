@@ -468,7 +468,7 @@ def test_two_memories_share_nothing():
     for a, b in [
         (one.cells, other.cells),
         (one.decoder.line, other.decoder.line),
-        (one.decoder.strength, other.decoder.strength),
+        (one.decoder.rank, other.decoder.rank),
         (one.decoder.start, other.decoder.start),
     ]:
         assert not np.shares_memory(a, b)

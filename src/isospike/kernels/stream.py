@@ -5,7 +5,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from isospike.kernels.lines import OR, choose_lines, largest, read_cells, write_cells
+from isospike.kernels.lines import (
+    OR,
+    choose_lines,
+    largest,
+    likely_largest,
+    read_cells,
+    write_cells,
+)
 
 SHIFT, RECURRENT = range(2)
 CONSTANT, AGREEMENT, ACTIVITY = range(3)
@@ -23,7 +30,7 @@ class Fixed(NamedTuple):
         gain_context: Significance of the context's spikes at the address decoder.
         gain_data: Significance of a symbol's spikes where it is stored.
         sigma: Significance of the lines.
-        start, line, strength: The address decoder.
+        decoder: The address decoder's connections.
         rule, keep: The store's rule.
         adapt: What the old context's share follows: CONSTANT, AGREEMENT or ACTIVITY.
     """
@@ -38,9 +45,7 @@ class Fixed(NamedTuple):
     gain_context: Any
     gain_data: Any
     sigma: Any
-    start: Any
-    line: Any
-    strength: Any
+    decoder: Any
     rule: int
     keep: float
     adapt: int
@@ -63,12 +68,16 @@ class State(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Scratch: of the context's, the lines', the data neurons' and the symbols' size."""
+    """Scratch: of the context's, the lines', the data neurons' and the symbols' size.
+
+    ``guess``, ``[2, 2]``: of the context's and of the lines' scores, as in :func:`likely_largest`.
+    """
 
     context: Any
     lines: Any
     activity: Any
     scores: Any
+    guess: Any
 
 
 @njit(cache=True, nogil=True)
@@ -82,8 +91,8 @@ def add_row(score, gain, row):
 def choose(fixed, state, work):
     """Choose the lines of the present context."""
     choose_lines(
-        state.context, fixed.gain_context, fixed.start, fixed.line, fixed.strength,
-        work.lines, state.chosen,
+        state.context, fixed.gain_context, fixed.decoder, work.lines, state.chosen,
+        work.guess[1],
     )  # fmt: skip
 
 
@@ -145,7 +154,7 @@ def advance(fixed, state, work, symbol):
             add_row(score, weight * fixed.gain_old[r], fixed.old[state.context[r]])
         for r in range(len(code)):
             add_row(score, fixed.gain_new[r], fixed.new[code[r]])
-    largest(score, len(state.context), state.context)
+    likely_largest(score, state.context, work.guess[0])
     choose(fixed, state, work)
 
 

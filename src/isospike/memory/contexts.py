@@ -99,8 +99,8 @@ class LineMemory:
             codes=self._start_code,
             data_codes=np.empty((0, 1 if data is None else data[0]), np.int64),
             old=old, new=new, gain_old=gain_old, gain_new=gain_new, gain_context=gains[k],
-            gain_data=gain_data.astype(np.float32), sigma=gains[w], start=made.start,
-            line=made.line, strength=made.strength, rule=RULES[rule], keep=keep, adapt=ADAPT[adapt],
+            gain_data=gain_data.astype(np.float32), sigma=gains[w], decoder=made.table,
+            rule=RULES[rule], keep=keep, adapt=ADAPT[adapt],
         )  # fmt: skip
         cell = np.uint8 if RULES[rule] == OR else np.float32
         self._state = stream.State(
@@ -149,7 +149,7 @@ class LineMemory:
         # The start symbol comes after all others.
         self._state.history[self._state.history == met] = symbols
         m, lines = self._sizes
-        sizes = (m, lines, self._state.cells.shape[1], symbols)
+        sizes = (m, lines, self._state.cells.shape[1], symbols, (2, 2))
         self._work = stream.Work(*(np.zeros(s, np.float32) for s in sizes))
 
     def restart(self) -> None:
