@@ -135,6 +135,34 @@ def test_one_call_for_each_symbol_is_the_stream_and_files_keep_it(layers, tmp_pa
     assert again.predict() == stream.predict()
 
 
+@pytest.mark.parametrize("context", ["combined", "shift"])
+@pytest.mark.parametrize("layers", ["wheel", "rdlif"])
+def test_spikes_are_those_of_the_step_and_change_nothing(layers, context):
+    ids = sequence(5, 40)
+    seen, other = (machine(layers, context=context, data=(4, 32)) for _ in range(2))
+    for m in (seen, other):
+        m.learn_sequence(ids)
+    bursts = seen.spikes(3)
+    assert seen.predict() == other.predict()
+    sizes = {"input": 5, "learning": 4, "context": 10, "lines": 7, "output": 4}
+    for name, (neurons, times) in bursts.items():
+        assert len(neurons) == len(times) <= sizes[name]
+        assert len(set(neurons.tolist())) == len(neurons)
+        assert (np.diff(times) >= 0).all()
+    assert bursts["context"][1][0] <= bursts["lines"][1][0] <= bursts["output"][1][0]
+    again = seen.spikes(3)
+    for name, (neurons, times) in bursts.items():
+        assert np.array_equal(neurons, again[name][0])
+        assert np.array_equal(times, again[name][1])
+
+
+def test_spikes_need_spiking_layers():
+    with pytest.raises(UnsupportedError, match="spikes needs layers"):
+        machine().spikes(0)
+    with pytest.raises(RangeError, match="alphabet, got 99"):
+        machine("wheel").spikes(99)
+
+
 # Rules that see spike times.
 
 

@@ -238,6 +238,26 @@ class SequenceMachine:
             self.follow(guess.symbol)
         return out
 
+    def spikes(self, symbol: Hashable) -> dict[str, tuple[Any, Any]]:
+        """When which neurons fire as ``symbol`` comes and its successor is predicted.
+
+        Changes nothing. Time 0 is the first spike of the symbol; the bursts are ``input`` and
+        ``learning`` (the same symbol at the data neurons, marked where the lines before still are),
+        ``context``, ``lines`` and ``output`` (as many data neurons as a symbol has).
+
+        Returns:
+            The neurons and their times, the first one first, by layer.
+
+        Raises:
+            UnsupportedError: The machine has no spiking ``layers``.
+            RangeError: An unknown symbol.
+        """
+        if not isinstance(self._memory, BurstMemory):
+            raise UnsupportedError("spikes needs layers, got none. Make it with layers='wheel'.")
+        if symbol not in self:
+            raise RangeError(f"spikes needs a symbol of the alphabet, got {symbol!r}.")
+        return self._memory.spikes(self._ids[symbol])
+
     @property
     def synapses(self) -> int:
         """Cells of the store."""

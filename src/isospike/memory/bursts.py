@@ -93,6 +93,33 @@ class BurstMemory(LineMemory):
                 self.store(symbol)
             self.advance(symbol)
 
+    def spikes(self, symbol: int) -> dict[str, tuple[Any, Any]]:
+        """Neurons and times of every burst as ``symbol`` comes and the next one is predicted."""
+        before = {name: tensor.copy() for name, tensor in self.tensors().items() if name != "cells"}
+        code, data = self._fixed.codes[symbol], self._fixed.data_codes[symbol]
+        n = float(len(code) - 1)
+        bursts = {
+            "input": (code, np.arange(len(code), dtype=np.float64)),
+            "learning": (data, np.linspace(0, n, len(data))),
+        }
+        try:
+            self.advance(symbol)
+            context, lines = self._times, self._spikes
+            start = context[:1].sum()  # of the burst that the lines hear; 0 if there is none
+            bursts["context"] = self._state.context[: len(context)].copy(), context
+            bursts["lines"] = self._lines.copy(), start + lines
+            self.score()
+            fired = self._output.times(self._excited(self._lines, lines))
+            first = fired.argsort(kind="stable")[: self._fixed.data_codes.shape[1]]
+            first = first[np.isfinite(fired[first])]
+            bursts["output"] = first, start + lines[:1].sum() + fired[first]
+        finally:
+            for name, tensor in self.tensors().items():
+                if name != "cells":
+                    tensor[...] = before[name]
+            self.refresh()
+        return bursts
+
     def tensors(self) -> dict[str, Any]:
         times = np.full(len(self._state.context), np.inf)  # infinity: did not fire
         times[: len(self._times)] = self._times
