@@ -1,0 +1,347 @@
+"""The neuron in one pass over memory, compiled by Numba.
+
+The neurons are cut into chunks whose membranes stay in the cache; a chunk runs through all steps
+before the next begins. Threads take equal ranges of neurons and share nothing, so that their number
+changes no bit. They are plain threads, which run the compiled code without the interpreter's lock:
+they follow ``torch.set_num_threads``, survive a fork and may be used from several threads at once.
+
+Sums and products are rounded one by one, as torch does it. Only the surrogates' derivatives may be
+contracted.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit, types
+from numba.extending import overload
+from torch import Tensor
+
+from isospike.kernels.engine import Rule, Spread
+
+CHUNK = 1024  # neurons; with five parameters, well within the first-level cache
+KEPT = 2**14  # membranes of all steps that the gradient keeps at a time
+SMALL = 2**16  # elements that one thread does sooner than a second one starts
+
+
+@njit(cache=True, nogil=True)
+def _lay(values, inner, first, out):
+    """``out[j] = values[((first + j) // inner) % len(values)]``, run by run."""
+    j = 0
+    while j < len(out):
+        place = (first + j) // inner
+        k = place % len(values)
+        if inner == 1:
+            run = min(len(out) - j, len(values) - k)
+            for i in range(run):
+                out[j + i] = values[k + i]
+        else:
+            run = min(len(out) - j, (place + 1) * inner - (first + j))
+            for i in range(run):
+                out[j + i] = values[k]
+        j += run
+
+
+def _widen(x, first, out):
+    """``out[j] = x[first + j]``; 16-bit words are bfloat16, the upper half of a float32."""
+
+
+@overload(_widen)
+def _(x, first, out):
+    if x.dtype == types.uint16:
+
+        def copy(x, first, out):
+            for j in range(len(out)):
+                out[j] = np.int32(np.int32(x[first + j]) << np.int32(16)).view(np.float32)
+
+    else:
+
+        def copy(x, first, out):
+            for j in range(len(out)):
+                out[j] = x[first + j]
+
+    return copy
+
+
+def _narrow(values, out, first):
+    """``out[first + j] = values[j]``; to bfloat16, round to the nearest, ties to even."""
+
+
+@overload(_narrow)
+def _(values, out, first):
+    if out.dtype == types.uint16:
+
+        def copy(values, out, first):
+            for j in range(len(values)):
+                bits = values[j].view(np.int32)
+                odd = np.int32(bits >> np.int32(16)) & np.int32(1)
+                rounded = np.int32(bits + np.int32(0x7FFF) + odd)
+                quiet = np.int32(bits | np.int32(0x400000))  # NaN stays NaN
+                kept = rounded if values[j] == values[j] else quiet
+                out[first + j] = np.uint16(np.int32(kept >> np.int32(16)) & np.int32(0xFFFF))
+
+    else:
+
+        def copy(values, out, first):
+            for j in range(len(values)):
+                out[first + j] = values[j]
+
+    return copy
+
+
+@njit(cache=True, nogil=True)
+def _step(p, x, v, h, hard, spikes, place, silent, fired):
+    """One step of a chunk: charge, fire, reset; ``v`` is overwritten, ``h`` filled."""
+    decay, gain, bias, threshold, reset = p[0], p[1], p[2], p[3], p[4]
+    if hard:
+        for j in range(len(x)):
+            u = decay[j] * v[j] + gain[j] * x[j] + bias[j]
+            fires = u >= threshold[j]
+            spikes[place + j] = fired if fires else silent
+            h[j] = u
+            v[j] = reset[j] if fires else u
+    else:
+        for j in range(len(x)):
+            u = decay[j] * v[j] + gain[j] * x[j] + bias[j]
+            fires = u >= threshold[j]
+            spikes[place + j] = fired if fires else silent
+            h[j] = u
+            v[j] = u - reset[j] if fires else u
+
+
+@njit(cache=True, nogil=True)
+def _start(v, first, out):
+    """The membranes of a chunk before the first step; an empty ``v`` is rest."""
+    if len(v) > 0:
+        out[:] = v[first : first + len(out)]
+    else:
+        out[:] = 0
+
+
+@njit(cache=True, nogil=True)
+def _forward(x, stride, steps, v, values, inner, hard, spikes, signs, last, start, stop):
+    neurons = len(spikes) // steps
+    p = np.empty((5, CHUNK), values[0].dtype)
+    now, v_now, h = np.empty_like(p[0]), np.empty_like(p[0]), np.empty_like(p[0])
+    for first in range(start, stop, CHUNK):
+        size = min(CHUNK, stop - first)
+        for i in range(5):
+            if len(values[i]) > 1 or first == start:
+                _lay(values[i], inner[i], first, p[i, : size if len(values[i]) > 1 else CHUNK])
+        _start(v, first, v_now[:size])
+        for t in range(steps):
+            _widen(x, t * stride + first, now[:size])
+            _step(
+                p, now[:size], v_now, h, hard, spikes, t * neurons + first, signs[0], signs[1]
+            )
+        if len(last) > 0:
+            last[first : first + size] = v_now[:size]
+
+
+def _exp(z):
+    """``e^z`` for z <= 0. In float32 to 1e-7, 0 below -87, in a form that becomes vectors."""
+
+
+@overload(_exp, inline="always")
+def _(z):
+    if z == types.float64:
+        return lambda z: math.exp(z)
+
+    def single(z):
+        z = max(z, np.float32(-87))
+        k = np.int32(z * np.float32(1.44269504) - np.float32(0.5))
+        n = np.float32(k)
+        r = (z - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
+        q = np.float32(1.9875691500e-4)
+        q = q * r + np.float32(1.3981999507e-3)
+        q = q * r + np.float32(8.3334519073e-3)
+        q = q * r + np.float32(4.1665795894e-2)
+        q = q * r + np.float32(1.6666665459e-1)
+        q = q * r + np.float32(5.0000001201e-1)
+        power = np.int32((k + np.int32(127)) << np.int32(23)).view(np.float32)
+        return (q * r * r + r + np.float32(1)) * power
+
+    return single
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _derive(u, kind, alpha, out):
+    """The surrogates' derivatives at ``u``, numbered as in ``isospike.surrogate``."""
+    one = u.dtype.type(1)
+    if kind == 0:
+        for j in range(len(u)):
+            e = _exp(-abs(alpha[0] * u[j]))
+            out[j] = alpha[0] * e / ((one + e) * (one + e))
+    elif kind == 1:
+        for j in range(len(u)):
+            z = alpha[1] * u[j]
+            out[j] = alpha[2] / (one + z * z)
+    elif kind == 2:
+        for j in range(len(u)):
+            slope = alpha[0] * (one - abs(alpha[0] * u[j]))
+            out[j] = slope if slope > 0 else u.dtype.type(0)
+    elif kind == 3:
+        for j in range(len(u)):
+            z = alpha[0] * u[j]
+            out[j] = alpha[3] * _exp(-(z * z))
+    else:
+        for j in range(len(u)):
+            z = one + abs(alpha[0] * u[j])
+            out[j] = one / (z * z)
+
+
+@njit(cache=True, nogil=True)
+def _backward(
+    x, stride, steps, v, values, inner, hard, detach, kind, alpha,
+    grad_spikes, grad_last, grad_x, grad_v, grad_params, start, stop,
+):  # fmt: skip
+    neurons = len(grad_x) // steps
+    chunk = max(32, min(CHUNK, KEPT // steps))
+    dtype = values[0].dtype
+    p = np.empty((5, chunk), dtype)
+    kept = np.empty((3, steps, chunk), dtype)
+    h, before, xs = kept[0], kept[1], kept[2]
+    rows = np.empty((6, chunk), dtype)
+    now, u, slope, gs, gx, gv = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]
+    sums = np.empty((5, chunk), dtype)
+    ignored, sign = np.empty(chunk, np.uint8), np.uint8(0)
+    learn = len(grad_params) > 0
+    zero = dtype.type(0)
+    for first in range(start, stop, chunk):
+        size = min(chunk, stop - first)
+        for i in range(5):
+            if len(values[i]) > 1 or first == start:
+                _lay(values[i], inner[i], first, p[i, : size if len(values[i]) > 1 else chunk])
+        decay, gain, threshold, reset = p[0], p[1], p[3], p[4]
+        _start(v, first, now[:size])
+        for t in range(steps):
+            _widen(x, t * stride + first, xs[t, :size])
+            before[t, :size] = now[:size]
+            _step(p, xs[t, :size], now, h[t], hard, ignored, 0, sign, sign)
+        if len(grad_last) > 0:
+            gv[:size] = grad_last[first : first + size]
+        else:
+            gv[:size] = 0
+        sums[:] = 0
+        for t in range(steps - 1, -1, -1):
+            for j in range(size):
+                u[j] = h[t, j] - threshold[j]
+            _derive(u[:size], kind, alpha, slope[:size])
+            if len(grad_spikes) > 0:
+                _widen(grad_spikes, t * neurons + first, gs[:size])
+            else:
+                gs[:size] = 0
+            for j in range(size):
+                fires = h[t, j] >= threshold[j]
+                jump = reset[j] - h[t, j] if hard else -reset[j]
+                gu = (gs[j] if detach else gs[j] + gv[j] * jump) * slope[j]
+                gr = gv[j] if fires else zero
+                gh = gu + (gv[j] - gr if hard else gv[j])
+                if learn:
+                    sums[0, j] += gh * before[t, j]
+                    sums[1, j] += gh * xs[t, j]
+                    sums[2, j] += gh
+                    sums[3, j] -= gu
+                    sums[4, j] += gr if hard else -gr
+                gx[j] = gain[j] * gh
+                gv[j] = decay[j] * gh
+            _narrow(gx[:size], grad_x, t * neurons + first)
+        grad_v[first : first + size] = gv[:size]
+        if learn:
+            grad_params[:, first : first + size] = sums[:, :size]
+
+
+def forward(
+    x: Tensor,
+    v: Tensor | None,
+    params: Sequence[Spread],
+    rule: Rule,
+    spikes: Tensor,
+    last: Tensor | None,
+) -> None:
+    """See :class:`isospike.kernels.engine.Engine`."""
+    flat, stride = _by_step(x)
+    membrane = _numpy(params[0].values).dtype
+    out = _numpy(spikes).reshape(-1)
+    signs = _numpy(torch.tensor([0, 1], dtype=spikes.dtype))
+    arguments = (
+        flat, stride, len(x), _optional(v, membrane), *_split(params), rule.hard, out, signs,
+        _optional(last, membrane),
+    )  # fmt: skip
+    _share(_forward, arguments, x)
+
+
+def backward(
+    x: Tensor,
+    v: Tensor | None,
+    params: Sequence[Spread],
+    rule: Rule,
+    grad_spikes: Tensor | None,
+    grad_last: Tensor | None,
+    grad_x: Tensor,
+    grad_v: Tensor,
+    grad_params: Tensor | None,
+) -> None:
+    """See :class:`isospike.kernels.engine.Engine`."""
+    flat, stride = _by_step(x)
+    membrane = _numpy(params[0].values).dtype
+    alpha = np.array(
+        [rule.alpha, math.pi / 2 * rule.alpha, rule.alpha / 2, rule.alpha / math.sqrt(math.pi)]
+    ).astype(membrane)
+    arguments = (
+        flat, stride, len(x), _optional(v, membrane), *_split(params), rule.hard, rule.detach,
+        rule.surrogate, alpha, _optional(grad_spikes, _numpy(grad_x).dtype),
+        _optional(grad_last, membrane), _numpy(grad_x).reshape(-1), _numpy(grad_v).reshape(-1),
+        np.empty((0, 0), membrane) if grad_params is None else _numpy(grad_params.flatten(1)),
+    )  # fmt: skip
+    _share(_backward, arguments, x)
+
+
+def _share(kernel: Callable[..., None], arguments: tuple[Any, ...], x: Tensor) -> None:
+    """Run ``kernel(*arguments, start, stop)`` over equal ranges of the neurons."""
+    neurons = math.prod(x.shape[1:])
+    parts = min(torch.get_num_threads(), max(1, x.numel() // SMALL))
+    edges = [neurons * i // parts for i in range(parts + 1)]
+    threads = [
+        threading.Thread(target=kernel, args=(*arguments, *edge))
+        for edge in zip(edges[1:-1], edges[2:], strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    kernel(*arguments, edges[0], edges[1])
+    for thread in threads:
+        thread.join()
+
+
+def _split(params: Sequence[Spread]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    values = tuple(_numpy(p.values.contiguous()) for p in params)
+    return values, tuple(p.inner for p in params)
+
+
+def _by_step(x: Tensor) -> tuple[Any, int]:
+    """The memory of ``x`` as one axis, and how far apart two steps lie in it; 0 if repeated."""
+    if not x[0].is_contiguous():
+        x = x.contiguous()
+    if x.numel() == 0:
+        return _numpy(x).reshape(-1), 0
+    stride = x.stride(0) if len(x) > 1 else x[0].numel()
+    extent = stride * (len(x) - 1) + x[0].numel()
+    return _numpy(x.as_strided((extent,), (1,))), stride
+
+
+def _optional(x: Tensor | None, dtype: Any) -> Any:
+    """One axis of memory; none at all stands for None."""
+    return np.empty(0, dtype) if x is None else _numpy(x.contiguous()).reshape(-1)
+
+
+def _numpy(x: Tensor) -> Any:
+    """The memory of ``x``; bfloat16 and bool, which Numba does not know, as words and bytes."""
+    x = x.detach()
+    if x.dtype == torch.bfloat16:
+        x = x.view(torch.uint16)
+    elif x.dtype == torch.bool:
+        x = x.view(torch.uint8)
+    return x.numpy()

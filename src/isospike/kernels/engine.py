@@ -1,0 +1,201 @@
+"""The compiled engines as one operator that torch can differentiate and compile.
+
+An engine computes :func:`isospike.kernels.reference.run_steps` in one pass over memory, and its
+gradient in another. The gradient recomputes the membranes from the input: what is kept for it is
+the input and nothing else.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from isospike.kernels.blocks import fresh
+
+
+class Rule(NamedTuple):
+    """What a neuron does, apart from its parameters; see ``run_steps``."""
+
+    hard: bool
+    detach: bool
+    surrogate: int
+    alpha: float
+
+
+class Engine(Protocol):
+    """The two passes; tensors to be filled are arguments."""
+
+    def forward(
+        self,
+        x: Tensor,
+        v: Tensor | None,
+        params: "Sequence[Spread]",
+        rule: Rule,
+        spikes: Tensor,
+        last: Tensor | None,
+    ) -> None:
+        """Fill ``spikes`` and, unless it is None, ``last``."""
+
+    def backward(
+        self,
+        x: Tensor,
+        v: Tensor | None,
+        params: "Sequence[Spread]",
+        rule: Rule,
+        grad_spikes: Tensor | None,
+        grad_last: Tensor | None,
+        grad_x: Tensor,
+        grad_v: Tensor,
+        grad_params: Tensor | None,
+    ) -> None:
+        """Fill ``grad_x``, ``grad_v`` and, unless it is None, ``grad_params [5, neurons]``: for
+        each neuron, summed over the steps."""
+
+
+class Spread(NamedTuple):
+    """A parameter of the neurons in memory order: neuron n has ``values[(n // inner) % period]``.
+
+    Attributes:
+        values: One axis, ``period`` long.
+        inner: Consecutive neurons that share a value.
+    """
+
+    values: Tensor
+    inner: int
+
+
+def spread(value: Tensor, shape: torch.Size) -> Spread:
+    """``value``, broadcastable to ``shape``, without expanding it where its axes are neighbours."""
+    own = (1,) * (len(shape) - value.dim()) + tuple(value.shape)
+    varying = [axis for axis, size in enumerate(own) if size != 1]
+    if not varying:
+        return Spread(value.reshape(1), 1)
+    first, last = varying[0], varying[-1]
+    if own[first : last + 1] != tuple(shape[first : last + 1]):
+        return Spread(value.expand(shape).reshape(-1), 1)
+    return Spread(value.reshape(-1), shape[last + 1 :].numel())
+
+
+def _engine(name: str) -> Engine:
+    # Imported when first used: neither compiler is needed to import isospike.
+    if name == "cpu":
+        from isospike.kernels import cpu
+
+        return cpu
+    from isospike.kernels import gpu
+
+    return gpu
+
+
+@torch.library.custom_op("isospike::neuron", mutates_args=())
+def neuron(
+    x: Tensor,
+    v: Tensor | None,
+    params: list[Tensor],
+    hard: bool,
+    detach: bool,
+    surrogate: int,
+    alpha: float,
+    dtype: torch.dtype,
+    keep: bool,
+    engine: str,
+) -> tuple[Tensor, Tensor]:
+    """``run_steps`` by a compiled engine; ``params`` are its five in order.
+
+    Args:
+        x: Input ``[steps, *shape]``.
+        v: First membrane ``[*shape]``, None at rest.
+        params: Decay, gain, bias, threshold, reset, all of the membrane's type.
+        hard, detach, surrogate, alpha: See :class:`Rule`.
+        dtype: Type of the spikes.
+        keep: Whether the last membrane is wanted; an empty tensor comes in its place.
+        engine: ``cpu`` or ``gpu``.
+    """
+    shape, rule = x.shape[1:], Rule(hard, detach, surrogate, alpha)
+    spikes = fresh(x.shape, dtype, x.device)
+    last = fresh(shape if keep else (0,), params[0].dtype, x.device)
+    _engine(engine).forward(
+        x, v, [spread(p, shape) for p in params], rule, spikes, last if keep else None
+    )
+    return spikes, last
+
+
+@neuron.register_fake
+def _(
+    x: Tensor, v: Tensor | None, params: list[Tensor], hard: bool, detach: bool, surrogate: int,
+    alpha: float, dtype: torch.dtype, keep: bool, engine: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    spikes = x.new_empty(x.shape, dtype=dtype)
+    return spikes, x.new_empty(x.shape[1:] if keep else (0,), dtype=params[0].dtype)
+
+
+@torch.library.custom_op("isospike::neuron_backward", mutates_args=())
+def neuron_backward(
+    x: Tensor,
+    v: Tensor | None,
+    params: list[Tensor],
+    hard: bool,
+    detach: bool,
+    surrogate: int,
+    alpha: float,
+    engine: str,
+    grad_spikes: Tensor | None,
+    grad_last: Tensor | None,
+    learn: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the input, of the first membrane and, if ``learn``, of each neuron's parameters.
+
+    Not differentiable itself.
+    """
+    shape, rule = x.shape[1:], Rule(hard, detach, surrogate, alpha)
+    membrane = params[0].dtype
+    grad_x = fresh(x.shape, x.dtype, x.device)
+    grad_v = fresh(shape, membrane, x.device)
+    grad_params = fresh((len(params) if learn else 0, *shape), membrane, x.device)
+    _engine(engine).backward(
+        x, v, [spread(p, shape) for p in params], rule, grad_spikes, grad_last,
+        grad_x, grad_v, grad_params if learn else None,
+    )  # fmt: skip
+    return grad_x, grad_v, grad_params
+
+
+@neuron_backward.register_fake
+def _(
+    x: Tensor, v: Tensor | None, params: list[Tensor], hard: bool, detach: bool, surrogate: int,
+    alpha: float, engine: str, grad_spikes: Tensor | None, grad_last: Tensor | None, learn: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    membrane = params[0]
+    return (
+        x.new_empty(x.shape),
+        membrane.new_empty(x.shape[1:]),
+        membrane.new_empty((len(params) if learn else 0, *x.shape[1:])),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, v, params, *rule, dtype, keep, engine = inputs
+    ctx.save_for_backward(x, v, *params)
+    ctx.rule, ctx.engine = rule, engine
+    ctx.set_materialize_grads(False)
+    if not dtype.is_floating_point:
+        ctx.mark_non_differentiable(output[0])
+
+
+def _differentiate(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None) -> Any:
+    x, v, *params = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[2]
+    learn = any(wanted) if isinstance(wanted, (list, tuple)) else bool(wanted)
+    if grad_last is not None and grad_last.numel() != x[0].numel():
+        grad_last = None
+    grad_x, grad_v, grads = neuron_backward(
+        x, v, params, *ctx.rule, ctx.engine, grad_spikes, grad_last, learn
+    )
+    reduced = [
+        grad.double().sum_to_size(p.shape).to(p.dtype) if learn else None
+        for grad, p in zip(grads if learn else params, params, strict=True)
+    ]
+    return grad_x, grad_v if v is not None else None, reduced, *(None,) * 7
+
+
+neuron.register_autograd(_differentiate, setup_context=_save)
