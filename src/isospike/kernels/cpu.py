@@ -45,71 +45,71 @@ def _lay(values, inner, first, out):
         j += run
 
 
-def _widen(x, first, out):
-    """``out[j] = x[first + j]``; 16-bit words are bfloat16, the upper half of a float32."""
+def _widen(x, out):
+    """``out[j] = x[j]``; 16-bit words are bfloat16, the upper half of a float32."""
 
 
 @overload(_widen)
-def _(x, first, out):
+def _(x, out):
     if x.dtype == types.uint16:
 
-        def copy(x, first, out):
+        def copy(x, out):
             for j in range(len(out)):
-                out[j] = np.int32(np.int32(x[first + j]) << np.int32(16)).view(np.float32)
+                out[j] = np.int32(np.int32(x[j]) << np.int32(16)).view(np.float32)
 
     else:
 
-        def copy(x, first, out):
+        def copy(x, out):
             for j in range(len(out)):
-                out[j] = x[first + j]
+                out[j] = x[j]
 
     return copy
 
 
-def _narrow(values, out, first):
-    """``out[first + j] = values[j]``; to bfloat16, round to the nearest, ties to even."""
+def _narrow(values, out):
+    """``out[j] = values[j]``; to bfloat16, round to the nearest, ties to even."""
 
 
 @overload(_narrow)
-def _(values, out, first):
+def _(values, out):
     if out.dtype == types.uint16:
 
-        def copy(values, out, first):
+        def copy(values, out):
             for j in range(len(values)):
                 bits = values[j].view(np.int32)
                 odd = np.int32(bits >> np.int32(16)) & np.int32(1)
                 rounded = np.int32(bits + np.int32(0x7FFF) + odd)
                 quiet = np.int32(bits | np.int32(0x400000))  # NaN stays NaN
                 kept = rounded if values[j] == values[j] else quiet
-                out[first + j] = np.uint16(np.int32(kept >> np.int32(16)) & np.int32(0xFFFF))
+                out[j] = np.uint16(np.int32(kept >> np.int32(16)) & np.int32(0xFFFF))
 
     else:
 
-        def copy(values, out, first):
+        def copy(values, out):
             for j in range(len(values)):
-                out[first + j] = values[j]
+                out[j] = values[j]
 
     return copy
 
 
 @njit(cache=True, nogil=True)
-def _step(p, x, v, h, hard, spikes, place, silent, fired):
+def _step(p, x, v, h, hard, spikes, silent, fired):
     """One step of a chunk: charge, fire, reset; ``v`` is overwritten, ``h`` filled."""
     decay, gain, bias, threshold, reset = p[0], p[1], p[2], p[3], p[4]
     if hard:
         for j in range(len(x)):
-            u = decay[j] * v[j] + gain[j] * x[j] + bias[j]
+            u, r = decay[j] * v[j] + gain[j] * x[j] + bias[j], reset[j]
             fires = u >= threshold[j]
-            spikes[place + j] = fired if fires else silent
+            spikes[j] = fired if fires else silent
             h[j] = u
-            v[j] = reset[j] if fires else u
+            v[j] = r if fires else u
     else:
         for j in range(len(x)):
-            u = decay[j] * v[j] + gain[j] * x[j] + bias[j]
+            u, r = decay[j] * v[j] + gain[j] * x[j] + bias[j], reset[j]
             fires = u >= threshold[j]
-            spikes[place + j] = fired if fires else silent
+            spikes[j] = fired if fires else silent
             h[j] = u
-            v[j] = u - reset[j] if fires else u
+            v[j] = u - r if fires else u
 
 
 @njit(cache=True, nogil=True)
@@ -133,10 +133,9 @@ def _forward(x, stride, steps, v, values, inner, hard, spikes, signs, last, star
                 _lay(values[i], inner[i], first, p[i, : size if len(values[i]) > 1 else CHUNK])
         _start(v, first, v_now[:size])
         for t in range(steps):
-            _widen(x, t * stride + first, now[:size])
-            _step(
-                p, now[:size], v_now, h, hard, spikes, t * neurons + first, signs[0], signs[1]
-            )
+            _widen(x[t * stride + first :], now[:size])
+            out = spikes[t * neurons + first :]
+            _step(p, now[:size], v_now, h, hard, out, signs[0], signs[1])
         if len(last) > 0:
             last[first : first + size] = v_now[:size]
 
@@ -168,29 +167,68 @@ def _(z):
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _derive(u, kind, alpha, out):
-    """The surrogates' derivatives at ``u``, numbered as in ``isospike.surrogate``."""
-    one = u.dtype.type(1)
+def _derive(h, threshold, kind, alpha, out):
+    """The surrogates' derivatives at ``h - threshold``, numbered as in ``isospike.surrogate``."""
+    a, one, zero = alpha[0], h.dtype.type(1), h.dtype.type(0)
     if kind == 0:
-        for j in range(len(u)):
-            e = _exp(-abs(alpha[0] * u[j]))
-            out[j] = alpha[0] * e / ((one + e) * (one + e))
+        for j in range(len(h)):
+            e = _exp(-abs(a * (h[j] - threshold[j])))
+            out[j] = a * e / ((one + e) * (one + e))
     elif kind == 1:
-        for j in range(len(u)):
-            z = alpha[1] * u[j]
+        for j in range(len(h)):
+            z = alpha[1] * (h[j] - threshold[j])
             out[j] = alpha[2] / (one + z * z)
     elif kind == 2:
-        for j in range(len(u)):
-            slope = alpha[0] * (one - abs(alpha[0] * u[j]))
-            out[j] = slope if slope > 0 else u.dtype.type(0)
+        for j in range(len(h)):
+            slope = a * (one - abs(a * (h[j] - threshold[j])))
+            out[j] = slope if slope > zero else zero
     elif kind == 3:
-        for j in range(len(u)):
-            z = alpha[0] * u[j]
+        for j in range(len(h)):
+            z = a * (h[j] - threshold[j])
             out[j] = alpha[3] * _exp(-(z * z))
     else:
-        for j in range(len(u)):
-            z = one + abs(alpha[0] * u[j])
+        for j in range(len(h)):
+            z = one + abs(a * (h[j] - threshold[j]))
             out[j] = one / (z * z)
+
+
+@njit(cache=True, nogil=True)
+def _step_back(p, h, slope, gs, gv, hard, detach, gh, gu, gr):
+    """The gradient of :func:`_step`: from those of the spikes and of the membrane after it to
+    those of h, of h through the spike alone, and of what the spikes reset."""
+    threshold, reset = p[3], p[4]
+    zero = h.dtype.type(0)
+    through = zero if detach else h.dtype.type(1)
+    if hard:
+        for j in range(len(slope)):
+            now, g, u = h[j], gv[j], gs[j]
+            u = (u + through * (g * (reset[j] - now))) * slope[j]
+            held = g if now >= threshold[j] else zero
+            gr[j] = held
+            gu[j] = u
+            gh[j] = u + (g - held)
+    else:
+        for j in range(len(slope)):
+            g, u = gv[j], gs[j]
+            u = (u - through * (g * reset[j])) * slope[j]
+            gr[j] = -g if h[j] >= threshold[j] else zero
+            gu[j] = u
+            gh[j] = u + g
+
+
+@njit(cache=True, nogil=True)
+def _add_up(x, before, gh, gu, gr, sums):
+    """Add a step's share to the gradients of the five parameters."""
+    for j in range(len(x)):
+        sums[0, j] += gh[j] * before[j]
+    for j in range(len(x)):
+        sums[1, j] += gh[j] * x[j]
+    for j in range(len(x)):
+        sums[2, j] += gh[j]
+    for j in range(len(x)):
+        sums[3, j] -= gu[j]
+    for j in range(len(x)):
+        sums[4, j] += gr[j]
 
 
 @njit(cache=True, nogil=True)
@@ -204,51 +242,40 @@ def _backward(
     p = np.empty((5, chunk), dtype)
     kept = np.empty((3, steps, chunk), dtype)
     h, before, xs = kept[0], kept[1], kept[2]
-    rows = np.empty((6, chunk), dtype)
-    now, u, slope, gs, gx, gv = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]
+    rows = np.empty((7, chunk), dtype)
+    now, slope, gs, gv, gh, gu, gr = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6]
     sums = np.empty((5, chunk), dtype)
     ignored, sign = np.empty(chunk, np.uint8), np.uint8(0)
     learn = len(grad_params) > 0
-    zero = dtype.type(0)
+    decay, gain, threshold = p[0], p[1], p[3]
     for first in range(start, stop, chunk):
         size = min(chunk, stop - first)
         for i in range(5):
             if len(values[i]) > 1 or first == start:
                 _lay(values[i], inner[i], first, p[i, : size if len(values[i]) > 1 else chunk])
-        decay, gain, threshold, reset = p[0], p[1], p[3], p[4]
         _start(v, first, now[:size])
         for t in range(steps):
-            _widen(x, t * stride + first, xs[t, :size])
+            _widen(x[t * stride + first :], xs[t, :size])
             before[t, :size] = now[:size]
-            _step(p, xs[t, :size], now, h[t], hard, ignored, 0, sign, sign)
+            _step(p, xs[t, :size], now, h[t], hard, ignored, sign, sign)
         if len(grad_last) > 0:
             gv[:size] = grad_last[first : first + size]
         else:
             gv[:size] = 0
         sums[:] = 0
+        gs[:] = 0
         for t in range(steps - 1, -1, -1):
-            for j in range(size):
-                u[j] = h[t, j] - threshold[j]
-            _derive(u[:size], kind, alpha, slope[:size])
             if len(grad_spikes) > 0:
-                _widen(grad_spikes, t * neurons + first, gs[:size])
-            else:
-                gs[:size] = 0
+                _widen(grad_spikes[t * neurons + first :], gs[:size])
+            _derive(h[t, :size], threshold, kind, alpha, slope)
+            _step_back(p, h[t], slope[:size], gs, gv, hard, detach, gh, gu, gr)
+            if learn:
+                _add_up(xs[t, :size], before[t], gh, gu, gr, sums)
             for j in range(size):
-                fires = h[t, j] >= threshold[j]
-                jump = reset[j] - h[t, j] if hard else -reset[j]
-                gu = (gs[j] if detach else gs[j] + gv[j] * jump) * slope[j]
-                gr = gv[j] if fires else zero
-                gh = gu + (gv[j] - gr if hard else gv[j])
-                if learn:
-                    sums[0, j] += gh * before[t, j]
-                    sums[1, j] += gh * xs[t, j]
-                    sums[2, j] += gh
-                    sums[3, j] -= gu
-                    sums[4, j] += gr if hard else -gr
-                gx[j] = gain[j] * gh
-                gv[j] = decay[j] * gh
-            _narrow(gx[:size], grad_x, t * neurons + first)
+                gs[j] = gain[j] * gh[j]
+            _narrow(gs[:size], grad_x[t * neurons + first :])
+            for j in range(size):
+                gv[j] = decay[j] * gh[j]
         grad_v[first : first + size] = gv[:size]
         if learn:
             grad_params[:, first : first + size] = sums[:, :size]
