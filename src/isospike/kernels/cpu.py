@@ -166,7 +166,7 @@ def _(z):
     return single
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def _derive(h, threshold, kind, alpha, out):
     """The surrogates' derivatives at ``h - threshold``, numbered as in ``isospike.surrogate``."""
     a, one, zero = alpha[0], h.dtype.type(1), h.dtype.type(0)
@@ -262,11 +262,13 @@ def _backward(
             gv[:size] = grad_last[first : first + size]
         else:
             gv[:size] = 0
-        sums[:] = 0
-        gs[:] = 0
+        if learn:
+            sums[:] = 0
         for t in range(steps - 1, -1, -1):
             if len(grad_spikes) > 0:
                 _widen(grad_spikes[t * neurons + first :], gs[:size])
+            else:
+                gs[:] = 0
             _derive(h[t, :size], threshold, kind, alpha, slope)
             _step_back(p, h[t], slope[:size], gs, gv, hard, detach, gh, gu, gr)
             if learn:
@@ -276,7 +278,8 @@ def _backward(
             _narrow(gs[:size], grad_x[t * neurons + first :])
             for j in range(size):
                 gv[j] = decay[j] * gh[j]
-        grad_v[first : first + size] = gv[:size]
+        if len(grad_v) > 0:
+            grad_v[first : first + size] = gv[:size]
         if learn:
             grad_params[:, first : first + size] = sums[:, :size]
 
@@ -309,7 +312,7 @@ def backward(
     grad_spikes: Tensor | None,
     grad_last: Tensor | None,
     grad_x: Tensor,
-    grad_v: Tensor,
+    grad_v: Tensor | None,
     grad_params: Tensor | None,
 ) -> None:
     """See :class:`isospike.kernels.engine.Engine`."""
@@ -321,7 +324,7 @@ def backward(
     arguments = (
         flat, stride, len(x), _optional(v, membrane), *_split(params), rule.hard, rule.detach,
         rule.surrogate, alpha, _optional(grad_spikes, _numpy(grad_x).dtype),
-        _optional(grad_last, membrane), _numpy(grad_x).reshape(-1), _numpy(grad_v).reshape(-1),
+        _optional(grad_last, membrane), _numpy(grad_x).reshape(-1), _optional(grad_v, membrane),
         np.empty((0, 0), membrane) if grad_params is None else _numpy(grad_params.flatten(1)),
     )  # fmt: skip
     _share(_backward, arguments, x)

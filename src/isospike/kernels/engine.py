@@ -46,10 +46,10 @@ class Engine(Protocol):
         grad_spikes: Tensor | None,
         grad_last: Tensor | None,
         grad_x: Tensor,
-        grad_v: Tensor,
+        grad_v: Tensor | None,
         grad_params: Tensor | None,
     ) -> None:
-        """Fill ``grad_x``, ``grad_v`` and, unless it is None, ``grad_params [5, neurons]``: for
+        """Fill ``grad_x`` and, unless they are None, ``grad_v`` and ``grad_params [5, *shape]``: of
         each neuron, summed over the steps."""
 
 
@@ -144,18 +144,17 @@ def neuron_backward(
     grad_last: Tensor | None,
     learn: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the input, of the first membrane and, if ``learn``, of each neuron's parameters.
-
-    Not differentiable itself.
+    """Gradients of the input, of the first membrane unless it was None, and, if ``learn``, of each
+    neuron's parameters. Not differentiable itself.
     """
     shape, rule = x.shape[1:], Rule(hard, detach, surrogate, alpha)
     membrane = params[0].dtype
     grad_x = fresh(x.shape, x.dtype, x.device)
-    grad_v = fresh(shape, membrane, x.device)
+    grad_v = fresh((0,) if v is None else shape, membrane, x.device)
     grad_params = fresh((len(params) if learn else 0, *shape), membrane, x.device)
     _engine(engine).backward(
         x, v, [spread(p, shape) for p in params], rule, grad_spikes, grad_last,
-        grad_x, grad_v, grad_params if learn else None,
+        grad_x, None if v is None else grad_v, grad_params if learn else None,
     )  # fmt: skip
     return grad_x, grad_v, grad_params
 
@@ -168,7 +167,7 @@ def _(
     membrane = params[0]
     return (
         x.new_empty(x.shape),
-        membrane.new_empty(x.shape[1:]),
+        membrane.new_empty((0,) if v is None else x.shape[1:]),
         membrane.new_empty((len(params) if learn else 0, *x.shape[1:])),
     )
 
