@@ -13,7 +13,7 @@ in and comes out: nothing is remembered between calls, and there is nothing to r
 import math
 import os
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,6 +57,9 @@ class NeuronParams(NamedTuple):
     surrogate: Surrogate = Sigmoid()
 
 
+DEFAULT = NeuronParams()
+
+
 class NeuronState(NamedTuple):
     """The membrane between two steps.
 
@@ -71,7 +74,7 @@ class NeuronState(NamedTuple):
 def run(
     x: Tensor,
     state: NeuronState | None = None,
-    params: NeuronParams = NeuronParams(),
+    params: NeuronParams = DEFAULT,
     *,
     dtype: torch.dtype | None = None,
     engine: str = "auto",
@@ -85,8 +88,8 @@ def run(
         dtype: Type of the spikes: None for that of ``x``; a floating type, ``torch.uint8`` or
             ``torch.bool``, which carry no gradient.
         engine: ``reference`` (torch, step by step: the specification), ``cpu`` (Numba, one pass
-            over memory), ``gpu`` (Triton, likewise), or ``auto``: the one of the input's device,
-            ``reference`` where there is none.
+            over memory), ``gpu`` (Triton, likewise), or ``auto``: the compiled one of the input's
+            device. ``reference`` is the only one for float64 and for other devices.
 
     Returns:
         Spikes in {0, 1}, shape of ``x``, and the state after the last step. The engines give the
@@ -111,7 +114,7 @@ def run(
 def step(
     x: Tensor,
     state: NeuronState | None = None,
-    params: NeuronParams = NeuronParams(),
+    params: NeuronParams = DEFAULT,
     *,
     dtype: torch.dtype | None = None,
     engine: str = "auto",
@@ -187,7 +190,7 @@ def _run(
             "Leave dtype out for that of x."
         )
     membrane = torch.float64 if x.dtype == torch.float64 else torch.float32
-    engine = _choose(engine, x.device)
+    engine = _choose(engine, x)
     values = _check_params(params, x, membrane)
     v = None if state is None else _check_state(state, x, membrane)
     tensors = [x, *values] + ([] if v is None else [v])
@@ -199,9 +202,7 @@ def _run(
         )
     hard, surrogate = params.reset_to is not None, params.surrogate
     if engine == "reference":
-        spikes, last = run_steps(
-            x, v, *values, hard, params.detach_reset, surrogate, dtype
-        )
+        spikes, last = run_steps(x, v, values, hard, params.detach_reset, surrogate, dtype)
     else:
         spikes, last = neuron(
             x, v, values, hard, params.detach_reset, surrogate.kind, surrogate.alpha, dtype, keep,
@@ -210,18 +211,20 @@ def _run(
     return spikes, NeuronState(last)
 
 
-def _choose(engine: str, device: torch.device) -> str:
+def _choose(engine: str, x: Tensor) -> str:
     if engine not in ENGINES:
         raise UnsupportedError(
             f"run needs engine to be one of {', '.join(ENGINES)}, got {engine!r}. Choose one."
         )
-    fits = {"cpu": "cpu", "cuda": "gpu"}.get(device.type, "reference")
-    if engine == "gpu" and os.environ.get("TRITON_INTERPRET") == "1":
+    fits = {"cpu": "cpu", "cuda": "gpu"}.get(x.device.type, "reference")
+    if x.dtype == torch.float64:
+        fits = "reference"
+    if engine == "gpu" and os.environ.get("TRITON_INTERPRET") == "1" and x.dtype != torch.float64:
         return engine  # Triton's interpreter takes any tensor
-    if engine in ("cpu", "gpu") and engine != fits:
+    if engine not in ("auto", "reference", fits):
         raise UnsupportedError(
-            f"run needs the input on the device of engine={engine!r}, got {device}. "
-            "Move x, or leave engine out."
+            f"run needs float32 or bfloat16 input on the device of engine={engine!r}, got "
+            f"{x.dtype} on {x.device}. Move x, or leave engine out."
         )
     return fits if engine == "auto" else engine
 
@@ -309,7 +312,7 @@ class Neuron(nn.Module, ABC):
 
     def __init__(
         self,
-        params: NeuronParams = NeuronParams(),
+        params: NeuronParams = DEFAULT,
         *,
         dtype: torch.dtype | None = None,
         engine: str = "auto",
@@ -331,8 +334,15 @@ class Neuron(nn.Module, ABC):
 
     def _held(self) -> NeuronParams:
         """The parameters, tensors as the module holds them now."""
-        held = {**dict(self.named_buffers(recurse=False)), **dict(self.named_parameters(recurse=False))}
-        return self._fixed._replace(**{k: v for k, v in held.items() if k in NeuronParams._fields})
+        held: dict[str, Any] = {
+            name: value
+            for name, value in (
+                *self.named_buffers(recurse=False),
+                *self.named_parameters(recurse=False),
+            )
+            if name in NeuronParams._fields
+        }
+        return self._fixed._replace(**held)
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes of ``x [steps, *shape]`` from rest."""
@@ -387,7 +397,7 @@ class PLIF(Neuron):
 
     def __init__(
         self,
-        params: NeuronParams = NeuronParams(),
+        params: NeuronParams = DEFAULT,
         *,
         input_decays: bool = True,
         dtype: torch.dtype | None = None,
@@ -430,7 +440,9 @@ def spikingjelly_lif(
     threshold.
     """
     if not tau > 1:
-        raise RangeError(f"spikingjelly_lif needs tau > 1, got {tau}. IF is the limit of large tau.")
+        raise RangeError(
+            f"spikingjelly_lif needs tau > 1, got {tau}. IF is the limit of large tau."
+        )
     rest = 0.0 if v_reset is None else v_reset
     return NeuronParams(
         decay=1 - 1 / tau,

@@ -126,7 +126,8 @@ class Erf(Surrogate):
     kind = 3
 
     def primitive(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return torch.special.erfc(-self.alpha * u) / 2
+        tail: Tensor = torch.special.erfc(-self.alpha * u)
+        return tail / 2
 
     def derivative(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return self.alpha / math.sqrt(math.pi) * torch.exp(-(self.alpha * u).square())
@@ -147,7 +148,8 @@ class SuperSpike(Surrogate):
         return u / (1 + self.alpha * u.abs())
 
     def derivative(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return (1 + self.alpha * u.abs()).square().reciprocal()
+        slope: Tensor = (1 + self.alpha * u.abs()).square().reciprocal()
+        return slope
 
 
 SURROGATES: dict[str, type[Surrogate]] = {
@@ -181,5 +183,5 @@ def spike(u: Float[Tensor, "*shape"], surrogate: Surrogate) -> Float[Tensor, "*s
 
     Gradient: ``surrogate.derivative(u)``; differentiable again.
     """
-    out: Tensor = _Spike.apply(u, surrogate)
+    out: Tensor = _Spike.apply(u, surrogate)  # type: ignore[no-untyped-call]
     return out

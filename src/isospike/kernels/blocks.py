@@ -11,6 +11,7 @@ from torch import Tensor
 BLOCK = 2**19  # elements; in float32, what the level-2 cache of one core holds
 
 LARGE = 2**22  # bytes from which NumPy asks for large pages
+LINE = 64  # bytes of a cache line
 
 
 def blocks(x: Tensor, elements: int) -> Iterator[slice]:
@@ -56,4 +57,6 @@ def fresh(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or size < LARGE:
         return torch.empty(*shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.empty(size, np.uint8)).view(dtype).view(*shape)
+    memory = np.empty(size + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    return torch.from_numpy(memory[start : start + size]).view(dtype).view(*shape)

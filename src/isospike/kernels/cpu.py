@@ -1,4 +1,4 @@
-"""The neuron in one pass over memory, compiled by Numba.
+"""The neuron in one pass over memory, compiled by Numba, for float32 and bfloat16.
 
 The neurons are cut into chunks whose membranes stay in the cache; a chunk runs through all steps
 before the next begins. Threads take equal ranges of neurons and share nothing, so that their number
@@ -76,7 +76,7 @@ def _(values, out):
 
         def copy(values, out):
             for j in range(len(values)):
-                bits = values[j].view(np.int32)
+                bits = np.float32(values[j]).view(np.int32)
                 odd = np.int32(bits >> np.int32(16)) & np.int32(1)
                 rounded = np.int32(bits + np.int32(0x7FFF) + odd)
                 quiet = np.int32(bits | np.int32(0x400000))  # NaN stays NaN
@@ -124,7 +124,7 @@ def _start(v, first, out):
 @njit(cache=True, nogil=True)
 def _forward(x, stride, steps, v, values, inner, hard, spikes, signs, last, start, stop):
     neurons = len(spikes) // steps
-    p = np.empty((5, CHUNK), values[0].dtype)
+    p = np.empty((5, CHUNK), np.float32)
     now, v_now, h = np.empty_like(p[0]), np.empty_like(p[0]), np.empty_like(p[0])
     for first in range(start, stop, CHUNK):
         size = min(CHUNK, stop - first)
@@ -140,36 +140,27 @@ def _forward(x, stride, steps, v, values, inner, hard, spikes, signs, last, star
             last[first : first + size] = v_now[:size]
 
 
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def _exp(z):
-    """``e^z`` for z <= 0. In float32 to 1e-7, 0 below -87, in a form that becomes vectors."""
-
-
-@overload(_exp, inline="always")
-def _(z):
-    if z == types.float64:
-        return lambda z: math.exp(z)
-
-    def single(z):
-        z = max(z, np.float32(-87))
-        k = np.int32(z * np.float32(1.44269504) - np.float32(0.5))
-        n = np.float32(k)
-        r = (z - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
-        q = np.float32(1.9875691500e-4)
-        q = q * r + np.float32(1.3981999507e-3)
-        q = q * r + np.float32(8.3334519073e-3)
-        q = q * r + np.float32(4.1665795894e-2)
-        q = q * r + np.float32(1.6666665459e-1)
-        q = q * r + np.float32(5.0000001201e-1)
-        power = np.int32((k + np.int32(127)) << np.int32(23)).view(np.float32)
-        return (q * r * r + r + np.float32(1)) * power
-
-    return single
+    """``e^z`` for z <= 0 to 1e-7, and 0 below -87, in a form that becomes vectors."""
+    z = max(z, np.float32(-87))
+    k = np.int32(z * np.float32(1.44269504) - np.float32(0.5))
+    n = np.float32(k)
+    r = (z - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
+    q = np.float32(1.9875691500e-4)
+    q = q * r + np.float32(1.3981999507e-3)
+    q = q * r + np.float32(8.3334519073e-3)
+    q = q * r + np.float32(4.1665795894e-2)
+    q = q * r + np.float32(1.6666665459e-1)
+    q = q * r + np.float32(5.0000001201e-1)
+    power = np.int32((k + np.int32(127)) << np.int32(23)).view(np.float32)
+    return (q * r * r + r + np.float32(1)) * power
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def _derive(h, threshold, kind, alpha, out):
     """The surrogates' derivatives at ``h - threshold``, numbered as in ``isospike.surrogate``."""
-    a, one, zero = alpha[0], h.dtype.type(1), h.dtype.type(0)
+    a, one, zero = alpha[0], np.float32(1), np.float32(0)
     if kind == 0:
         for j in range(len(h)):
             e = _exp(-abs(a * (h[j] - threshold[j])))
@@ -197,8 +188,8 @@ def _step_back(p, h, slope, gs, gv, hard, detach, gh, gu, gr):
     """The gradient of :func:`_step`: from those of the spikes and of the membrane after it to
     those of h, of h through the spike alone, and of what the spikes reset."""
     threshold, reset = p[3], p[4]
-    zero = h.dtype.type(0)
-    through = zero if detach else h.dtype.type(1)
+    zero = np.float32(0)
+    through = zero if detach else np.float32(1)
     if hard:
         for j in range(len(slope)):
             now, g, u = h[j], gv[j], gs[j]
@@ -238,13 +229,12 @@ def _backward(
 ):  # fmt: skip
     neurons = len(grad_x) // steps
     chunk = max(32, min(CHUNK, KEPT // steps))
-    dtype = values[0].dtype
-    p = np.empty((5, chunk), dtype)
-    kept = np.empty((3, steps, chunk), dtype)
+    p = np.empty((5, chunk), np.float32)
+    kept = np.empty((3, steps, chunk), np.float32)
     h, before, xs = kept[0], kept[1], kept[2]
-    rows = np.empty((7, chunk), dtype)
+    rows = np.empty((7, chunk), np.float32)
     now, slope, gs, gv, gh, gu, gr = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6]
-    sums = np.empty((5, chunk), dtype)
+    sums = np.empty((5, chunk), np.float32)
     ignored, sign = np.empty(chunk, np.uint8), np.uint8(0)
     learn = len(grad_params) > 0
     decay, gain, threshold = p[0], p[1], p[3]
@@ -294,14 +284,13 @@ def forward(
 ) -> None:
     """See :class:`isospike.kernels.engine.Engine`."""
     flat, stride = _by_step(x)
-    membrane = _numpy(params[0].values).dtype
     out = _numpy(spikes).reshape(-1)
     signs = _numpy(torch.tensor([0, 1], dtype=spikes.dtype))
     arguments = (
-        flat, stride, len(x), _optional(v, membrane), *_split(params), rule.hard, out, signs,
-        _optional(last, membrane),
+        flat, stride, len(x), _optional(v, np.float32), *_split(params), rule.hard, out, signs,
+        _optional(last, np.float32),
     )  # fmt: skip
-    _share(_forward, arguments, x)
+    _share(_forward, arguments, math.prod(x.shape[1:]), x.numel())
 
 
 def backward(
@@ -317,24 +306,26 @@ def backward(
 ) -> None:
     """See :class:`isospike.kernels.engine.Engine`."""
     flat, stride = _by_step(x)
-    membrane = _numpy(params[0].values).dtype
     alpha = np.array(
-        [rule.alpha, math.pi / 2 * rule.alpha, rule.alpha / 2, rule.alpha / math.sqrt(math.pi)]
-    ).astype(membrane)
+        [rule.alpha, math.pi / 2 * rule.alpha, rule.alpha / 2, rule.alpha / math.sqrt(math.pi)],
+        np.float32,
+    )
     arguments = (
-        flat, stride, len(x), _optional(v, membrane), *_split(params), rule.hard, rule.detach,
+        flat, stride, len(x), _optional(v, np.float32), *_split(params), rule.hard, rule.detach,
         rule.surrogate, alpha, _optional(grad_spikes, _numpy(grad_x).dtype),
-        _optional(grad_last, membrane), _numpy(grad_x).reshape(-1), _optional(grad_v, membrane),
-        np.empty((0, 0), membrane) if grad_params is None else _numpy(grad_params.flatten(1)),
+        _optional(grad_last, np.float32), _numpy(grad_x).reshape(-1), _optional(grad_v, np.float32),
+        np.empty((0, 0), np.float32) if grad_params is None else _numpy(grad_params.flatten(1)),
     )  # fmt: skip
-    _share(_backward, arguments, x)
+    _share(_backward, arguments, math.prod(x.shape[1:]), x.numel())
 
 
-def _share(kernel: Callable[..., None], arguments: tuple[Any, ...], x: Tensor) -> None:
-    """Run ``kernel(*arguments, start, stop)`` over equal ranges of the neurons."""
-    neurons = math.prod(x.shape[1:])
-    parts = min(torch.get_num_threads(), max(1, x.numel() // SMALL))
-    edges = [neurons * i // parts for i in range(parts + 1)]
+def _share(
+    kernel: Callable[..., None], arguments: tuple[Any, ...], count: int, elements: int
+) -> None:
+    """Run ``kernel(*arguments, start, stop)`` over equal ranges of ``count``, by one thread or
+    more, as the work on all ``elements`` is worth it."""
+    parts = max(1, min(torch.get_num_threads(), count, elements // SMALL))
+    edges = [count * i // parts for i in range(parts + 1)]
     threads = [
         threading.Thread(target=kernel, args=(*arguments, *edge))
         for edge in zip(edges[1:-1], edges[2:], strict=True)

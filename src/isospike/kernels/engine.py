@@ -6,7 +6,8 @@ the input and nothing else.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -79,13 +80,7 @@ def spread(value: Tensor, shape: torch.Size) -> Spread:
 
 def _engine(name: str) -> Engine:
     # Imported when first used: neither compiler is needed to import isospike.
-    if name == "cpu":
-        from isospike.kernels import cpu
-
-        return cpu
-    from isospike.kernels import gpu
-
-    return gpu
+    return cast(Engine, import_module(f"isospike.kernels.{name}"))
 
 
 @torch.library.custom_op("isospike::neuron", mutates_args=())
@@ -107,7 +102,10 @@ def neuron(
         x: Input ``[steps, *shape]``.
         v: First membrane ``[*shape]``, None at rest.
         params: Decay, gain, bias, threshold, reset, all of the membrane's type.
-        hard, detach, surrogate, alpha: See :class:`Rule`.
+        hard: See :class:`Rule`, as the next three.
+        detach: Likewise.
+        surrogate: Likewise.
+        alpha: Likewise.
         dtype: Type of the spikes.
         keep: Whether the last membrane is wanted; an empty tensor comes in its place.
         engine: ``cpu`` or ``gpu``.

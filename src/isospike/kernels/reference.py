@@ -1,5 +1,7 @@
 """The recurrence of a spiking neuron, step by step: what every engine must compute."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,7 @@ from isospike.surrogate import Surrogate, spike
 def run_steps(
     x: Tensor,
     v: Tensor | None,
-    decay: Tensor,
-    gain: Tensor,
-    bias: Tensor,
-    threshold: Tensor,
-    reset: Tensor,
+    params: Sequence[Tensor],
     hard: bool,
     detach: bool,
     surrogate: Surrogate,
@@ -31,7 +29,8 @@ def run_steps(
     Args:
         x: Input, floating point.
         v: Membrane.
-        decay, gain, bias, threshold, reset: Broadcastable to ``shape``, all of the membrane's type.
+        params: Decay, gain, bias, threshold and reset, broadcastable to ``shape``, all of the
+            membrane's type.
         hard: Whether (3) resets to a value.
         detach: Whether the gradient of (3) ignores that of s.
         surrogate: Gives the gradient of (2).
@@ -40,6 +39,7 @@ def run_steps(
     Returns:
         Spikes ``[steps, *shape]`` and the last membrane ``[*shape]``.
     """
+    decay, gain, bias, threshold, reset = params
     if v is None:
         v = torch.zeros(x.shape[1:], dtype=decay.dtype, device=x.device)
     spikes = []
