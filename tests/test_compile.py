@@ -6,6 +6,9 @@ import torch
 import isospike
 from isospike.codes import CODES
 
+# Dynamo itself makes an instance of the autograd functions it traces.
+tracing = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
 
 @pytest.mark.parametrize("name", ["signed-digit", "phase", "latency"])
 def test_a_code_compiles_to_one_graph_and_gives_the_same_spikes(name):
@@ -37,6 +40,7 @@ def test_a_ported_model_compiles_and_gives_the_same_output():
         assert torch.equal(compiled(input_ids=ids).last_hidden_state, expected)
 
 
+@tracing
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_spike_products_compile_to_one_graph_with_their_gradients(precision):
     draw = torch.Generator().manual_seed(0)
@@ -57,6 +61,7 @@ def test_spike_products_compile_to_one_graph_with_their_gradients(precision):
     assert torch.equal(grads[0][0], grads[1][0])
 
 
+@tracing
 @pytest.mark.parametrize("engine", ["auto", "reference"])
 def test_a_neuron_compiles_to_one_graph_with_its_gradients(engine):
     x = torch.randn(4, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
