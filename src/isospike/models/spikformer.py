@@ -6,12 +6,12 @@ normalisation and LIF neurons (tau 2, the input decaying too, reset to 0). Sums 
 are whole numbers of spikes.
 
 :class:`Spikformer` trains; :func:`fold` makes the network that only runs, several times as fast:
-normalisations folded into weights and neurons, spikes in bytes, a few images at a time so that they
-stay in the cache, and the first convolution, whose input repeats, done once.
+normalisations folded into weights and neurons, spikes in small types, a few images at a time so
+that they stay in the cache, and the first convolution, whose input repeats, done once.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from isospike.kernels.planes import Planes, add_planes, split_planes
 from isospike.kernels.products import PRECISIONS
 from isospike.neurons import LIF, NeuronParams, affine, run, spikingjelly_lif
 
-AT_ONCE = 2  # images that a folded network takes at a time
+AT_ONCE = 4  # images that a folded network takes at a time
 NEURONS = spikingjelly_lif(detach_reset=True)
 ATTENTION = spikingjelly_lif(v_threshold=0.5, detach_reset=True)
 
@@ -57,7 +57,7 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.conv(x.flatten(0, 1)))
         y = F.max_pool2d(y, 3, 2, 1) if self.pool else y
-        spikes: Tensor = self.neurons(y.unflatten(0, x.shape[:2]))
+        spikes: Tensor = self.neurons(y.view(*x.shape[:2], *y.shape[1:]))
         return spikes
 
 
@@ -77,7 +77,7 @@ class Block(nn.Module):
         q, k, v = split_heads(self.qkv(x), self.heads)
         y = spike_attention(q, k, v).transpose(-3, -2).flatten(-2)
         x = x + self.out(self.neurons(y))
-        return x + self.down(self.up(x))
+        return torch.add(x, self.down(self.up(x)))
 
 
 class Spikformer(nn.Module):
@@ -150,7 +150,8 @@ class Spikformer(nn.Module):
 def split_heads(x: Tensor, heads: int) -> tuple[Tensor, ...]:
     """Queries, keys and values ``[..., heads, tokens, channels]`` of ``x [..., tokens, 3 heads
     channels]``."""
-    return tuple(y.unflatten(-1, (heads, -1)).transpose(-3, -2) for y in x.chunk(3, -1))
+    parts = (y.view(*y.shape[:-1], heads, -1) for y in x.chunk(3, -1))
+    return tuple(y.transpose(-3, -2) for y in parts)
 
 
 def check_images(images: Tensor) -> None:
@@ -210,7 +211,8 @@ class Folded(NamedTuple):
     """A product, its normalisation folded in, and the neurons behind it.
 
     Attributes:
-        weight: ``[outputs, inputs]``: three planes, bfloat16, or float32 without an eight-bit unit.
+        weight: Three planes of ``[outputs, inputs]``, or that of a linear layer or a convolution
+            in bfloat16, or in float32 where there is no eight-bit unit.
         neurons: Their ``bias`` is that of the normalisation.
         size: Of the kernel, 3 or 1.
         pool: Whether a maximum is taken over neighbours before the neurons.
@@ -221,41 +223,49 @@ class Folded(NamedTuple):
     size: int
     pool: bool
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the spikes that it takes and gives."""
+        return torch.uint8 if isinstance(self.weight, Planes) else self.weight.dtype
+
 
 class FoldedSpikformer:
     """A Spikformer that only runs; see :func:`fold`. Called like the one it came from."""
 
     def __init__(self, model: Spikformer, precision: str) -> None:
+        stages = [cast(Convolution, stage) for stage in model.stages]
+        blocks = [cast(Block, block) for block in model.blocks]
         self.steps = model.steps
-        first = model.stages[0]
-        a, b = affine(first.norm)
-        self.image_weight = (first.conv.weight * a.view(-1, 1, 1, 1)).detach()
+        a, b = affine(stages[0].norm)
+        self.image_weight = stages[0].conv.weight.detach() * a.view(-1, 1, 1, 1)
         self.image_neurons = NEURONS._replace(bias=b * NEURONS.gain)
-        self.stages = [_fold(stage, precision) for stage in model.stages[1:]]
+        self.stages = [_fold(stage, precision) for stage in stages[1:]]
         self.position = _fold(model.position, precision)
+        self.dtype = self.position.dtype
         self.blocks = [
             tuple(_fold(p, precision) for p in (block.qkv, block.out, block.up, block.down))
-            for block in model.blocks
+            for block in blocks
         ]
-        self.heads = model.blocks[0].heads if len(model.blocks) else 1
+        self.heads = blocks[0].heads if blocks else 1
         self.head = model.head
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Scores ``[steps, batch, classes]`` of ``images [batch, 3, height, width]``."""
         check_images(images)
-        return torch.cat([self._run(part) for part in images.split(AT_ONCE)], 1)
+        parts = [images[i : i + AT_ONCE] for i in range(0, len(images), AT_ONCE)]
+        return torch.cat([self._run(part) for part in parts], 1)
 
     def _run(self, images: Tensor) -> Tensor:
         y = F.conv2d(images, self.image_weight, padding=1).permute(0, 2, 3, 1).contiguous()
-        x, _ = run(y.expand(self.steps, *y.shape), None, self.image_neurons, dtype=torch.uint8)
+        x, _ = run(y.expand(self.steps, *y.shape), None, self.image_neurons, dtype=self.dtype)
         for stage in self.stages:
             x = _spikes(x, stage)
         x = (x + _spikes(x, self.position)).flatten(2, 3)
         for qkv, out, up, down in self.blocks:
             q, k, v = split_heads(_spikes(x, qkv), self.heads)
             y = spike_attention(q, k, v).transpose(-3, -2).flatten(-2)
-            s, _ = run(y, None, ATTENTION, dtype=torch.uint8)
+            s, _ = run(y, None, ATTENTION, dtype=self.dtype)
             x = x + _spikes(s, out)
             x = x + _spikes(_spikes(x, up), down)
         scores: Tensor = self.head(x.float().mean(2))
@@ -284,33 +294,39 @@ def fold(model: Spikformer, precision: str = "exact") -> FoldedSpikformer:
     return FoldedSpikformer(model, precision)
 
 
-def _fold(layer: nn.Module, precision: str) -> Folded:
+def _fold(layer: Convolution | Projection, precision: str) -> Folded:
     a, b = affine(layer.norm)
-    conv = isinstance(layer, Convolution)
-    weight = (layer.conv if conv else layer.linear).weight.detach()
-    if conv:
-        weight = weight.permute(0, 2, 3, 1).flatten(1)  # as the patches of a row of pixels lie
-    weight = (weight * a[:, None]).contiguous()
+    weight = layer.conv.weight if isinstance(layer, Convolution) else layer.linear.weight
+    weight = weight.detach() * a.view(-1, *[1] * (weight.dim() - 1))
     neurons = NEURONS._replace(bias=b * NEURONS.gain)
-    packed: Planes | Tensor = weight
+    size, pool = weight.shape[-1] if weight.dim() == 4 else 1, False
+    if isinstance(layer, Convolution):
+        pool = layer.pool
+        weight = weight.contiguous(memory_format=torch.channels_last)
     if precision == "fast":
-        packed = weight.bfloat16()
-    elif can_pack(weight):
-        packed = split_planes(weight)
-    return Folded(packed, neurons, 3 if conv else 1, conv and layer.pool)
+        return Folded(weight.bfloat16(), neurons, size, pool)
+    rows = weight.permute(0, 2, 3, 1).flatten(1) if size > 1 else weight  # as patches lie
+    return Folded(split_planes(rows) if can_pack(rows) else weight, neurons, size, pool)
 
 
 def _spikes(s: Tensor, layer: Folded) -> Tensor:
-    """Bytes of spikes ``[steps, ..., outputs]`` from bytes ``[steps, ..., inputs]``."""
-    if layer.size == 1:
-        y = _product(s.flatten(0, -2), layer.weight).view(*s.shape[:-1], -1)
+    """Spikes ``[steps, ..., outputs]`` from ``[steps, ..., inputs]``, both in the layer's type."""
+    weight, size = layer.weight, layer.size
+    if isinstance(weight, Planes):
+        rows = s.flatten(0, -2) if size == 1 else _patches(s.flatten(0, 1), size)
+        y = torch.zeros(len(rows), len(weight.zeros))
+        add_planes(rows, weight, y)
+        y = y.view(*s.shape[:-1], -1)
+    elif size == 1:
+        y = F.linear(s, weight)
     else:
-        images = s.flatten(0, 1)
-        y = _product(_patches(images, layer.size), layer.weight).view(*images.shape[:-1], -1)
-        if layer.pool:
-            y = F.max_pool2d(y.permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1)
-        y = y.unflatten(0, s.shape[:2])
-    return run(y, None, layer.neurons, dtype=torch.uint8)[0]
+        images = s.flatten(0, 1).permute(0, 3, 1, 2)
+        y = F.conv2d(images, weight, padding=size // 2).permute(0, 2, 3, 1)
+        y = y.reshape(*s.shape[:2], *y.shape[1:])
+    if layer.pool:
+        pooled = F.max_pool2d(y.flatten(0, 1).permute(0, 3, 1, 2), 3, 2, 1)
+        y = pooled.permute(0, 2, 3, 1).reshape(*s.shape[:2], *pooled.shape[2:], -1)
+    return run(y, None, layer.neurons, dtype=layer.dtype)[0]
 
 
 def _patches(images: Tensor, size: int) -> Tensor:
@@ -319,11 +335,3 @@ def _patches(images: Tensor, size: int) -> Tensor:
     padded = F.pad(images, (0, 0, half, half, half, half))
     windows = padded.unfold(1, size, 1).unfold(2, size, 1)  # [n, h, w, channels, size, size]
     return windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, size * size * images.shape[-1])
-
-
-def _product(s: Tensor, weight: Planes | Tensor) -> Tensor:
-    if isinstance(weight, Planes):
-        out = torch.zeros(len(s), len(weight.zeros))
-        add_planes(s, weight, out)
-        return out
-    return F.linear(s.to(weight.dtype), weight)
