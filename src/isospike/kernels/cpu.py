@@ -22,8 +22,8 @@ from torch import Tensor
 
 from isospike.kernels.engine import Rule, Spread
 
-CHUNK = 1024  # neurons; with five parameters, well within the first-level cache
-KEPT = 2**14  # membranes of all steps that the gradient keeps at a time
+CHUNK = 512  # neurons; with five parameters, within the first-level cache
+KEPT = 2**12  # membranes of all steps that the gradient keeps at a time
 SMALL = 2**16  # elements that one thread does sooner than a second one starts
 
 
@@ -184,27 +184,33 @@ def _derive(h, threshold, kind, alpha, out):
 
 
 @njit(cache=True, nogil=True)
-def _step_back(p, h, slope, gs, gv, hard, detach, gh, gu, gr):
+def _step_back(p, h, slope, gs, gv, hard, detach, learn, gh, gu, gr, gx):
     """The gradient of :func:`_step`: from those of the spikes and of the membrane after it to
-    those of h, of h through the spike alone, and of what the spikes reset."""
-    threshold, reset = p[3], p[4]
+    those of the input and of the membrane before it, which overwrites ``gv``. To learn, also those
+    of h, of h through the spike alone, and of what the spikes reset."""
+    decay, gain, threshold, reset = p[0], p[1], p[3], p[4]
     zero = np.float32(0)
     through = zero if detach else np.float32(1)
     if hard:
         for j in range(len(slope)):
             now, g, u = h[j], gv[j], gs[j]
-            u = (u + through * (g * (reset[j] - now))) * slope[j]
             held = g if now >= threshold[j] else zero
-            gr[j] = held
-            gu[j] = u
-            gh[j] = u + (g - held)
+            u = (u + through * (g * (reset[j] - now))) * slope[j]
+            g = u + (g - held)
+            if learn:
+                gh[j], gu[j], gr[j] = g, u, held
+            gx[j] = gain[j] * g
+            gv[j] = decay[j] * g
     else:
         for j in range(len(slope)):
             g, u = gv[j], gs[j]
+            held = g if h[j] >= threshold[j] else zero
             u = (u - through * (g * reset[j])) * slope[j]
-            gr[j] = -g if h[j] >= threshold[j] else zero
-            gu[j] = u
-            gh[j] = u + g
+            g = u + g
+            if learn:
+                gh[j], gu[j], gr[j] = g, u, -held
+            gx[j] = gain[j] * g
+            gv[j] = decay[j] * g
 
 
 @njit(cache=True, nogil=True)
@@ -228,16 +234,17 @@ def _backward(
     grad_spikes, grad_last, grad_x, grad_v, grad_params, start, stop,
 ):  # fmt: skip
     neurons = len(grad_x) // steps
-    chunk = max(32, min(CHUNK, KEPT // steps))
+    chunk = max(32, min(CHUNK // 2, KEPT // steps))
     p = np.empty((5, chunk), np.float32)
     kept = np.empty((3, steps, chunk), np.float32)
     h, before, xs = kept[0], kept[1], kept[2]
-    rows = np.empty((7, chunk), np.float32)
-    now, slope, gs, gv, gh, gu, gr = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6]
+    rows = np.empty((8, chunk), np.float32)
+    now, slope, gs, gv = rows[0], rows[1], rows[2], rows[3]
+    gh, gu, gr, gx = rows[4], rows[5], rows[6], rows[7]
     sums = np.empty((5, chunk), np.float32)
     ignored, sign = np.empty(chunk, np.uint8), np.uint8(0)
     learn = len(grad_params) > 0
-    decay, gain, threshold = p[0], p[1], p[3]
+    threshold = p[3]
     for first in range(start, stop, chunk):
         size = min(chunk, stop - first)
         for i in range(5):
@@ -245,9 +252,11 @@ def _backward(
                 _lay(values[i], inner[i], first, p[i, : size if len(values[i]) > 1 else chunk])
         _start(v, first, now[:size])
         for t in range(steps):
-            _widen(x[t * stride + first :], xs[t, :size])
-            before[t, :size] = now[:size]
-            _step(p, xs[t, :size], now, h[t], hard, ignored, sign, sign)
+            row = t if learn else 0
+            _widen(x[t * stride + first :], xs[row, :size])
+            if learn:
+                before[t, :size] = now[:size]
+            _step(p, xs[row, :size], now, h[t], hard, ignored, sign, sign)
         if len(grad_last) > 0:
             gv[:size] = grad_last[first : first + size]
         else:
@@ -260,14 +269,10 @@ def _backward(
             else:
                 gs[:] = 0
             _derive(h[t, :size], threshold, kind, alpha, slope)
-            _step_back(p, h[t], slope[:size], gs, gv, hard, detach, gh, gu, gr)
+            _step_back(p, h[t], slope[:size], gs, gv, hard, detach, learn, gh, gu, gr, gx)
+            _narrow(gx[:size], grad_x[t * neurons + first :])
             if learn:
                 _add_up(xs[t, :size], before[t], gh, gu, gr, sums)
-            for j in range(size):
-                gs[j] = gain[j] * gh[j]
-            _narrow(gs[:size], grad_x[t * neurons + first :])
-            for j in range(size):
-                gv[j] = decay[j] * gh[j]
         if len(grad_v) > 0:
             grad_v[first : first + size] = gv[:size]
         if learn:

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
+from isospike.errors import UnsupportedError
 from isospike.kernels.blocks import fresh
+from isospike.kernels.operators import define
 
 
 class Rule(NamedTuple):
@@ -83,8 +85,7 @@ def _engine(name: str) -> Engine:
     return cast(Engine, import_module(f"isospike.kernels.{name}"))
 
 
-@torch.library.custom_op("isospike::neuron", mutates_args=())
-def neuron(
+def _run(
     x: Tensor,
     v: Tensor | None,
     params: list[Tensor],
@@ -96,20 +97,6 @@ def neuron(
     keep: bool,
     engine: str,
 ) -> tuple[Tensor, Tensor]:
-    """``run_steps`` by a compiled engine; ``params`` are its five in order.
-
-    Args:
-        x: Input ``[steps, *shape]``.
-        v: First membrane ``[*shape]``, None at rest.
-        params: Decay, gain, bias, threshold, reset, all of the membrane's type.
-        hard: See :class:`Rule`, as the next three.
-        detach: Likewise.
-        surrogate: Likewise.
-        alpha: Likewise.
-        dtype: Type of the spikes.
-        keep: Whether the last membrane is wanted; an empty tensor comes in its place.
-        engine: ``cpu`` or ``gpu``.
-    """
     shape, rule = x.shape[1:], Rule(hard, detach, surrogate, alpha)
     spikes = fresh(x.shape, dtype, x.device)
     last = fresh(shape if keep else (0,), params[0].dtype, x.device)
@@ -119,8 +106,7 @@ def neuron(
     return spikes, last
 
 
-@neuron.register_fake
-def _(
+def _run_fake(
     x: Tensor, v: Tensor | None, params: list[Tensor], hard: bool, detach: bool, surrogate: int,
     alpha: float, dtype: torch.dtype, keep: bool, engine: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -128,8 +114,7 @@ def _(
     return spikes, x.new_empty(x.shape[1:] if keep else (0,), dtype=params[0].dtype)
 
 
-@torch.library.custom_op("isospike::neuron_backward", mutates_args=())
-def neuron_backward(
+def _run_backward(
     x: Tensor,
     v: Tensor | None,
     params: list[Tensor],
@@ -142,9 +127,6 @@ def neuron_backward(
     grad_last: Tensor | None,
     learn: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the input, of the first membrane unless it was None, and, if ``learn``, of each
-    neuron's parameters. Not differentiable itself.
-    """
     shape, rule = x.shape[1:], Rule(hard, detach, surrogate, alpha)
     membrane = params[0].dtype
     grad_x = fresh(x.shape, x.dtype, x.device)
@@ -157,8 +139,7 @@ def neuron_backward(
     return grad_x, grad_v, grad_params
 
 
-@neuron_backward.register_fake
-def _(
+def _run_backward_fake(
     x: Tensor, v: Tensor | None, params: list[Tensor], hard: bool, detach: bool, surrogate: int,
     alpha: float, engine: str, grad_spikes: Tensor | None, grad_last: Tensor | None, learn: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -185,7 +166,7 @@ def _differentiate(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | Non
     learn = any(wanted) if isinstance(wanted, (list, tuple)) else bool(wanted)
     if grad_last is not None and grad_last.numel() != x[0].numel():
         grad_last = None
-    grad_x, grad_v, grads = neuron_backward(
+    grad_x, grad_v, grads = _neuron_backward(
         x, v, params, *ctx.rule, ctx.engine, grad_spikes, grad_last, learn
     )
     reduced = [
@@ -195,4 +176,40 @@ def _differentiate(ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | Non
     return grad_x, grad_v if v is not None else None, reduced, *(None,) * 7
 
 
-neuron.register_autograd(_differentiate, setup_context=_save)
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    pass
+
+
+def _refuse(ctx: Any, *grads: Tensor) -> Any:
+    raise UnsupportedError(
+        "run needs engine='reference' to be differentiated twice, got a compiled engine. Choose it."
+    )
+
+
+_neuron_backward = define(
+    "neuron_backward(Tensor x, Tensor? v, Tensor[] params, bool hard, bool detach, int surrogate, "
+    "float alpha, str engine, Tensor? grad_spikes, Tensor? grad_last, bool learn) "
+    "-> (Tensor, Tensor, Tensor)",
+    _run_backward,
+    _run_backward_fake,
+    _refuse,
+    _save_nothing,
+)
+"""Gradients of the input, of the first membrane unless it was None, and, if ``learn``, of each
+neuron's parameters."""
+
+neuron = define(
+    "neuron(Tensor x, Tensor? v, Tensor[] params, bool hard, bool detach, int surrogate, "
+    "float alpha, ScalarType dtype, bool keep, str engine) -> (Tensor, Tensor)",
+    _run,
+    _run_fake,
+    _differentiate,
+    _save,
+)
+"""``run_steps`` by a compiled engine.
+
+``x [steps, *shape]`` is the input and ``v [*shape]`` the first membrane, None at rest; ``params``
+are the five of ``run_steps`` in order, all of the membrane's type; ``hard`` to ``alpha`` are those
+of :class:`Rule`; ``dtype`` is that of the spikes; unless ``keep``, an empty tensor comes in place
+of the last membrane; ``engine`` is cpu or gpu.
+"""

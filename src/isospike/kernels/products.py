@@ -14,6 +14,7 @@ from torch import Tensor
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.kernels.binary import can_pack
 from isospike.kernels.blocks import fresh
+from isospike.kernels.operators import define
 from isospike.kernels.planes import add_planes, split_planes
 
 PRECISIONS = ("exact", "fast")
@@ -121,8 +122,7 @@ def unpack_spikes(packed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     return spikes
 
 
-@torch.library.custom_op("isospike::spike_linear", mutates_args=())
-def _linear(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
+def _run(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
     rows = s.reshape(-1, s.shape[-1])
     shape, dtype = (*s.shape[:-1], len(weight)), torch.bfloat16 if fast else torch.float32
     counts = _bytes(rows)
@@ -137,8 +137,7 @@ def _linear(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
     return out
 
 
-@_linear.register_fake
-def _(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
+def _run_fake(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
     dtype = torch.bfloat16 if fast else torch.float32
     return s.new_empty((*s.shape[:-1], len(weight)), dtype=dtype)
 
@@ -159,6 +158,9 @@ def _bytes(s: Tensor) -> Tensor:
             f"({wrong.numel()} of {s.numel()} are none). Use torch.nn.functional.linear for others."
         )
     return counts
+
+
+_linear = define("spike_linear(Tensor s, Tensor weight, bool fast) -> Tensor", _run, _run_fake)
 
 
 class _SpikeLinear(torch.autograd.Function):
