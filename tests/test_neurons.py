@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import isospike
 from isospike import neurons as home
-from isospike.errors import RangeError, ShapeError, UnsupportedError
+from isospike.errors import MissingExtraError, RangeError, ShapeError, UnsupportedError
 from isospike.neurons import (
     IF,
     LIF,
@@ -544,3 +545,22 @@ def test_snntorchs_other_rules_are_refused():
 def test_the_public_names_are_there():
     assert isospike.LIF is home.LIF
     assert isospike.NeuronParams is home.NeuronParams
+
+
+def test_a_missing_triton_names_its_extra(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "isospike.kernels.gpu", raising=False)
+    with pytest.raises(
+        MissingExtraError, match=r"needs the package triton. Install isospike\[gpu\]"
+    ):
+        run(torch.zeros(2, 3), engine="gpu")
+
+
+def test_a_compiled_engine_refuses_a_second_derivative():
+    x = torch.randn(3, 4, generator=draw(0)).requires_grad_()
+    (first,) = torch.autograd.grad(LIF()(x).sum(), x, create_graph=True)
+    with pytest.raises(
+        UnsupportedError, match="needs engine='reference' to be differentiated twice"
+    ):
+        torch.autograd.grad(first.sum(), x)
