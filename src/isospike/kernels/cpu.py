@@ -46,7 +46,8 @@ def _lay(values, inner, first, out):
 
 
 def _widen(x, out):
-    """``out[j] = x[j]``; 16-bit words are bfloat16, the upper half of a float32."""
+    """``x`` as float32: itself, or for 16-bit words, which are bfloat16, the upper half of a
+    float32, ``out`` filled with them."""
 
 
 @overload(_widen)
@@ -56,38 +57,41 @@ def _(x, out):
         def copy(x, out):
             for j in range(len(out)):
                 out[j] = np.int32(np.int32(x[j]) << np.int32(16)).view(np.float32)
+            return out
 
-    else:
+        return copy
+    return lambda x, out: x
 
-        def copy(x, out):
-            for j in range(len(out)):
-                out[j] = x[j]
 
-    return copy
+def _place(out, scratch):
+    """Where float32 results for ``out`` go: there, or to ``scratch`` first if it is bfloat16."""
+
+
+@overload(_place)
+def _(out, scratch):
+    if out.dtype == types.uint16:
+        return lambda out, scratch: scratch
+    return lambda out, scratch: out
 
 
 def _narrow(values, out):
-    """``out[j] = values[j]``; to bfloat16, round to the nearest, ties to even."""
+    """``values`` to a bfloat16 ``out``, rounded to the nearest, ties to even; else they are there
+    already."""
 
 
 @overload(_narrow)
 def _(values, out):
-    if out.dtype == types.uint16:
+    if out.dtype != types.uint16:
+        return lambda values, out: None
 
-        def copy(values, out):
-            for j in range(len(values)):
-                bits = np.float32(values[j]).view(np.int32)
-                odd = np.int32(bits >> np.int32(16)) & np.int32(1)
-                rounded = np.int32(bits + np.int32(0x7FFF) + odd)
-                quiet = np.int32(bits | np.int32(0x400000))  # NaN stays NaN
-                kept = rounded if values[j] == values[j] else quiet
-                out[j] = np.uint16(np.int32(kept >> np.int32(16)) & np.int32(0xFFFF))
-
-    else:
-
-        def copy(values, out):
-            for j in range(len(values)):
-                out[j] = values[j]
+    def copy(values, out):
+        for j in range(len(values)):
+            bits = np.float32(values[j]).view(np.int32)
+            odd = np.int32(bits >> np.int32(16)) & np.int32(1)
+            rounded = np.int32(bits + np.int32(0x7FFF) + odd)
+            quiet = np.int32(bits | np.int32(0x400000))  # NaN stays NaN
+            kept = rounded if values[j] == values[j] else quiet
+            out[j] = np.uint16(np.int32(kept >> np.int32(16)) & np.int32(0xFFFF))
 
     return copy
 
@@ -133,9 +137,10 @@ def _forward(x, stride, steps, v, values, inner, hard, spikes, signs, last, star
                 _lay(values[i], inner[i], first, p[i, : size if len(values[i]) > 1 else CHUNK])
         _start(v, first, v_now[:size])
         for t in range(steps):
-            _widen(x[t * stride + first :], now[:size])
+            at = t * stride + first
+            current = _widen(x[at : at + size], now[:size])
             out = spikes[t * neurons + first :]
-            _step(p, now[:size], v_now, h, hard, out, signs[0], signs[1])
+            _step(p, current, v_now, h, hard, out, signs[0], signs[1])
         if len(last) > 0:
             last[first : first + size] = v_now[:size]
 
@@ -236,11 +241,12 @@ def _backward(
     neurons = len(grad_x) // steps
     chunk = max(32, min(CHUNK // 2, KEPT // steps))
     p = np.empty((5, chunk), np.float32)
-    kept = np.empty((3, steps, chunk), np.float32)
-    h, before, xs = kept[0], kept[1], kept[2]
+    kept = np.empty((2, steps, chunk), np.float32)
+    h, before = kept[0], kept[1]
     rows = np.empty((8, chunk), np.float32)
-    now, slope, gs, gv = rows[0], rows[1], rows[2], rows[3]
-    gh, gu, gr, gx = rows[4], rows[5], rows[6], rows[7]
+    now, slope, wide, gv = rows[0], rows[1], rows[2], rows[3]
+    gh, gu, gr, scratch = rows[4], rows[5], rows[6], rows[7]
+    none = np.zeros(chunk, np.float32)
     sums = np.empty((5, chunk), np.float32)
     ignored, sign = np.empty(chunk, np.uint8), np.uint8(0)
     learn = len(grad_params) > 0
@@ -252,11 +258,11 @@ def _backward(
                 _lay(values[i], inner[i], first, p[i, : size if len(values[i]) > 1 else chunk])
         _start(v, first, now[:size])
         for t in range(steps):
-            row = t if learn else 0
-            _widen(x[t * stride + first :], xs[row, :size])
+            at = t * stride + first
+            current = _widen(x[at : at + size], wide[:size])
             if learn:
                 before[t, :size] = now[:size]
-            _step(p, xs[row, :size], now, h[t], hard, ignored, sign, sign)
+            _step(p, current, now, h[t], hard, ignored, sign, sign)
         if len(grad_last) > 0:
             gv[:size] = grad_last[first : first + size]
         else:
@@ -264,15 +270,18 @@ def _backward(
         if learn:
             sums[:] = 0
         for t in range(steps - 1, -1, -1):
+            at = t * neurons + first
+            gs = none[:size]
             if len(grad_spikes) > 0:
-                _widen(grad_spikes[t * neurons + first :], gs[:size])
-            else:
-                gs[:] = 0
+                gs = _widen(grad_spikes[at : at + size], wide[:size])
             _derive(h[t, :size], threshold, kind, alpha, slope)
+            gx = _place(grad_x[at : at + size], scratch[:size])
             _step_back(p, h[t], slope[:size], gs, gv, hard, detach, learn, gh, gu, gr, gx)
-            _narrow(gx[:size], grad_x[t * neurons + first :])
+            _narrow(gx, grad_x[at : at + size])
             if learn:
-                _add_up(xs[t, :size], before[t], gh, gu, gr, sums)
+                at = t * stride + first
+                current = _widen(x[at : at + size], wide[:size])
+                _add_up(current, before[t], gh, gu, gr, sums)
         if len(grad_v) > 0:
             grad_v[first : first + size] = gv[:size]
         if learn:
