@@ -99,7 +99,7 @@ def run(
         ShapeError: Time is missing or has no steps; a parameter does not broadcast to one step;
             the state has another shape.
         RangeError: A number is outside its range, or a tensor of another type or device than
-            described.
+            described. (Tensors on a GPU are not looked into, which would wait for it.)
         UnsupportedError: Unknown engine, one that cannot run on the input's device, or spikes
             without gradient where one is asked for.
         MissingExtraError: ``gpu`` without the package triton.
