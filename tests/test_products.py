@@ -215,3 +215,25 @@ def test_other_types_and_shapes_are_refused():
         spike_matmul(torch.ones(2, 3), torch.ones(2, 2))
     with pytest.raises(UnsupportedError, match="one of exact, fast, got 'int8'"):
         spike_linear(torch.ones(1, 2), torch.ones(1, 2), precision="int8")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_never_made_finite(value):
+    weight = torch.ones(2, 3)
+    weight[1, 2] = value
+    s = torch.ones(1, 3)
+    assert not spike_linear(s, weight, precision="fast")[0, 1].isfinite()
+    if products.can_pack(weight):
+        with pytest.raises(
+            RangeError, match="needs finite weights, got 1 of 6 that are NaN or inf"
+        ):
+            spike_linear(s, weight)
+
+
+def test_strides_do_not_matter():
+    s, weight = random_spikes((8, 6), 0), torch.randn(3, 8, generator=draw(1))
+    for precision in ("exact", "fast"):
+        ours = spike_linear(s.t(), weight, precision=precision)
+        assert torch.equal(ours, spike_linear(s.t().contiguous(), weight, precision=precision))
+    turned = torch.randn(8, 3, generator=draw(2)).t()
+    assert torch.equal(spike_linear(s.t(), turned), spike_linear(s.t(), turned.contiguous()))

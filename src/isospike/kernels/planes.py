@@ -13,6 +13,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from isospike.errors import RangeError
+
 LARGEST = 127 * 65536 + 127 * 256 + 127  # what three signed bytes hold
 PLACES = (65536, 256, 1)
 
@@ -43,7 +45,17 @@ def _digits(weight, digits, steps):
 
 
 def split_planes(weight: Tensor) -> Planes:
-    """The planes of ``weight [outputs, inputs]``, float32 on a CPU, all finite."""
+    """The planes of ``weight [outputs, inputs]``, float32 on a CPU.
+
+    Raises:
+        RangeError: Some weight is NaN or infinite, which no byte can show.
+    """
+    if not weight.isfinite().all():
+        wrong = int((~weight.isfinite()).sum())
+        raise RangeError(
+            f"spike_linear needs finite weights, got {wrong} of {weight.numel()} that are NaN or "
+            "infinite. Look at what made them."
+        )
     digits = np.empty((3, *weight.shape), np.int8)
     steps = np.empty(len(weight), np.float32)
     _digits(weight.detach().contiguous().numpy(), digits, steps)

@@ -48,7 +48,8 @@ def spike_linear(
 
     Raises:
         ShapeError: The last axis is not the weight's.
-        RangeError: A type is not one of these, or floating spikes are no whole numbers in [0, 255].
+        RangeError: A type is not one of these, floating spikes are no whole numbers in [0, 255], or
+            a weight is not finite (``exact``, with an eight-bit unit).
         UnsupportedError: Unknown precision, or a second derivative of a packed product.
 
     Gradient: of the weight, the bias and floating spikes, as often as wanted; its products are
@@ -125,7 +126,7 @@ def unpack_spikes(packed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
 def _run(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
     rows = s.reshape(-1, s.shape[-1])
     shape, dtype = (*s.shape[:-1], len(weight)), torch.bfloat16 if fast else torch.float32
-    counts = _bytes(rows)
+    counts = _bytes(rows).contiguous()
     out = fresh(shape, dtype, s.device)
     flat = out.view(-1, len(weight))
     if fast:
