@@ -108,6 +108,13 @@ def test_counts_of_binary_products_are_exact(seed, rows, terms, columns, rate, d
     assert torch.equal(counts.double(), a.double() @ b.double())
 
 
+def test_counts_are_exact_with_and_without_a_bfloat16_unit(monkeypatch):
+    a, b = random_spikes((5, 600), 0, 0.9), random_spikes((600, 4), 1, 0.9)
+    for unit in (True, False):
+        monkeypatch.setattr(products, "FAST_BFLOAT16", unit)
+        assert torch.equal(spike_matmul(a, b).double(), a.double() @ b.double())
+
+
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_gradients_of_the_linear_product(pack, precision):

@@ -20,6 +20,8 @@ from isospike.kernels.planes import add_planes, split_planes
 PRECISIONS = ("exact", "fast")
 SPIKES = (torch.float32, torch.bfloat16, torch.uint8, torch.bool)
 EXACT_COUNT = 256  # whole numbers up to here are exact in bfloat16
+# Without a matrix unit for it, a processor's bfloat16 product is the slower one.
+FAST_BFLOAT16 = torch.cpu._is_amx_tile_supported()
 
 
 def spike_linear(
@@ -197,8 +199,8 @@ class _SpikeMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(a, b)
-        if a.device.type == "cpu" and not torch.cpu._is_amx_tile_supported():
-            return a.float() @ b.float()  # without bfloat16 units it would be the slower one
+        if a.device.type == "cpu" and not FAST_BFLOAT16:
+            return a.float() @ b.float()
         a, b = a.bfloat16(), b.bfloat16()
         terms = a.shape[-1]
         parts = [slice(i, i + EXACT_COUNT) for i in range(0, max(1, terms), EXACT_COUNT)]
