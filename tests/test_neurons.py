@@ -45,7 +45,8 @@ models = pytest.mark.parametrize("params", MODELS.values(), ids=MODELS)
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch, request):
     """The Triton engine runs in Triton's interpreter; see tests/SKIPS.md."""
-    if "gpu" in request.node.name.split("[")[-1].split("-"):
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if params.get("engine") == "gpu":
         if importlib.util.find_spec("triton") is None:
             pytest.skip("triton is not installed")
         monkeypatch.setenv("TRITON_INTERPRET", "1")
