@@ -2,6 +2,7 @@
 # make test    the whole test suite
 # make check   formatting, lint, types, tests
 # make bench   speed, as ratios; make test-full adds the slow tests
+# make bench-kernels   neurons and spike products beside SpikingJelly's and snnTorch's (extra peers)
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-full check bench clean
+.PHONY: demo test test-full check bench bench-kernels clean
 
 demo: $(READY)
 	$(BIN)/isospike port minilm --max-error 0.04 --out out/minilm
@@ -34,6 +35,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/sequence.py
+
+# Peers without what they require: some of it would replace torch.
+bench-kernels: $(READY)
+	$(BIN)/pip install --quiet --no-deps spikingjelly==2.0.0 snntorch==1.0.0 loguru
+	$(BIN)/python -W ignore benchmarks/kernels.py
 
 # Everything is installed once; a changed requirement installs again.
 $(READY): pyproject.toml constraints.txt

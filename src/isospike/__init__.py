@@ -28,7 +28,9 @@ if TYPE_CHECKING:
         SignedDigitCode,
         linear_code,
     )
+    from isospike.kernels.products import spike_linear, spike_matmul
     from isospike.memory.sdm import SparseDistributedMemory
+    from isospike.neurons import IF, LIF, PLIF, NeuronParams, NeuronState
     from isospike.orders import Similarity, nof_m, random_orders, significance, similarity
     from isospike.port.audit import Audit, audit
     from isospike.port.files import load
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from isospike.sequence import Prediction, SequenceMachine
 
 __all__ = [
+    "IF",
+    "LIF",
+    "PLIF",
     "Audit",
     "BernoulliCode",
     "Code",
@@ -44,6 +49,8 @@ __all__ = [
     "LatencyCode",
     "LinearCode",
     "MissingExtraError",
+    "NeuronParams",
+    "NeuronState",
     "PhaseCode",
     "PortReport",
     "PortResult",
@@ -65,11 +72,15 @@ __all__ = [
     "random_orders",
     "significance",
     "similarity",
+    "spike_linear",
+    "spike_matmul",
 ]
 
 _HOMES = {
     "isospike.port": ("Audit", "PortReport", "PortResult", "audit", "load", "port"),
     "isospike.orders": ("Similarity", "nof_m", "random_orders", "significance", "similarity"),
+    "isospike.kernels.products": ("spike_linear", "spike_matmul"),
+    "isospike.neurons": ("IF", "LIF", "PLIF", "NeuronParams", "NeuronState"),
     "isospike.memory.sdm": ("SparseDistributedMemory",),
     "isospike.sequence": ("Prediction", "SequenceMachine"),
 }

@@ -4,10 +4,14 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 BLOCK = 2**19  # elements; in float32, what the level-2 cache of one core holds
+
+LARGE = 2**22  # bytes from which NumPy asks for large pages
+LINE = 64  # bytes of a cache line
 
 
 def blocks(x: Tensor, elements: int) -> Iterator[slice]:
@@ -42,3 +46,17 @@ def scratch(purpose: str, shape: Sequence[int], dtype: torch.dtype, device: torc
         with torch.inference_mode(False):  # an inference tensor could not be used elsewhere
             kept = _kept.tensors[key] = torch.empty(size, dtype=dtype, device=device)
     return kept[:size].view(*shape)
+
+
+def fresh(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A new, uninitialised tensor; on a CPU, a large one lies in large pages.
+
+    NumPy asks the system for 2 MiB pages where torch by default does not: a hundredth of the page
+    faults, and half the time of writing a tensor once.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < LARGE:
+        return torch.empty(*shape, dtype=dtype, device=device)
+    memory = np.empty(size + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    return torch.from_numpy(memory[start : start + size]).view(dtype).view(*shape)

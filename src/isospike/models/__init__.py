@@ -1,0 +1,1 @@
+"""Spiking transformers, one paper a file."""

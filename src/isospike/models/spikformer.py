@@ -1,0 +1,337 @@
+"""Spikformer (Zhou et al., 2023), in the form its authors use for 32 x 32 images.
+
+Four convolutions turn an image into spiking tokens; blocks of spiking self-attention and a spiking
+perceptron follow; the rate of the last tokens is classified. Every product is followed by a batch
+normalisation and LIF neurons (tau 2, the input decaying too, reset to 0). Sums of residual branches
+are whole numbers of spikes.
+
+:class:`Spikformer` trains; :func:`fold` makes the network that only runs, several times as fast:
+normalisations folded into weights and neurons, spikes in small types, a few images at a time so
+that they stay in the cache, and the first convolution, whose input repeats, done once.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isospike.attention import spike_attention
+from isospike.errors import RangeError, ShapeError, UnsupportedError
+from isospike.kernels.binary import can_pack
+from isospike.kernels.planes import Planes, add_planes, split_planes
+from isospike.kernels.products import PRECISIONS
+from isospike.neurons import LIF, NeuronParams, affine, run, spikingjelly_lif
+
+AT_ONCE = 4  # images that a folded network takes at a time
+NEURONS = spikingjelly_lif(detach_reset=True)
+ATTENTION = spikingjelly_lif(v_threshold=0.5, detach_reset=True)
+
+
+class Projection(nn.Module):
+    """``LIF(norm(x W))`` of tokens ``[steps, batch, tokens, channels]``."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs, bias=False)
+        self.norm = nn.BatchNorm1d(outputs)
+        self.neurons = LIF(NEURONS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        spikes: Tensor = self.neurons(self.norm(y.flatten(0, 2)).view(y.shape))
+        return spikes
+
+
+class Convolution(nn.Module):
+    """``LIF(pool(norm(conv(x))))`` of images ``[steps, batch, channels, height, width]``."""
+
+    def __init__(self, inputs: int, outputs: int, pool: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+        self.pool = pool
+        self.neurons = LIF(NEURONS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x.flatten(0, 1)))
+        y = F.max_pool2d(y, 3, 2, 1) if self.pool else y
+        spikes: Tensor = self.neurons(y.view(*x.shape[:2], *y.shape[1:]))
+        return spikes
+
+
+class Block(nn.Module):
+    """Spiking self-attention and a perceptron, each added to what it reads."""
+
+    def __init__(self, channels: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Projection(channels, 3 * channels)
+        self.neurons = LIF(ATTENTION)
+        self.out = Projection(channels, channels)
+        self.up = Projection(channels, hidden)
+        self.down = Projection(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = split_heads(self.qkv(x), self.heads)
+        y = spike_attention(q, k, v).transpose(-3, -2).flatten(-2)
+        x = x + self.out(self.neurons(y))
+        return torch.add(x, self.down(self.up(x)))
+
+
+class Spikformer(nn.Module):
+    """Spikformer-4-384 by default.
+
+    Args:
+        steps: T; an image is repeated for so many steps.
+        classes: Of the head.
+        channels: Of a token; a multiple of 8 and of ``heads``.
+        heads: Of the attention.
+        blocks: How many.
+        expansion: Hidden neurons of the perceptron per channel.
+
+    Raises:
+        RangeError: ``channels`` is no such multiple, or there are no steps.
+
+    Reference: Zhou, Zhu, He, Wang, Yan, Tian, Yuan (2023), Spikformer: when spiking neural network
+    meets transformer.
+    """
+
+    def __init__(
+        self,
+        steps: int = 4,
+        classes: int = 10,
+        channels: int = 384,
+        heads: int = 12,
+        blocks: int = 4,
+        expansion: int = 4,
+    ) -> None:
+        super().__init__()
+        if steps < 1 or channels % 8 or channels % heads:
+            raise RangeError(
+                "Spikformer needs steps >= 1 and channels a multiple of 8 and of heads, got "
+                f"steps={steps}, channels={channels}, heads={heads}. Choose others."
+            )
+        self.steps = steps
+        sizes = [3, channels // 8, channels // 4, channels // 2, channels]
+        self.stages = nn.ModuleList(
+            Convolution(a, b, pool=i >= 2)
+            for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False))
+        )
+        self.position = Convolution(channels, channels, pool=False)
+        self.blocks = nn.ModuleList(
+            Block(channels, heads, expansion * channels) for _ in range(blocks)
+        )
+        self.head = nn.Linear(channels, classes)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores ``[steps, batch, classes]`` of ``images [batch, 3, height, width]``, sides
+        divisible by 4; their mean over the steps is the answer.
+
+        Raises:
+            ShapeError: ``images`` has another shape.
+        """
+        check_images(images)
+        x = images.expand(self.steps, *images.shape)
+        for stage in self.stages:
+            x = stage(x)
+        x = (x + self.position(x)).flatten(3).transpose(2, 3)
+        for block in self.blocks:
+            x = block(x)
+        scores: Tensor = self.head(x.mean(2))
+        return scores
+
+
+def split_heads(x: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """Queries, keys and values ``[..., heads, tokens, channels]`` of ``x [..., tokens, 3 heads
+    channels]``."""
+    parts = (y.view(*y.shape[:-1], heads, -1) for y in x.chunk(3, -1))
+    return tuple(y.transpose(-3, -2) for y in parts)
+
+
+def check_images(images: Tensor) -> None:
+    """Raise ShapeError unless these are images that Spikformer takes."""
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[1] != 3 or shape[2] % 4 or shape[3] % 4 or 0 in shape:
+        raise ShapeError(
+            f"Spikformer needs images [batch, 3, height, width] with sides divisible by 4, got "
+            f"{shape}. Repeat no steps: it does so itself."
+        )
+
+
+def from_spikingjelly(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State of our :class:`Spikformer` from that of SpikingJelly's ``spikformer_cifar10``.
+
+    Raises:
+        UnsupportedError: A name is not one of that network's; none is left out.
+
+    Source: spikingjelly 2.0.0, ``activation_based/model/spikformer.py``.
+    """
+    places = {
+        "attn.qkv_conv_bn": "qkv",
+        "attn.proj_conv_bn": "out",
+        "mlp.fc1": "up",
+        "mlp.fc2": "down",
+    }
+    state = {}
+    for name, tensor in weights.items():
+        kind, _, rest = name.partition(".")
+        stem = rest.removeprefix("stages.").removeprefix("positional_encoding.")
+        if kind == "head":
+            state[name] = tensor
+        elif kind == "patch_embed":
+            place = f"stages.{rest.split('.')[1]}" if rest.startswith("stages") else "position"
+            part, leaf = stem.split("block.")[1].split(".", 1)
+            state[f"{place}.{('conv', 'norm')[int(part)]}.{leaf}"] = tensor
+        elif kind == "blocks":
+            number, rest = rest.split(".", 1)
+            place, part, leaf = rest.rsplit(".", 2)
+            if place not in places:
+                raise _foreign(name)
+            own = f"blocks.{number}.{places[place]}.{('linear', 'norm')[int(part)]}.{leaf}"
+            state[own] = tensor.squeeze(-1) if part == "0" else tensor
+        else:
+            raise _foreign(name)
+    return state
+
+
+def _foreign(name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"from_spikingjelly needs the names of spikformer_cifar10, got {name!r}. Give the state of "
+        "spikingjelly 2.0's network."
+    )
+
+
+class Folded(NamedTuple):
+    """A product, its normalisation folded in, and the neurons behind it.
+
+    Attributes:
+        weight: Three planes of ``[outputs, inputs]``, or that of a linear layer or a convolution
+            in bfloat16, or in float32 where there is no eight-bit unit.
+        neurons: Their ``bias`` is that of the normalisation.
+        size: Of the kernel, 3 or 1.
+        pool: Whether a maximum is taken over neighbours before the neurons.
+    """
+
+    weight: Planes | Tensor
+    neurons: NeuronParams
+    size: int
+    pool: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the spikes that it takes and gives."""
+        return torch.uint8 if isinstance(self.weight, Planes) else self.weight.dtype
+
+
+class FoldedSpikformer:
+    """A Spikformer that only runs; see :func:`fold`. Called like the one it came from."""
+
+    def __init__(self, model: Spikformer, precision: str) -> None:
+        stages = [cast(Convolution, stage) for stage in model.stages]
+        blocks = [cast(Block, block) for block in model.blocks]
+        self.steps = model.steps
+        a, b = affine(stages[0].norm)
+        self.image_weight = stages[0].conv.weight.detach() * a.view(-1, 1, 1, 1)
+        self.image_neurons = NEURONS._replace(bias=b * NEURONS.gain)
+        self.stages = [_fold(stage, precision) for stage in stages[1:]]
+        self.position = _fold(model.position, precision)
+        self.dtype = self.position.dtype
+        self.blocks = [
+            tuple(_fold(p, precision) for p in (block.qkv, block.out, block.up, block.down))
+            for block in blocks
+        ]
+        self.heads = blocks[0].heads if blocks else 1
+        self.head = model.head
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Scores ``[steps, batch, classes]`` of ``images [batch, 3, height, width]``."""
+        check_images(images)
+        parts = [images[i : i + AT_ONCE] for i in range(0, len(images), AT_ONCE)]
+        return torch.cat([self._run(part) for part in parts], 1)
+
+    def _run(self, images: Tensor) -> Tensor:
+        y = F.conv2d(images, self.image_weight, padding=1).permute(0, 2, 3, 1).contiguous()
+        x, _ = run(y.expand(self.steps, *y.shape), None, self.image_neurons, dtype=self.dtype)
+        for stage in self.stages:
+            x = _spikes(x, stage)
+        x = (x + _spikes(x, self.position)).flatten(2, 3)
+        for qkv, out, up, down in self.blocks:
+            q, k, v = split_heads(_spikes(x, qkv), self.heads)
+            y = spike_attention(q, k, v).transpose(-3, -2).flatten(-2)
+            s, _ = run(y, None, ATTENTION, dtype=self.dtype)
+            x = x + _spikes(s, out)
+            x = x + _spikes(_spikes(x, up), down)
+        scores: Tensor = self.head(x.float().mean(2))
+        return scores
+
+
+def fold(model: Spikformer, precision: str = "exact") -> FoldedSpikformer:
+    """The network that only runs, on a CPU.
+
+    Args:
+        model: A Spikformer with running statistics; it is not changed, nor are later changes seen.
+        precision: ``exact``: products with the error of float32's own, so that a spike differs only
+            where the membrane is within rounding of the threshold; ``fast``: bfloat16 weights.
+            Counts, hence attention, are exact in both.
+
+    Raises:
+        UnsupportedError: Unknown precision, or a normalisation without running statistics.
+
+    Gradient: none.
+    """
+    if precision not in PRECISIONS:
+        raise UnsupportedError(
+            f"fold needs precision to be one of {', '.join(PRECISIONS)}, got {precision!r}. "
+            "Choose one."
+        )
+    return FoldedSpikformer(model, precision)
+
+
+def _fold(layer: Convolution | Projection, precision: str) -> Folded:
+    a, b = affine(layer.norm)
+    weight = layer.conv.weight if isinstance(layer, Convolution) else layer.linear.weight
+    weight = weight.detach() * a.view(-1, *[1] * (weight.dim() - 1))
+    neurons = NEURONS._replace(bias=b * NEURONS.gain)
+    size, pool = weight.shape[-1] if weight.dim() == 4 else 1, False
+    if isinstance(layer, Convolution):
+        pool = layer.pool
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    if precision == "fast":
+        return Folded(weight.bfloat16(), neurons, size, pool)
+    rows = weight.permute(0, 2, 3, 1).flatten(1) if size > 1 else weight  # as patches lie
+    return Folded(split_planes(rows) if can_pack(rows) else weight, neurons, size, pool)
+
+
+def _spikes(s: Tensor, layer: Folded) -> Tensor:
+    """Spikes ``[steps, ..., outputs]`` from ``[steps, ..., inputs]``, both in the layer's type."""
+    weight, size = layer.weight, layer.size
+    if isinstance(weight, Planes):
+        rows = s.flatten(0, -2) if size == 1 else _patches(s.flatten(0, 1), size)
+        y = torch.zeros(len(rows), len(weight.zeros))
+        add_planes(rows, weight, y)
+        y = y.view(*s.shape[:-1], -1)
+    elif size == 1:
+        y = F.linear(s, weight)
+    else:
+        images = s.flatten(0, 1).permute(0, 3, 1, 2)
+        y = F.conv2d(images, weight, padding=size // 2).permute(0, 2, 3, 1)
+        y = y.reshape(*s.shape[:2], *y.shape[1:])
+    if layer.pool:
+        pooled = F.max_pool2d(y.flatten(0, 1).permute(0, 3, 1, 2), 3, 2, 1)
+        y = pooled.permute(0, 2, 3, 1).reshape(*s.shape[:2], *pooled.shape[2:], -1)
+    return run(y, None, layer.neurons, dtype=layer.dtype)[0]
+
+
+def _patches(images: Tensor, size: int) -> Tensor:
+    """Every pixel's neighbourhood as a row: ``[pixels, size * size * channels]``."""
+    half = size // 2
+    padded = F.pad(images, (0, 0, half, half, half, half))
+    windows = padded.unfold(1, size, 1).unfold(2, size, 1)  # [n, h, w, channels, size, size]
+    return windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, size * size * images.shape[-1])

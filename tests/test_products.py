@@ -1,0 +1,246 @@
+"""Products of spikes: exact where they say so, and their gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isospike.errors import RangeError, ShapeError, UnsupportedError
+from isospike.kernels import products
+from isospike.kernels.products import pack_spikes, spike_linear, spike_matmul, unpack_spikes
+
+TYPES = [torch.float32, torch.bfloat16, torch.uint8, torch.bool]
+
+
+def draw(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_spikes(shape, seed, rate=0.3):
+    return torch.rand(shape, generator=draw(seed)) < rate
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.integers(1, 30),
+    inputs=st.integers(1, 200),
+    outputs=st.integers(1, 40),
+    dtype=st.sampled_from(TYPES),
+)
+def test_the_exact_product_is_within_the_bound_of_a_float32_sum(seed, rows, inputs, outputs, dtype):
+    s = random_spikes((rows, inputs), seed)
+    weight = torch.randn(outputs, inputs, generator=draw(seed + 1))
+    true = s.double() @ weight.double().t()
+    ours = spike_linear(s.to(dtype), weight)
+    assert ours.dtype == torch.float32
+    # Two roundings of the sum, and each weight to 2^-23 of its output's largest.
+    count = s.sum(1, keepdim=True).double()
+    largest = weight.abs().amax(1).double()
+    assert ((ours - true).abs() <= 2**-23 * (count * largest + true.abs() + largest)).all()
+
+
+def test_the_exact_product_errs_no_more_than_torchs():
+    s = random_spikes((512, 384), 0, 0.15)
+    weight = torch.randn(96, 384, generator=draw(1))
+    true = s.double() @ weight.double().t()
+    ours = (spike_linear(s, weight) - true).square().mean()
+    torchs = (F.linear(s.float(), weight) - true).square().mean()
+    assert ours <= 2 * torchs
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1.0, 1e10, 1e30])
+def test_the_exact_product_keeps_its_digits_over_sixty_decades(scale):
+    s = random_spikes((8, 50), 0)
+    weight = scale * torch.randn(7, 50, generator=draw(1))
+    true = s.double() @ weight.double().t()
+    assert ((spike_linear(s, weight) - true).abs().max() / true.abs().max()) < 1e-6
+
+
+def test_the_exact_product_of_whole_weights_is_whole():
+    s, weight = random_spikes((64, 300), 0), torch.randint(-9999, 9999, (20, 300)).float()
+    assert torch.equal(spike_linear(s, weight).double(), s.double() @ weight.double().t())
+
+
+def test_sums_of_spikes_are_as_exact():
+    s = torch.randint(0, 256, (9, 40), generator=draw(0), dtype=torch.uint8)
+    weight = torch.randint(-50, 50, (5, 40), generator=draw(1)).float()
+    true = s.double() @ weight.double().t()
+    assert torch.equal(spike_linear(s, weight).double(), true)
+    assert torch.equal(spike_linear(s.float(), weight).double(), true)
+
+
+def test_without_an_eight_bit_unit_the_product_is_torchs(monkeypatch):
+    monkeypatch.setattr(products, "can_pack", lambda weight: False)
+    s, weight = random_spikes((9, 40), 0), torch.randn(5, 40, generator=draw(1))
+    assert torch.equal(spike_linear(s, weight), s.float() @ weight.t())
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_fast_product_has_bfloat16_weights(dtype):
+    s = random_spikes((4, 6, 384), 0, 0.15)
+    weight = torch.randn(96, 384, generator=draw(1))
+    fast = spike_linear(s.to(dtype), weight, precision="fast")
+    assert fast.dtype == torch.bfloat16
+    true = s.double() @ weight.bfloat16().double().t()
+    torch.testing.assert_close(fast.double(), true, rtol=2**-8, atol=1e-4)
+
+
+def test_a_bias_is_added():
+    s, weight = random_spikes((4, 6), 0), torch.randn(3, 6, generator=draw(1))
+    bias = torch.randn(3, generator=draw(2))
+    assert torch.equal(spike_linear(s, weight, bias), spike_linear(s, weight) + bias)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.integers(1, 9),
+    terms=st.integers(1, 700),
+    columns=st.integers(1, 9),
+    rate=st.sampled_from([0.1, 0.9, 1.0]),
+    dtype=st.sampled_from(TYPES),
+)
+def test_counts_of_binary_products_are_exact(seed, rows, terms, columns, rate, dtype):
+    a = random_spikes((2, rows, terms), seed, rate)
+    b = random_spikes((terms, columns), seed + 1, rate)
+    counts = spike_matmul(a.to(dtype), b.to(dtype))
+    assert counts.dtype == torch.float32
+    assert torch.equal(counts.double(), a.double() @ b.double())
+
+
+def test_counts_are_exact_with_and_without_a_bfloat16_unit(monkeypatch):
+    a, b = random_spikes((5, 600), 0, 0.9), random_spikes((600, 4), 1, 0.9)
+    for unit in (True, False):
+        monkeypatch.setattr(products, "FAST_BFLOAT16", unit)
+        assert torch.equal(spike_matmul(a, b).double(), a.double() @ b.double())
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_gradients_of_the_linear_product(pack, precision):
+    s = random_spikes((3, 4, 21), 0).float().requires_grad_()
+    weight = torch.randn(5, 21, generator=draw(1)).requires_grad_()
+    bias = torch.randn(5, generator=draw(2)).requires_grad_()
+    up = torch.randn(3, 4, 5, generator=draw(3))
+    ours = torch.autograd.grad(
+        spike_linear(s, weight, bias, precision=precision, pack=pack).float(), (s, weight, bias), up
+    )
+    true = torch.autograd.grad(F.linear(s, weight, bias), (s, weight, bias), up)
+    tolerance = 1e-6 if precision == "exact" else 2**-6
+    for a, b in zip(ours, true, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * b.abs().max().item())
+
+
+def test_packed_spikes_take_a_bit_each():
+    s, kept = random_spikes((6, 64), 0).float(), []
+    weight = torch.randn(5, 64, generator=draw(1)).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        spike_linear(s, weight, pack=True)
+    assert sorted(t.nbytes for t in kept) == [6 * 64 // 8, weight.nbytes]
+
+
+def test_gradients_of_the_count_product():
+    a = random_spikes((2, 3, 8), 0).float().requires_grad_()
+    b = random_spikes((8, 4), 1).float().requires_grad_()
+    up = torch.randn(2, 3, 4, generator=draw(2))
+    ours = torch.autograd.grad(spike_matmul(a, b), (a, b), up)
+    true = torch.autograd.grad(a @ b, (a, b), up)
+    for x, y in zip(ours, true, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_products_may_be_differentiated_twice():
+    s = random_spikes((3, 8), 0).float().requires_grad_()
+    weight = torch.randn(4, 8, generator=draw(1)).requires_grad_()
+    b = random_spikes((8, 4), 2).float().requires_grad_()
+    for product, plain, other in (
+        (spike_linear, F.linear, weight),
+        (spike_matmul, torch.matmul, b),
+    ):
+        second = []
+        for f in (product, plain):
+            (first,) = torch.autograd.grad(f(s, other).square().sum(), s, create_graph=True)
+            second.append(torch.autograd.grad(first.square().sum(), (s, other)))
+        for x, y in zip(*second, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-4)
+
+
+def test_a_packed_product_may_not_be_differentiated_twice():
+    s = random_spikes((3, 8), 0).float().requires_grad_()
+    weight = torch.randn(4, 8, generator=draw(1)).requires_grad_()
+    y = spike_linear(s, weight, pack=True).sum()
+    with pytest.raises(UnsupportedError, match="pack=False to be differentiated twice"):
+        torch.autograd.grad(y, s, create_graph=True)
+
+
+def test_autocast_makes_the_product_fast():
+    s, weight = random_spikes((3, 8), 0), torch.randn(4, 8, generator=draw(1)).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = spike_linear(s, weight)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert weight.grad.dtype == torch.float32
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40))
+def test_packing_spikes_is_undone_by_unpacking(seed, n):
+    s = random_spikes((3, n), seed)
+    packed = pack_spikes(s)
+    assert packed.shape == (3, -(-n // 8))
+    assert torch.equal(unpack_spikes(packed, n, torch.float32), s.float())
+    assert pack_spikes(torch.tensor([True, False, True] + 7 * [False])).tolist() == [5, 0]
+
+
+def test_inputs_are_not_written_to():
+    s, weight = random_spikes((3, 8), 0), torch.randn(4, 8, generator=draw(1))
+    before = s.clone(), weight.clone()
+    for precision in ("exact", "fast"):
+        spike_linear(s, weight, precision=precision)
+    spike_matmul(s, s.t())
+    assert torch.equal(s, before[0])
+    assert torch.equal(weight, before[1])
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, 256.0, float("nan")])
+def test_what_is_no_spike_is_refused(value):
+    with pytest.raises(
+        RangeError, match=r"^spike_linear needs spikes, whole numbers in \[0, 255\]"
+    ):
+        spike_linear(torch.tensor([[0.0, value]]), torch.ones(1, 2))
+
+
+def test_other_types_and_shapes_are_refused():
+    with pytest.raises(RangeError, match="got torch.int64 and torch.float32"):
+        spike_linear(torch.ones(1, 2, dtype=torch.int64), torch.ones(1, 2))
+    with pytest.raises(RangeError, match="got torch.float32 and torch.float64"):
+        spike_linear(torch.ones(1, 2), torch.ones(1, 2, dtype=torch.float64))
+    with pytest.raises(ShapeError, match=r"got \(1, 3\) and \(1, 2\)"):
+        spike_linear(torch.ones(1, 3), torch.ones(1, 2))
+    with pytest.raises(RangeError, match=r"^spike_matmul needs .* got torch.int64"):
+        spike_matmul(torch.ones(2, 2, dtype=torch.int64), torch.ones(2, 2))
+    with pytest.raises(ShapeError, match=r"^spike_matmul needs .* got \(2, 3\) and \(2, 2\)"):
+        spike_matmul(torch.ones(2, 3), torch.ones(2, 2))
+    with pytest.raises(UnsupportedError, match="one of exact, fast, got 'int8'"):
+        spike_linear(torch.ones(1, 2), torch.ones(1, 2), precision="int8")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_never_made_finite(value):
+    weight = torch.ones(2, 3)
+    weight[1, 2] = value
+    s = torch.ones(1, 3)
+    assert not spike_linear(s, weight, precision="fast")[0, 1].isfinite()
+    if products.can_pack(weight):
+        with pytest.raises(
+            RangeError, match="needs finite weights, got 1 of 6 that are NaN or inf"
+        ):
+            spike_linear(s, weight)
+
+
+def test_strides_do_not_matter():
+    s, weight = random_spikes((8, 6), 0), torch.randn(3, 8, generator=draw(1))
+    for precision in ("exact", "fast"):
+        ours = spike_linear(s.t(), weight, precision=precision)
+        assert torch.equal(ours, spike_linear(s.t().contiguous(), weight, precision=precision))
+    turned = torch.randn(8, 3, generator=draw(2)).t()
+    assert torch.equal(spike_linear(s.t(), turned), spike_linear(s.t(), turned.contiguous()))
