@@ -1,0 +1,1 @@
+"""One file, one claim: CLAIM, run(...) -> Result, holds(Result)."""
