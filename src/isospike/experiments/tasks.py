@@ -28,7 +28,7 @@ class Task(ABC):
     name: ClassVar[str]
     causal: ClassVar[bool] = True
     length: int = 32
-    batch: int = 32
+    batch: int = 16
     symbols: int = 16
 
     @property
@@ -178,7 +178,7 @@ class Text(Task):
 
     name = "text"
     length: int = 256
-    batch: int = 8
+    batch: int = 4
     symbols: int = 65
 
     def sample(
@@ -202,7 +202,7 @@ def _shakespeare() -> Tensor:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Successor(), DelayedCopy(), DelayedCopy(delay=8), DelayedCopy(64, 16, delay=32), Reversal(),
+        Successor(), DelayedCopy(), DelayedCopy(delay=8), DelayedCopy(64, 8, delay=32), Reversal(),
         SeparatorCopy(), Sort(), Recall(), Text(),
     )
 }  # fmt: skip
