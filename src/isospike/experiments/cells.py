@@ -141,9 +141,9 @@ def compute(cell: Cell) -> dict[str, Any]:
     """Train and test one cell.
 
     Returns:
-        ``cell``, all it depends on; ``parameters``; ``bits``, ``token`` and ``sequence`` (accuracy) by length factor,
-        None past ``max_length``; ``steps_to_95`` (first look with 95 % of tokens right, or None);
-        ``curve``, pairs of steps and bits of training batches; ``seconds``.
+        ``cell``, all it depends on; ``parameters``; ``bits``, ``token`` and ``sequence`` (accuracy)
+        by length factor, None past ``max_length``; ``steps_to_95``, the first look with 95 % of
+        tokens right, or None; ``curve``, pairs of steps and bits of training batches; ``seconds``.
     """
     task, start = find_task(cell.task), time.perf_counter()
     generator = torch.Generator().manual_seed(1000 + cell.seed)
