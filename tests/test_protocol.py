@@ -7,7 +7,7 @@ from isospike.kernels.lines import BLOCK
 from isospike.models.transformer import Transformer
 from isospike.orders import nof_m, significance
 from isospike.positions import RandomizedOrdered, Sinusoidal, make_position
-from isospike.protocol import MachineOperations, TransformerOperations, run_online
+from isospike.protocol import MachineOperations, Told, TransformerOperations, run_online
 from isospike.sequence import SequenceMachine
 
 LETTERS = "abcdefgh"
@@ -35,8 +35,8 @@ def words(seed, count, length):
 
 
 def following(word):
-    """A word as inputs and targets: the next letter, none after the last."""
-    return list(word), [*word[1:], None]
+    """A word to be told: after each letter the next one, none after the last."""
+    return Told(word, [*word[1:], None])
 
 
 # Exact relations.
@@ -216,6 +216,14 @@ def test_a_machine_that_does_not_learn_stays_as_it_is():
     assert run_online(operations, [following("cbacba")], learn=False) == first
 
 
+def test_a_target_may_be_stored_and_not_scored():
+    word = "abcdabcd"
+    late = [False] * 4 + [True] * 3 + [False]
+    operations = MachineOperations(machine("shift", depth=1))
+    found = run_online(operations, [Told(word, [*word[1:], None], late)], forget=True)
+    assert (found.scored, found.token) == (3, 1)
+
+
 def test_forget_between_sequences_is_not_restart():
     twice = [following("abcdefgh")] * 2
     kept = run_online(MachineOperations(machine()), twice, skip=1)
@@ -247,10 +255,10 @@ def test_mistakes_are_named():
     for operations in (ours, TransformerOperations(transformer(), LETTERS)):
         with pytest.raises(RangeError, match="symbol of the alphabet of 8, got 'z'"):
             operations.encode("z")
-        with pytest.raises(RangeError, match="as many targets as inputs, got 1 and 2"):
-            run_online(operations, [("ab", "a")])
+        with pytest.raises(RangeError, match="of one length, got 2, 1 and 1"):
+            run_online(operations, [Told("ab", "a")])
         with pytest.raises(RangeError, match="a target to score, got none"):
-            run_online(operations, [("ab", [None, None])])
+            run_online(operations, [Told("ab", [None, None])])
     with pytest.raises(RangeError, match=r"a floor in \[0, 1\], got 2"):
         MachineOperations(machine(), 2.0)
     for wrong in (SequenceMachine(grow=True), SequenceMachine()):

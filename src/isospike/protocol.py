@@ -25,7 +25,7 @@ largest value is a maximum per line (``tests/test_protocol.py``). What is not:
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -230,6 +230,20 @@ class TransformerOperations(FiveOperations):
         return self._model.read(answer)[0, -1].double().softmax(-1).numpy()
 
 
+class Told(NamedTuple):
+    """A sequence to run on line.
+
+    Attributes:
+        inputs: Symbols it consists of.
+        targets: What is to be answered after each, and stored; None for nothing.
+        scored: Whether each target is asked for; left out, all that there are.
+    """
+
+    inputs: Sequence[Hashable]
+    targets: Sequence[Hashable]
+    scored: Sequence[bool] | None = None
+
+
 @dataclass(frozen=True)
 class Online:
     """What an on-line run scored.
@@ -253,7 +267,7 @@ class Online:
 
 def run_online(
     machine: FiveOperations,
-    sequences: Iterable[tuple[Sequence[Hashable], Sequence[Hashable]]],
+    sequences: Iterable[Told],
     *,
     forget: bool = False,
     learn: bool = True,
@@ -263,37 +277,35 @@ def run_online(
 
     Args:
         machine: Either implementation.
-        sequences: Pairs of inputs and targets of one length; targets of None are neither scored nor
-            stored. For the next symbol, the targets are the inputs one step on.
+        sequences: For the next symbol, targets are the inputs one step on.
         forget: Empty the store before each sequence; else only the context goes to the start.
         learn: Store targets.
         skip: Sequences at the start that are learned but not scored.
 
     Raises:
-        RangeError: A pair differs in length, or nothing is scored.
+        RangeError: A sequence's parts differ in length, or nothing is scored.
     """
     index = {symbol: i for i, symbol in enumerate(machine.symbols)}
     bits, right, whole, states = [], [], [], [0]
-    for number, (inputs, targets) in enumerate(sequences):
-        if len(inputs) != len(targets):
+    for number, (inputs, targets, scored) in enumerate(sequences):
+        asked = [target is not None for target in targets] if scored is None else scored
+        if not len(inputs) == len(targets) == len(asked):
             raise RangeError(
-                f"run_online needs as many targets as inputs, got {len(targets)} and {len(inputs)}."
+                "run_online needs inputs, targets and scored of one length, got "
+                f"{len(inputs)}, {len(targets)} and {len(asked)}."
             )
         if forget:
             machine.forget()
         else:
             machine.restart()
         hits = []
-        for symbol, target in zip(inputs, targets, strict=True):
+        for symbol, target, ask in zip(inputs, targets, asked, strict=True):
             machine.context(machine.encode(symbol))
-            if target is None:
-                machine.store(None)
-                continue
-            if number >= skip:
+            if ask and number >= skip:
                 share = machine.decode(machine.retrieve())
                 hits.append(int(share.argmax()) == index[target])
                 bits.append(-float(np.log2(max(share[index[target]], 1e-300))))
-            machine.store(machine.encode(target) if learn else None)
+            machine.store(machine.encode(target) if learn and target is not None else None)
         right += hits
         if hits:
             whole.append(all(hits))

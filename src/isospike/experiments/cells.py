@@ -18,7 +18,7 @@ import math
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from isospike.errors import IsospikeError, RangeError
+from isospike.experiments import Progress, Table
 from isospike.experiments.tasks import TASKS, Task
 from isospike.models.transformer import Transformer
 from isospike.positions import POSITIONS, NoPE, Sinusoidal, make_position
@@ -44,8 +45,6 @@ CHOOSING = ("copy-8", "reversal")
 """Tasks that choose a row's learning rate: one that looks back, one that looks both ways."""
 
 ROWS = (*POSITIONS, "no-attention", "shuffled", "spike-timing-rescaled")
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -316,3 +315,29 @@ def mean(results: Sequence[dict[str, Any]], what: str, factor: str) -> tuple[flo
         return None
     spread = 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
     return statistics.mean(values), spread
+
+
+def accuracy_table(
+    found: dict[tuple[str, str], list[dict[str, Any]]],
+    task: str,
+    rows: Sequence[str],
+    what: str,
+    title: str,
+) -> Table:
+    """One task: ``what`` of every row at every length, the rate, steps to 95 %, parameters."""
+    factors = TEXT_FACTORS if task == "text" else FACTORS
+    lines = []
+    for row in rows:
+        results = found[task, row]
+        values = [mean(results, what, factor) for factor in factors]
+        steps = [result["steps_to_95"] for result in results]
+        solved = [s for s in steps if s is not None]
+        lines.append((
+            row,
+            *("n.a." if v is None else f"{v[0]:.3f} +- {v[1]:.3f}" for v in values),
+            f"{statistics.median(solved):.0f}" if 2 * len(solved) > len(steps) else "--",
+            f"{results[0]['cell']['rate']:g}",
+            str(results[0]["parameters"]),
+        ))  # fmt: skip
+    head = ("encoding", *factors, "steps to 95 %", "rate", "parameters")
+    return Table(title, head, tuple(lines))

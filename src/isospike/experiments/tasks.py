@@ -20,6 +20,7 @@ class Task(ABC):
     Attributes:
         name: On the command line and in files.
         causal: Whether a model may only look back.
+        next_token: Whether targets are the tokens that follow.
         length: Tokens of a training sequence.
         batch: Sequences of a training step.
         symbols: Different symbols of the content.
@@ -27,6 +28,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     causal: ClassVar[bool] = True
+    next_token: ClassVar[bool] = False
     length: int = 32
     batch: int = 16
     symbols: int = 16
@@ -119,6 +121,7 @@ class SeparatorCopy(Task):
     """``x | x``: the second half is said token by token, from the separator on."""
 
     name = "separator-copy"
+    next_token = True
 
     @property
     def vocabulary(self) -> int:
@@ -147,6 +150,7 @@ class Recall(Task):
     """
 
     name = "recall"
+    next_token = True
     symbols: int = 32
 
     @property
@@ -177,6 +181,7 @@ class Text(Task):
     """The next character of Tiny Shakespeare; the last tenth is for testing."""
 
     name = "text"
+    next_token = True
     length: int = 256
     batch: int = 4
     symbols: int = 65
