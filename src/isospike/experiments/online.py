@@ -16,12 +16,12 @@ from isospike.training import IGNORE, train
 CLAIM = "The sequence machine and the transformer are the same machine in five operations."
 TASKS = ("copy-1", "copy-8", "separator-copy", "recall", "text")
 TESTED = 30  # sequences
-SMALLER = {"decoder": (8, 11, 4096)}
+SMALLER = {"decoder": (8, 11, 4096), "rule": "add"}
 MACHINES = {
     "last symbol": ("shift", {"depth": 1, **SMALLER}),
     "last two symbols": ("shift", {"depth": 2, **SMALLER}),
     "combined": ("combined", SMALLER),
-    "voting, to depth 6": ("voting", {"synapses": 2**18}),
+    "voting, to depth 6": ("voting", {"synapses": 2**22}),
 }
 POSITION = "rope"
 
