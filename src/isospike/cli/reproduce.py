@@ -111,7 +111,7 @@ def positions_command(
         from dataclasses import replace
 
         from isospike.experiments import page
-        from isospike.experiments.cells import ROWS, accuracy_table, run_rows
+        from isospike.experiments.cells import ROWS, accuracy_table, overview, run_rows
         from isospike.experiments.tasks import TASKS
 
         chosen = _list(tasks, list(TASKS), "--tasks")
@@ -124,7 +124,8 @@ def positions_command(
         with Progress(quiet=False) as progress:
             found = run_rows(chosen, rows, wanted, out / "cells", _workers(workers), progress)
         _write(out / "report.html", page.html(found, chosen, rows, wanted))
-        tables = [
+        tables = [overview(found, chosen, rows).markdown()]
+        tables += [
             accuracy_table(found, task, rows, what, f"{task}: {label}").markdown()
             for task in chosen
             for what, label in (
@@ -134,8 +135,7 @@ def positions_command(
             )
         ]
         _write(out / "tables.md", "\n\n".join(tables) + "\n")
-        for task in chosen:
-            print(accuracy_table(found, task, rows, "token", task).markdown() + "\n")
+        print(overview(found, chosen, rows).markdown())
         say("saved", str(out / "report.html"))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from isospike.errors import RangeError
 
@@ -69,6 +69,7 @@ class Result:
         return {"claim": claim, "verdict": verdict, **asdict(self)}
 
 
+@runtime_checkable
 class Experiment(Protocol):
     """What a file of this folder is."""
 

@@ -334,10 +334,31 @@ def accuracy_table(
         solved = [s for s in steps if s is not None]
         lines.append((
             row,
-            *("n.a." if v is None else f"{v[0]:.3f} +- {v[1]:.3f}" for v in values),
+            *(_shown(value, len(results)) for value in values),
             f"{statistics.median(solved):.0f}" if 2 * len(solved) > len(steps) else "--",
             f"{results[0]['cell']['rate']:g}",
             str(results[0]["parameters"]),
         ))  # fmt: skip
     head = ("encoding", *factors, "steps to 95 %", "rate", "parameters")
     return Table(title, head, tuple(lines))
+
+
+def overview(
+    found: dict[tuple[str, str], list[dict[str, Any]]], tasks: Sequence[str], rows: Sequence[str]
+) -> Table:
+    """Share of tokens right at training length and at twice it, every row of every task."""
+    lines = []
+    for row in rows:
+        cells = []
+        for task in tasks:
+            values = [mean(found[task, row], "token", factor) for factor in ("x1", "x2")]
+            cells.append(" / ".join("n.a." if v is None else f"{v[0]:.2f}" for v in values))
+        lines.append((row, *cells))
+    title = "Share of tokens right, at training length / at twice it"
+    return Table(title, ("encoding", *tasks), tuple(lines))
+
+
+def _shown(value: tuple[float, float] | None, seeds: int) -> str:
+    if value is None:
+        return "n.a."
+    return f"{value[0]:.3f} +- {value[1]:.3f}" if seeds > 1 else f"{value[0]:.3f}"

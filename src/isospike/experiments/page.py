@@ -46,8 +46,9 @@ def html(found: Found, tasks: Sequence[str], rows: Sequence[str], size: Size) ->
     )
     header = (
         f"<header><h1>{title}</h1><p>One small transformer, {size.steps} steps of training, "
-        f"{len(rows)} ways to tell it where a token stands, {size.seeds} seeds. Three of the rows "
-        "are controls: none is no encoding, no-attention has no way to look at another token, and "
+        f"{len(rows)} ways to tell it where a token stands, {size.seeds} "
+        f"seed{'s' * (size.seeds > 1)}. Three of the rows are controls: none is no encoding, "
+        "no-attention has no way to look at another token, and "
         f'shuffled deals positions out at random.</p><p class="fine">{chips}</p></header>'
     )
     grams = [row for row in rows if row in POSITIONS and row != "none"]
@@ -118,7 +119,7 @@ def _overview(
         "hovertemplate": "%{y}, %{x}: %{z}<extra></extra>",
         "zmin": 0,
         "zmax": 1,
-        "colorscale": [[0, "#f6f1ea"], [0.5, "#9cc3c9"], [1, "#1f6f8b"]],
+        "colorscale": [[0, "#f6f1ea"], [0.8, "#a9cdd2"], [1, "#1f6f8b"]],
         "showscale": False,
         "xgap": 2,
         "ygap": 2,
@@ -201,7 +202,7 @@ def _gram(row: str) -> Plot:
     )
     layout["annotations"] = [
         {
-            "text": f"{low:.3g} to {high:.3g}",
+            "text": f"{low + 0.0:.3g} to {high + 0.0:.3g}",
             "showarrow": False,
             "xref": "paper",
             "yref": "paper",

@@ -130,11 +130,12 @@ class SeparatorCopy(Task):
     def sample(
         self, count: int, length: int, generator: torch.Generator, *, test: bool = False
     ) -> tuple[Tensor, Tensor]:
-        x = self._content(count, length // 2, generator)
+        half = length // 2
+        x = self._content(count, half, generator)
         separator = torch.full((count, 1), self.symbols)
         tokens = torch.cat([x, separator, x], 1)[:, :length]
         y = torch.full_like(tokens, IGNORE)
-        y[:, length // 2 :] = x[:, : length - length // 2]
+        y[:, half : 2 * half] = x
         return tokens, y
 
 
