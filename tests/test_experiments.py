@@ -289,19 +289,19 @@ def test_verdicts_follow_the_numbers():
     for timing, rescaled, expected in ((1.0, 1.0, HOLDS), (0.2, 1.0, CORRECTED), (0.2, 0.5, FAILS)):
         numbers = {}
         for task in position.TASKS:
-            numbers |= {f"{task} sinusoidal": 1.0, f"{task} spike-timing": timing,
-                        f"{task} spike-timing-rescaled": rescaled}  # fmt: skip
+            numbers |= {f"{task} sinusoidal x1": 1.0, f"{task} spike-timing x1": timing,
+                        f"{task} spike-timing-rescaled x1": rescaled}  # fmt: skip
         assert verdict("spike-timing", numbers) == expected
     tasks = find_experiment("frequency-compression").TASKS
     for failing, expected in ((len(tasks), HOLDS), (1, CORRECTED), (0, FAILS)):
-        numbers = {f"{t} sinusoidal": 1.0 for t in tasks}
-        numbers |= {f"{t} frequency-compressed": 0.2 if i < failing else 1.0
+        numbers = {f"{t} sinusoidal x1": 1.0 for t in tasks}
+        numbers |= {f"{t} frequency-compressed x1": 0.2 if i < failing else 1.0
                     for i, t in enumerate(tasks)}  # fmt: skip
         assert verdict("frequency-compression", numbers) == expected
     tasks = find_experiment("learned-rank").TASKS
     for rank, expected in ((0.995, HOLDS), (0.9, FAILS)):
-        numbers = {f"{t} sinusoidal": 1.0 for t in tasks} | {
-            f"{t} rank-learned": rank for t in tasks
+        numbers = {f"{t} sinusoidal x1": 1.0 for t in tasks} | {
+            f"{t} rank-learned x1": rank for t in tasks
         }
         assert verdict("learned-rank", numbers) == expected
     far = find_experiment("extrapolation")
@@ -311,7 +311,7 @@ def test_verdicts_follow_the_numbers():
         assert verdict("extrapolation", numbers) == expected
     table = find_experiment("published-table")
     for control, expected in ((1.0, FAILS), (0.1, HOLDS)):
-        numbers = {f"{r} {f}": control for r in table.ROWS for f in cells.FACTORS}
+        numbers = {f"successor {r} {f}": control for r in table.ROWS for f in cells.FACTORS}
         assert verdict("published-table", numbers) == expected
     for best, expected in ((0.1, CORRECTED), (1.0, FAILS)):
         numbers = {"recall: rope transformer, trained": best, "recall: last symbol": 1.0}

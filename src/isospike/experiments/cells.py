@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from isospike.errors import IsospikeError, RangeError
-from isospike.experiments import Progress, Table
+from isospike.experiments import Progress, Result, Table
 from isospike.experiments.tasks import TASKS, Task
 from isospike.models.transformer import Transformer
 from isospike.positions import POSITIONS, NoPE, Sinusoidal, make_position
@@ -315,6 +315,34 @@ def mean(results: Sequence[dict[str, Any]], what: str, factor: str) -> tuple[flo
         return None
     spread = 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
     return statistics.mean(values), spread
+
+
+def token_result(
+    name: str,
+    tasks: Sequence[str],
+    rows: Sequence[str],
+    size: Size,
+    folder: Path,
+    workers: int,
+    progress: Progress,
+) -> Result:
+    """An experiment's result: the share of tokens right, of every row of every task.
+
+    Its numbers are called ``task row factor``; those past an encoding's last position are missing.
+    """
+    found = run_rows(tasks, rows, size, folder, workers, progress)
+    numbers = {}
+    for task in tasks:
+        for row in rows:
+            for factor in found[task, row][0]["token"]:
+                value = mean(found[task, row], "token", factor)
+                if value is not None:
+                    numbers[f"{task} {row} {factor}"] = value[0]
+    tables = tuple(
+        accuracy_table(found, task, rows, "token", f"{task}, share of tokens right")
+        for task in tasks
+    )
+    return Result(name, numbers, tables, asdict(size))
 
 
 def accuracy_table(

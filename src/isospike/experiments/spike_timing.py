@@ -1,10 +1,9 @@
 """Does spike timing serve as well as the sinusoid, of which it is a multiple?"""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from isospike.experiments import CORRECTED, FAILS, HOLDS, Progress, Result
-from isospike.experiments.cells import Size, accuracy_table, mean, run_rows
+from isospike.experiments.cells import Size, token_result
 
 CLAIM = (
     "Attention is invariant to the spike-timing map, so a transformer trains on spike times T/L as "
@@ -16,27 +15,15 @@ ROWS = ("none", "spike-timing", "sinusoidal", "spike-timing-rescaled", "no-atten
 
 def run(size: Size, folder: Path, workers: int, progress: Progress) -> Result:
     """Spike timing, plain and with embeddings times 1 / L, between no position and the sinusoid."""
-    found = run_rows(TASKS, ROWS, size, folder, workers, progress)
-    numbers = {}
-    for task in TASKS:
-        for row in ROWS:
-            value = mean(found[task, row], "token", "x1")
-            if value is not None:
-                numbers[f"{task} {row}"] = value[0]
-    tables = tuple(
-        accuracy_table(found, task, ROWS, "token", f"{task}, share of tokens right")
-        for task in TASKS
-    )
-    return Result("spike-timing", numbers, tables, asdict(size))
+    return token_result("spike-timing", TASKS, ROWS, size, folder, workers, progress)
 
 
 def holds(result: Result) -> str:
     """Plain spike timing is near the sinusoid, or only the rescaled one is."""
 
     def far(row: str, other: str) -> float:
-        return max(
-            abs(result.numbers[f"{t} {row}"] - result.numbers[f"{t} {other}"]) for t in TASKS
-        )
+        n = result.numbers
+        return max(abs(n[f"{task} {row} x1"] - n[f"{task} {other} x1"]) for task in TASKS)
 
     if far("spike-timing", "sinusoidal") < 0.05:
         return HOLDS
