@@ -192,6 +192,7 @@ def test_a_damaged_cell_is_named(damage, tmp_path):
         run_cells([cell], tmp_path, 1, quiet, "cells")
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does(tmp_path):
     wanted = [Cell("copy-1", row, 0.01, 1, 2, 4) for row in ("none", "rope", "shuffled")]
     one = run_cells(wanted, tmp_path / "one", 1, quiet, "cells")
@@ -299,6 +300,8 @@ def test_verdicts_follow_the_numbers():
                     for i, t in enumerate(tasks)}  # fmt: skip
         assert verdict("frequency-compression", numbers) == expected
     tasks = find_experiment("learned-rank").TASKS
+    numbers = {f"{t} {row} x1": 1.0 for t in tasks for row in ("sinusoidal", "rank-learned")}
+    assert verdict("learned-rank", {**numbers, "sort rank-learned x1": 0.9}) == CORRECTED
     for rank, expected in ((0.995, HOLDS), (0.9, FAILS)):
         numbers = {f"{t} sinusoidal x1": 1.0 for t in tasks} | {
             f"{t} rank-learned x1": rank for t in tasks

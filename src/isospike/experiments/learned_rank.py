@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from isospike.experiments import FAILS, HOLDS, Progress, Result
+from isospike.experiments import CORRECTED, FAILS, HOLDS, Progress, Result
 from isospike.experiments.cells import Size, token_result
 
 CLAIM = "A learned vector for each rank does at least as well as the sinusoid at training length."
@@ -18,7 +18,7 @@ def run(size: Size, folder: Path, workers: int, progress: Progress) -> Result:
 
 
 def holds(result: Result) -> str:
-    """Within .01 below the sinusoid, or above it, on every task."""
+    """Within .01 below the sinusoid, or above it, on every task; corrected if on some."""
     n = result.numbers
-    worst = min(n[f"{task} rank-learned x1"] - n[f"{task} sinusoidal x1"] for task in TASKS)
-    return HOLDS if worst > -0.01 else FAILS
+    kept = [n[f"{task} rank-learned x1"] > n[f"{task} sinusoidal x1"] - 0.01 for task in TASKS]
+    return HOLDS if all(kept) else CORRECTED if any(kept) else FAILS

@@ -14,7 +14,7 @@ from isospike.sequence import SequenceMachine
 from isospike.training import IGNORE, train
 
 CLAIM = "The sequence machine and the transformer are the same machine in five operations."
-TASKS = ("copy-1", "copy-8", "separator-copy", "recall", "text")
+TASKS = ("copy-1", "copy-8", "copy-32", "separator-copy", "recall", "text")
 TESTED = 30  # sequences
 SMALLER = {"decoder": (8, 11, 4096), "rule": "add"}
 MACHINES = {

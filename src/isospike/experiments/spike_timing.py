@@ -9,7 +9,7 @@ CLAIM = (
     "Attention is invariant to the spike-timing map, so a transformer trains on spike times T/L as "
     "it does on the sinusoid."
 )
-TASKS = ("copy-1", "copy-8", "reversal")
+TASKS = ("copy-1", "copy-8", "reversal", "separator-copy", "sort")
 ROWS = ("none", "spike-timing", "sinusoidal", "spike-timing-rescaled", "no-attention", "shuffled")
 
 
