@@ -12,7 +12,13 @@ from isospike.errors import RangeError, ShapeError
 from isospike.kernels.lines import largest
 from isospike.memory import sdm
 from isospike.memory.decoder import AddressDecoder
-from isospike.memory.sdm import RULES, SparseDistributedMemory, capacity, expected_recall
+from isospike.memory.sdm import (
+    RULES,
+    SparseDistributedMemory,
+    capacity,
+    expected_recall,
+    occupancy,
+)
 from isospike.orders import nof_m, random_orders, significance, similarity
 
 
@@ -410,6 +416,24 @@ def test_capacity_is_where_one_spurious_neuron_is_expected(w, lines, count):
     assert expected_recall(0.0, w, 11, lines, 256) == 1
 
 
+@pytest.mark.parametrize("shared", [0, 4, 9, 12])
+def test_expected_recall_of_a_noisy_address_is_that_of_independent_marks(shared):
+    # 12 lines, 3 of 20 neurons: stored ones are marked in the shared lines, the rest by chance.
+    rng = np.random.default_rng(shared)
+    p = occupancy(100.0, 12, 3, 64, 20)
+    marks = rng.random((20000, 20, 12)) < p
+    marks[:, :3, :shared] = True
+    count = marks.sum(2)
+    exact = (count[:, :3].min(1) > count[:, 3:].max(1)).mean()
+    expected = expected_recall(100.0, 12, 3, 64, 20, shared)
+    assert exact == pytest.approx(expected, abs=4 * (expected / 20000) ** 0.5 + 1e-4)
+
+
+def test_expected_recall_refuses_more_lines_than_fire():
+    with pytest.raises(RangeError, match=r"shared in \[0, 12\], got 13"):
+        expected_recall(100.0, 12, 3, 64, 20, 13)
+
+
 def test_ranks_recall_the_order_where_max_has_lost_it():
     memory, a, b = large("rank", 1000)
     ranked = similarity(memory.read(a), b, 0.9)
@@ -444,7 +468,7 @@ def test_two_memories_share_nothing():
     for a, b in [
         (one.cells, other.cells),
         (one.decoder.line, other.decoder.line),
-        (one.decoder.strength, other.decoder.strength),
+        (one.decoder.rank, other.decoder.rank),
         (one.decoder.start, other.decoder.start),
     ]:
         assert not np.shares_memory(a, b)
@@ -492,7 +516,7 @@ def test_keep_is_a_share(keep):
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(RangeError, match="needs a rule of or, max, add, decay, rank, got 'hebb'"):
+    with pytest.raises(RangeError, match="needs a rule of or, max, .*, stdp, got 'hebb'"):
         small("hebb")
 
 

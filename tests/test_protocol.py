@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from isospike.errors import RangeError, UnsupportedError
-from isospike.kernels.lines import BLOCK
 from isospike.models.transformer import Transformer
 from isospike.orders import nof_m, significance
 from isospike.positions import RandomizedOrdered, Sinusoidal, make_position
@@ -44,25 +43,17 @@ def following(word):
 
 def features(memory):
     """phi of the present context: the firing lines with their significance, made without the
-    kernels: nof_m(A x; w, alpha)."""
-    state, made = memory._state, memory._fixed
-    lines = len(state.cells)
-    dense = np.zeros((lines, memory._sizes[0]))
-    block = made.start.shape[1] - 1
-    for b in range(len(made.start)):
-        for n in range(block):
-            heard = made.line[made.start[b, n] : made.start[b, n + 1]].astype(int)
-            dense[b * BLOCK + heard, n] = made.strength[made.start[b, n] : made.start[b, n + 1]]
-    order = torch.from_numpy(state.context.copy())
-    x = significance(order, memory._sizes[0], 0.9).numpy()
-    h = torch.from_numpy((dense @ x).astype(np.float32))
-    return significance(nof_m(h, len(state.chosen)), lines, 0.9)
+    kernels: nof_m(A x; w, alpha). With alpha = 1/2 every sum is exact, and so are ties."""
+    matrix = memory._decoder.matrix().double()
+    context = torch.from_numpy(memory._state.context.copy())
+    excited = matrix @ significance(context, matrix.shape[1], 0.5)
+    return significance(nof_m(excited, len(memory._state.chosen)), len(matrix), 0.5)
 
 
 def test_a_machine_that_adds_is_linear_attention():
     """Its prediction is sum_m k(C, C_m) [symbol m = s] / sum_m k(C, C_m), k = phi . phi: attention
     over all contexts so far, with a sparse random feature map in place of the exponential."""
-    operations = MachineOperations(machine(rule="add", weight=0.3), floor=0.0)
+    operations = MachineOperations(machine(rule="add", alpha=0.5, weight=0.3), floor=0.0)
     memory = operations._memory
     keys, values = [], []
     for step, letter in enumerate("abcabdabcahgfabcdabf"):
@@ -84,7 +75,7 @@ def test_a_machine_that_adds_is_linear_attention():
 
 def test_a_machine_that_keeps_the_maximum_is_a_maximum_per_line():
     """y_j = sum_k phi_k(C) max_m phi_k(C_m) [symbol m = j]: not a sum over the past any more."""
-    operations = MachineOperations(machine(rule="max", weight=0.3), floor=0.0)
+    operations = MachineOperations(machine(rule="max", alpha=0.5, weight=0.3), floor=0.0)
     memory = operations._memory
     pool = torch.zeros(512, 8, dtype=torch.float64)
     for step, letter in enumerate("abcabdabcahgfabcdabf"):

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from isospike.errors import IsospikeError, RangeError
+from isospike.errors import IsospikeError, RangeError, UnsupportedError
 from isospike.kernels.lines import largest
-from isospike.memory.contexts import LineMemory, Memory, VoteMemory
+from isospike.memory.bursts import BurstMemory
+from isospike.memory.contexts import ADAPT, LineMemory, Memory, VoteMemory
+from isospike.memory.layers import KINDS
 from isospike.memory.sdm import RULES
 from isospike.orders import check_alpha
 from isospike.saving import atomic_write
@@ -75,6 +77,12 @@ class SequenceMachine:
         rule: ``or``, ``max``, ``add``, ``decay``, as in the memory.
         keep: Of the rule ``decay``.
         synapses: Of ``voting``, rounded down to a power of two.
+        adapt: Of ``combined`` and ``layer``: multiply the old context's share by the similarity of
+            the symbol that came (``agreement``) or of the best match (``activity``). It helped
+            neither against noise nor in the middle of a sequence (docs/measurements.md).
+        layers: ``wheel`` or ``rdlif`` to compute every layer with spiking neurons, event by event:
+            a wheel machine predicts exactly as without, an RDLIF machine nearly. Not for
+            ``voting``; rules ``or`` and ``max``.
         confidence: Share of right predictions asked of an accepted one.
         grow: Take unknown symbols into the alphabet instead of refusing them (``data=None``).
         seed: Draws codes, P1, P2 and decoder; machines with one seed are equal and share nothing.
@@ -100,6 +108,8 @@ class SequenceMachine:
         rule: str = "or",
         keep: float = 0.999,
         synapses: int = 2**23,
+        adapt: str | None = None,
+        layers: str | None = None,
         confidence: float = 0.5,
         grow: bool = False,
         seed: int = 0,
@@ -109,8 +119,8 @@ class SequenceMachine:
         self.settings: dict[str, Any] = {
             "context": context, "code": code, "context_code": context_code, "decoder": decoder,
             "data": data, "alpha": alpha, "weight": weight, "depth": depth, "decay": decay,
-            "rule": rule, "keep": keep, "synapses": synapses, "confidence": confidence,
-            "grow": grow, "seed": int(seed),
+            "rule": rule, "keep": keep, "synapses": synapses, "adapt": adapt, "layers": layers,
+            "confidence": confidence, "grow": grow, "seed": int(seed),
         }  # fmt: skip
         _check(self.settings)
         self.symbols: list[Hashable] = []
@@ -123,10 +133,11 @@ class SequenceMachine:
         if context == "voting":
             self._memory = VoteMemory(depth, synapses, seed)
         else:
-            self._memory = LineMemory(
+            sizes = (
                 context, code, context_code, decoder, data, alpha, weight, depth, decay, rule,
-                keep, seed,
+                keep, adapt, seed,
             )  # fmt: skip
+            self._memory = BurstMemory(layers, *sizes) if layers else LineMemory(*sizes)
         for symbol in symbols:
             if symbol in self._ids:
                 raise RangeError(f"SequenceMachine needs each symbol once, got {symbol!r} twice.")
@@ -226,6 +237,26 @@ class SequenceMachine:
             out.append(guess.symbol)
             self.follow(guess.symbol)
         return out
+
+    def spikes(self, symbol: Hashable) -> dict[str, tuple[Any, Any]]:
+        """When which neurons fire as ``symbol`` comes and its successor is predicted.
+
+        Changes nothing. Time 0 is the first spike of the symbol; the bursts are ``input`` and
+        ``learning`` (the same symbol at the data neurons, marked where the lines before still are),
+        ``context``, ``lines`` and ``output`` (as many data neurons as a symbol has).
+
+        Returns:
+            The neurons and their times, the first one first, by layer.
+
+        Raises:
+            UnsupportedError: The machine has no spiking ``layers``.
+            RangeError: An unknown symbol.
+        """
+        if not isinstance(self._memory, BurstMemory):
+            raise UnsupportedError("spikes needs layers, got none. Make it with layers='wheel'.")
+        if symbol not in self:
+            raise RangeError(f"spikes needs a symbol of the alphabet, got {symbol!r}.")
+        return self._memory.spikes(self._ids[symbol])
 
     @property
     def synapses(self) -> int:
@@ -376,6 +407,22 @@ def _check(settings: dict[str, Any]) -> None:
         raise RangeError("SequenceMachine needs weight below 1, got 1: symbols would not count.")
     if settings["synapses"] < 8:
         raise RangeError(f"SequenceMachine needs synapses >= 8, got {settings['synapses']}.")
+    if settings["adapt"] not in ADAPT:
+        raise RangeError(
+            f"SequenceMachine needs adapt agreement, activity or None, got {settings['adapt']!r}."
+        )
+    if settings["adapt"] and settings["context"] not in ("combined", "layer"):
+        raise UnsupportedError(
+            f"adapt needs the context combined or layer, got {settings['context']!r}."
+        )
+    layers, rule = settings["layers"], settings["rule"]
+    if layers not in (None, *KINDS):
+        raise RangeError(f"SequenceMachine needs layers wheel or rdlif, or None, got {layers!r}.")
+    if layers and (settings["context"] == "voting" or rule not in ("or", "max")):
+        raise UnsupportedError(
+            f"layers={layers!r} needs a context of lines and the rule or or max, got "
+            f"{settings['context']!r} and {rule!r}."
+        )
     if settings["depth"] < 1:
         raise RangeError(f"SequenceMachine needs depth >= 1, got {settings['depth']}.")
     if settings["grow"] and settings["data"] is not None:

@@ -5,9 +5,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from isospike.kernels.lines import OR, choose_lines, largest, read_cells, write_cells
+from isospike.kernels.lines import (
+    OR,
+    choose_lines,
+    largest,
+    likely_largest,
+    read_cells,
+    write_cells,
+)
 
 SHIFT, RECURRENT = range(2)
+CONSTANT, AGREEMENT, ACTIVITY = range(3)
 
 
 class Fixed(NamedTuple):
@@ -22,8 +30,9 @@ class Fixed(NamedTuple):
         gain_context: Significance of the context's spikes at the address decoder.
         gain_data: Significance of a symbol's spikes where it is stored.
         sigma: Significance of the lines.
-        start, line, strength: The address decoder.
+        decoder: The address decoder's connections.
         rule, keep: The store's rule.
+        adapt: What the old context's share follows: CONSTANT, AGREEMENT or ACTIVITY.
     """
 
     kind: int
@@ -36,11 +45,10 @@ class Fixed(NamedTuple):
     gain_context: Any
     gain_data: Any
     sigma: Any
-    start: Any
-    line: Any
-    strength: Any
+    decoder: Any
     rule: int
     keep: float
+    adapt: int
 
 
 class State(NamedTuple):
@@ -60,12 +68,16 @@ class State(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Scratch: of the context's, the lines', the data neurons' and the symbols' size."""
+    """Scratch: of the context's, the lines', the data neurons' and the symbols' size.
+
+    ``guess``, ``[2, 2]``: of the context's and of the lines' scores, as in :func:`likely_largest`.
+    """
 
     context: Any
     lines: Any
     activity: Any
     scores: Any
+    guess: Any
 
 
 @njit(cache=True, nogil=True)
@@ -79,9 +91,46 @@ def add_row(score, gain, row):
 def choose(fixed, state, work):
     """Choose the lines of the present context."""
     choose_lines(
-        state.context, fixed.gain_context, fixed.start, fixed.line, fixed.strength,
-        work.lines, state.chosen,
+        state.context, fixed.gain_context, fixed.decoder, work.lines, state.chosen,
+        work.guess[1],
     )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def match_symbols(fixed, work, lines):
+    """Match of each symbol's code with the activity of the data neurons.
+
+    Of marks, the share that is set, 1 if all are; of weights, the share of all symbols' sum.
+    """
+    spikes = fixed.data_codes.shape[1]
+    whole = 0.0
+    for s in range(len(work.scores)):
+        total = 0.0
+        for r in range(spikes):
+            total += work.activity[fixed.data_codes[s, r]]
+        work.scores[s] = total
+        whole += total
+    if fixed.rule == OR:
+        whole = float(spikes * lines)
+    if whole > 0:
+        for s in range(len(work.scores)):
+            work.scores[s] /= whole
+
+
+@njit(cache=True, nogil=True)
+def score_symbols(fixed, state, work):
+    """Match of each symbol with what the chosen lines hold."""
+    read_cells(state.cells, fixed.rule, state.chosen, fixed.sigma, work.activity)
+    match_symbols(fixed, work, len(state.chosen))
+
+
+@njit(cache=True, nogil=True)
+def trust(fixed, state, work, symbol):
+    """What the old context's share is multiplied by, in [0, 1]."""
+    if fixed.adapt == CONSTANT or symbol == len(work.scores):  # the start symbol
+        return np.float32(1)
+    score_symbols(fixed, state, work)
+    return work.scores[symbol] if fixed.adapt == AGREEMENT else work.scores.max()
 
 
 @njit(cache=True, nogil=True)
@@ -100,34 +149,13 @@ def advance(fixed, state, work, symbol):
             for r in range(len(code)):
                 score[i * size + code[r]] = fixed.gain_old[i] * fixed.gain_new[r]
     else:
+        weight = trust(fixed, state, work, symbol)
         for r in range(len(state.context)):
-            add_row(score, fixed.gain_old[r], fixed.old[state.context[r]])
+            add_row(score, weight * fixed.gain_old[r], fixed.old[state.context[r]])
         for r in range(len(code)):
             add_row(score, fixed.gain_new[r], fixed.new[code[r]])
-    largest(score, len(state.context), state.context)
+    likely_largest(score, state.context, work.guess[0])
     choose(fixed, state, work)
-
-
-@njit(cache=True, nogil=True)
-def score_symbols(fixed, state, work):
-    """Match of each symbol's code with what the chosen lines hold.
-
-    Of marks, the share that is set, 1 if all are; of weights, the share of all symbols' sum.
-    """
-    read_cells(state.cells, fixed.rule, state.chosen, fixed.sigma, work.activity)
-    spikes = fixed.data_codes.shape[1]
-    whole = 0.0
-    for s in range(len(work.scores)):
-        total = 0.0
-        for r in range(spikes):
-            total += work.activity[fixed.data_codes[s, r]]
-        work.scores[s] = total
-        whole += total
-    if fixed.rule == OR:
-        whole = float(spikes * len(state.chosen))
-    if whole > 0:
-        for s in range(len(work.scores)):
-            work.scores[s] /= whole
 
 
 @njit(cache=True, nogil=True)

@@ -1,4 +1,4 @@
-"""The inner loops of voting contexts: every length of context counts what followed it.
+"""The inner loops of voting contexts: a context of every length counts what followed it.
 
 A context's synapses are found by a hash of its symbols, so contexts share synapses only by chance;
 each count is kept twice and the smaller is read (a count-min sketch with conservative update).
@@ -15,6 +15,8 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(29)
 _ONE = np.uint64(1)
 
+_DISCOUNT = 0.75  # taken off every count
+
 
 class Votes(NamedTuple):
     """State of voting contexts, changed in place.
@@ -23,8 +25,8 @@ class Votes(NamedTuple):
         history: The last symbols, latest first.
         filled: How many of them there are, ``[1]``.
         seed: Of the hash, ``[1]``.
-        counts: What followed each context, ``[2, size]``, size a power of two.
-        totals, kinds: How many symbols did, and how many different ones, ``[2, size / 4]``.
+        counts: What was counted after each context, ``[2, size]``, size a power of two.
+        totals, kinds: How many symbols were, and how many different ones, ``[2, size / 4]``.
     """
 
     history: Any
@@ -68,33 +70,39 @@ def _raise(table, h, value):
 
 @njit(cache=True, nogil=True)
 def score(votes, scores):
-    """Probability of each symbol: longer contexts correct shorter ones (Witten and Bell)."""
+    """Probability of each symbol: longer contexts correct shorter ones (Kneser and Ney)."""
     scores[:] = 0
     for length in range(votes.filled[0] + 1):
         h = _context(votes, length)
         total = _least(votes.totals, h)
         if total <= 0:
             return
-        share = total / (total + _least(votes.kinds, h))
         if length == 0:
-            scores[:] = (1 - share) / len(scores)
-        else:
-            scores *= 1 - share
+            scores[:] = 1 / len(scores)
+        kinds = _least(votes.kinds, h)
+        # Each other kind was counted too, so shared synapses cannot lift a symbol above 1.
+        most = total - (kinds - 1)
+        scores *= _DISCOUNT * kinds / total
         for s in range(len(scores)):
-            scores[s] += share * _least(votes.counts, _mix(h, s)) / total
+            count = _least(votes.counts, _mix(h, s))
+            if count > 0:
+                scores[s] += (min(count, most) - _DISCOUNT) / total
 
 
 @njit(cache=True, nogil=True)
 def store(votes, symbol):
-    """Count ``symbol`` in every length of the present context."""
-    for length in range(votes.filled[0] + 1):
+    """Count ``symbol`` from the longest context down to the first that has met it."""
+    for length in range(votes.filled[0], -1, -1):
         h = _context(votes, length)
         cell = _mix(h, symbol)
-        count = _least(votes.counts, cell)
-        if count == 0:
-            _raise(votes.kinds, h, _least(votes.kinds, h) + 1)
+        total = _least(votes.totals, h)
+        # What a new context seems to have counted belongs to others.
+        count = _least(votes.counts, cell) if total > 0 else 0.0
         _raise(votes.counts, cell, count + 1)
-        _raise(votes.totals, h, _least(votes.totals, h) + 1)
+        _raise(votes.totals, h, total + 1)
+        if count > 0:
+            return
+        _raise(votes.kinds, h, _least(votes.kinds, h) + 1)
 
 
 @njit(cache=True, nogil=True)

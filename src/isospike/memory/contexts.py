@@ -13,6 +13,8 @@ from isospike.memory.decoder import AddressDecoder
 from isospike.memory.sdm import RULES
 from isospike.orders import random_orders
 
+ADAPT = {None: stream.CONSTANT, "agreement": stream.AGREEMENT, "activity": stream.ACTIVITY}
+
 
 class Memory(Protocol):
     """The inside of a sequence machine; symbols are numbers from 0.
@@ -69,6 +71,7 @@ class LineMemory:
         decay: float,
         rule: str,
         keep: float,
+        adapt: str | None,
         seed: int,
     ) -> None:
         generator = _generator(seed)
@@ -89,15 +92,15 @@ class LineMemory:
             gain_old, gain_new = gain_old * np.float32(share), gain_new * np.float32(rest)
         made = AddressDecoder(m, a, w, lines, alpha, generator, torch.float32)
         gain_data = np.ones(1) if data is None else alpha ** np.arange(data[0])
-        self._seed, self._code, self._data = seed, code, data
+        self._decoder, self._seed, self._code, self._data = made, seed, code, data
         self._start_code = random_orders(1, n, d, generator).numpy()
         self._fixed = stream.Fixed(
             kind=stream.SHIFT if context == "shift" else stream.RECURRENT,
             codes=self._start_code,
             data_codes=np.empty((0, 1 if data is None else data[0]), np.int64),
             old=old, new=new, gain_old=gain_old, gain_new=gain_new, gain_context=gains[k],
-            gain_data=gain_data.astype(np.float32), sigma=gains[w], start=made.start,
-            line=made.line, strength=made.strength, rule=RULES[rule], keep=keep,
+            gain_data=gain_data.astype(np.float32), sigma=gains[w], decoder=made.table,
+            rule=RULES[rule], keep=keep, adapt=ADAPT[adapt],
         )  # fmt: skip
         cell = np.uint8 if RULES[rule] == OR else np.float32
         self._state = stream.State(
@@ -108,7 +111,6 @@ class LineMemory:
         )
         self._sizes = (m, lines)
         self.resize(0)
-        self.restart()
 
     @property
     def scores(self) -> Any:
@@ -147,7 +149,7 @@ class LineMemory:
         # The start symbol comes after all others.
         self._state.history[self._state.history == met] = symbols
         m, lines = self._sizes
-        sizes = (m, lines, self._state.cells.shape[1], symbols)
+        sizes = (m, lines, self._state.cells.shape[1], symbols, (2, 2))
         self._work = stream.Work(*(np.zeros(s, np.float32) for s in sizes))
 
     def restart(self) -> None:
@@ -179,15 +181,19 @@ class LineMemory:
 class VoteMemory:
     """Contexts of every length up to ``depth``, which count what followed and vote.
 
-    (1)  p_0 = (1 - l_0) / symbols + l_0 c_0(s) / n_0
-    (2)  p_o(s) = (1 - l_o) p_{o-1}(s) + l_o c_o(s) / n_o,  l_o = n_o / (n_o + u_o)
+    (1)  p_{-1}(s) = 1 / symbols
+    (2)  p_o(s) = (max(c_o(s) - d, 0) + d u_o p_{o-1}(s)) / n_o,  d = 3/4
 
-    with c_o the counts of what followed the last o symbols, n_o their sum and u_o how many differ:
-    the more kinds of symbol have followed, the less its counts are worth. Counts live in a fixed
-    number of synapses, whatever the alphabet and the length of the stream.
+    with c_o(s) how often s was counted after the last o symbols, n_o the sum of these counts and
+    u_o how many are not 0. What the discount d takes from each goes to the shorter context. A
+    symbol is counted in the longest context and down to the first that has met it, so a shorter
+    context counts the different longer ones before it, not how often the longest came by. Counts
+    live in a fixed number of synapses, whatever the alphabet and the length of the stream.
 
-    Reference: Witten and Bell (1991), The zero-frequency problem (method C); Cormode and
-    Muthukrishnan (2005), An improved data stream summary: the count-min sketch.
+    Reference: Kneser and Ney (1995), Improved backing-off for m-gram language modeling; Chen and
+    Goodman (1999), An empirical study of smoothing techniques for language modeling (the
+    interpolated form); Cormode and Muthukrishnan (2005), An improved data stream summary: the
+    count-min sketch.
     """
 
     def __init__(self, depth: int, synapses: int, seed: int) -> None:

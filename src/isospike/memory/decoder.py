@@ -22,8 +22,9 @@ class AddressDecoder:
         connections: a.
         fire: w.
         lines: W.
-        start, line, strength: Of block b of lines, those that hear neuron n are ``line[start[b, n]:
-            start[b, n + 1]]``, counted within the block.
+        start, line, rank: Of block b of lines, those that hear neuron n are ``line[start[b, n]:
+            start[b, n + 1]]``, counted within the block, by connections of these ranks.
+        power: alpha^rank.
     """
 
     def __init__(
@@ -56,24 +57,32 @@ class AddressDecoder:
         place = k // BLOCK * size + flat
         order = place.argsort(stable=True)
         self.line = (k[order] % BLOCK).numpy().astype(np.uint16)
+        narrow = torch.uint8 if connections <= 256 else torch.int32
+        self.rank = torch.arange(connections).to(narrow).repeat(lines)[order].numpy()
         rank = torch.arange(connections, dtype=torch.float64)
-        self.strength = (alpha**rank).to(dtype).repeat(lines)[order].numpy()
+        self.power = (alpha**rank).to(dtype).numpy()
         blocks = -(-lines // BLOCK)
         counts = torch.bincount(place, minlength=blocks * size).view(blocks, size)
         ends = counts.flatten().cumsum(0).view(blocks, size)
         self.start = torch.cat([ends[:, :1] - counts[:, :1], ends], 1).contiguous().numpy()
 
     @property
+    def table(self) -> tuple[object, ...]:
+        """The connections."""
+        return self.start, self.line, self.rank, self.power
+
+    @property
     def arrays(self) -> tuple[object, ...]:
         """What the kernels of :mod:`isospike.kernels.lines` take."""
-        return self.start, self.line, self.strength, self.lines, self.fire
+        return self.table, self.lines, self.fire
 
     def matrix(self) -> Tensor:
         """The strengths, dense, ``[lines, size]``."""
-        dense = torch.zeros(self.lines, self.size, dtype=torch.from_numpy(self.strength).dtype)
+        power = torch.from_numpy(self.power)
+        dense = torch.zeros(self.lines, self.size, dtype=power.dtype)
         counts = torch.from_numpy(self.start).diff(dim=1)
         block = torch.arange(len(counts)).repeat_interleave(counts.sum(1))
         neuron = torch.arange(self.size).repeat(len(counts)).repeat_interleave(counts.flatten())
         line = block * BLOCK + torch.from_numpy(self.line.astype(np.int64))
-        dense[line, neuron] = torch.from_numpy(self.strength)
+        dense[line, neuron] = power[torch.from_numpy(self.rank).long()]
         return dense

@@ -7,13 +7,20 @@ step.
 """
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from isospike.errors import RangeError, ShapeError
+from isospike.kernels import bursts
+from isospike.kernels.lines import largest
 from isospike.orders import check_alpha
+
+KINDS = ("wheel", "rdlif")
+Burst = tuple[Any, Any, Any]  # of every spike: the neuron, its gain, its time
 
 
 def wheel_times(
@@ -46,13 +53,10 @@ def wheel_times(
         raise RangeError(f"wheel_times needs slope > 0, got {slope}.")
     if len(times) and float(times[0]) < start:
         raise RangeError(f"wheel_times needs spikes after start={start}, got {float(times[0])}.")
-    arrived = _arrived(weights, order, alpha)  # after 0, 1, .. n spikes
-    reach = start + (threshold - arrived) / slope
-    first, infinite = times.new_tensor([start]), times.new_tensor([math.inf])
-    lower, upper = torch.cat([first, times]), torch.cat([times, infinite])
-    # The first interval before whose end the threshold is reached; a jump may be what reaches it.
-    k = (reach < upper).double().argmax(1)
-    return torch.maximum(reach.gather(1, k[:, None])[:, 0], lower[k])
+    fired = np.empty(len(weights))
+    arrived = np.zeros(len(weights))
+    bursts.wheel(*_events(weights, order, times, alpha), threshold, slope, start, arrived, fired)
+    return torch.from_numpy(fired).to(times.dtype)
 
 
 def rdlif_times(
@@ -85,26 +89,110 @@ def rdlif_times(
         raise RangeError(f"rdlif_times needs time constants > 0, got {tau_rate} and {tau}.")
     if bool((weights < 0).any()):
         raise RangeError(f"rdlif_times needs weights >= 0, got {float(weights.min())}.")
-    jumps = _arrived(weights, order, alpha).diff(dim=1)
-    rate = weights.new_zeros(len(weights))
-    a = weights.new_zeros(len(weights))
-    fired = weights.new_full((len(weights),), math.inf)
-    for j, time in enumerate(times.tolist()):
-        rate = rate + jumps[:, j]
-        span = float(times[j + 1]) - time if j + 1 < len(times) else math.inf
-        rise = _time_to_peak(a, rate, tau_rate, tau).clamp_max(span)
-        crosses = (_activation(a, rate, rise, tau_rate, tau) >= threshold) & fired.isinf()
-        low, high = torch.zeros_like(rise), rise.clone()
-        for _ in range(100):
-            middle = (low + high) / 2
-            above = _activation(a, rate, middle, tau_rate, tau) >= threshold
-            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        fired = torch.where(crosses, time + high, fired)
-        if math.isfinite(span):
-            gap = torch.full_like(a, span)
-            a = _activation(a, rate, gap, tau_rate, tau)
-            rate = rate * math.exp(-span / tau_rate)
-    return fired
+    fired, peaks, last = np.empty((3, len(weights)))
+    bursts.rdlif(
+        *_events(weights, order, times, alpha), threshold, tau_rate, tau, fired, peaks, last
+    )
+    return torch.from_numpy(fired).to(times.dtype)
+
+
+class SpikingLayer:
+    """A layer that answers every burst with the burst of its first ``fire`` neurons.
+
+    Threshold and time constant are chosen once, from bursts like those it will hear:
+
+    =====  ======================================================================================
+    wheel  slope = H / fire and threshold = H + slope * span, with span the longest burst and H
+           more than any neuron can receive: exactly the abstract order (:func:`wheel_times`)
+    rdlif  time constants of ten spans, and the lowest threshold that no neuron reaches before the
+           last input spike of any of the bursts
+    =====  ======================================================================================
+
+    Attributes:
+        weights: ``[in, out]``, not negative; may change later.
+        fire: Output spikes after which the layer is reset.
+        threshold, slope, tau: See the table.
+
+    Args:
+        kind: ``wheel`` or ``rdlif``.
+        sample: Bursts, each the input neurons, gains and times of its spikes.
+        strongest: Weight of the strongest neuron that may come to be, if not one there already;
+            it hears every spike.
+
+    Reference: as :func:`wheel_times` and :func:`rdlif_times`.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        weights: Any,
+        fire: int,
+        sample: list[Burst],
+        strongest: float | None = None,
+    ) -> None:
+        if kind not in KINDS:
+            raise RangeError(f"a spiking layer needs wheel or rdlif, got {kind!r}.")
+        self.kind, self.weights, self.fire = kind, weights, fire
+        span = max(float(times[-1] - times[0]) for _, _, times in sample)
+        most = max(float(gain.sum()) for _, gain, _ in sample)
+        self.slope, self.tau, self.threshold = 1.0, 10 * max(span, 1.0), math.inf
+        if kind == "wheel":
+            h = 1.001 * most * float(weights.max() if strongest is None else strongest)
+            self.slope = h / fire
+            self.threshold = h + self.slope * span
+            return
+        lowest = 0.0
+        if strongest is not None:
+            weights = np.full((len(weights), 1), strongest)
+        for rows, gain, times in sample:
+            fired, peaks, last = np.empty((3, weights.shape[1]))
+            bursts.rdlif(
+                weights, rows, gain, times - times[0], math.inf, self.tau, self.tau, fired, peaks,
+                last,
+            )  # fmt: skip
+            lowest = max(lowest, float(last.max()))
+        self.threshold = lowest
+
+    def times(self, burst: Burst) -> Any:
+        """When each neuron fires after the first input spike; infinity if never."""
+        rows, gain, times = burst
+        fired, peaks, last = np.empty((3, self.weights.shape[1]))
+        if len(rows) == 0:
+            fired[:] = math.inf
+        elif self.kind == "wheel":
+            # Summed in the precision of the abstract layer: equal sums stay equal.
+            double = self.weights.dtype == np.float64
+            arrived = np.empty(len(fired), np.float64 if double else np.float32)
+            bursts.wheel(
+                self.weights, rows, gain, times - times[0], self.threshold, self.slope, 0.0,
+                arrived, fired,
+            )  # fmt: skip
+        else:
+            bursts.rdlif(
+                self.weights, rows, gain, times - times[0], self.threshold, self.tau, self.tau,
+                fired, peaks, last,
+            )  # fmt: skip
+        return fired
+
+    def run(self, burst: Burst) -> tuple[Any, Any]:
+        """The neurons that fire until the layer is reset, in order, and when."""
+        fired = self.times(burst)
+        order = np.empty(min(self.fire, len(fired)), np.int64)
+        largest(-fired, len(order), order)
+        order = order[np.isfinite(fired[order])]
+        return order, fired[order]
+
+    def activity(self, fired: Any, burst: Burst) -> Any:
+        """What the neurons received, read from their times: the sooner, the more."""
+        _, gain, times = burst
+        if len(times) == 0:
+            return np.zeros(len(fired))
+        if self.kind == "wheel":
+            return self.threshold - self.slope * fired
+        mean = times[0] + gain @ (times - times[0]) / gain.sum()  # as if all arrived there
+        late = np.where(np.isfinite(fired), times[0] + fired - mean, 1.0)
+        reach = late * np.exp(-late / self.tau)
+        return np.where(np.isfinite(fired), self.threshold / reach, 0.0)
 
 
 def first_spikes(times: Float[Tensor, "out"], n: int) -> Int[Tensor, "k"]:
@@ -116,30 +204,11 @@ def first_spikes(times: Float[Tensor, "out"], n: int) -> Int[Tensor, "k"]:
     return order[times[order].isfinite()]
 
 
-def _arrived(weights: Tensor, order: Tensor, alpha: float) -> Tensor:
-    """Weighted input after 0, 1, .. n spikes, ``[out, n + 1]``."""
-    shunt = alpha ** torch.arange(len(order), dtype=weights.dtype, device=weights.device)
-    total = (weights[:, order] * shunt).cumsum(1)
-    return torch.cat([total.new_zeros(len(weights), 1), total], 1)
-
-
-def _activation(a: Tensor, rate: Tensor, s: Tensor, tau_rate: float, tau: float) -> Tensor:
-    """Activation a time ``s`` after it was ``a`` and the rate ``rate``."""
-    if tau == tau_rate:
-        return (a + rate * s) * torch.exp(-s / tau)
-    share = tau * tau_rate / (tau - tau_rate)
-    return a * torch.exp(-s / tau) + rate * share * (torch.exp(-s / tau) - torch.exp(-s / tau_rate))
-
-
-def _time_to_peak(a: Tensor, rate: Tensor, tau_rate: float, tau: float) -> Tensor:
-    """When the activation, left alone, stops rising; 0 if it falls."""
-    if tau == tau_rate:
-        peak = tau - a / rate
-    else:
-        share = tau * tau_rate / (tau - tau_rate)
-        ratio = tau * rate * share / (tau_rate * (a + rate * share))
-        peak = ratio.log() / (1 / tau_rate - 1 / tau)
-    return peak.nan_to_num(0.0, 0.0, 0.0).clamp_min(0)
+def _events(weights: Tensor, order: Tensor, times: Tensor, alpha: float) -> tuple[Any, ...]:
+    """What the kernels take: weights by input neuron, and row, gain and time of every event."""
+    gain = alpha ** np.arange(len(order), dtype=np.float64)
+    rows = weights.T.double().contiguous().numpy()
+    return rows, order.long().numpy(), gain, times.double().numpy()
 
 
 def _check_burst(order: Tensor, times: Tensor, alpha: float, threshold: float) -> None:

@@ -1,5 +1,6 @@
 """Sparse distributed memory with N-of-M codes."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from isospike.errors import RangeError, ShapeError
+from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.kernels import lines as kernels
 from isospike.memory.decoder import AddressDecoder
+from isospike.memory.layers import Burst, SpikingLayer
 from isospike.orders import check_alpha, check_order
 
 RULES = {
@@ -19,6 +21,8 @@ RULES = {
     "decay": kernels.DECAY,
     "rank": kernels.RANK,
 }
+TIMED = ("trace", "stdp")  # rules that see spike times
+_SAMPLE = 200  # bursts from which thresholds are chosen
 
 
 class SparseDistributedMemory:
@@ -37,11 +41,17 @@ class SparseDistributedMemory:
     decay    keep m + (1 - keep) sigma[k] y[j]        the same (all cells of the line decay)
     rank     1 + the spike's rank (the last one wins) lines with the cell set; the d first, then
                                                       ordered by the commonest rank in their cells
+    trace    max(m, x[k] y[j]), x the :func:`trace`   as ``max``
+             of the line's spike
+    stdp     the same, x its :func:`nearest_pair`     as ``max``
     =======  =======================================  ===================================
 
     ``or`` and ``rank`` keep a byte per cell, the others a float. ``rank``, the default, recalls the
     order of more pairs at 4,000 than ``max`` at 1,000 (docs/measurements.md): a cell that two pairs
-    share is one wrong vote among w, not a sum that is wrong.
+    share is one wrong vote among w, not a sum that is wrong. ``trace`` and ``stdp`` see spike times
+    t, and need ``layers``: a trace that fades by alpha in the mean time between the lines' spikes
+    is ``max`` where they are evenly spaced; pairs of nearest spikes (``stdp``) give *late* lines
+    the larger weight.
 
     Args:
         address: (i, A), spikes and neurons of an address.
@@ -51,6 +61,8 @@ class SparseDistributedMemory:
         rule: See the table.
         keep: Share that ``decay`` leaves.
         floor: N-max floor: a data neuron whose activity is lower stays silent.
+        layers: ``wheel`` or ``rdlif`` to choose lines and recall data with spiking neurons
+            (:class:`isospike.memory.layers.SpikingLayer`). Not for ``add``, ``decay``, ``rank``.
         generator: Draws the decoder's connections.
         dtype: Of decoder strengths, activities and float cells.
 
@@ -68,6 +80,7 @@ class SparseDistributedMemory:
         rule: str = "rank",
         keep: float = 0.7,
         floor: float = 0.0,
+        layers: str | None = None,
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:
@@ -77,9 +90,15 @@ class SparseDistributedMemory:
                 raise RangeError(
                     f"SparseDistributedMemory needs 1 <= N <= M spikes in {name}, got {n}-of-{m}."
                 )
-        if rule not in RULES:
+        if rule not in (*RULES, *TIMED):
             raise RangeError(
-                f"SparseDistributedMemory needs a rule of {', '.join(RULES)}, got {rule!r}."
+                f"SparseDistributedMemory needs a rule of {', '.join((*RULES, *TIMED))}, got "
+                f"{rule!r}."
+            )
+        if (layers is None and rule in TIMED) or (layers and rule in ("add", "decay", "rank")):
+            raise UnsupportedError(
+                f"SparseDistributedMemory needs layers for the rules {' and '.join(TIMED)}, and "
+                f"none for add, decay and rank, got {layers!r} and {rule!r}."
             )
         if rule == "rank" and data[0] > 255:
             raise RangeError(f"rule 'rank' needs at most 255 data spikes, got {data[0]}.")
@@ -96,6 +115,9 @@ class SparseDistributedMemory:
         self._gain = {
             n: (alpha ** np.arange(n)).astype(floats) for n in (address[0], data[0], fire)
         }
+        self.layers = layers
+        if layers:
+            self._make_layers(layers)
 
     def write(self, address: Int[Tensor, "*batch i"], data: Int[Tensor, "*batch d"]) -> None:
         """Store pairs of orders, a batch in its order.
@@ -110,6 +132,10 @@ class SparseDistributedMemory:
                 f"write needs as many data as addresses, got shapes {tuple(address.shape)} and "
                 f"{tuple(data.shape)}."
             )
+        if self.layers:
+            for order, value in zip(addresses, values, strict=True):
+                self._write_spikes(self._chooser.run(self._burst(order)), value)
+            return
         kernels.write_pairs(
             self.decoder.arrays, self.cells, RULES[self.rule], self.keep, self._sigma,
             addresses, values, self._gain[self.address[0]], self._gain[self.data[0]],
@@ -126,8 +152,13 @@ class SparseDistributedMemory:
     def lines(self, address: Int[Tensor, "*batch i"]) -> Int[Tensor, "*batch w"]:
         """The lines that fire, the most excited first."""
         addresses = self._orders(address, "address")
-        out = np.empty((len(addresses), self.decoder.fire), np.int64)
-        kernels.choose_all(self.decoder.arrays, addresses, self._gain[self.address[0]], out)
+        out = np.full((len(addresses), self.decoder.fire), kernels.SILENT, np.int64)
+        if self.layers:
+            for row, order in zip(out, addresses, strict=True):
+                chosen, _ = self._chooser.run(self._burst(order))
+                row[: len(chosen)] = chosen
+        else:
+            kernels.choose_all(self.decoder.arrays, addresses, self._gain[self.address[0]], out)
         return torch.from_numpy(out).view(*address.shape[:-1], self.decoder.fire)
 
     @property
@@ -143,15 +174,68 @@ class SparseDistributedMemory:
         addresses = self._orders(address, "address")
         orders = np.empty((len(addresses), self.data[0]), np.int64)
         activity = np.empty((len(addresses), self.data[1]), self._sigma.dtype)
-        kernels.read_addresses(
-            self.decoder.arrays, self.cells, RULES[self.rule], self.floor, self._sigma,
-            addresses, self._gain[self.address[0]], orders, activity,
-        )  # fmt: skip
+        if self.layers:
+            for k, order in enumerate(addresses):
+                orders[k], activity[k] = self._read_spikes(order)
+        else:
+            kernels.read_addresses(
+                self.decoder.arrays, self.cells, RULES[self.rule], self.floor, self._sigma,
+                addresses, self._gain[self.address[0]], orders, activity,
+            )  # fmt: skip
         batch = address.shape[:-1]
         return (
             torch.from_numpy(orders).view(*batch, self.data[0]),
             torch.from_numpy(activity).view(*batch, self.data[1]),
         )
+
+    def _make_layers(self, kind: str) -> None:
+        """Spiking neurons in place of lines and data neurons, with thresholds from a sample."""
+        (i, size), w = self.address, self.decoder.fire
+        draw = np.random.default_rng(0)
+        heard = [self._burst(draw.permutation(size)[:i]) for _ in range(_SAMPLE)]
+        matrix = self.decoder.matrix().t().contiguous().numpy()
+        self._chooser = SpikingLayer(kind, matrix, w, heard)
+        chosen = [self._chooser.run(burst) for burst in heard]
+        spacing = np.mean([times[-1] - times[0] for _, times in chosen]) / max(1, w - 1)
+        self._tau = -spacing / np.log(self.alpha) if self.alpha < 1 else np.inf
+        if kind == "wheel":
+            chosen = [(np.arange(w), np.linspace(0, w, w))]  # no burst is longer
+        self._output = SpikingLayer(
+            kind, self.cells, self.data[0], [self._excited(*c) for c in chosen], strongest=1.0
+        )
+
+    def _burst(self, order: Any) -> Burst:
+        """An address, a spike each unit of time."""
+        return order, self._gain[self.address[0]], np.arange(len(order), dtype=np.float64)
+
+    def _excited(self, lines: Any, times: Any) -> Burst:
+        """The lines' burst at the data neurons; marks are counted, without shunting inhibition."""
+        sigma = self._sigma[: len(lines)]
+        return lines, np.ones_like(sigma) if self.rule == "or" else sigma, times
+
+    def _write_spikes(self, lines: tuple[Any, Any], data: Any) -> None:
+        chosen, times = lines
+        if self.rule not in TIMED:
+            kernels.write_cells(
+                self.cells, RULES[self.rule], self.keep, chosen, self._sigma, data,
+                self._gain[self.data[0]],
+            )  # fmt: skip
+        elif len(chosen):
+            left = (trace if self.rule == "trace" else nearest_pair)(times, self._tau)
+            where = np.ix_(chosen, data)
+            new = left[:, None] * self._gain[self.data[0]]
+            self.cells[where] = np.maximum(self.cells[where], new)
+
+    def _read_spikes(self, order: Any) -> tuple[Any, Any]:
+        burst = self._excited(*self._chooser.run(self._burst(order)))
+        fired = self._output.times(burst)
+        activity = self._output.activity(fired, burst)
+        recalled = np.empty(self.data[0], np.int64)
+        kernels.largest(-fired, len(recalled), recalled)
+        silent = ~np.isfinite(fired[recalled])
+        silent |= (activity[recalled] <= 0) | (activity[recalled] < self.floor)
+        recalled[silent] = kernels.SILENT
+        return recalled, activity
 
     def _orders(self, order: Tensor, what: str) -> Any:
         n, m = self.address if what == "address" else self.data
@@ -159,18 +243,55 @@ class SparseDistributedMemory:
         return order.reshape(-1, n).long().contiguous().numpy()
 
 
+def trace(times: Any, tau: float) -> Any:
+    """What each spike of a burst leaves behind: ``exp(-(t - t_first) / tau)``.
+
+    Of spikes evenly spaced by ``-tau log(alpha)`` it is ``alpha^rank``.
+    """
+    return np.exp(-(times - times[0]) / tau)
+
+
+def nearest_pair(times: Any, tau: float) -> Any:
+    """What each spike counts for an event at the end of the burst: ``exp(-(t_last - t) / tau)``.
+
+    Spike-timing-dependent plasticity of nearest pairs: the later, the more.
+    """
+    return np.exp(-(times[-1] - times) / tau)
+
+
 def occupancy(pairs: float, w: int, d: int, lines: int, size: int) -> float:
     """Share of cells set by random pairs: ``1 - (1 - w d / (W D))^Z``."""
     return float(-np.expm1(pairs * np.log1p(-w * d / (lines * size))))
 
 
-def expected_recall(pairs: float, w: int, d: int, lines: int, size: int) -> float:
-    """Chance that a set is recalled exactly: ``(1 - p^w)^(D - d)``, p the :func:`occupancy`.
+def expected_recall(
+    pairs: float, w: int, d: int, lines: int, size: int, shared: int | None = None
+) -> float:
+    """Chance that a set is recalled exactly when ``shared`` of its w lines fire (all by default).
 
-    Assumes lines that are used evenly and independently; measured memories fail earlier.
+    (1)  p = 1 - (1 - w d / (W D))^Z, the :func:`occupancy`
+    (2)  a stored neuron counts shared + Binomial(w - shared, p) marks, another Binomial(w, p)
+    (3)  P = sum over c of P(most of the D - d others = c) P(least of the d stored > c)
+
+    With all lines P = (1 - p^w)^(D - d). A noisy address shares some of the lines; how many is a
+    matter of the decoder (:meth:`SparseDistributedMemory.lines`).
+
+    Assumes lines that are used evenly and neurons that are marked independently; measured recall is
+    a few points lower (docs/measurements.md).
     """
+    v = w if shared is None else shared
+    if not 0 <= v <= w:
+        raise RangeError(f"expected_recall needs shared in [0, {w}], got {v}.")
     p = occupancy(pairs, w, d, lines, size)
-    return float((1 - p**w) ** (size - d))
+    most = np.diff(np.cumsum(_binomial(w, p)) ** (size - d), prepend=0.0)
+    stored = np.concatenate([np.zeros(v), _binomial(w - v, p)])
+    least = np.append(np.cumsum(stored[:0:-1])[::-1], 0.0) ** d  # P(all > c)
+    return float(most @ least)
+
+
+def _binomial(n: int, p: float) -> Any:
+    """P(k successes of n), k = 0 .. n."""
+    return np.array([math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)])
 
 
 def capacity(w: int, d: int, lines: int, size: int) -> float:
