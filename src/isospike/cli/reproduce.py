@@ -111,7 +111,7 @@ def positions_command(
         from dataclasses import replace
 
         from isospike.experiments import page
-        from isospike.experiments.cells import ROWS, accuracy_table, overview, run_rows
+        from isospike.experiments.cells import ROWS, WHAT, accuracy_table, overview, run_rows
         from isospike.experiments.tasks import TASKS
 
         chosen = _list(tasks, list(TASKS), "--tasks")
@@ -128,11 +128,7 @@ def positions_command(
         tables += [
             accuracy_table(found, task, rows, what, f"{task}: {label}").markdown()
             for task in chosen
-            for what, label in (
-                ("token", "share of tokens right"),
-                ("sequence", "share of sequences right"),
-                ("bits", "bits a token"),
-            )
+            for what, label in WHAT.items()
         ]
         _write(out / "tables.md", "\n\n".join(tables) + "\n")
         print(overview(found, chosen, rows).markdown())

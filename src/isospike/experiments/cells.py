@@ -41,6 +41,11 @@ WIDTH, HEADS, LAYERS = 32, 4, 2
 FACTORS = {"x1": 1.0, "x1.5": 1.5, "x2": 2.0, "x3": 3.0}
 TEXT_FACTORS = {"x1": 1.0, "x2": 2.0, "x4": 4.0}
 SOLVED = 0.95
+WHAT = {
+    "token": "share of tokens right",
+    "sequence": "share of sequences right",
+    "bits": "bits a token",
+}
 CHOOSING = ("copy-8", "reversal")
 """Tasks that choose a row's learning rate: one that looks back, one that looks both ways."""
 
@@ -325,10 +330,12 @@ def token_result(
     folder: Path,
     workers: int,
     progress: Progress,
+    shown: Sequence[str] = ("token",),
 ) -> Result:
     """An experiment's result: the share of tokens right, of every row of every task.
 
     Its numbers are called ``task row factor``; those past an encoding's last position are missing.
+    Its tables show what is named in ``shown``.
     """
     found = run_rows(tasks, rows, size, folder, workers, progress)
     numbers = {}
@@ -339,8 +346,9 @@ def token_result(
                 if value is not None:
                     numbers[f"{task} {row} {factor}"] = value[0]
     tables = tuple(
-        accuracy_table(found, task, rows, "token", f"{task}, share of tokens right")
+        accuracy_table(found, task, rows, what, f"{task}: {WHAT[what]}")
         for task in tasks
+        for what in shown
     )
     return Result(name, numbers, tables, asdict(size))
 
@@ -362,7 +370,7 @@ def accuracy_table(
         solved = [s for s in steps if s is not None]
         lines.append((
             row,
-            *(_shown(value, len(results)) for value in values),
+            *(_shown(value, len(results), 4 if what == "bits" else 3) for value in values),
             f"{statistics.median(solved):.0f}" if 2 * len(solved) > len(steps) else "--",
             f"{results[0]['cell']['rate']:g}",
             str(results[0]["parameters"]),
@@ -386,7 +394,8 @@ def overview(
     return Table(title, ("encoding", *tasks), tuple(lines))
 
 
-def _shown(value: tuple[float, float] | None, seeds: int) -> str:
+def _shown(value: tuple[float, float] | None, seeds: int, digits: int) -> str:
     if value is None:
         return "n.a."
-    return f"{value[0]:.3f} +- {value[1]:.3f}" if seeds > 1 else f"{value[0]:.3f}"
+    text = f"{value[0]:.{digits}f}"
+    return f"{text} +- {value[1]:.{digits}f}" if seeds > 1 else text

@@ -13,6 +13,7 @@ from isospike.experiments.cells import (
     FACTORS,
     HEADS,
     TEXT_FACTORS,
+    WHAT,
     WIDTH,
     Size,
     accuracy_table,
@@ -89,10 +90,8 @@ def html(found: Found, tasks: Sequence[str], rows: Sequence[str], size: Size) ->
             "Figures",
             "Mean over seeds with 95 % intervals (normal). Steps to 95 %: median, if most seeds "
             "get there.",
-            *(_details(accuracy_table(found, task, rows, what, f"{task}, {label}"))
-              for task in tasks
-              for what, label in (("token", "tokens right"), ("sequence", "sequences right"),
-                                  ("bits", "bits"))),
+            *(_details(accuracy_table(found, task, rows, what, f"{task}: {label}"))
+              for task in tasks for what, label in WHAT.items()),
         ),
     ]  # fmt: skip
     versions = found[tasks[0], rows[0]][0]["versions"]

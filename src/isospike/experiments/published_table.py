@@ -17,7 +17,9 @@ ROWS = (
 
 def run(size: Size, folder: Path, workers: int, progress: Progress) -> Result:
     """Train the table's encodings and the controls on its task."""
-    return token_result("published-table", ("successor",), ROWS, size, folder, workers, progress)
+    return token_result(
+        "published-table", ("successor",), ROWS, size, folder, workers, progress, ("bits", "token")
+    )
 
 
 def holds(result: Result) -> str:
