@@ -16,6 +16,7 @@ spike-timing-rescaled    spike timing with embeddings times 1 / length (Lemma 1,
 import json
 import math
 import multiprocessing
+import signal
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -238,7 +239,7 @@ def run_cells(
     else:
         # spawn: a forked process inherits torch's threads in a state that may deadlock.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        with ProcessPoolExecutor(workers, context, _start_worker) as pool:
             running = {pool.submit(compute, cell): cell for cell in missing}
             try:
                 for future in as_completed(running):
@@ -247,6 +248,12 @@ def run_cells(
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return [_read(folder / cell.file, cell) for cell in wanted]
+
+
+def _start_worker() -> None:
+    """One thread, and deaf to Ctrl-C, which the terminal sends to every process: ours stops all."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _read(path: Path, cell: Cell) -> dict[str, Any]:
