@@ -12,6 +12,8 @@ from isospike.cli.app import app
 from isospike.cli.console import DebugOption, Progress, errors_in_one_line, say
 from isospike.errors import RangeError
 
+KEPT = "what was computed is kept; the same command goes on from there."
+
 SizeOption = Annotated[
     str,
     typer.Option(
@@ -57,7 +59,7 @@ def reproduce_command(
     debug: DebugOption = False,
 ) -> None:
     """Test a published claim: what it says, what was measured, whether it holds."""
-    with errors_in_one_line(debug):
+    with errors_in_one_line(debug, KEPT):
         from isospike.experiments import EXPERIMENTS, find_experiment
 
         if name is None:
@@ -107,7 +109,7 @@ def positions_command(
     Leaves DIR/report.html, and DIR/tables.md with the same figures. An interrupted run goes on
     where it was.
     """
-    with errors_in_one_line(debug):
+    with errors_in_one_line(debug, KEPT):
         from dataclasses import replace
 
         from isospike.experiments import page

@@ -238,7 +238,7 @@ def run_cells(
             finished(cell, compute(cell))
     else:
         # spawn: a forked process inherits torch's threads in a state that may deadlock.
-        context = multiprocessing.get_context("spawn")
+        context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
         with ProcessPoolExecutor(workers, context, _start_worker) as pool:
             running = {pool.submit(compute, cell): cell for cell in missing}
             try:
@@ -246,6 +246,8 @@ def run_cells(
                     finished(running[future], future.result())
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for child in set(multiprocessing.active_children()) - set(others):
+                    child.terminate()  # what it was at is computed again
                 raise
     return [_read(folder / cell.file, cell) for cell in wanted]
 
