@@ -422,6 +422,7 @@ def test_mistakes_end_in_one_line_and_exit_2(arguments, text, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_in_one_line_and_leaves_whole_files(tmp_path):
     script = [
         sys.executable, "-m", "isospike.cli", "positions", "--tasks", "copy-1", "--workers", "2",
