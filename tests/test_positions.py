@@ -1,5 +1,6 @@
 import inspect
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -268,9 +269,15 @@ def test_past_max_length_is_a_clear_error(name):
     match = rf"needs at most {limit} positions, got {limit + 1}\. Make it with a larger max_length"
     with pytest.raises(RangeError, match=match):
         position.index(limit + 1)
-    if position.bias(torch.arange(1), torch.arange(1)) is None:
-        with pytest.raises(RangeError, match=rf"positions below {limit}, got {limit}"):
-            position.add(torch.zeros(1, WIDTH), torch.tensor([limit]))
+    for past in (limit, -1):
+        at = torch.tensor([past])
+        use = (
+            partial(position.bias, at)
+            if name == "gray-code"
+            else partial(position.add, torch.zeros(1, WIDTH))
+        )
+        with pytest.raises(RangeError, match=rf"positions in \[0, {limit}\), got {past} to {past}"):
+            use(at)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -367,6 +374,11 @@ def test_shapes_are_checked():
     # beartype would refuse some first; users run without it.
     with pytest.raises(ShapeError, match=r"RoPE needs .* head_width 8, got \(3, 6\)"):
         RoPE(8).rotate(torch.ones(3, 6), torch.ones(3, 6))
+    rotate, add = inspect.unwrap(RoPE.rotate), inspect.unwrap(Sinusoidal.add)
+    with pytest.raises(ShapeError, match=r"of the same tokens .*, got \(3, 8\) and \(1, 8\)"):
+        rotate(RoPE(8), torch.ones(3, 8), torch.ones(1, 8))
+    with pytest.raises(ShapeError, match=r"a position for each of 3 tokens, got \(1,\)"):
+        add(Sinusoidal(8), torch.ones(3, 8), torch.tensor([4]))
     with pytest.raises(ShapeError, match=r"input of width 8, got \(3, 6\)"):
         Sinusoidal(8).add(torch.ones(3, 6))
     with pytest.raises(ShapeError, match=r"tensors \[..., length, width\], got \(8,\)"):

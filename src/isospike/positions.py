@@ -110,13 +110,23 @@ class Position(nn.Module, ABC):
                 f"{type(self).__name__} needs tensors [..., length, width], got {tuple(x.shape)}."
             )
         if at is None:
-            at = self.index(x.shape[-2])
-        elif self.max_length is not None and at.numel() and int(at.max()) >= self.max_length:
-            raise RangeError(
-                f"{type(self).__name__} needs positions below {self.max_length}, got "
-                f"{int(at.max())}. Make it with a larger max_length."
+            return self.index(x.shape[-2]).to(x.device)
+        if at.shape != x.shape[-2:-1]:
+            raise ShapeError(
+                f"{type(self).__name__} needs a position for each of {x.shape[-2]} tokens, got "
+                f"{tuple(at.shape)}."
             )
+        self._check_range(at)
         return at.to(x.device)
+
+    def _check_range(self, at: Tensor) -> None:
+        if self.max_length is None or not at.numel():
+            return
+        if int(at.min()) < 0 or int(at.max()) >= self.max_length:
+            raise RangeError(
+                f"{type(self).__name__} needs positions in [0, {self.max_length}), got "
+                f"{int(at.min())} to {int(at.max())}. Make it with a larger max_length."
+            )
 
 
 class Additive(Position):
@@ -381,9 +391,10 @@ class RoPE(Position):
         k: Float[Tensor, "*batch length width"],
         at: Int[Tensor, "length"] | None = None,
     ) -> tuple[Float[Tensor, "*batch length width"], Float[Tensor, "*batch length width"]]:
-        if q.shape[-1] != self.head_width or k.shape[-1] != self.head_width:
+        size = self.head_width
+        if not q.shape[-1] == k.shape[-1] == size or q.shape[-2:] != k.shape[-2:]:
             raise ShapeError(
-                f"RoPE needs queries and keys of head_width {self.head_width}, got "
+                f"RoPE needs queries and keys of the same tokens and head_width {size}, got "
                 f"{tuple(q.shape)} and {tuple(k.shape)}."
             )
         exponent = torch.arange(0, self.head_width, 2, device=q.device).float() / self.head_width
@@ -590,6 +601,7 @@ class GrayCode(Position):
 
     def spikes(self, at: Int[Tensor, "length"]) -> Bool[Tensor, "length bits"]:
         """The Gray code of each position, lowest bit first."""
+        self._check_range(at)
         gray = at ^ (at >> 1)
         return (gray[:, None] >> torch.arange(self.bits, device=at.device) & 1).bool()
 
