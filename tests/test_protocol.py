@@ -121,6 +121,14 @@ def test_the_machines_operations_are_the_machine():
     assert np.array_equal(guesses, right)
 
 
+def test_a_machine_of_wheel_neurons_answers_the_same():
+    told = [following("abcdefghhgfe" * 3)] * 2
+    plain, spiking = (
+        run_online(MachineOperations(machine(layers=layers)), told) for layers in (None, "wheel")
+    )
+    assert (plain.bits, plain.token) == (spiking.bits, spiking.token)
+
+
 # Where the equivalence stops.
 
 
