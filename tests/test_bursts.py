@@ -163,6 +163,18 @@ def test_spikes_need_spiking_layers():
         machine("wheel").spikes(99)
 
 
+@pytest.mark.parametrize("connections", [1, 2])
+def test_rdlif_layers_with_few_connections_work_or_say_why_not(connections):
+    for seed in range(5):
+        try:
+            few = machine("rdlif", decoder=(connections, 7, 16), seed=seed)
+        except RangeError as error:
+            assert "more connections" in str(error)  # noqa: PT017
+        else:
+            few.learn_sequence(sequence(seed, 30))
+            few.predict()
+
+
 # Rules that see spike times.
 
 

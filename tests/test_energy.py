@@ -33,25 +33,47 @@ COUNTS = Counts(
 )
 
 positive = st.floats(1, 1e9)
-counts = st.builds(
-    Counts,
-    macs=positive,
-    synaptic_ops=positive,
-    spikes=positive,
-    neuron_updates=positive,
-    neurons=positive,
-    bits=st.integers(1, 16),
-    float_ops=st.dictionaries(st.sampled_from(["softmax", "activation"]), positive),
-    weights=st.integers(1, 10**9),
-    activations=positive,
-    steps=st.integers(1, 64),
-    tokens_per_input=st.floats(1, 512),
-)
+parts = {
+    "macs": positive,
+    "synaptic_ops": positive,
+    "spikes": positive,
+    "neuron_updates": positive,
+    "neurons": positive,
+    "bits": st.integers(1, 16),
+    "float_ops": st.dictionaries(st.sampled_from(["softmax", "activation"]), positive),
+    "weights": st.integers(1, 10**9),
+    "activations": positive,
+    "steps": st.integers(1, 64),
+    "tokens_per_input": st.floats(1, 512),
+}
+counts = st.builds(Counts, **parts)
+
+
+@st.composite
+def networks(draw):
+    """Counts as a network has them: neurons times steps, spikes times fan-out."""
+    neurons, steps = draw(st.floats(1e2, 1e5)), draw(st.integers(1, 16))
+    fan_out, rate = draw(st.floats(1e2, 1e4)), draw(st.floats(0.01, 0.9))
+    return Counts(
+        macs=neurons * fan_out,
+        synaptic_ops=rate * neurons * steps * fan_out,
+        spikes=rate * neurons * steps,
+        neuron_updates=neurons * steps,
+        neurons=neurons,
+        bits=draw(st.integers(1, 16)),
+        float_ops=draw(parts["float_ops"]),
+        weights=draw(st.integers(1, 10**4)),
+        activations=neurons,
+        steps=steps,
+        tokens_per_input=draw(parts["tokens_per_input"]),
+    )
+
+
 tables = st.sampled_from([table for table in TABLES if table.quantised_mac_pj is not None])
 
 
 # Property: at the tipping rate the two networks take the same energy.
-@given(counts, tables)
+@given(networks(), tables)
 def test_at_the_tipping_rate_spiking_and_quantised_take_the_same(counted, table):
     tipping = energy(counted, table).tipping_rate
     assume(tipping is not None)

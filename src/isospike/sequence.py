@@ -78,8 +78,8 @@ class SequenceMachine:
         keep: Of the rule ``decay``.
         synapses: Of ``voting``, rounded down to a power of two.
         adapt: Of ``combined`` and ``layer``: multiply the old context's share by the similarity of
-            the symbol that came (``agreement``) or of the best match (``activity``). It helped
-            neither against noise nor in the middle of a sequence (docs/measurements.md).
+            the symbol that came (``agreement``) or of the best match (``activity``). It seldom
+            helped, with wrong cues or from the middle of a sequence (docs/measurements.md).
         layers: ``wheel`` or ``rdlif`` to compute every layer with spiking neurons, event by event:
             a wheel machine predicts exactly as without, an RDLIF machine nearly. Not for
             ``voting``; rules ``or`` and ``max``.

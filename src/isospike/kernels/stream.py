@@ -151,7 +151,7 @@ def advance(fixed, state, work, symbol):
     else:
         weight = trust(fixed, state, work, symbol)
         for r in range(len(state.context)):
-            add_row(score, weight * fixed.gain_old[r], fixed.old[state.context[r]])
+            add_row(score, np.rint(weight * fixed.gain_old[r]), fixed.old[state.context[r]])
         for r in range(len(code)):
             add_row(score, fixed.gain_new[r], fixed.new[code[r]])
     likely_largest(score, state.context, work.guess[0])

@@ -135,7 +135,7 @@ class BurstMemory(LineMemory):
         """The old context, its share times ``weight``, and a symbol's code, starting together."""
         fixed = self._fixed
         rows = np.concatenate([order, len(fixed.old) + code])
-        old = np.float32(weight) * fixed.gain_old[: len(order)]
+        old = np.rint(np.float32(weight) * fixed.gain_old[: len(order)])
         gain = np.concatenate([old, fixed.gain_new])
         start = times[0] if len(times) else 0.0
         when = np.concatenate([times - start, np.arange(len(code), dtype=np.float64)])

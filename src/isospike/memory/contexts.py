@@ -89,7 +89,11 @@ class LineMemory:
             new = torch.randint(256, (d, m), generator=generator, dtype=torch.uint8).numpy()
             share = weight if context == "layer" else weight / gain_old.sum()
             rest = 1.0 if context == "layer" else (1 - weight) / gain_new.sum()
-            gain_old, gain_new = gain_old * np.float32(share), gain_new * np.float32(rest)
+            gain_old, gain_new = gain_old * share, gain_new * rest
+            # On a grid so coarse that float32 sums are exact: the same in any order of the spikes.
+            unit = (gain_old.sum() + gain_new.sum()) / (2**24 / 256)
+            gain_old = np.rint(gain_old / unit).astype(np.float32)
+            gain_new = np.rint(gain_new / unit).astype(np.float32)
         made = AddressDecoder(m, a, w, lines, alpha, generator, torch.float32)
         gain_data = np.ones(1) if data is None else alpha ** np.arange(data[0])
         self._decoder, self._seed, self._code, self._data = made, seed, code, data

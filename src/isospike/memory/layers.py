@@ -132,6 +132,12 @@ class SpikingLayer:
     ) -> None:
         if kind not in KINDS:
             raise RangeError(f"a spiking layer needs wheel or rdlif, got {kind!r}.")
+        sample = [burst for burst in sample if len(burst[0])]
+        if not sample:
+            raise RangeError(
+                "a spiking layer needs bursts to choose its threshold from, got none: no neuron of "
+                "the layer before fires. Give that one more connections."
+            )
         self.kind, self.weights, self.fire = kind, weights, fire
         span = max(float(times[-1] - times[0]) for _, _, times in sample)
         most = max(float(gain.sum()) for _, gain, _ in sample)

@@ -196,13 +196,14 @@ class SparseDistributedMemory:
         matrix = self.decoder.matrix().t().contiguous().numpy()
         self._chooser = SpikingLayer(kind, matrix, w, heard)
         chosen = [self._chooser.run(burst) for burst in heard]
-        spacing = np.mean([times[-1] - times[0] for _, times in chosen]) / max(1, w - 1)
-        self._tau = -spacing / np.log(self.alpha) if self.alpha < 1 else np.inf
+        lengths = [np.ptp(times) for _, times in chosen if len(times)]
         if kind == "wheel":
             chosen = [(np.arange(w), np.linspace(0, w, w))]  # no burst is longer
         self._output = SpikingLayer(
             kind, self.cells, self.data[0], [self._excited(*c) for c in chosen], strongest=1.0
         )
+        spacing = np.mean(lengths) / max(1, w - 1)
+        self._tau = -spacing / np.log(self.alpha) if self.alpha < 1 else np.inf
 
     def _burst(self, order: Any) -> Burst:
         """An address, a spike each unit of time."""
