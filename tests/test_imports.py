@@ -14,7 +14,7 @@ LAYERS = (  # Top to bottom. energy lies with theory: the port fills its counts.
     {"cli"},
     {"experiments", "scale"},
     {"report"},
-    {"ranks", "interop"},
+    {"ranks", "interop", "protocol"},
     {"models", "port", "sequence", "training"},
     {"attention", "memory", "theory", "causal", "energy"},
     {"neurons"},

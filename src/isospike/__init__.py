@@ -30,12 +30,20 @@ if TYPE_CHECKING:
     )
     from isospike.kernels.products import spike_linear, spike_matmul
     from isospike.memory.sdm import SparseDistributedMemory
+    from isospike.models.transformer import Transformer
     from isospike.neurons import IF, LIF, PLIF, NeuronParams, NeuronState
     from isospike.orders import Similarity, nof_m, random_orders, significance, similarity
     from isospike.port.audit import Audit, audit
     from isospike.port.files import load
     from isospike.port.port import PortResult, port
     from isospike.port.result import PortReport
+    from isospike.positions import Position, make_position
+    from isospike.protocol import (
+        FiveOperations,
+        MachineOperations,
+        TransformerOperations,
+        run_online,
+    )
     from isospike.sequence import Prediction, SequenceMachine
 
 __all__ = [
@@ -45,15 +53,18 @@ __all__ = [
     "Audit",
     "BernoulliCode",
     "Code",
+    "FiveOperations",
     "IsospikeError",
     "LatencyCode",
     "LinearCode",
+    "MachineOperations",
     "MissingExtraError",
     "NeuronParams",
     "NeuronState",
     "PhaseCode",
     "PortReport",
     "PortResult",
+    "Position",
     "Prediction",
     "RangeError",
     "RankOrderCode",
@@ -63,13 +74,17 @@ __all__ = [
     "SignedDigitCode",
     "Similarity",
     "SparseDistributedMemory",
+    "Transformer",
+    "TransformerOperations",
     "UnsupportedError",
     "audit",
     "linear_code",
     "load",
+    "make_position",
     "nof_m",
     "port",
     "random_orders",
+    "run_online",
     "significance",
     "similarity",
     "spike_linear",
@@ -82,6 +97,14 @@ _HOMES = {
     "isospike.kernels.products": ("spike_linear", "spike_matmul"),
     "isospike.neurons": ("IF", "LIF", "PLIF", "NeuronParams", "NeuronState"),
     "isospike.memory.sdm": ("SparseDistributedMemory",),
+    "isospike.models.transformer": ("Transformer",),
+    "isospike.positions": ("Position", "make_position"),
+    "isospike.protocol": (
+        "FiveOperations",
+        "MachineOperations",
+        "TransformerOperations",
+        "run_online",
+    ),
     "isospike.sequence": ("Prediction", "SequenceMachine"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -149,8 +149,6 @@ def html(report: PortReport) -> str:
         text that came from the model or its input is escaped. An error in one of its scripts is
         added to the attribute ``data-errors`` of the root element.
     """
-    from plotly.offline import get_plotlyjs
-
     plots: list[Plot] = []
     sections = [
         _curve_section(report, plots),
@@ -162,11 +160,22 @@ def html(report: PortReport) -> str:
         _float_section(report),
         _sites_section(report),
     ]
+    title = f"{escape(report.model)} on spikes"
+    return page(title, _header(report, title), sections, _footer(report), plots)
+
+
+def page(title: str, header: str, sections: Sequence[str], footer: str, plots: list[Plot]) -> str:
+    """A self-contained page: sections of HTML, and the plots that they have places for.
+
+    All of it is written as it is: escape what others wrote. The page makes no request and stores
+    nothing. An error in one of its scripts is added to the attribute ``data-errors`` of the root.
+    """
+    from plotly.offline import get_plotlyjs
+
     calls = "\n".join(
         f"draw({_script_json(p.name)}, {_script_json(p.data)}, {_script_json(p.layout)});"
         for p in plots
     )
-    title = f"{escape(report.model)} on spikes"
     return "\n".join(
         [
             f'<!DOCTYPE html>\n<html lang="en-GB" data-errors="" data-plots="{len(plots)}">',
@@ -176,9 +185,9 @@ def html(report: PortReport) -> str:
             '<link rel="icon" href="data:,">',
             f"<script>{_RECORD_ERRORS}</script>\n<style>{_STYLE}</style>",
             f"<script>{get_plotlyjs()}</script>\n</head>\n<body>\n<main>",
-            _header(report, title),
+            header,
             *sections,
-            _footer(report),
+            footer,
             f"</main>\n<script>{_DRAW}\n{calls}</script>\n</body>\n</html>\n",
         ]
     )
@@ -280,11 +289,13 @@ def _footer(report: PortReport) -> str:
     )
 
 
-def _section(heading: str, meaning: str, *body: str) -> str:
+def section(heading: str, meaning: str, *body: str) -> str:
+    """A part of a page: a heading, what it means, and what it shows, all of it HTML."""
     return f'<section><h2>{heading}</h2><p class="meaning">{meaning}</p>{"".join(body)}</section>'
 
 
-def _place(plot: Plot, plots: list[Plot]) -> str:
+def place(plot: Plot, plots: list[Plot]) -> str:
+    """The element of a plot, which is put on the list of those to draw."""
     plots.append(plot)
     return (
         f'<div class="plot" id="{plot.name}" role="img" aria-label="{escape(plot.label)}" '
@@ -297,7 +308,7 @@ def _place(plot: Plot, plots: list[Plot]) -> str:
 
 def _curve_section(report: PortReport, plots: list[Plot]) -> str:
     if not any(p.error > 0 for p in report.curve):
-        return _section("Error against time steps", "No curve was measured for this port.")
+        return section("Error against time steps", "No curve was measured for this port.")
     meaning = (
         "Error of the whole model's output when every site uses the same code and the same number "
         "of steps. Lower and further left is better. The points are calibrated on a part of the "
@@ -309,14 +320,14 @@ def _curve_section(report: PortReport, plots: list[Plot]) -> str:
             f"{_number(report.law.scale)} and exponent {_number(report.law.exponent)}, fitted to "
             "the calibration points drawn as small crosses."
         )
-    return _section("Error against time steps", meaning, _place(_curve_plot(report), plots))
+    return section("Error against time steps", meaning, place(_curve_plot(report), plots))
 
 
 def _layers_section(report: PortReport, plots: list[Plot]) -> str:
-    return _section(
+    return section(
         "Spikes by layer",
         "Spikes emitted per token, added up over the sites of each layer.",
-        _place(_layers_plot(report), plots),
+        place(_layers_plot(report), plots),
     )
 
 
@@ -334,14 +345,14 @@ def _errors_section(report: PortReport, plots: list[Plot]) -> str:
             groups.setdefault(site.kind, []).append((i, site.error, site))
     axis = "coding error (relative RMS)"
     plot = _sites_plot(report, "plot-errors", axis, groups, KIND_MARKS)
-    return _section("Coding error by site", meaning, _place(plot, plots))
+    return section("Coding error by site", meaning, place(plot, plots))
 
 
 def _dimension_section(report: PortReport, plots: list[Plot]) -> str:
     pca = [(i, float(s.pca95), s) for i, s in enumerate(report.sites, 1) if s.pca95]
     ratio = [(i, s.participation, s) for i, s in enumerate(report.sites, 1) if s.participation]
     if not pca and not ratio:
-        return _section("Effective dimension by site", "Not measured for this port.")
+        return section("Effective dimension by site", "Not measured for this port.")
     capped = sum(s.capped for _, _, s in pca)
     meaning = (
         "How many directions each site's values really use: components holding 95 % of the "
@@ -357,12 +368,12 @@ def _dimension_section(report: PortReport, plots: list[Plot]) -> str:
         participation: ratio,
     }
     plot = _sites_plot(report, "plot-dimension", "dimensions", groups, DIMENSION_MARKS)
-    return _section("Effective dimension by site", meaning, _place(plot, plots))
+    return section("Effective dimension by site", meaning, place(plot, plots))
 
 
 def _raster_section(report: PortReport, plots: list[Plot]) -> str:
     if report.raster is None:
-        return _section("Spikes of one input", "No raster was recorded for this port.")
+        return section("Spikes of one input", "No raster was recorded for this port.")
     paired = _is_paired(report, report.raster)
     colours = (
         f'<b style="color:{ON}">ON</b> neurons carry positive digits, '
@@ -370,12 +381,12 @@ def _raster_section(report: PortReport, plots: list[Plot]) -> str:
         if paired
         else "Each row is one neuron."
     )
-    return _section(
+    return section(
         "Spikes of one input",
         f"Every spike of the first neurons at <code>{escape(report.raster.site)}</code> while "
         f"the model reads “{escape(report.raster.text)}”. Each token is shown for "
         f"{report.raster.steps} steps. {colours}",
-        _place(_raster_plot(report.raster, paired), plots),
+        place(_raster_plot(report.raster, paired), plots),
     )
 
 
@@ -409,7 +420,7 @@ def _cost_section(report: PortReport) -> str:
         f'<div class="fine">{escape(row.table.note)} Source: {escape(row.table.source)}.</div></li>'
         for row in rows
     )
-    return _section(
+    return section(
         "What it costs",
         "Operations, memory and energy per token of three machines that run the same model. "
         "Operations are measured; energies are those operations times published figures. "
@@ -438,7 +449,7 @@ def _float_section(report: PortReport) -> str:
         )
     else:
         products = "<p>Matrix products without a binary operand: none.</p>"
-    return _section(
+    return section(
         "What stays in float", "The part of the model that does not run on spikes.", soma, products
     )
 
@@ -465,7 +476,7 @@ def _sites_section(report: PortReport) -> str:
         for s in report.sites
     )
     head = "".join(f"<th>{h}</th>" for h in heads)
-    return _section(
+    return section(
         "Every site",
         "One row per matrix-product input, in order of execution; counts are per token.",
         f"<details><summary>Show {len(report.sites)} sites</summary>"
@@ -596,7 +607,7 @@ def _curve_plot(report: PortReport) -> Plot:
             }
         )
     top = math.ceil(math.log2(max(steps))) + 1
-    layout = _layout(
+    layout = plot_layout(
         xaxis={
             "title": {"text": "time steps"},
             "type": "log",
@@ -666,7 +677,7 @@ def _layers_plot(report: PortReport) -> Plot:
             "%{customdata[1]} spikes per neuron and step<extra></extra>"
         ),
     }
-    layout = _layout(
+    layout = plot_layout(
         # Room at the right for the numbers at the ends of the bars.
         xaxis={"title": {"text": "spikes per token"}, "range": [0, 1.14 * most or 1]},
         yaxis={"autorange": "reversed", "showgrid": False, "type": "category", "ticksuffix": " "},
@@ -711,7 +722,7 @@ def _sites_plot(
         middles.append((start + end - 1) / 2)
         labels.append(_plot_text(".".join(layer.split(".")[-2:])))
         start = end
-    layout = _layout(
+    layout = plot_layout(
         xaxis={
             "title": {"text": "site, in order of execution, by layer"},
             "range": [0.3, start - 0.3],
@@ -772,7 +783,7 @@ def _raster_plot(raster: Raster, paired: bool) -> Plot:
                 "line": {"color": MUTED, "width": 1},
             }
         )
-    layout = _layout(
+    layout = plot_layout(
         xaxis={
             "title": {"text": f"token, and time step within it ({raster.steps} steps each)"},
             "range": [-0.5, len(raster.tokens) * raster.steps - 0.5],
@@ -813,7 +824,8 @@ def _band(low: float, high: float) -> dict[str, Any]:
     }
 
 
-def _layout(**parts: Any) -> dict[str, Any]:
+def plot_layout(**parts: Any) -> dict[str, Any]:
+    """A Plotly layout in the colours and type of the pages; ``xaxis`` and ``yaxis`` are needed."""
     axis = {
         "gridcolor": GRID,
         "linecolor": "#b8c1c8",

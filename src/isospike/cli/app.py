@@ -12,7 +12,7 @@ import typer
 app = typer.Typer(
     name="isospike",
     help="Sequence models that compute with spikes: port a pretrained transformer, measure it, use "
-    "it; or learn sequences in one pass.",
+    "it; learn sequences in one pass; or test what is claimed of positions.",
     epilog="[bold]Start with[/]\n  isospike port minilm\n  isospike learn shakespeare",
     rich_markup_mode="rich",
     no_args_is_help=True,

@@ -67,15 +67,18 @@ class Progress:
 
 
 @contextlib.contextmanager
-def errors_in_one_line(debug: bool) -> Iterator[None]:
-    """Turn whatever goes wrong into one line on stderr and an exit code."""
+def errors_in_one_line(debug: bool, kept: str = "nothing was written.") -> Iterator[None]:
+    """Turn whatever goes wrong into one line on stderr and an exit code.
+
+    ``kept`` is what to say of an interrupted command.
+    """
     try:
         with warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")  # of the libraries; ours are errors
             yield
     except KeyboardInterrupt:
-        fail("interrupted", "nothing was written.", INTERRUPTED, debug)
+        fail("interrupted", kept, INTERRUPTED, debug)
     except (typer.Exit, BrokenPipeError):
         raise
     except Exception as error:  # noqa: BLE001 - the last stop: said, never swallowed

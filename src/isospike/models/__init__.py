@@ -1,1 +1,1 @@
-"""Spiking transformers, one paper a file."""
+"""One paper, one file."""
