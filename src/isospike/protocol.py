@@ -106,7 +106,7 @@ class MachineOperations(FiveOperations):
                 "MachineOperations needs a machine with a fixed alphabet, got one that is empty or "
                 "grows. Name its symbols."
             )
-        self._machine, self._memory, self._floor = machine, machine._memory, floor
+        self._machine, self._memory, self._floor = machine, machine.memory, floor
         self._ids = {symbol: i for i, symbol in enumerate(machine.symbols)}
 
     @property

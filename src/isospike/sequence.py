@@ -259,6 +259,11 @@ class SequenceMachine:
         return self._memory.spikes(self._ids[symbol])
 
     @property
+    def memory(self) -> Memory:
+        """Contexts and store, in which symbol n is the number n of :attr:`symbols`."""
+        return self._memory
+
+    @property
     def synapses(self) -> int:
         """Cells of the store."""
         return self._memory.synapses
