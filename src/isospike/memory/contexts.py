@@ -1,7 +1,7 @@
 """What a sequence machine remembers in: a context that addresses lines, or contexts that vote."""
 
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from isospike.orders import random_orders
 ADAPT = {None: stream.CONSTANT, "agreement": stream.AGREEMENT, "activity": stream.ACTIVITY}
 
 
+@runtime_checkable
 class Memory(Protocol):
     """The inside of a sequence machine; symbols are numbers from 0.
 
