@@ -36,7 +36,7 @@ from isospike.errors import RangeError, ShapeError
 
 ROWS_PER_DIMENSION = 10  # of a spectral measure, below which the sample caps it
 NORMAL_95 = 1.96
-BLOCK = 1024  # rows whose distances are held at once
+BLOCK = 64  # rows whose neighbours are held at once
 
 # ------------------------------------------------------------------- from variances
 
@@ -93,7 +93,7 @@ def two_nn(rows: Float[Tensor, "rows width"]) -> float:
     Raises:
         RangeError: Fewer than 3 different rows.
     """
-    return _two_nn(_two_nn_ratios(_distinct(rows, 3, "two_nn")))
+    return _two_nn(_nearest(_distinct(rows, 3, "two_nn"), 2))
 
 
 def mle(rows: Float[Tensor, "rows width"], neighbours: int = 20) -> float:
@@ -104,31 +104,22 @@ def mle(rows: Float[Tensor, "rows width"], neighbours: int = 20) -> float:
     Raises:
         RangeError: ``neighbours < 2``, or not more different rows than neighbours.
     """
-    return _mle(_mle_terms(_distinct(rows, neighbours + 1, "mle"), neighbours))
+    if neighbours < 2:
+        raise RangeError(f"mle needs at least 2 neighbours, got {neighbours}. Try 20.")
+    return _mle(_nearest(_distinct(rows, neighbours + 1, "mle"), neighbours))
 
 
-def _two_nn_ratios(rows: Tensor) -> Tensor:
-    nearest = _nearest(rows, 2)
-    return (nearest[:, 1] / nearest[:, 0]).log()
-
-
-def _two_nn(ratios: Tensor) -> float:
-    n = len(ratios)
+def _two_nn(nearest: Tensor) -> float:
+    n = len(nearest)
     kept = max(1, int(0.9 * n))
-    x = ratios.sort().values[:kept]
+    x = (nearest[:, 1] / nearest[:, 0]).log().sort().values[:kept]
     y = -torch.log1p(-torch.arange(1, kept + 1, dtype=x.dtype) / n)
     return float((x * y).sum() / x.square().sum().clamp_min(1e-300))
 
 
-def _mle_terms(rows: Tensor, neighbours: int) -> Tensor:
-    if neighbours < 2:
-        raise RangeError(f"mle needs at least 2 neighbours, got {neighbours}. Try 20.")
-    logs = _nearest(rows, neighbours).log()
-    terms: Tensor = (logs[:, -1:] - logs[:, :-1]).sum(1) / (neighbours - 1)
-    return terms
-
-
-def _mle(terms: Tensor) -> float:
+def _mle(nearest: Tensor) -> float:
+    logs = nearest.log()
+    terms = (logs[:, -1:] - logs[:, :-1]).mean(1)
     return float(1 / terms.mean().clamp_min(1e-300))
 
 
@@ -143,13 +134,16 @@ def _distinct(rows: Tensor, least: int, who: str) -> Tensor:
 
 def _nearest(rows: Tensor, count: int) -> Tensor:
     """Distances to the nearest other rows, ``[rows, count]``, ascending."""
+    rows = rows - rows.mean(0)
+    squares = rows.square().sum(1)
     found = []
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]
-        # Not by the product of the rows: that rounds small distances away.
-        distances = torch.cdist(block, rows, compute_mode="donot_use_mm_for_euclid_dist")
-        distances[torch.arange(len(block)), start + torch.arange(len(block))] = math.inf
-        found.append(distances.topk(count, largest=False).values)
+        # The product tells which rows are near; it rounds small distances away.
+        rough = torch.addmm(squares[None], block, rows.t(), alpha=-2)
+        rough[torch.arange(len(block)), start + torch.arange(len(block))] = math.inf
+        near = rows[rough.topk(count, largest=False).indices]
+        found.append((near - block[:, None]).norm(dim=-1).sort().values)
     return torch.cat(found)
 
 
@@ -404,7 +398,8 @@ class EffectiveDimension:
             error = shrink * _spread([float(measure(s)) for s in spectra])
             return _estimate(value, error, rows, is_capped(value, rows))
 
-        distinct = torch.unique(self._kept, dim=0)
+        first = _first_of_equals(self._kept)
+        near = self._neighbours(self._kept[first])
         return Dimension(
             rows=rows,
             width=len(self._changes),
@@ -415,14 +410,18 @@ class EffectiveDimension:
             participation=spectral(participation_ratio),
             entropy=spectral(spectral_entropy),
             stable_rank=spectral(stable_rank),
-            two_nn=self._intrinsic(_two_nn, _two_nn_ratios(distinct))
-            if len(distinct) > 2
-            else None,
-            mle=self._intrinsic(_mle, _mle_terms(distinct, self.neighbours))
-            if len(distinct) > self.neighbours
-            else None,
-            curve=self._curve(),
+            two_nn=None if near is None else self._intrinsic(_two_nn, near),
+            mle=None if near is None or self._too_few(near) else self._intrinsic(_mle, near),
+            curve=self._curve(first),
         )
+
+    def _neighbours(self, distinct: Tensor) -> Tensor | None:
+        """Distances to as many neighbours as (6) takes, or as there are; None without two."""
+        count = min(self.neighbours, len(distinct) - 1)
+        return _nearest(distinct, count) if count >= 2 else None
+
+    def _too_few(self, near: Tensor) -> bool:
+        return near.shape[1] < self.neighbours
 
     def _resampled_spectra(self) -> list[Tensor]:
         """Variances of the kept rows, resampled with replacement, where they differ."""
@@ -435,35 +434,41 @@ class EffectiveDimension:
                 spectra.append(variances)
         return spectra
 
-    def _intrinsic(self, estimate: Callable[[Tensor], float], terms: Tensor) -> Estimate:
-        n = len(terms)
-        value = estimate(terms)
+    def _intrinsic(self, estimate: Callable[[Tensor], float], near: Tensor) -> Estimate:
+        n = len(near)
+        value = estimate(near)
         again = [
-            estimate(terms[torch.randint(n, (n,), generator=self.generator)])
+            estimate(near[torch.randint(n, (n,), generator=self.generator)])
             for _ in range(self.replicates)
         ]
         return _estimate(value, _spread(again), n, is_capped_intrinsic(value, n))
 
-    def _curve(self) -> tuple[AtSize, ...]:
+    def _curve(self, first: Tensor) -> tuple[AtSize, ...]:
         n = len(self._kept)
         sizes = [n >> i for i in range(5) if n >> i >= 2]
-        return tuple(self._at(self._kept[:size]) for size in reversed(sizes))
+        return tuple(self._at(self._kept[:size], first[:size]) for size in reversed(sizes))
 
-    def _at(self, rows: Tensor) -> AtSize:
+    def _at(self, rows: Tensor, first: Tensor) -> AtSize:
         variances = _variances(rows)
-        distinct = torch.unique(rows, dim=0)
-        some, near = len(distinct) > 1, len(distinct) > 2
+        varied = bool(variances[0] > 0)
+        near = self._neighbours(rows[first])
         return AtSize(
             rows=len(rows),
-            pca=pca_count(variances, self.share) if some else None,
-            participation=participation_ratio(variances) if some else None,
-            entropy=spectral_entropy(variances) if some else None,
-            stable_rank=stable_rank(variances) if some else None,
-            two_nn=_two_nn(_two_nn_ratios(distinct)) if near else None,
-            mle=_mle(_mle_terms(distinct, self.neighbours))
-            if len(distinct) > self.neighbours
-            else None,
+            pca=pca_count(variances, self.share) if varied else None,
+            participation=participation_ratio(variances) if varied else None,
+            entropy=spectral_entropy(variances) if varied else None,
+            stable_rank=stable_rank(variances) if varied else None,
+            two_nn=None if near is None else _two_nn(near),
+            mle=None if near is None or self._too_few(near) else _mle(near),
         )
+
+
+def _first_of_equals(rows: Tensor) -> Tensor:
+    """Mask of the rows that equal none before them."""
+    at = torch.arange(len(rows))
+    found, group = torch.unique(rows, dim=0, return_inverse=True)
+    first = torch.full((len(found),), len(rows)).scatter_reduce(0, group, at, "amin")
+    return first[group] == at
 
 
 def _variances(rows: Tensor) -> Tensor:
