@@ -213,8 +213,9 @@ def test_what_is_not_flagged_is_within_a_tenth_of_the_population(decay):
 
 
 def test_a_count_capped_by_the_sample_says_so_and_its_curve_rises():
-    # 100 rows of 400 equal dimensions: 95 components hold the variance of 99.
+    # 100 rows of 400 equal dimensions, of which the population's count is 380.
     found = measure(normal(0, 100, 400))
+    assert found.pca.value == pytest.approx(86, abs=1)
     assert found.pca.capped
     assert str(found.pca) == f"≥ {found.pca.value:.3g} (capped by 100 rows)"
     counts = [point.pca for point in found.curve]

@@ -43,11 +43,13 @@ if TYPE_CHECKING:
         run_online,
     )
     from isospike.sequence import Prediction, SequenceMachine
+    from isospike.theory.dimension import EffectiveDimension
 
 __all__ = [
     "Audit",
     "BernoulliCode",
     "Code",
+    "EffectiveDimension",
     "FiveOperations",
     "IsospikeError",
     "LatencyCode",
@@ -95,6 +97,7 @@ _HOMES = {
         "run_online",
     ),
     "isospike.sequence": ("Prediction", "SequenceMachine"),
+    "isospike.theory.dimension": ("EffectiveDimension",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
