@@ -96,6 +96,17 @@ def test_subtractive_inhibition_does_not_converge_to_softmax(decay):
     assert float((softmax_shunting(z, 1024) - a).abs().sum()) < 0.01
 
 
+def test_without_a_leak_it_is_the_drive_that_computes_softmax_and_inhibition_that_spoils_it():
+    z = scores("normal", 16)
+    errors = [
+        float((softmax_subtractive(z, 1024, decay=1.0, inhibition=w) - z.softmax(0)).abs().sum())
+        for w in (0.0, 0.25, 0.5, 1.0)
+    ]
+    assert errors == sorted(errors)
+    assert errors[0] < 0.02
+    assert errors[1] > 0.1
+
+
 @pytest.mark.parametrize(("z", "reach"), [(0.0, 1.0), (0.5, 1.0), (-1.0, 2.0), (1.0, 3.0)])
 def test_coincidences_compute_exp_with_the_stated_variance(z, reach):
     law = coincidence(z, reach, 30)

@@ -282,7 +282,7 @@ class EffectiveDimension:
         share: Of the variance, for the PCA count; in (0, 1].
         neighbours: k of (6).
         keep: Rows to keep, at least 2.
-        replicates: Bootstrap samples, at least 2. The cost is theirs: one eigendecomposition each.
+        replicates: Bootstrap samples, at least 2. Each takes an eigendecomposition.
         generator: Source of randomness, of what is kept and of the bootstrap.
 
     Raises:
@@ -316,7 +316,7 @@ class EffectiveDimension:
 
     def fit(self, rows: Any) -> "EffectiveDimension":
         """Forget what was seen and take all of ``rows``; see :meth:`partial_fit`."""
-        self._clear()
+        self._moments = None
         return self.partial_fit(rows)
 
     def partial_fit(self, rows: Any) -> "EffectiveDimension":
@@ -374,10 +374,6 @@ class EffectiveDimension:
             self._found = self._measure()
         return self._found
 
-    def _clear(self) -> None:
-        self._moments = None
-        self._found = None
-
     def _measure(self) -> Dimension:
         rows = 0 if self._moments is None else self._moments.rows
         if self._moments is None or rows < 2:
@@ -428,10 +424,9 @@ class EffectiveDimension:
         n = len(self._kept)
         spectra = []
         for _ in range(self.replicates):
-            chosen = torch.randint(n, (n,), generator=self.generator)
-            variances = _variances(self._kept[chosen])
-            if variances[0] > 0:
-                spectra.append(variances)
+            rows = self._kept[torch.randint(n, (n,), generator=self.generator)]
+            if _differ(rows):
+                spectra.append(_variances(rows))
         return spectra
 
     def _intrinsic(self, estimate: Callable[[Tensor], float], near: Tensor) -> Estimate:
@@ -450,7 +445,7 @@ class EffectiveDimension:
 
     def _at(self, rows: Tensor, first: Tensor) -> AtSize:
         variances = _variances(rows)
-        varied = bool(variances[0] > 0)
+        varied = _differ(rows)
         near = self._neighbours(rows[first])
         return AtSize(
             rows=len(rows),
@@ -469,6 +464,11 @@ def _first_of_equals(rows: Tensor) -> Tensor:
     found, group = torch.unique(rows, dim=0, return_inverse=True)
     first = torch.full((len(found),), len(rows)).scatter_reduce(0, group, at, "amin")
     return first[group] == at
+
+
+def _differ(rows: Tensor) -> bool:
+    """Whether they do; the variance of equal rows is 0 only up to rounding."""
+    return bool((rows != rows[:1]).any())
 
 
 def _variances(rows: Tensor) -> Tensor:
