@@ -90,10 +90,10 @@ def test_subtractive_inhibition_does_not_converge_to_softmax(decay):
             for w in (0.0, 0.5, 1.0, 2.0)
         )
 
-    short, long = best(64), best(1024)
+    short, long = best(64), best(512)
     assert long > 0.3
-    assert long > 0.8 * short  # 1 / sqrt(T) would be a quarter
-    assert float((softmax_shunting(z, 1024) - a).abs().sum()) < 0.01
+    assert long > 0.8 * short  # 1 / sqrt(T) would be a third
+    assert float((softmax_shunting(z, 512) - a).abs().sum()) < 0.03
 
 
 def test_without_a_leak_it_is_the_drive_that_computes_softmax_and_inhibition_that_spoils_it():
