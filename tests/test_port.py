@@ -12,9 +12,10 @@ from torch import nn
 
 import isospike
 from isospike.port import law as laws
-from isospike.port.measure import compare, site_reports
+from isospike.port.measure import compare, site_dimensions, site_reports
 from isospike.port.modules import SpikingProduct
 from isospike.port.surgery import sites
+from isospike.theory.dimension import EffectiveDimension
 
 ARCHITECTURES = ("bert", "vit", "gpt2", "llama")
 TEXT = ("bert", "gpt2", "llama")
@@ -893,3 +894,38 @@ def test_bernoulli_spikes_are_drawn_anew_and_their_mean_is_right():
     assert not torch.equal(outputs[0], outputs[2])
     expected = models.run(float_model("bert"), inputs)[where]
     assert models.relative(expected, outputs[0]) < 0.5
+
+
+# ---------------------------------------------------------- effective dimension
+
+
+def test_site_dimensions_are_those_of_the_float_activations():
+    model, inputs = models.make("bert"), models.batch("bert", 24)
+    found = site_dimensions(model, [inputs], lambda: EffectiveDimension(replicates=2, neighbours=4))
+    seen = {}
+    name = "encoder.layer.1.intermediate.dense"
+    model.get_submodule(name).register_forward_hook(lambda _, x, y: seen.update(x=x[0]))
+    models.run(model, inputs)
+    rows = seen["x"][models.valid(inputs)]
+    kind, site = found[name]
+    assert (kind, site.rows, site.width) == ("linear", len(rows), 24)
+    s = torch.linalg.svdvals(rows - rows.mean(0)).square()
+    assert site.participation.value == pytest.approx(
+        float(s.sum() ** 2 / s.square().sum()), rel=1e-4
+    )
+    # One site for query, key and value products: they read the same tensor.
+    assert "encoder.layer.0.attention.self.query" in found
+    assert "encoder.layer.0.attention.self.key" not in found
+    assert found["encoder.layer.0.attention.self:key"][0] == "key"
+
+
+def test_site_dimensions_name_the_site_of_a_mistake():
+    model, inputs = models.make("bert"), models.batch("bert")
+    with torch.no_grad():
+        model.encoder.layer[0].output.LayerNorm.weight[3] = float("nan")
+    with pytest.raises(
+        isospike.RangeError, match=r"at encoder\.layer\.1.*got nan in row 0, column 3"
+    ):
+        site_dimensions(model, [inputs], EffectiveDimension)
+    with pytest.raises(isospike.UnsupportedError, match="a model with matrix products, got a Tanh"):
+        site_dimensions(torch.nn.Tanh(), [{"input": torch.ones(2, 3)}], EffectiveDimension)

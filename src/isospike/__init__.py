@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         run_online,
     )
     from isospike.sequence import Prediction, SequenceMachine
+    from isospike.theory.dimension import EffectiveDimension
 
 __all__ = [
     "IF",
@@ -53,6 +54,7 @@ __all__ = [
     "Audit",
     "BernoulliCode",
     "Code",
+    "EffectiveDimension",
     "FiveOperations",
     "IsospikeError",
     "LatencyCode",
@@ -106,6 +108,7 @@ _HOMES = {
         "run_online",
     ),
     "isospike.sequence": ("Prediction", "SequenceMachine"),
+    "isospike.theory.dimension": ("EffectiveDimension",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

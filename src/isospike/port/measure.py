@@ -1,6 +1,7 @@
 """Measure a calibrated port against the float model, on inputs it has not seen."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +11,22 @@ from torch import Tensor, nn
 
 from isospike.codes import LinearCode
 from isospike.energy import Counts
+from isospike.errors import RangeError, UnsupportedError
 from isospike.kernels.binary import spike_steps
 from isospike.port.audit import count_float_ops
 from isospike.port.calibrate import Batch, batch_size, first_output, rows_of, valid_tokens
-from isospike.port.modules import Run, SpikingProduct
+from isospike.port.modules import Run, SpikingAttention, SpikingProduct
 from isospike.port.result import Raster, SiteReport
 from isospike.port.sites import Site
-from isospike.port.surgery import products, sites
+from isospike.port.surgery import open_up, products, sites
+from isospike.theory.dimension import (
+    Dimension,
+    EffectiveDimension,
+    Moments,
+    is_capped,
+    participation_ratio,
+    pca_count,
+)
 
 TABLE_LEVELS = 2**16  # up to here spikes are counted by looking them up
 RASTER_NEURONS = 40  # ON neurons shown
@@ -53,9 +63,7 @@ class Tally:
     macs: float = 0.0
     squared_error: float = 0.0
     squared: float = 0.0
-    sum: Tensor | None = None
-    gram: Tensor | None = None
-    rows: int = 0
+    moments: Moments | None = None
 
 
 @dataclass
@@ -90,11 +98,9 @@ class Observer:
         tally.squared_error += float(((decoded - x).square() * keep).sum(dtype=torch.float64))
         tally.squared += float((x.square() * keep).sum(dtype=torch.float64))
         if self.dimension and site.kind != "probability":
-            rows = self._rows(site, x).double()
-            gram, total = rows.t() @ rows, rows.sum(0)
-            tally.gram = gram if tally.gram is None else tally.gram + gram
-            tally.sum = total if tally.sum is None else tally.sum + total
-            tally.rows += len(rows)
+            rows = site_rows(self.run, site.kind, x)
+            tally.moments = tally.moments or Moments(rows.shape[1])
+            tally.moments.update(rows)
 
     def _keep(self, x: Tensor, live: Tensor | None) -> Tensor:
         """1 where a value belongs to an unpadded token, of the shape of ``x``."""
@@ -107,12 +113,6 @@ class Observer:
         if x.dim() == 4 and (x.shape[0], x.shape[2]) == tuple(valid.shape):
             return keep * valid[:, None, :, None]
         return keep
-
-    def _rows(self, site: Site, x: Tensor) -> Tensor:
-        """One row per token."""
-        if site.kind in ("query", "key", "value"):
-            x = x.transpose(1, 2).flatten(2)
-        return self.run.rows(x)
 
 
 def compare(
@@ -170,11 +170,11 @@ def site_reports(ported: nn.Module, tallies: dict[str, Tally], tokens: int) -> l
         t = tallies.get(site.name)
         if t is None or t.values == 0:
             continue
-        pca95, participation = effective_dimension(t)
+        pca95, participation = _dimension(t.moments)
         neurons = t.values * site.code.neurons / tokens
         centred = t.squared
-        if t.sum is not None and t.rows:
-            centred -= float(t.sum.square().sum()) / t.rows
+        if t.moments is not None:
+            centred -= t.moments.rows * float(t.moments.mean.square().sum())
         reports.append(
             SiteReport(
                 name=site.name,
@@ -191,7 +191,9 @@ def site_reports(ported: nn.Module, tallies: dict[str, Tally], tokens: int) -> l
                 error=(t.squared_error / max(centred, 1e-300)) ** 0.5,
                 pca95=pca95,
                 participation=participation,
-                capped=pca95 is not None and t.rows < 10 * pca95,
+                capped=t.moments is not None
+                and pca95 is not None
+                and is_capped(float(pca95), t.moments.rows),
             )
         )
     return reports
@@ -220,22 +222,87 @@ def counts(
     )
 
 
-def effective_dimension(tally: Tally) -> tuple[int | None, float | None]:
-    """``(PCA-95, participation ratio)`` of the values at a site.
+def site_dimensions(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    make: Callable[[], EffectiveDimension],
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, tuple[str, Dimension]]:
+    """Kind and effective dimension of every site of a float model: nothing is coded.
 
-    PCA-95 is the smallest number of principal components with 95 % of the variance; the
-    participation ratio is ``(sum l)^2 / sum l^2`` of the eigenvalues l of the covariance.
+    Args:
+        model: The float model.
+        batches: Its inputs; only unpadded tokens count.
+        make: An estimator for each site.
+        progress: Told what is being done, how much of it is done, and of how much.
+
+    Returns:
+        By name of the site, in order of execution.
+
+    Raises:
+        UnsupportedError: The model has no site, or cannot be ported.
+        RangeError: NaN, infinity or constant values at a site, which is named.
     """
-    if tally.gram is None or tally.sum is None or tally.rows < 2:
+    opened = open_up(model, rows_of(batches[0], slice(0, 2)))
+    run: Run = opened.isospike_run  # type: ignore[assignment]
+    found: dict[str, tuple[str, EffectiveDimension]] = {}
+
+    def take(name: str, kind: str, x: Tensor) -> None:
+        estimator = found.setdefault(name, (kind, make()))[1]
+        with _at_site(name):
+            estimator.partial_fit(site_rows(run, kind, x))
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(module, SpikingProduct):
+            if module.site.name == module.name:
+                x = inputs[0] if module.conv is None else inputs[0].movedim(1, -1)
+                take(module.name, module.kind, x)
+        elif isinstance(module, SpikingAttention):
+            for site, x in zip((module.query, module.key, module.value), inputs, strict=True):
+                take(site.name, site.kind, x)
+
+    run.discover = watch
+    for done, batch in enumerate(batches, 1):
+        run.valid = valid_tokens(batch)
+        with torch.no_grad():
+            opened(**batch)
+        progress("run the model", done, len(batches))
+    if not found:
+        raise UnsupportedError(
+            f"dimension needs a model with matrix products, got a {type(model).__name__} without. "
+            "Give a transformer."
+        )
+    measured = {}
+    for done, (name, (kind, estimator)) in enumerate(found.items(), 1):
+        with _at_site(name):
+            measured[name] = kind, estimator.dimension_
+        progress("measure", done, len(found))
+    return measured
+
+
+@contextlib.contextmanager
+def _at_site(name: str) -> Iterator[None]:
+    try:
+        yield
+    except RangeError as error:
+        raise RangeError(f"at {name}: {error}") from None
+
+
+def site_rows(run: Run, kind: str, x: Tensor) -> Tensor:
+    """Values at a site, channels last, with one row per unpadded token."""
+    if kind in ("query", "key", "value"):
+        x = x.transpose(1, 2).flatten(2)
+    return run.rows(x)
+
+
+def _dimension(moments: Moments | None) -> tuple[int | None, float | None]:
+    """PCA-95 and participation ratio; None where nothing varies."""
+    if moments is None or moments.rows < 2:
         return None, None
-    mean = tally.sum / tally.rows
-    covariance = tally.gram / tally.rows - torch.outer(mean, mean)
-    values = torch.linalg.eigvalsh(covariance).clamp_min(0).flip(0)
-    total = float(values.sum())
-    if total <= 0:
+    variances = moments.variances()
+    if variances[0] <= 0:
         return None, None
-    share = values.cumsum(0) / total
-    return int((share < 0.95).sum()) + 1, total**2 / float(values.square().sum())
+    return pca_count(variances), participation_ratio(variances)
 
 
 def record_raster(
