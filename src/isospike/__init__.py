@@ -17,6 +17,7 @@ from isospike.errors import (
 )
 
 if TYPE_CHECKING:
+    from isospike.causal.estimator import ScoreSchurSort
     from isospike.codes import (
         BernoulliCode,
         Code,
@@ -51,6 +52,7 @@ __all__ = [
     "RangeError",
     "RankOrderCode",
     "RateCode",
+    "ScoreSchurSort",
     "SequenceMachine",
     "ShapeError",
     "SignedDigitCode",
@@ -68,6 +70,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "isospike.causal.estimator": ("ScoreSchurSort",),
     "isospike.port": ("Audit", "PortReport", "PortResult", "audit", "load", "port"),
     "isospike.orders": ("Similarity", "nof_m", "random_orders", "significance", "similarity"),
     "isospike.memory.sdm": ("SparseDistributedMemory",),

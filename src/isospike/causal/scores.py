@@ -70,17 +70,20 @@ def graphical_lasso(
 
     Args:
         x: The rows.
-        penalty: On each off-diagonal entry; ``sqrt(log d / n) / 4`` by default.
+        penalty: On each off-diagonal entry; ``sqrt(log d / n)`` by default.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
     """
     n, d = x.shape
     if penalty is None:
-        penalty = math.sqrt(math.log(max(2, d)) / n) / 4
+        penalty = math.sqrt(math.log(max(2, d)) / n)
     scale = x.std(0)
     correlation = np.atleast_2d(np.corrcoef(x, rowvar=False))
-    _, sparse = _covariance_module().graphical_lasso(correlation, penalty, mode="lars")
+    # Strong correlations need the inner problems solved to more digits than by default.
+    _, sparse = _covariance_module().graphical_lasso(
+        correlation, penalty, enet_tol=1e-8, max_iter=300
+    )
     return np.asarray(sparse / np.outer(scale, scale))
 
 
