@@ -12,7 +12,7 @@ import isospike
 ROOT = Path(isospike.__file__).parent
 LAYERS = (  # Top to bottom. energy lies with theory: the port fills its counts.
     {"cli"},
-    {"experiments", "scale"},
+    {"experiments", "scale", "order_report"},
     {"report"},
     {"ranks", "interop"},
     {"models", "port", "sequence", "training"},

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         linear_code,
     )
     from isospike.memory.sdm import SparseDistributedMemory
+    from isospike.order_report import CausalReport, causal_report
     from isospike.orders import Similarity, nof_m, random_orders, significance, similarity
     from isospike.port.audit import Audit, audit
     from isospike.port.files import load
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Audit",
     "BernoulliCode",
+    "CausalReport",
     "Code",
     "IsospikeError",
     "LatencyCode",
@@ -60,6 +62,7 @@ __all__ = [
     "SparseDistributedMemory",
     "UnsupportedError",
     "audit",
+    "causal_report",
     "linear_code",
     "load",
     "nof_m",
@@ -73,6 +76,7 @@ _HOMES = {
     "isospike.causal.estimator": ("ScoreSchurSort",),
     "isospike.port": ("Audit", "PortReport", "PortResult", "audit", "load", "port"),
     "isospike.orders": ("Similarity", "nof_m", "random_orders", "significance", "similarity"),
+    "isospike.order_report": ("CausalReport", "causal_report"),
     "isospike.memory.sdm": ("SparseDistributedMemory",),
     "isospike.sequence": ("Prediction", "SequenceMachine"),
 }
