@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import isospike
-from isospike.causal.edges import _linear_tests, prune, threshold_edges
+from isospike.causal.edges import _fit, _linear_tests, prune, threshold_edges
 from isospike.causal.estimator import sample_sort
 from isospike.causal.guards import NoiseWarning, ScaleWarning, sortability
 from isospike.causal.metrics import compare, descendants, order_divergence
@@ -126,6 +126,17 @@ def test_false_edges_stay_rare_without_any_true_one():
     graph, residuals = prune(x, np.arange(40), 0.001)
     assert not graph.any()
     np.testing.assert_allclose(residuals, x - x.mean(0))
+
+
+def test_what_is_lost_without_a_parent_is_that_of_a_second_regression():
+    draw = np.random.default_rng(0)
+    basis = np.stack([np.linalg.qr(draw.normal(size=(60, 3)))[0] for _ in range(4)])
+    v = draw.normal(size=60)
+    left, lost = _fit(basis, [2, 0, 3], v)
+    for k, others in enumerate(([0, 3], [2, 3], [2, 0])):
+        design = np.concatenate([basis[p] for p in others], axis=1)
+        rest = v - design @ np.linalg.lstsq(design, v, rcond=None)[0]
+        assert lost[k] == pytest.approx(rest @ rest - left @ left, rel=1e-6)
 
 
 def test_linear_tests_are_those_of_the_regression():

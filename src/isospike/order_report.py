@@ -263,7 +263,7 @@ def _picture(report: CausalReport) -> str:
     arrows = []
     for parent, child in report.edges:
         (x0, y0), (x1, y1) = place[parent], place[child]
-        bend = 0.0 if depth[child] - depth[parent] == 1 else 18.0
+        bend = 0.0 if depth[child] - depth[parent] == 1 else 46.0
         arrows.append(
             f'<path d="M{x0 + 52},{y0:.0f} Q{(x0 + x1) / 2:.0f},{(y0 + y1) / 2 - bend:.0f} '
             f'{x1 - 56},{y1:.0f}" fill="none" stroke="{MUTED}" marker-end="url(#tip)"/>'

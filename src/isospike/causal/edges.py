@@ -89,29 +89,28 @@ def prune(
         taken = [int(p) for p in before if always[p, child]]
         taken += [p for _, p in lines if p not in taken][: max(0, most - len(taken))]
         total = residuals[:, child].copy()
-        left = _residual(basis, taken, total)
+        left, lost = _fit(basis, taken, total)
         while len(taken) < min(most, len(before)):
             gain = ((left @ side[:, : rank * count]) ** 2).reshape(rank, count).sum(1)
             gain[~allowed[order[:rank], child] | np.isin(order[:rank], taken)] = -1
             best = int(order[gain.argmax()])
-            new = _residual(basis, [*taken, best], total)
+            new, losses = _fit(basis, [*taken, best], total)
             free = n - 1 - (len(taken) + 1) * count
             f = ((left @ left - new @ new) / count) / (new @ new / free)
             if tail(count, free, f) > least:
                 break
-            taken, left = [*taken, best], new
+            taken, left, lost = [*taken, best], new, losses
         while taken:
             free = n - 1 - len(taken) * count
-            without = [_residual(basis, [p for p in taken if p != q], total) for q in taken]
-            f = np.array([r @ r / (left @ left) - 1 for r in without]) * free / count
+            f = lost / (left @ left) * free / count
             p_value[taken, child] = tail(count, free, f)
             loose = [k for k, p in enumerate(taken) if not always[p, child]]
             weakest = min(loose, key=lambda k: f[k], default=None)
             if weakest is None or p_value[taken[weakest], child] <= least:
                 break
             p_value[taken[weakest], child] = 1
-            left = without[weakest]
             del taken[weakest]
+            left, lost = _fit(basis, taken, total)
         residuals[:, child] = left
     tests = d * (d - 1) // 2
     ranked = np.sort(p_value[p_value < 1])
@@ -120,15 +119,21 @@ def prune(
     return (p_value <= cut) | always, residuals
 
 
-def _residual(
+def _fit(
     basis: Float[np.ndarray, "d n count"], parents: list[int], v: Float[np.ndarray, "n"]
-) -> Float[np.ndarray, "n"]:
-    """What an additive regression on the parents leaves."""
+) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "parents"]]:
+    """What an additive regression leaves, and by how much its square sum grows without each."""
     if not parents:
-        return v
-    q, r = np.linalg.qr(np.concatenate([basis[p] for p in parents], axis=1))
-    q = q[:, np.abs(r.diagonal()) > 1e-9]
-    return np.asarray(v - q @ (q.T @ v))
+        return v, np.empty(0)
+    design = np.concatenate([basis[p] for p in parents], axis=1)
+    # Each block is orthonormal; the ridge keeps blocks that share a column apart.
+    inverse = np.linalg.inv(design.T @ design + 1e-9 * np.eye(design.shape[1]))
+    weight = inverse @ (design.T @ v)
+    m, count = len(parents), basis.shape[2]
+    own = inverse.reshape(m, count, m, count)[np.arange(m), :, np.arange(m)]
+    parts = weight.reshape(m, count, 1)
+    lost = (parts * np.linalg.solve(own, parts)).sum((1, 2))
+    return v - design @ weight, lost
 
 
 def _linear_tests(
