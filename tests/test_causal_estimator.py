@@ -1,5 +1,6 @@
 """ScoreSchurSort: the fit, its corrections, its edges and what it refuses or warns of."""
 
+import sys
 import warnings
 
 import numpy as np
@@ -44,14 +45,14 @@ def test_curved_models_come_back_nearly(mechanism, most):
 def test_the_regression_has_no_expectation_gap_where_the_mean_has_one():
     # The oracle's mean information matrix misorders; splines on the rows do not.
     wrong = {"mean": 0, "per-sample": 0, "winsorised": 0, "regression": 0}
-    for seed in range(4):
-        data = made("sin", 20, 1.0, 1000, seed)
+    for seed in range(3):
+        data = made("sin", 20, 1.0, 500, seed)
         h = data.hessians()
         for name in wrong:
             score = "precision" if name == "regression" else (lambda x, h=h: h)
             fit = isospike.ScoreSchurSort(score, name, "row").fit(data.data)
             wrong[name] += order_divergence(fit.order_, data.truth)
-    assert wrong["mean"] > 4 >= wrong["per-sample"]
+    assert wrong["mean"] >= 3 > wrong["per-sample"]
     assert wrong["regression"] == 0
 
 
@@ -261,6 +262,25 @@ def test_every_score_can_be_eliminated(score):
     data = made("linear", 8, 1.0, 800, 3)
     fit = isospike.ScoreSchurSort(score, "mean").fit(data.data)
     assert order_divergence(fit.order_, data.truth) <= 2
+
+
+@pytest.mark.parametrize(
+    ("module", "call", "package"),
+    [
+        ("scipy.special", lambda fit: isospike.ScoreSchurSort().fit(x), "scipy"),
+        ("networkx", lambda fit: fit.graph_, "networkx"),
+        (
+            "sklearn.covariance",
+            lambda fit: isospike.ScoreSchurSort("glasso", "mean").fit(x),
+            "scikit-learn",
+        ),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(module, call, package, monkeypatch):
+    fit = isospike.ScoreSchurSort(prune="row").fit(x)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(isospike.MissingExtraError, match=rf"{package}.*isospike\[causal\]"):
+        call(fit)
 
 
 def test_few_rows_have_a_way_through():

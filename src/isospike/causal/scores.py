@@ -57,8 +57,8 @@ def precision(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"]:
     n, d = x.shape
     if n <= d:
         raise RangeError(
-            f"precision needs more rows than columns, got {n} rows and {d} columns. Use "
-            "score='shrinkage' or 'glasso'."
+            f"precision needs more rows than columns, got {n} rows and {d} columns. Use the score "
+            "shrinkage or glasso (with the correction mean)."
         )
     return _inverse(np.atleast_2d(np.cov(x, rowvar=False)))
 
@@ -131,7 +131,7 @@ def _inverse(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
     if lower.diagonal().min() < 1e-6:  # R^2 of 1 - 1e-12 with the columns before
         raise RangeError(
             "precision needs linearly independent columns, got some that others give exactly. "
-            "Drop them, or use score='shrinkage'."
+            "Drop them, or use the score shrinkage."
         )
     root = np.linalg.inv(lower)
     inverse: Float[np.ndarray, "d d"] = root.T @ root / np.outer(scale, scale)

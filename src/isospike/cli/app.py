@@ -13,7 +13,8 @@ app = typer.Typer(
     name="isospike",
     help="Sequence models that compute with spikes: port a pretrained transformer, measure it, use "
     "it; or learn sequences in one pass.",
-    epilog="[bold]Start with[/]\n  isospike port minilm\n  isospike learn shakespeare",
+    epilog="[bold]Start with[/]\n  isospike port minilm\n  isospike learn shakespeare\n"
+    "  isospike order sachs",
     rich_markup_mode="rich",
     no_args_is_help=True,
     add_completion=False,
