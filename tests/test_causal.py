@@ -34,6 +34,7 @@ def graph(d, *edges):
 
 
 @pytest.mark.parametrize("kind", ["er", "sf"])
+@settings(max_examples=25)
 @given(st.integers(2, 40), st.integers(0, 2**31))
 def test_random_graphs_are_acyclic_and_the_generators(kind, d, seed):
     one = random_dag(d, 0.5, kind, draw(seed))
@@ -149,7 +150,7 @@ def test_steins_score_of_a_gaussian_is_its_score():
         assert np.corrcoef(found[inner, i], true[inner, i])[0, 1] > 0.95
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.integers(2, 9), st.integers(0, 2**31))
 def test_distances_to_itself_are_zero_and_divergence_is_below_the_others(d, seed):
     a, b = (random_dag(d, 0.5 * min(2, d - 1) / 2, "er", draw(seed + k)) for k in (0, 1))
@@ -166,7 +167,7 @@ def test_distances_to_itself_are_zero_and_divergence_is_below_the_others(d, seed
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.integers(2, 7), st.integers(0, 2**31))
 def test_sid_agrees_with_networkxs_separation(d, seed):
     truth, found = (random_dag(d, (d - 1) / 4, "er", draw(seed + k)) for k in (0, 1))

@@ -90,6 +90,7 @@ def test_lazy_elimination_is_the_naive_one(d):
     np.testing.assert_allclose(np.log(found.pivots).sum(), np.linalg.slogdet(matrix)[1], rtol=1e-9)
 
 
+@settings(max_examples=25)
 @given(st.integers(2, 25), st.integers(0, 2**31), st.sampled_from([0.0, 0.05, 0.5]))
 def test_permuting_the_columns_permutes_the_order(d, seed, gamma):
     matrix = spread(d, seed)
@@ -100,6 +101,7 @@ def test_permuting_the_columns_permutes_the_order(d, seed, gamma):
     np.testing.assert_allclose(moved.margins, plain.margins[shuffle], rtol=1e-6, atol=1e-9)
 
 
+@settings(max_examples=25)
 @given(st.integers(2, 25), st.integers(0, 2**31), st.floats(1e-6, 1e6))
 def test_the_unit_of_all_columns_does_not_matter(d, seed, unit):
     matrix = spread(d, seed)
@@ -144,6 +146,7 @@ def test_leaf_rows_are_the_weights_of_a_linear_model():
     np.testing.assert_allclose(leaf_rows(matrix, order)[first, last], expected, atol=1e-10)
 
 
+@settings(max_examples=25)
 @given(st.integers(2, 20), st.integers(0, 2**31), st.booleans())
 def test_an_order_that_must_be_kept_is_kept(d, seed, top_down):
     matrix = spread(d, seed)

@@ -97,7 +97,7 @@ def looks_rescaled(x: Float[np.ndarray, "n d"]) -> bool:
     sd, low, high = x.std(0), x.min(0), x.max(0)
     width = float((high - low).max())
     boxed = np.ptp(low) < 1e-6 * width and np.ptp(high) < 1e-6 * width
-    return bool(sd.max() < 1.01 * sd.min() or boxed)
+    return bool(sd.max() < 1.001 * sd.min() or boxed)
 
 
 def warn_of_scale(x: Float[np.ndarray, "n d"]) -> None:
