@@ -58,8 +58,7 @@ def schur_sort(
     """Order variables by eliminating the smallest diagonal entry, again and again.
 
     Only the diagonal is kept up to date. The column of a pivot is made when it is chosen, and what
-    is left is updated once in 128 pivots, by one matrix product: the cost is that of a Cholesky
-    factorisation, d^3 / 3 multiplications twice over.
+    is left is updated once in 128 pivots (256 beyond d = 2000), by one matrix product.
 
     Args:
         matrix: The information matrix (1); with ``top_down`` the covariance. Symmetric.
@@ -91,7 +90,7 @@ def schur_sort(
     pivots, margins, blocks = np.empty(d), np.empty(d), []
     queue: list[int] = []  # the rest of the block that is being removed: places in ids
     while len(ids):
-        count = min(PANEL, len(ids))
+        count = min(PANEL if d <= 2000 else 2 * PANEL, len(ids))
         columns = np.empty((count, len(ids)))
         left = np.ones(len(ids), bool)
         for k in range(count):
@@ -119,7 +118,8 @@ def schur_sort(
             columns[k] = column / np.sqrt(pivot + ridge)
             columns[k, ~left] = 0
             diagonal -= columns[k] ** 2
-            waiting = waiting - ahead[:, ids[p]]
+            if before is not None:
+                waiting = waiting - ahead[:, ids[p]]
         keep = np.flatnonzero(left)
         place = {int(old): new for new, old in enumerate(keep)}
         queue = [place[p] for p in queue]
