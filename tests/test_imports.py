@@ -12,7 +12,7 @@ import isospike
 ROOT = Path(isospike.__file__).parent
 LAYERS = (  # Top to bottom. energy lies with theory: the port fills its counts.
     {"cli"},
-    {"experiments", "scale"},
+    {"experiments", "scale", "order_report"},
     {"report"},
     {"ranks", "interop", "protocol"},
     {"models", "port", "sequence", "training"},
@@ -93,7 +93,7 @@ def test_the_rule_sees_every_way_to_import(module, source, wrong):
 
 
 def test_importing_isospike_loads_no_heavy_package():
-    heavy = ["transformers", "plotly", "rich", "typer", "scipy"]
+    heavy = ["transformers", "plotly", "rich", "typer", "scipy", "sklearn"]
     script = f"import isospike, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60

@@ -17,6 +17,7 @@ from isospike.errors import (
 )
 
 if TYPE_CHECKING:
+    from isospike.causal.estimator import ScoreSchurSort
     from isospike.codes import (
         BernoulliCode,
         Code,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from isospike.memory.sdm import SparseDistributedMemory
     from isospike.models.transformer import Transformer
     from isospike.neurons import IF, LIF, PLIF, NeuronParams, NeuronState
+    from isospike.order_report import CausalReport, causal_report
     from isospike.orders import Similarity, nof_m, random_orders, significance, similarity
     from isospike.port.audit import Audit, audit
     from isospike.port.files import load
@@ -53,6 +55,7 @@ __all__ = [
     "PLIF",
     "Audit",
     "BernoulliCode",
+    "CausalReport",
     "Code",
     "EffectiveDimension",
     "FiveOperations",
@@ -71,6 +74,7 @@ __all__ = [
     "RangeError",
     "RankOrderCode",
     "RateCode",
+    "ScoreSchurSort",
     "SequenceMachine",
     "ShapeError",
     "SignedDigitCode",
@@ -80,6 +84,7 @@ __all__ = [
     "TransformerOperations",
     "UnsupportedError",
     "audit",
+    "causal_report",
     "linear_code",
     "load",
     "make_position",
@@ -94,10 +99,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "isospike.causal.estimator": ("ScoreSchurSort",),
     "isospike.port": ("Audit", "PortReport", "PortResult", "audit", "load", "port"),
     "isospike.orders": ("Similarity", "nof_m", "random_orders", "significance", "similarity"),
     "isospike.kernels.products": ("spike_linear", "spike_matmul"),
     "isospike.neurons": ("IF", "LIF", "PLIF", "NeuronParams", "NeuronState"),
+    "isospike.order_report": ("CausalReport", "causal_report"),
     "isospike.memory.sdm": ("SparseDistributedMemory",),
     "isospike.models.transformer": ("Transformer",),
     "isospike.positions": ("Position", "make_position"),

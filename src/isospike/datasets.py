@@ -130,6 +130,29 @@ def chorales(split: str = "train") -> list[list[str]]:
     return [[_chord(c) for c in piece] for piece in splits[split]]
 
 
+def sachs() -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Cells by flow cytometry, which the package ships, as CSV text, and their consensus graph.
+
+    853 cells of the unperturbed condition, 11 columns. The graph is the acyclic consensus of 17
+    edges that the bnlearn repository holds. A file of 18 edges in wide use has the cycle PIP2,
+    PIP3, PLC and so is the graph of no order.
+
+    Reference: Sachs et al. (2005), Causal protein-signaling networks derived from multiparameter
+    single-cell data; see ``data/README.md``. CC0.
+    """
+    packed = (files("isospike") / "data" / "sachs-observational.csv.gz").read_bytes()
+    edges = tuple(
+        (parent, child) for child, parents in _SACHS_PARENTS.items() for parent in parents.split()
+    )
+    return gzip.decompress(packed).decode("ascii"), edges
+
+
+_SACHS_PARENTS = {
+    "akt": "erk pka", "erk": "mek pka", "jnk": "pka pkc", "mek": "pka pkc raf", "p38": "pka pkc",
+    "pip2": "pip3 plc", "pip3": "plc", "pka": "pkc", "raf": "pka pkc",
+}  # fmt: skip
+
+
 def read_melodies(path: str | os.PathLike[str]) -> list[list[str]]:
     """Melodies of a JSON file: a list of MIDI numbers or chords (lists of them), or a list of such.
 

@@ -1,0 +1,1 @@
+"""Causal order of tabular data by Schur complements of score Jacobians."""

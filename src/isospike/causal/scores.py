@@ -1,0 +1,147 @@
+"""Information matrices from data: what :func:`isospike.causal.schur.schur_sort` eliminates.
+
+For smooth densities the mean Jacobian of the score is its covariance, E[-ds/dx] = E[s s^T], so any
+score gives a matrix that is positive semidefinite, without a Jacobian. The score of the Gaussian
+with the data's covariance gives the inverse covariance: the default, and the yardstick, since its
+Schur complements are exactly its marginals'.
+"""
+
+import math
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from isospike.errors import MissingExtraError, RangeError
+
+SCORES = ("precision", "shrinkage", "glasso", "stein")
+
+
+def information(x: Float[np.ndarray, "n d"], score: str = "precision") -> Float[np.ndarray, "d d"]:
+    """An estimate of E[-grad^2 log p], by name.
+
+    =========  ==================================================================================
+    precision  the inverse covariance; needs more rows than columns
+    shrinkage  the same, shrunk towards the identity by the rule of Ledoit and Wolf
+    glasso     sparse, by the graphical lasso on the correlations
+    stein      covariance of Stein's kernel estimate of the score; memory and time of n^2 and n^3
+    =========  ==================================================================================
+
+    Args:
+        x: The rows.
+        score: See the table.
+
+    Raises:
+        RangeError: An unknown score; too few rows for ``precision``.
+        MissingExtraError: ``shrinkage`` or ``glasso`` without scikit-learn.
+    """
+    if score == "precision":
+        return precision(x)
+    if score == "shrinkage":
+        covariance, _ = _covariance_module().ledoit_wolf(x)
+        return _inverse(covariance)
+    if score == "glasso":
+        return graphical_lasso(x)
+    if score == "stein":
+        return score_covariance(stein_score(x))
+    raise RangeError(f"information needs a score of {', '.join(SCORES)}, got {score!r}.")
+
+
+def precision(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"]:
+    """Inverse of the covariance.
+
+    Raises:
+        RangeError: No more rows than columns, or linearly dependent columns.
+    """
+    n, d = x.shape
+    if n <= d:
+        raise RangeError(
+            f"precision needs more rows than columns, got {n} rows and {d} columns. Use the score "
+            "shrinkage or glasso (with the correction mean)."
+        )
+    return _inverse(np.atleast_2d(np.cov(x, rowvar=False)))
+
+
+def graphical_lasso(
+    x: Float[np.ndarray, "n d"], penalty: float | None = None
+) -> Float[np.ndarray, "d d"]:
+    """Sparse inverse covariance, penalised on the scale of correlations.
+
+    Args:
+        x: The rows.
+        penalty: On each off-diagonal entry; ``sqrt(log d / n)`` by default.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    n, d = x.shape
+    if penalty is None:
+        penalty = math.sqrt(math.log(max(2, d)) / n)
+    scale = x.std(0)
+    correlation = np.atleast_2d(np.corrcoef(x, rowvar=False))
+    # Strong correlations need the inner problems solved to more digits than by default.
+    _, sparse = _covariance_module().graphical_lasso(
+        correlation, penalty, enet_tol=1e-8, max_iter=300
+    )
+    return np.asarray(sparse / np.outer(scale, scale))
+
+
+def score_covariance(scores: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"]:
+    """``mean of s s^T``: the information matrix of any score, positive semidefinite.
+
+    Args:
+        scores: ``grad log p`` at each row.
+    """
+    return np.asarray(scores.T @ scores / len(scores))
+
+
+def stein_score(
+    x: Float[np.ndarray, "n d"], width: float | None = None, ridge: float = 0.01
+) -> Float[np.ndarray, "n d"]:
+    """``grad log p`` at the rows by Stein's identity with a Gaussian kernel.
+
+    (1)  G = -(K + ridge I)^-1 sum_m grad_m k(x_m, .)
+
+    Args:
+        x: The rows.
+        width: Of the kernel; the median distance of two rows by default.
+        ridge: Against noise; shrinks the score towards 0.
+
+    Reference: Li, Turner (2018), Gradient estimators for implicit models.
+    """
+    n = len(x)
+    norms = (x**2).sum(1)
+    square = np.maximum(norms[:, None] + norms - 2 * x @ x.T, 0)
+    if width is None:
+        width = math.sqrt(float(np.median(square[np.triu_indices(n, 1)])))
+    kernel = np.exp(-square / (2 * width**2))
+    # grad over m of k(x_m, x_j), summed: (x_j - x_m) k / width^2
+    slope = (kernel.sum(1)[:, None] * x - kernel @ x) / width**2
+    return np.linalg.solve(kernel + ridge * np.eye(n), -slope)
+
+
+def _inverse(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
+    scale = np.sqrt(covariance.diagonal())
+    correlation = covariance / np.outer(scale, scale)
+    try:
+        lower = np.linalg.cholesky(correlation)
+    except np.linalg.LinAlgError:
+        lower = np.zeros_like(correlation)
+    if lower.diagonal().min() < 1e-6:  # R^2 of 1 - 1e-12 with the columns before
+        raise RangeError(
+            "precision needs linearly independent columns, got some that others give exactly. "
+            "Drop them, or use the score shrinkage."
+        )
+    root = np.linalg.inv(lower)
+    inverse: Float[np.ndarray, "d d"] = root.T @ root / np.outer(scale, scale)
+    return inverse
+
+
+def _covariance_module() -> Any:
+    try:
+        return import_module("sklearn.covariance")
+    except ImportError:
+        raise MissingExtraError(
+            "shrinkage and glasso need the package scikit-learn. Install isospike[causal]."
+        ) from None

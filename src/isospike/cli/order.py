@@ -1,0 +1,151 @@
+"""``isospike order``: a causal order of a table's columns."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from isospike.cli.app import app
+from isospike.cli.console import DebugOption, Progress, errors_in_one_line, say
+
+
+class ScoreName(StrEnum):
+    """Where the information matrix comes from."""
+
+    PRECISION = "precision"
+    SHRINKAGE = "shrinkage"
+    GLASSO = "glasso"
+    STEIN = "stein"
+
+
+@app.command(
+    "order",
+    epilog="[bold]Examples[/]\n  isospike order sachs\n"
+    "  isospike order data.csv --truth edges.csv --out out/mine",
+)
+def order_command(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A table of numbers, one row a line, separator and header found out; or "
+            "[b]sachs[/], which comes with isospike.",
+            show_default=False,
+        ),
+    ],
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="True edges, a cause and an effect on each line.",
+            show_default=False,
+        ),
+    ] = None,  # fmt: skip
+    score: Annotated[
+        ScoreName, typer.Option(help="Information matrix; others than precision use no splines.")
+    ] = ScoreName.PRECISION,
+    level: Annotated[
+        float, typer.Option(metavar="SHARE", help="False edges allowed for, of those found.")
+    ] = 0.001,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write.")] = Path("out/order"),
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Order the columns of a table, causes first, and draw the graph along the order.
+
+    Writes report.html, report.json and edges.csv. With the true edges, the inverse covariance,
+    sorting by variance, random orders and the empty graph stand beside what was found.
+    """
+    with errors_in_one_line(debug):
+        _order(file, truth, score, level, out, as_json)
+
+
+def _order(
+    file: str, truth: Path | None, score: str, level: float, out: Path, as_json: bool
+) -> None:
+    import csv
+    import io
+
+    from isospike.causal.estimator import ScoreSchurSort
+    from isospike.causal.table import parse_edges, parse_table
+    from isospike.datasets import read_text, sachs
+    from isospike.order_report import causal_report
+    from isospike.saving import atomic_write
+
+    known = None
+    if file == "sachs":
+        text, edges = sachs()
+        known = "\n".join(f"{a},{b}" for a, b in edges)
+    else:
+        text = read_text(file)
+    table = parse_table(text, file)
+    say("read", f"{file}: {len(table.rows):,} rows, {len(table.names)} columns, {table.form}")
+    if truth is not None:
+        known = read_text(truth)
+    graph = None if known is None else parse_edges(known, table.names, str(truth or file))
+    correction = "regression" if score == ScoreName.PRECISION else "mean"
+    model = ScoreSchurSort(str(score), correction, level=level)
+    with Progress(quiet=as_json) as progress:
+        progress("order", 0, 1)
+        report = causal_report(_Frame(table), graph, model, form=table.form)
+        progress("order", 1, 1)
+    for warning in report.warnings:
+        say("warning", warning)
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows([("cause", "effect"), *report.edges])
+    files = {"report.html": report.html(), "report.json": report.to_json(),
+             "edges.csv": lines.getvalue()}  # fmt: skip
+    for name, content in files.items():
+        atomic_write(out / name, content.encode())
+    if as_json:
+        print(report.to_json())
+        return
+    _show(report)
+    say("saved", str(out / "report.html"))
+
+
+def _show(report: Any) -> None:
+    if not sys.stdout.isatty():
+        print("order  " + " ".join(report.order))
+        for parent, child in report.edges:
+            print(f"edge  {parent} {child}")
+        for m in report.methods:
+            turned = "-" if m.divergence is None else f"{m.divergence:g}"
+            print(f"{m.name}  divergence {turned}  SHD {m.shd:g}  TPR {m.tpr:.2f}  FDR {m.fdr:.2f}")
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(box=box.SIMPLE_HEAD, title="Causes first", title_justify="left")
+    for heading in ("layer", "variable", "margin", "parents"):
+        found.add_column(heading)
+    for number, layer in enumerate(report.layers, 1):
+        for name in layer:
+            parents = ", ".join(p for p, c in report.edges if c == name)
+            found.add_row(str(number), Text(name), f"{report.margins[name]:.3f}", Text(parents))
+    Console().print(found)
+    if not report.methods:
+        return
+    against = Table(box=box.SIMPLE_HEAD, title="Against the truth", title_justify="left")
+    for heading in ("way", "divergence", "SHD", "TPR", "FDR", "edges"):
+        against.add_column(heading, justify="left" if heading == "way" else "right")
+    for m in report.methods:
+        turned = "–" if m.divergence is None else f"{m.divergence:g}"
+        against.add_row(
+            m.name, turned, f"{m.shd:g}", f"{m.tpr:.2f}", f"{m.fdr:.2f}", f"{m.edges:g}"
+        )
+    Console().print(against)
+
+
+class _Frame:
+    """A table with named columns, as a data frame has them."""
+
+    def __init__(self, table: Any) -> None:
+        self.columns, self._rows = table.names, table.rows
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:  # noqa: ARG002
+        return self._rows

@@ -1,0 +1,181 @@
+"""``isospike order``: tables as they come, the page, and one line for what goes wrong."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import isospike
+from isospike.causal.simulate import random_dag, simulate
+from isospike.causal.table import parse_edges, parse_table
+from isospike.cli import app
+from isospike.datasets import sachs
+from isospike.errors import RangeError, ShapeError
+
+
+def run(*args):
+    return CliRunner().invoke(app, ["order", *map(str, args)])
+
+
+def csv_text(rows, header=None, separator=",", decimal="."):
+    lines = [separator.join(header)] if header else []
+    lines += [separator.join(f"{v:.6f}".replace(".", decimal) for v in row) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def data(d=5, rows=300):
+    draw = torch.Generator().manual_seed(0)
+    return simulate(random_dag(d, 1.0, "er", draw), rows, "linear", generator=draw)
+
+
+@pytest.mark.parametrize("header", [None, ["a b", "b", "c, d"]])
+@pytest.mark.parametrize(
+    ("separator", "decimal"), [(",", "."), (";", ","), ("\t", "."), ("|", ".")]
+)
+def test_separator_header_and_decimal_mark_are_found_out(header, separator, decimal):
+    rows = np.random.default_rng(0).normal(size=(20, 3))
+    names = None if header is None else [f'"{h}"' for h in header]
+    table = parse_table(csv_text(rows, names, separator, decimal))
+    np.testing.assert_allclose(table.rows, rows, atol=1e-6)
+    assert list(table.names) == (header or ["x0", "x1", "x2"])
+    assert ("no header" in table.form) == (header is None)
+    assert ("decimal commas" in table.form) == (decimal == ",")
+
+
+def test_columns_may_be_aligned_by_spaces():
+    table = parse_table("a   bb\n 1  2.5\n10  -3e1\n")
+    assert table.rows.tolist() == [[1, 2.5], [10, -30]]
+    assert table.form == "space-separated, a header"
+
+
+def test_missing_cells_are_not_a_number_whatever_they_are_called():
+    assert np.isnan(parse_table("a,b\n1,\nNA,2\nnull,nan\n").rows).sum() == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        ("a\n1\n2\n", "at least two columns"),
+        ("a,b\n1,2\n3,4,5\n", "got 3 cells in line 3 of .* and 2 in the first"),
+        ("a,b\n1,2\n3,red\n", "numbers, got 'red' in line 3, column b"),
+        ("a,a\n1,2\n", "got 'a' twice"),
+        ("a,b\n", "only a header"),
+    ],
+)
+def test_tables_that_are_none_are_refused(text, got):
+    with pytest.raises(RangeError, match=got):
+        parse_table(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        ("a,b\nb,c\nc,a\n", "a graph without cycles, got one in the truth"),
+        ("a,b\nb,d\n", "names of columns, got 'd'"),
+        ("a,b\nb\n", "a cause and an effect on each line, got 1"),
+    ],
+)
+def test_truths_that_are_none_are_refused(text, got):
+    with pytest.raises(RangeError, match=got):
+        parse_edges(text, ["a", "b", "c"])
+
+
+def test_a_truth_may_have_a_header_or_none():
+    for text in ("a,b\nb,c\n", "cause,effect\na,b\nb,c\n", "from;to\na;b\nb;c\n"):
+        assert np.argwhere(parse_edges(text, "abc")).tolist() == [[0, 1], [1, 2]]
+
+
+def test_sachs_is_853_cells_and_an_acyclic_graph_of_17_edges():
+    text, edges = sachs()
+    table = parse_table(text)
+    assert table.rows.shape == (853, 11)
+    assert parse_edges("\n".join(map(",".join, edges)), table.names).sum() == 17
+    cyclic = "pip2,pip3\npip3,plc\nplc,pip2\n"  # in the file of 18 edges
+    with pytest.raises(RangeError, match="without cycles"):
+        parse_edges(cyclic, table.names)
+
+
+def test_the_report_puts_simple_ways_beside_the_fit():
+    made = data(8)
+    report = isospike.causal_report(made.data, made.truth)
+    names = [m.name for m in report.methods]
+    assert names == [
+        "this fit", "inverse covariance", "sorted by variance", "random orders", "empty graph",
+    ]  # fmt: skip
+    ours, empty = report.methods[0], report.methods[-1]
+    assert (ours.divergence, ours.shd, ours.sid) == (0, 0, 0)
+    assert (empty.shd, empty.edges, empty.divergence) == (made.truth.sum(), 0, None)
+    assert isospike.causal_report(made.data).methods == ()
+    again = isospike.causal_report(made.data, made.truth)
+    assert again.to_json() == report.to_json()
+    with pytest.raises(ShapeError, match=r"a truth of 8 variables, got shape \(3, 3\)"):
+        isospike.causal_report(made.data, np.zeros((3, 3), bool))
+
+
+def test_the_page_asks_for_nothing_and_escapes_names():
+    x = data(4).data
+    frame = type("F", (), {"columns": ["<b>", "b&", "c", "d"], "__array__": lambda *_, **__: x})()
+    page = isospike.causal_report(frame).html()
+    assert "<b>" not in page.replace("<b></b>", "")
+    assert "&lt;b&gt;" in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert page.count("marker-end") == len(isospike.causal_report(frame).edges)
+
+
+def test_order_writes_page_json_and_edges_and_says_what_it_read(tmp_path):
+    made = data()
+    file, truth, out = tmp_path / "d.csv", tmp_path / "t.csv", tmp_path / "out"
+    file.write_text(csv_text(made.data, list("abcde"), ";"))
+    truth.write_text("\n".join(f"{'abcde'[i]},{'abcde'[j]}" for i, j in np.argwhere(made.truth)))
+    done = run(file, "--truth", truth, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "300 rows, 5 columns, semicolon-separated, a header" in done.stderr
+    assert "this fit  divergence 0  SHD 0" in done.stdout
+    assert sorted(p.name for p in out.iterdir()) == ["edges.csv", "report.html", "report.json"]
+    report = json.loads((out / "report.json").read_text())
+    assert sorted(report["order"]) == list("abcde")
+    assert len((out / "edges.csv").read_text().splitlines()) == made.truth.sum() + 1
+    assert json.loads(run(file, "--json", "--out", out).stdout)["methods"] == []
+
+
+def test_order_of_standardised_columns_warns(tmp_path):
+    x = data().data
+    (tmp_path / "d.csv").write_text(csv_text((x - x.mean(0)) / x.std(0)))
+    done = run(tmp_path / "d.csv", "--out", tmp_path)
+    assert done.exit_code == 0
+    assert "warning: The columns look standardised." in done.stderr
+    assert "look standardised" in (tmp_path / "report.html").read_text()
+
+
+def test_order_of_sachs_stands_beside_the_empty_graph(tmp_path):
+    done = run("sachs", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "empty graph  divergence -  SHD 17" in done.stdout
+    assert "warning: The noise of" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        ("", "got the empty file"),
+        ("a,b\n1,2\n3,4\n1,\n", "the first missing in row 3, column b"),
+        ("a,b\n1,2\n3,4\n1,inf\n", "the first infinite"),
+        ("a\n1\n2\n3\n", "at least two columns"),
+        ("a,b\nx,y\nz,t\nu,v\n", "numbers, got 'x'"),
+        ("a,b\n1,2\n1,4\n1,6\n", "the constant column a"),
+        ("a,b\n1,2\n2,4\n3,6\n", "got b, which a gives exactly"),
+        ("a,b,c\n1,2,7\n2,4.5,9\n3,1,1\n", "more rows than columns"),
+    ],
+)
+def test_bad_tables_end_in_one_line(text, got, tmp_path):
+    (tmp_path / "d.csv").write_text(text)
+    done = run(tmp_path / "d.csv", "--out", tmp_path / "out")
+    assert done.exit_code == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.search(got, errors[0])
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "out").exists()
