@@ -5,14 +5,13 @@
 Times are in units of the interval between a code's spikes. Means with 95 % intervals.
 """
 
-import argparse
 import statistics
-import sys
 import time
 
 import numpy as np
 import torch
-from sequence import PUBLISHED, show
+from sections import run, show
+from sequence import PUBLISHED
 
 from isospike.memory.layers import SpikingLayer, first_spikes, wheel_times
 from isospike.memory.sdm import SparseDistributedMemory
@@ -161,19 +160,5 @@ def chain(seeds: int) -> None:
              [float(np.mean(w[4:])) if len(w) > 4 else 0.0 for _, w in found])  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--only", default="rdlif,wheel,machine,chain")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    known = {f.__name__: f for f in (rdlif, wheel, machine, chain)}
-    for name in args.only.split(","):
-        if name not in known:
-            sys.exit(f"--only needs some of {', '.join(known)}, got {name}")
-        print(f"\n{known[name].__doc__.splitlines()[0]}\n\n| what | mean | |\n|---|--:|--:|")
-        known[name](args.seeds)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, rdlif, wheel, machine, chain)

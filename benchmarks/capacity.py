@@ -5,12 +5,9 @@
 W = 4096, 11-of-256 addresses and data, a = 20. Figures are means over seeds with 95 % intervals.
 """
 
-import argparse
-import sys
-
 import numpy as np
 import torch
-from sequence import show
+from sections import run, show
 
 from isospike.memory.sdm import SparseDistributedMemory, capacity, expected_recall
 from isospike.orders import random_orders, similarity
@@ -115,19 +112,5 @@ def timed(seeds: int) -> None:
             show(f"{rule}, {pairs} pairs: set", found)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--only", default="order,sets,noise,timed")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    known = {f.__name__: f for f in (order, sets, noise, timed)}
-    for name in args.only.split(","):
-        if name not in known:
-            sys.exit(f"--only needs some of {', '.join(known)}, got {name}")
-        print(f"\n{known[name].__doc__.splitlines()[0]}\n\n| what | mean | |\n|---|--:|--:|")
-        known[name](args.seeds)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, order, sets, noise, timed)

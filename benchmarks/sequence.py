@@ -5,17 +5,15 @@
 Figures are means over seeds with 95 % intervals of the mean (normal). One thread computes.
 """
 
-import argparse
 import re
 import resource
 import statistics
-import sys
 import time
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-import torch
+from sections import run, show
 
 from isospike.datasets import chorales, shakespeare
 from isospike.ngram import BackoffNgram
@@ -25,12 +23,6 @@ PUBLISHED = {"decoder": (20, 11, 2048), "data": (11, 256)}
 # As many cells as the published store: 32768 x 16 against 2048 x 256.
 OURS = {"decoder": (8, 11, 32768)}
 LICENCE = Path("/usr/share/common-licenses/GPL-3")  # English, on every Debian
-
-
-def show(name: str, values: list[float]) -> None:
-    """Mean and 95 % interval."""
-    spread = 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    print(f"| {name} | {statistics.mean(values):.3f} | +- {spread:.3f} |", flush=True)
 
 
 def area(margin: np.ndarray, right: np.ndarray) -> float:
@@ -142,14 +134,14 @@ def long(seeds: int) -> None:
 
 
 def text(seeds: int) -> None:
-    """On-line accuracy of the next symbol, one pass; no randomness but the hash's."""
+    """On-line accuracy of the next symbol, one pass; seeds change the hash only."""
     plain = {"Shakespeare, 100000": shakespeare(), "Shakespeare, 6000": shakespeare()}
     if LICENCE.exists():
         plain = {"GPL-3, 6000": LICENCE.read_text(), **plain}
     for name, source in plain.items():
         letters = re.sub("[^a-z]+", " ", source.lower())[: int(name.split()[-1])]
         found, margins = [], []
-        for seed in range(min(3, seeds)):
+        for seed in range(seeds):
             machine = SequenceMachine(sorted(set(letters)), "voting", seed=seed)
             right, _, margin = machine.match_sequence(letters, learn=True)
             found.append(float(right.mean()))
@@ -261,19 +253,5 @@ def speed(seeds: int) -> None:
         del large
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--only", default="ijcnn,long,text,distractors,adapt,speed")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    known = {f.__name__: f for f in (ijcnn, long, text, distractors, adapt, speed)}
-    for name in args.only.split(","):
-        if name not in known:
-            sys.exit(f"--only needs some of {', '.join(known)}, got {name}")
-        print(f"\n{known[name].__doc__.splitlines()[0]}\n\n| what | mean | |\n|---|--:|--:|")
-        known[name](args.seeds)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, ijcnn, long, text, distractors, adapt, speed)

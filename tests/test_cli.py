@@ -567,7 +567,7 @@ def test_an_error_nobody_foresaw_is_one_line_and_debug_shows_where(
     def stumble(*_):
         raise ZeroDivisionError("division\nby zero")
 
-    monkeypatch.setattr(cli, "_load_model", stumble)
+    monkeypatch.setattr(cli, "load_model", stumble)
     found = said(port(model=bert, text=text, out=tmp_path / "port"))
     assert found.startswith("error: unexpected ZeroDivisionError: division.")
     done = port("--debug", model=bert, text=text, out=tmp_path / "port")

@@ -16,7 +16,7 @@ from isospike.causal.metrics import compare
 from isospike.causal.schur import schur_sort
 from isospike.causal.scores import precision
 from isospike.errors import RangeError, ShapeError
-from isospike.report import _POLICY, _STYLE, INK, MUTED, ON
+from isospike.report import INK, MUTED, ON, page
 
 _RANDOM_ORDERS = 10
 
@@ -202,24 +202,15 @@ def _page(report: CausalReport) -> str:
     ]
     if report.methods:
         sections.append(_methods(report))
-    return "\n".join(
-        [
-            '<!DOCTYPE html>\n<html lang="en-GB">\n<head>\n<meta charset="utf-8">',
-            "<title>Causal order</title>",
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f'<link rel="icon" href="data:,">\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>',
-            f"<header><h1>Causal order of {len(report.names)} variables</h1>"
-            f"<p>From {report.rows:,} rows.{read} An order rests on assumptions that data alone "
-            "cannot prove: no hidden causes, additive noise, and noise of one scale in the "
-            f'units of the columns.</p>{said}<p class="fine">Sortability along the graph found: '
-            f"{share}. "
-            "Near 1, sorting by that quantity alone gives this order; .5 says nothing.</p>"
-            "</header>",
-            *sections,
-            f"<footer>{escape(report.settings)}</footer>\n</main>\n</body>\n</html>\n",
-        ]
+    header = (
+        f"<header><h1>Causal order of {len(report.names)} variables</h1>"
+        f"<p>From {report.rows:,} rows.{read} An order rests on assumptions that data alone cannot "
+        "prove: no hidden causes, additive noise, and noise of one scale in the units of the "
+        f'columns.</p>{said}<p class="fine">Sortability along the graph found: {share}. '
+        "Near 1, sorting by that quantity alone gives this order; .5 says nothing.</p></header>"
     )
+    footer = f"<footer>{escape(report.settings)}</footer>"
+    return page("Causal order", header, sections, footer, [])
 
 
 def _methods(report: CausalReport) -> str:

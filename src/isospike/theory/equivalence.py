@@ -17,6 +17,7 @@ from torch.nn.functional import layer_norm
 
 from isospike.errors import RangeError, ShapeError
 from isospike.positions import BASE
+from isospike.theory.dimension import spectral_entropy
 
 
 def latency(
@@ -223,9 +224,7 @@ def effective_rank(table: Float[Tensor, "length width"]) -> float:
     Reference: Roy, Vetterli (2007), The effective rank.
     """
     centred = table.double() - table.double().mean(0)
-    variances = torch.linalg.svdvals(centred).square()
-    share = variances[variances > 0] / variances.sum()
-    return float((-(share * share.log()).sum()).exp())
+    return spectral_entropy(torch.linalg.svdvals(centred).square())
 
 
 def _ranks(x: Tensor) -> Tensor:
