@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -33,7 +33,7 @@ def _lowest(typing, word):
     """The place of the lowest one of a word."""
 
     def generate(context, builder, signature, arguments):
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+        return builder.cttz(arguments[0], cgutils.false_bit)
 
     return types.int64(types.uint64), generate
 
