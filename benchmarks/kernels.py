@@ -25,6 +25,7 @@ from spikingjelly.activation_based.neuron import LIFNode
 from torch import Tensor
 
 from isospike.attention import spike_attention
+from isospike.kernels.cpu import Frozen
 from isospike.kernels.planes import add_planes, split_planes
 from isospike.kernels.products import spike_linear
 from isospike.models import spikformer as home
@@ -244,18 +245,20 @@ def record_modules(model: torch.nn.Module, kind: type, run: Callable[[], object]
 def record_folded(run: Callable[[], object]) -> list[Tensor]:
     """The same of a folded network, whose images pass a few at a time."""
     seen: list[Tensor] = []
-    original = home.run
+    original = Frozen.__call__
 
-    def recording(x: Tensor, *args: object, **settings: object) -> object:
-        result = original(x, *args, **settings)
-        seen.append(result[0].float())
-        return result
+    def recording(neurons: Frozen, x: Tensor, dtype: torch.dtype) -> Tensor:
+        spikes = original(neurons, x, dtype)
+        seen.append(spikes.float())
+        return spikes
 
-    at_once, home.AT_ONCE, home.run = home.AT_ONCE, 10**9, recording
+    at_once, home.AT_ONCE = home.AT_ONCE, 10**9
+    Frozen.__call__ = recording  # type: ignore[method-assign]
     try:
         run()
     finally:
-        home.AT_ONCE, home.run = at_once, original
+        home.AT_ONCE = at_once
+        Frozen.__call__ = original  # type: ignore[method-assign]
     return seen
 
 

@@ -1,6 +1,7 @@
 """Binary products and the memory they run in."""
 
 import math
+import os
 import threading
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from isospike.codes import CODES, linear_code
 from isospike.kernels import blocks as memory
+from isospike.kernels import team
 from isospike.kernels.binary import (
     LARGEST_WEIGHT,
     add_product,
@@ -20,7 +22,8 @@ from isospike.kernels.binary import (
     spell_words,
     spike_steps,
 )
-from isospike.kernels.blocks import blocks, scratch
+from isospike.kernels.blocks import KEPT, LARGE, blocks, fresh, scratch
+from isospike.kernels.team import share
 
 
 def random_integers(code, shape, seed):
@@ -134,3 +137,65 @@ def test_scratch_asked_for_in_inference_mode_can_be_used_outside():
     kept = scratch("inference", (3,), torch.float32, torch.device("cpu"))
     assert not kept.is_inference()
     assert torch.equal(kept.fill_(2), torch.full((3,), 2.0))
+
+
+CPU = torch.device("cpu")
+
+
+def test_large_memory_is_used_again_only_when_nothing_refers_to_it():
+    a = fresh((LARGE,), torch.uint8, CPU)
+    b = fresh((LARGE,), torch.uint8, CPU)
+    place, part = a.data_ptr(), a[5:9]
+    assert place != b.data_ptr()
+    assert place % 64 == 0
+    del a
+    assert fresh((LARGE,), torch.uint8, CPU).data_ptr() != place, "a part is still held"
+    del part
+    again = fresh((LARGE // 4,), torch.float32, CPU)
+    assert again.data_ptr() == place, "the same bytes, whatever their type"
+    assert fresh((2, LARGE), torch.uint8, CPU).data_ptr() != place
+
+
+def test_idle_memory_is_bounded_and_the_size_longest_idle_goes_first():
+    idle = memory._Idle()
+    for size in (KEPT // 4, KEPT // 2, KEPT // 4, KEPT // 4 + 1):
+        idle.give(memory.np.empty(size, memory.np.uint8))
+    assert idle.bytes == sum(size * len(held) for size, held in idle.held.items()) <= KEPT
+    assert not idle.held.get(KEPT // 2)
+    assert len(idle.held[KEPT // 4]) == 2
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+@pytest.mark.parametrize(("count", "parts"), [(0, 1), (1, 1), (10, 3), (1000, 2), (7, 7)])
+def test_a_team_does_everything_once(monkeypatch, openmp, count, parts):
+    if not openmp:
+        monkeypatch.setattr(team, "_openmp", lambda: None)
+    ranges = []
+    share(lambda tag, start, stop: ranges.append((tag, start, stop)), ("it",), count, parts)
+    done = [i for tag, start, stop in ranges for i in range(start, stop) if tag == "it"]
+    assert sorted(done) == list(range(count))
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+def test_what_a_team_raises_reaches_the_caller(monkeypatch, openmp):
+    if not openmp:
+        monkeypatch.setattr(team, "_openmp", lambda: None)
+
+    def fails(start, stop):
+        if start > 5:
+            raise KeyError(start)
+
+    with pytest.raises(KeyError):
+        share(fails, (), 12, 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_has_a_team_too():
+    share(lambda start, stop: None, (), 8, 2)
+    child = os.fork()
+    if child == 0:
+        ranges = []
+        share(lambda start, stop: ranges.append((start, stop)), (), 8, 2)
+        os._exit(0 if (0, 4) in ranges and (4, 8) in ranges else 1)
+    assert os.waitpid(child, 0)[1] == 0

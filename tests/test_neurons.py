@@ -21,6 +21,7 @@ from isospike.neurons import (
     NeuronParams,
     NeuronState,
     fold_norm,
+    freeze,
     norse_lif_box,
     run,
     snntorch_leaky,
@@ -171,8 +172,25 @@ def test_gradients_equal_those_of_the_reference(engine, hard, detach, surrogate)
         torch.testing.assert_close(ours, true, rtol=1e-6, atol=1e-6 * true.abs().max().item())
 
 
+@pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("surrogate", SURROGATES.values(), ids=SURROGATES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_neurons_that_share_their_numbers(surrogate, hard):
+    numbers = NeuronParams(0.5, 0.75, 0.1, 0.8, 0.6, 0.2 if hard else None, surrogate=surrogate())
+    if hard:
+        numbers = numbers._replace(reset_by=None)
+    found = []
+    for engine in ("reference", "cpu"):
+        x = (3 * torch.randn(6, 2, 700, generator=draw(0))).requires_grad_()
+        spikes, state = run(x, None, numbers, engine=engine)
+        up = torch.randn(spikes.shape, generator=draw(1))
+        found.append(torch.autograd.grad((spikes * up).sum() + state.v.sum(), x)[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "dtype"),
+    [*((s, torch.float32) for s in SURROGATES.values()), (SURROGATES["Sigmoid"], torch.bfloat16)],
+)
 def test_a_gradient_of_a_single_step_is_the_documented_derivative(surrogate, dtype):
     x = torch.linspace(-3, 5, 400).to(dtype).requires_grad_()
     params = NeuronParams(gain=0.5, surrogate=surrogate())
@@ -338,6 +356,19 @@ def test_a_normalisation_folds_into_the_neuron():
     assert (apart != folded).sum() == 0
     with pytest.raises(UnsupportedError, match="^fold_norm needs a batch normalisation with"):
         fold_norm(NeuronParams(), torch.nn.LayerNorm(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.bool])
+@pytest.mark.parametrize("params", [spikingjelly_lif(), NeuronParams(reset_by=0.5)])
+def test_frozen_neurons_give_the_same_spikes(params, dtype):
+    params = params._replace(bias=torch.randn(6, generator=draw(0)))
+    frozen = freeze(params, 6)
+    for x in (torch.randn(3, 5, 4, 6, generator=draw(1)), torch.randn(1, 5, 6).expand(4, 5, 6)):
+        spikes, _ = run(x, None, params, dtype=dtype)
+        assert torch.equal(frozen(x, dtype), spikes)
+        assert spikes.dtype == dtype
+    with pytest.raises(ShapeError, match="needs bias broadcastable to one step"):
+        freeze(params, 7)
 
 
 # Presets: other libraries' neurons, spike for spike.

@@ -54,6 +54,32 @@ def test_attention_counts_exactly_in_either_order(seed, tokens, keys, channels, 
     assert torch.equal(spike_attention(q.to(dtype), k.to(dtype), v.to(dtype)).double(), true)
 
 
+@given(seed=st.integers(0, 2**31), channels=st.integers(1, 140), width=st.integers(1, 70))
+def test_attention_of_bytes_is_exact_however_they_lie(seed, channels, width):
+    g = draw(seed)
+    q = (torch.rand(2, 5, 3, channels, generator=g) < 0.4).transpose(-3, -2)  # heads beside tokens
+    k = (torch.rand(2, 9, 3, channels, generator=g) < 0.4).transpose(-3, -2)
+    v = (torch.rand(3, 2, width, 9, generator=g) < 0.4).permute(1, 0, 3, 2)
+    true = q.double() @ k.double().transpose(-1, -2) @ v.double() / 8
+    y = spike_attention(q, k.byte(), v)
+    assert torch.equal(y.double(), true)
+    assert y.transpose(-3, -2).is_contiguous(), "laid out like q"
+
+
+def test_attention_of_bytes_counts_beyond_sixteen_bits():
+    ones = torch.ones(1, 600, 64, dtype=torch.uint8)
+    assert spike_attention(ones, ones, ones, scale=1.0).unique().tolist() == [600 * 64]
+
+
+def test_attention_of_bytes_refuses_what_is_no_spike():
+    spikes = torch.ones(3, 4, dtype=torch.uint8)
+    for i in range(3):
+        operands = [spikes.clone() for _ in range(3)]
+        operands[i][2, 1] = 2
+        with pytest.raises(RangeError, match="needs spikes, 0 or 1, got larger bytes"):
+            spike_attention(*operands)
+
+
 def test_attention_by_hand():
     # Query 0 meets key 0 in one channel and key 1 in two; the values are those of the keys' rows.
     q = torch.tensor([[1.0, 1.0, 0.0]])

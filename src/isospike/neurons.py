@@ -13,6 +13,7 @@ in and comes out: nothing is remembered between calls, and there is nothing to r
 import math
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from isospike.errors import RangeError, ShapeError, UnsupportedError
-from isospike.kernels.engine import neuron
+from isospike.kernels.engine import neuron, spread
 from isospike.kernels.reference import run_steps
 from isospike.surrogate import ATan, Sigmoid, SuperSpike, Surrogate
 
@@ -164,6 +165,28 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     if norm.bias is not None:
         b = b + norm.bias.detach().double()
     return a.to(mean.dtype), b.to(mean.dtype)
+
+
+def freeze(params: NeuronParams, channels: int) -> Callable[[Tensor, torch.dtype], Tensor]:
+    """Neurons that only run, from rest and on a CPU: checked and laid out once.
+
+    Args:
+        params: Numbers, or tensors of one value for each channel, the last axis. Later changes of
+            them are not seen.
+        channels: How many.
+
+    Returns:
+        A function of ``x [steps, ..., channels]``, float32 or bfloat16, and of a type, that gives
+        the spikes of :func:`run`, in that type.
+
+    Raises:
+        RangeError, ShapeError: As for :func:`run`, of the parameters; the input is not checked.
+    """
+    from isospike.kernels.cpu import Frozen  # imports the compiler
+
+    values = _check_params(params, torch.empty(1, channels), torch.float32)
+    spreads = [spread(value.detach(), torch.Size([channels])) for value in values]
+    return Frozen(spreads, params.reset_to is not None)
 
 
 def _run(

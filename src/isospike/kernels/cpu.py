@@ -2,16 +2,15 @@
 
 The neurons are cut into chunks whose membranes stay in the cache; a chunk runs through all steps
 before the next begins. Threads take equal ranges of neurons and share nothing, so that their number
-changes no bit. They are plain threads, which run the compiled code without the interpreter's lock:
-they follow ``torch.set_num_threads``, survive a fork and may be used from several threads at once.
+changes no bit.
 
 Sums and products are rounded one by one, as torch does it. Only the surrogates' derivatives may be
 contracted.
 """
 
+import functools
 import math
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,20 @@ from numba import njit, types
 from numba.extending import overload
 from torch import Tensor
 
+from isospike.kernels.blocks import fresh
 from isospike.kernels.engine import Rule, Spread
+from isospike.kernels.team import share
 
-CHUNK = 512  # neurons; with five parameters, within the first-level cache
-KEPT = 2**12  # membranes of all steps that the gradient keeps at a time
+CHUNK = 1024  # neurons; their membranes and currents lie in the first-level cache
+KEPT = 2**13  # membranes of all steps that the gradient keeps at a time
+BIAS = 2  # its place among the parameters
+ZERO, HALF, ONE, HALF_PI, ROOT_PI = (
+    np.float32(c) for c in (0, 0.5, 1, math.pi / 2, 1 / math.sqrt(math.pi))
+)
+ROUND = np.float32(3 << 22)  # a number to which this is added loses its fraction
 SMALL = 2**16  # elements that one thread does sooner than a second one starts
+
+Split = tuple[tuple[Any, ...], tuple[int, ...], tuple[Any, ...]]  # what _split gives
 
 
 @njit(cache=True, nogil=True)
@@ -96,23 +104,62 @@ def _(values, out):
     return copy
 
 
+def _row(shared, p, i):
+    """Parameter ``i`` of a chunk's neurons: the number they share, or their row of ``p``."""
+
+
+@overload(_row, inline="always")
+def _(shared, p, i):
+    if len(shared) > 0:
+        return lambda shared, p, i: shared[i]
+    return lambda shared, p, i: p[i]
+
+
+def _at(row, j):
+    """Entry ``j`` of what :func:`_row` gave."""
+
+
+@overload(_at, inline="always")
+def _(row, j):
+    if isinstance(row, types.Float):
+        return lambda row, j: row
+    return lambda row, j: row[j]
+
+
+def _keep(out, j, value):
+    """``out[j] = value``; nothing where ``out`` is None."""
+
+
+@overload(_keep)
+def _(out, j, value):
+    if isinstance(out, types.NoneType):
+        return lambda out, j, value: None
+
+    def keep(out, j, value):
+        out[j] = value
+
+    return keep
+
+
 @njit(cache=True, nogil=True)
-def _step(p, x, v, h, hard, spikes, silent, fired):
-    """One step of a chunk: charge, fire, reset; ``v`` is overwritten, ``h`` filled."""
-    decay, gain, bias, threshold, reset = p[0], p[1], p[2], p[3], p[4]
+def _step(shared, p, x, v, h, hard, spikes, silent, fired):
+    """One step of a chunk: charge, fire, reset. ``v`` is overwritten; ``h`` and ``spikes`` are
+    filled unless they are None."""
+    decay, gain, threshold = _row(shared, p, 0), _row(shared, p, 1), _row(shared, p, 3)
+    reset, bias = _row(shared, p, 4), p[2]
     if hard:
         for j in range(len(x)):
-            u, r = decay[j] * v[j] + gain[j] * x[j] + bias[j], reset[j]
-            fires = u >= threshold[j]
-            spikes[j] = fired if fires else silent
-            h[j] = u
+            u, r = _at(decay, j) * v[j] + _at(gain, j) * x[j] + bias[j], _at(reset, j)
+            fires = u >= _at(threshold, j)
+            _keep(spikes, j, fired if fires else silent)
+            _keep(h, j, u)
             v[j] = r if fires else u
     else:
         for j in range(len(x)):
-            u, r = decay[j] * v[j] + gain[j] * x[j] + bias[j], reset[j]
-            fires = u >= threshold[j]
-            spikes[j] = fired if fires else silent
-            h[j] = u
+            u, r = _at(decay, j) * v[j] + _at(gain, j) * x[j] + bias[j], _at(reset, j)
+            fires = u >= _at(threshold, j)
+            _keep(spikes, j, fired if fires else silent)
+            _keep(h, j, u)
             v[j] = u - r if fires else u
 
 
@@ -126,10 +173,10 @@ def _start(v, first, out):
 
 
 @njit(cache=True, nogil=True)
-def _forward(x, stride, steps, v, values, inner, hard, spikes, signs, last, start, stop):
+def _forward(x, stride, steps, v, values, inner, shared, hard, spikes, signs, last, start, stop):
     neurons = len(spikes) // steps
     p = np.empty((5, CHUNK), np.float32)
-    now, v_now, h = np.empty_like(p[0]), np.empty_like(p[0]), np.empty_like(p[0])
+    now, v_now = np.empty_like(p[0]), np.empty_like(p[0])
     for first in range(start, stop, CHUNK):
         size = min(CHUNK, stop - first)
         for i in range(5):
@@ -140,17 +187,19 @@ def _forward(x, stride, steps, v, values, inner, hard, spikes, signs, last, star
             at = t * stride + first
             current = _widen(x[at : at + size], now[:size])
             out = spikes[t * neurons + first :]
-            _step(p, current, v_now, h, hard, out, signs[0], signs[1])
+            _step(shared, p, current, v_now, None, hard, out, signs[0], signs[1])
         if len(last) > 0:
             last[first : first + size] = v_now[:size]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def _exp(z):
-    """``e^z`` for z <= 0 to 1e-7, and 0 below -87, in a form that becomes vectors."""
-    z = max(z, np.float32(-87))
-    k = np.int32(z * np.float32(1.44269504) - np.float32(0.5))
-    n = np.float32(k)
+    """``e^z`` for z <= 0 to 1e-7, in a form that becomes vectors; 0 below -64, where products with
+    it would soon be subnormal, which are slow."""
+    alive = z > np.float32(-64)
+    z = z if alive else ZERO
+    k = z * np.float32(1.44269504) + ROUND  # its last bits are those of the number n
+    n = k - ROUND
     r = (z - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
     q = np.float32(1.9875691500e-4)
     q = q * r + np.float32(1.3981999507e-3)
@@ -158,64 +207,68 @@ def _exp(z):
     q = q * r + np.float32(4.1665795894e-2)
     q = q * r + np.float32(1.6666665459e-1)
     q = q * r + np.float32(5.0000001201e-1)
-    power = np.int32((k + np.int32(127)) << np.int32(23)).view(np.float32)
-    return (q * r * r + r + np.float32(1)) * power
+    bits = np.int32((np.float32(k).view(np.int32) + np.int32(127)) << np.int32(23))
+    return (q * r * r + r + ONE) * (bits.view(np.float32) if alive else ZERO)
+
+
+def _slope(alpha, z):
+    """The derivative at ``z = h - threshold`` of the surrogate ``len(alpha) - 1``, numbered as in
+    ``isospike.surrogate``. A length is part of a type: a compiled loop contains one of these."""
+
+
+@overload(_slope, inline="always")
+def _(alpha, z):
+    def sigmoid(alpha, z):
+        e = _exp(-abs(alpha[0] * z))
+        return alpha[0] * e / ((ONE + e) * (ONE + e))
+
+    def atan(alpha, z):
+        y = HALF_PI * alpha[0] * z
+        return HALF * alpha[0] / (ONE + y * y)
+
+    def triangle(alpha, z):
+        return alpha[0] * max(ONE - abs(alpha[0] * z), ZERO)
+
+    def erf(alpha, z):
+        y = alpha[0] * z
+        return ROOT_PI * alpha[0] * _exp(-(y * y))
+
+    def superspike(alpha, z):
+        y = ONE + abs(alpha[0] * z)
+        return ONE / (y * y)
+
+    return (sigmoid, atan, triangle, erf, superspike)[len(alpha) - 1]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
-def _derive(h, threshold, kind, alpha, out):
-    """The surrogates' derivatives at ``h - threshold``, numbered as in ``isospike.surrogate``."""
-    a, one, zero = alpha[0], np.float32(1), np.float32(0)
-    if kind == 0:
-        for j in range(len(h)):
-            e = _exp(-abs(a * (h[j] - threshold[j])))
-            out[j] = a * e / ((one + e) * (one + e))
-    elif kind == 1:
-        for j in range(len(h)):
-            z = alpha[1] * (h[j] - threshold[j])
-            out[j] = alpha[2] / (one + z * z)
-    elif kind == 2:
-        for j in range(len(h)):
-            slope = a * (one - abs(a * (h[j] - threshold[j])))
-            out[j] = slope if slope > zero else zero
-    elif kind == 3:
-        for j in range(len(h)):
-            z = a * (h[j] - threshold[j])
-            out[j] = alpha[3] * _exp(-(z * z))
-    else:
-        for j in range(len(h)):
-            z = one + abs(a * (h[j] - threshold[j]))
-            out[j] = one / (z * z)
-
-
-@njit(cache=True, nogil=True)
-def _step_back(p, h, slope, gs, gv, hard, detach, learn, gh, gu, gr, gx):
+def _step_back(shared, p, h, alpha, gs, gv, hard, detach, learn, gh, gu, gr, gx):
     """The gradient of :func:`_step`: from those of the spikes and of the membrane after it to
     those of the input and of the membrane before it, which overwrites ``gv``. To learn, also those
     of h, of h through the spike alone, and of what the spikes reset."""
-    decay, gain, threshold, reset = p[0], p[1], p[3], p[4]
-    zero = np.float32(0)
-    through = zero if detach else np.float32(1)
+    decay, gain = _row(shared, p, 0), _row(shared, p, 1)
+    threshold, reset = _row(shared, p, 3), _row(shared, p, 4)
+    through = ZERO if detach else ONE
     if hard:
-        for j in range(len(slope)):
-            now, g, u = h[j], gv[j], gs[j]
-            held = g if now >= threshold[j] else zero
-            u = (u + through * (g * (reset[j] - now))) * slope[j]
+        for j in range(len(gx)):
+            now, g = h[j], gv[j]
+            z = now - _at(threshold, j)
+            held = g if z >= ZERO else ZERO
+            u = (gs[j] + through * (g * (_at(reset, j) - now))) * _slope(alpha, z)
             g = u + (g - held)
             if learn:
                 gh[j], gu[j], gr[j] = g, u, held
-            gx[j] = gain[j] * g
-            gv[j] = decay[j] * g
+            gx[j] = _at(gain, j) * g
+            gv[j] = _at(decay, j) * g
     else:
-        for j in range(len(slope)):
-            g, u = gv[j], gs[j]
-            held = g if h[j] >= threshold[j] else zero
-            u = (u - through * (g * reset[j])) * slope[j]
+        for j in range(len(gx)):
+            g, z = gv[j], h[j] - _at(threshold, j)
+            held = g if z >= ZERO else ZERO
+            u = (gs[j] - through * (g * _at(reset, j))) * _slope(alpha, z)
             g = u + g
             if learn:
                 gh[j], gu[j], gr[j] = g, u, -held
-            gx[j] = gain[j] * g
-            gv[j] = decay[j] * g
+            gx[j] = _at(gain, j) * g
+            gv[j] = _at(decay, j) * g
 
 
 @njit(cache=True, nogil=True)
@@ -235,22 +288,20 @@ def _add_up(x, before, gh, gu, gr, sums):
 
 @njit(cache=True, nogil=True)
 def _backward(
-    x, stride, steps, v, values, inner, hard, detach, kind, alpha,
+    x, stride, steps, v, values, inner, shared, hard, detach, alpha,
     grad_spikes, grad_last, grad_x, grad_v, grad_params, start, stop,
 ):  # fmt: skip
     neurons = len(grad_x) // steps
-    chunk = max(32, min(CHUNK // 2, KEPT // steps))
+    chunk = max(32, min(CHUNK, KEPT // steps))
     p = np.empty((5, chunk), np.float32)
     kept = np.empty((2, steps, chunk), np.float32)
     h, before = kept[0], kept[1]
-    rows = np.empty((8, chunk), np.float32)
-    now, slope, wide, gv = rows[0], rows[1], rows[2], rows[3]
-    gh, gu, gr, scratch = rows[4], rows[5], rows[6], rows[7]
+    rows = np.empty((7, chunk), np.float32)
+    now, wide, gv, scratch = rows[0], rows[1], rows[2], rows[3]
+    gh, gu, gr = rows[4], rows[5], rows[6]
     none = np.zeros(chunk, np.float32)
     sums = np.empty((5, chunk), np.float32)
-    ignored, sign = np.empty(chunk, np.uint8), np.uint8(0)
     learn = len(grad_params) > 0
-    threshold = p[3]
     for first in range(start, stop, chunk):
         size = min(chunk, stop - first)
         for i in range(5):
@@ -262,7 +313,7 @@ def _backward(
             current = _widen(x[at : at + size], wide[:size])
             if learn:
                 before[t, :size] = now[:size]
-            _step(p, current, now, h[t], hard, ignored, sign, sign)
+            _step(shared, p, current, now, h[t], hard, None, 0, 0)
         if len(grad_last) > 0:
             gv[:size] = grad_last[first : first + size]
         else:
@@ -274,9 +325,8 @@ def _backward(
             gs = none[:size]
             if len(grad_spikes) > 0:
                 gs = _widen(grad_spikes[at : at + size], wide[:size])
-            _derive(h[t, :size], threshold, kind, alpha, slope)
             gx = _place(grad_x[at : at + size], scratch[:size])
-            _step_back(p, h[t], slope[:size], gs, gv, hard, detach, learn, gh, gu, gr, gx)
+            _step_back(shared, p, h[t], alpha, gs, gv, hard, detach, learn, gh, gu, gr, gx)
             _narrow(gx, grad_x[at : at + size])
             if learn:
                 at = t * stride + first
@@ -297,14 +347,48 @@ def forward(
     last: Tensor | None,
 ) -> None:
     """See :class:`isospike.kernels.engine.Engine`."""
+    _run(x, v, _split(params), rule.hard, spikes, last)
+
+
+class Frozen:
+    """Neurons that run from rest, and whose parameters no longer change: laid out once.
+
+    Args:
+        params: See :class:`isospike.kernels.engine.Engine`.
+        hard: Whether they are reset to a value.
+    """
+
+    def __init__(self, params: Sequence[Spread], hard: bool) -> None:
+        self.params = _split(params)
+        self.hard = hard
+
+    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Spikes of ``x [steps, *shape]``, of type ``dtype``."""
+        spikes = fresh(x.shape, dtype, x.device)
+        _run(x, None, self.params, self.hard, spikes, None)
+        return spikes
+
+
+def _run(
+    x: Tensor,
+    v: Tensor | None,
+    params: Split,
+    hard: bool,
+    spikes: Tensor,
+    last: Tensor | None,
+) -> None:
     flat, stride = _by_step(x)
-    out = _numpy(spikes).reshape(-1)
-    signs = _numpy(torch.tensor([0, 1], dtype=spikes.dtype))
     arguments = (
-        flat, stride, len(x), _optional(v, np.float32), *_split(params), rule.hard, out, signs,
-        _optional(last, np.float32),
+        flat, stride, len(x), _optional(v, np.float32), *params, hard, _numpy(spikes).reshape(-1),
+        _signs(spikes.dtype), _optional(last, np.float32),
     )  # fmt: skip
-    _share(_forward, arguments, math.prod(x.shape[1:]), x.numel())
+    share(_forward, arguments, math.prod(x.shape[1:]), _threads(x))
+
+
+@functools.cache
+def _signs(dtype: torch.dtype) -> Any:
+    """No spike and a spike."""
+    return _numpy(torch.tensor([0, 1], dtype=dtype))
 
 
 def backward(
@@ -320,40 +404,28 @@ def backward(
 ) -> None:
     """See :class:`isospike.kernels.engine.Engine`."""
     flat, stride = _by_step(x)
-    alpha = np.array(
-        [rule.alpha, math.pi / 2 * rule.alpha, rule.alpha / 2, rule.alpha / math.sqrt(math.pi)],
-        np.float32,
-    )
+    alpha = (np.float32(rule.alpha),) * (rule.surrogate + 1)
     arguments = (
         flat, stride, len(x), _optional(v, np.float32), *_split(params), rule.hard, rule.detach,
-        rule.surrogate, alpha, _optional(grad_spikes, _numpy(grad_x).dtype),
+        alpha, _optional(grad_spikes, _numpy(grad_x).dtype),
         _optional(grad_last, np.float32), _numpy(grad_x).reshape(-1), _optional(grad_v, np.float32),
         np.empty((0, 0), np.float32) if grad_params is None else _numpy(grad_params.flatten(1)),
     )  # fmt: skip
-    _share(_backward, arguments, math.prod(x.shape[1:]), x.numel())
+    share(_backward, arguments, math.prod(x.shape[1:]), _threads(x))
 
 
-def _share(
-    kernel: Callable[..., None], arguments: tuple[Any, ...], count: int, elements: int
-) -> None:
-    """Run ``kernel(*arguments, start, stop)`` over equal ranges of ``count``, by one thread or
-    more, as the work on all ``elements`` is worth it."""
-    parts = max(1, min(torch.get_num_threads(), count, elements // SMALL))
-    edges = [count * i // parts for i in range(parts + 1)]
-    threads = [
-        threading.Thread(target=kernel, args=(*arguments, *edge))
-        for edge in zip(edges[1:-1], edges[2:], strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    kernel(*arguments, edges[0], edges[1])
-    for thread in threads:
-        thread.join()
+def _threads(x: Tensor) -> int:
+    """As many as torch would use, and as the work is worth."""
+    return max(1, min(torch.get_num_threads(), x.numel() // SMALL, math.prod(x.shape[1:])))
 
 
-def _split(params: Sequence[Spread]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+def _split(params: Sequence[Spread]) -> Split:
+    """Values, how many neurons share one, and the numbers themselves where all neurons share all
+    but the bias: the compiled code is then one with fewer loads."""
     values = tuple(_numpy(p.values.contiguous()) for p in params)
-    return values, tuple(p.inner for p in params)
+    alone = all(len(v) == 1 for i, v in enumerate(values) if i != BIAS)
+    shared = tuple(v[0] for v in values) if alone else ()
+    return values, tuple(p.inner for p in params), shared
 
 
 def _by_step(x: Tensor) -> tuple[Any, int]:

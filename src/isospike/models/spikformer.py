@@ -10,7 +10,7 @@ normalisations folded into weights and neurons, spikes in small types, a few ima
 that they stay in the cache, and the first convolution, whose input repeats, done once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from isospike.attention import spike_attention
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.kernels.binary import can_pack
+from isospike.kernels.blocks import scratch
 from isospike.kernels.planes import Planes, add_planes, split_planes
 from isospike.kernels.products import PRECISIONS
-from isospike.neurons import LIF, NeuronParams, affine, run, spikingjelly_lif
+from isospike.neurons import LIF, affine, freeze, spikingjelly_lif
 
 AT_ONCE = 4  # images that a folded network takes at a time
 NEURONS = spikingjelly_lif(detach_reset=True)
@@ -213,13 +214,13 @@ class Folded(NamedTuple):
     Attributes:
         weight: Three planes of ``[outputs, inputs]``, or that of a linear layer or a convolution
             in bfloat16, or in float32 where there is no eight-bit unit.
-        neurons: Their ``bias`` is that of the normalisation.
+        neurons: Their bias is that of the normalisation.
         size: Of the kernel, 3 or 1.
         pool: Whether a maximum is taken over neighbours before the neurons.
     """
 
     weight: Planes | Tensor
-    neurons: NeuronParams
+    neurons: Callable[[Tensor, torch.dtype], Tensor]
     size: int
     pool: bool
 
@@ -238,7 +239,7 @@ class FoldedSpikformer:
         self.steps = model.steps
         a, b = affine(stages[0].norm)
         self.image_weight = stages[0].conv.weight.detach() * a.view(-1, 1, 1, 1)
-        self.image_neurons = NEURONS._replace(bias=b * NEURONS.gain)
+        self.image_neurons = freeze(NEURONS._replace(bias=b * NEURONS.gain), len(b))
         self.stages = [_fold(stage, precision) for stage in stages[1:]]
         self.position = _fold(model.position, precision)
         self.dtype = self.position.dtype
@@ -247,6 +248,7 @@ class FoldedSpikformer:
             for block in blocks
         ]
         self.heads = blocks[0].heads if blocks else 1
+        self.attention_neurons = freeze(ATTENTION, model.head.in_features)
         self.head = model.head
 
     @torch.no_grad()
@@ -258,15 +260,14 @@ class FoldedSpikformer:
 
     def _run(self, images: Tensor) -> Tensor:
         y = F.conv2d(images, self.image_weight, padding=1).permute(0, 2, 3, 1).contiguous()
-        x, _ = run(y.expand(self.steps, *y.shape), None, self.image_neurons, dtype=self.dtype)
+        x = self.image_neurons(y.expand(self.steps, *y.shape), self.dtype)
         for stage in self.stages:
             x = _spikes(x, stage)
         x = (x + _spikes(x, self.position)).flatten(2, 3)
         for qkv, out, up, down in self.blocks:
-            q, k, v = split_heads(_spikes(x, qkv), self.heads)
+            q, k, v = split_heads(_spikes(x, qkv, torch.uint8), self.heads)
             y = spike_attention(q, k, v).transpose(-3, -2).flatten(-2)
-            s, _ = run(y, None, ATTENTION, dtype=self.dtype)
-            x = x + _spikes(s, out)
+            x = x + _spikes(self.attention_neurons(y, self.dtype), out)
             x = x + _spikes(_spikes(x, up), down)
         scores: Tensor = self.head(x.float().mean(2))
         return scores
@@ -298,7 +299,7 @@ def _fold(layer: Convolution | Projection, precision: str) -> Folded:
     a, b = affine(layer.norm)
     weight = layer.conv.weight if isinstance(layer, Convolution) else layer.linear.weight
     weight = weight.detach() * a.view(-1, *[1] * (weight.dim() - 1))
-    neurons = NEURONS._replace(bias=b * NEURONS.gain)
+    neurons = freeze(NEURONS._replace(bias=b * NEURONS.gain), len(b))
     size, pool = weight.shape[-1] if weight.dim() == 4 else 1, False
     if isinstance(layer, Convolution):
         pool = layer.pool
@@ -309,16 +310,19 @@ def _fold(layer: Convolution | Projection, precision: str) -> Folded:
     return Folded(split_planes(rows) if can_pack(rows) else weight, neurons, size, pool)
 
 
-def _spikes(s: Tensor, layer: Folded) -> Tensor:
-    """Spikes ``[steps, ..., outputs]`` from ``[steps, ..., inputs]``, both in the layer's type."""
+def _spikes(s: Tensor, layer: Folded, dtype: torch.dtype | None = None) -> Tensor:
+    """Spikes ``[steps, ..., outputs]`` from ``[steps, ..., inputs]``, in the layer's type, which is
+    that of the result too unless another is asked for."""
     weight, size = layer.weight, layer.size
     if isinstance(weight, Planes):
         rows = s.flatten(0, -2) if size == 1 else _patches(s.flatten(0, 1), size)
-        y = torch.zeros(len(rows), len(weight.zeros))
+        y = scratch("currents", (len(rows), len(weight.zeros)), torch.float32, s.device).zero_()
         add_planes(rows, weight, y)
         y = y.view(*s.shape[:-1], -1)
     elif size == 1:
-        y = F.linear(s, weight)
+        rows = s.flatten(0, -2)
+        y = scratch("currents", (len(rows), len(weight)), s.dtype, s.device)
+        y = torch.mm(rows, weight.t(), out=y).view(*s.shape[:-1], -1)
     else:
         images = s.flatten(0, 1).permute(0, 3, 1, 2)
         y = F.conv2d(images, weight, padding=size // 2).permute(0, 2, 3, 1)
@@ -326,7 +330,7 @@ def _spikes(s: Tensor, layer: Folded) -> Tensor:
     if layer.pool:
         pooled = F.max_pool2d(y.flatten(0, 1).permute(0, 3, 1, 2), 3, 2, 1)
         y = pooled.permute(0, 2, 3, 1).reshape(*s.shape[:2], *pooled.shape[2:], -1)
-    return run(y, None, layer.neurons, dtype=layer.dtype)[0]
+    return layer.neurons(y, dtype or layer.dtype)
 
 
 def _patches(images: Tensor, size: int) -> Tensor:
@@ -334,4 +338,6 @@ def _patches(images: Tensor, size: int) -> Tensor:
     half = size // 2
     padded = F.pad(images, (0, 0, half, half, half, half))
     windows = padded.unfold(1, size, 1).unfold(2, size, 1)  # [n, h, w, channels, size, size]
-    return windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, size * size * images.shape[-1])
+    windows = windows.permute(0, 1, 2, 4, 5, 3)
+    rows = scratch("patches", windows.shape, windows.dtype, windows.device).copy_(windows)
+    return rows.view(-1, size * size * images.shape[-1])
