@@ -62,7 +62,7 @@ def _attend(q, k, v, out, strides, sizes, scale, zero, faults, start, stop):
     parts = (words + BYTES - 1) // BYTES
     rows = np.empty((parts, NONE + 1, width), zero.dtype)  # k^T v, 64 channels and a row of zeros
     row = np.empty(width, zero.dtype)
-    seen, most = ZERO, np.uint8(0)
+    seen, most = ZERO, np.zeros(width, np.uint8)
     for group in range(start, stop):
         i, head = group // heads, group % heads
         rows[:] = 0
@@ -71,7 +71,7 @@ def _attend(q, k, v, out, strides, sizes, scale, zero, faults, start, stop):
             values = _row(v, strides[2], i, head, token, width)
             for d in range(width):
                 row[d] = values[d]
-                most |= values[d]
+                most[d] |= values[d]
             for p in range(parts):
                 bits, held = _gather(spikes[BYTES * p : BYTES * (p + 1)])
                 seen |= held
@@ -100,7 +100,7 @@ def _attend(q, k, v, out, strides, sizes, scale, zero, faults, start, stop):
                         row[d] += (r0[d] + r1[d]) + (r2[d] + r3[d])
             for d in range(width):
                 result[d] = scale * np.float32(row[d])
-    if seen & ~ONES or most > 1:
+    if seen & ~ONES or most.max() > 1:
         faults[0] = 1
 
 
