@@ -306,8 +306,9 @@ def energy(counts: Counts, table: CostTable) -> EnergyRow:
 
     ``soma`` is ``float_op_pj`` for each of ``counts.float_ops``, the same on all three machines
     unless ``counts.spiking_float_ops`` says what (3) keeps: one multiply-accumulate per element and
-    operation, whatever its kind. ``memory`` is the traffic of :func:`memory_moved_bytes` at the table's price per 64 bits. In (4) the synaptic operations
-    follow the spikes at the measured fan-out, while neuron updates do not depend on them.
+    operation, whatever its kind. ``memory`` is the traffic of :func:`memory_moved_bytes` at the
+    table's price per 64 bits. In (4) the synaptic operations follow the spikes at the measured
+    fan-out, while neuron updates do not depend on them.
 
     Args:
         counts: Operations per token.

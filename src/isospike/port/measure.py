@@ -251,7 +251,7 @@ def counts(
         circuits: Its circuits.
         left: Non-linear float operations found in the port, if functions run on spikes.
     """
-    populations = [*reports, *circuits]
+    populations: list[SiteReport | CircuitReport] = [*reports, *circuits]
     valid = valid_tokens(batch)
     positions = float(batch_size(batch)) if valid is None else float(valid.numel())
     if valid is None and isinstance(batch.get("input_ids"), Tensor):

@@ -93,7 +93,7 @@ class Run:
         generator: Source of randomness of the Bernoulli code.
         discover: Called in the float phase with each module and its inputs.
         observe: Called in a run with each site and its input.
-        nonlinear: ``float`` or ``spiking``: how softmax, activations and normalisation are computed.
+        nonlinear: How softmax, activations and normalisation are computed: ``float``, ``spiking``.
         tally: Called in a run with each circuit of :mod:`isospike.port.nonlinear` and what it did.
     """
 
@@ -376,17 +376,19 @@ class SpikingAttention(nn.Module):
             z = self._stepped_scores(q, k) if stepped else self._scores(q, k)
             e = self._numerator(z, mask if mask is None or len(mask) == 1 else mask[part], scaling)
             weighted, total = self._stepped_sum(e, v) if stepped else self._sum(e, v)
-            spiking = run.nonlinear == "spiking"
-            mean = mean_of(weighted, total, stepped) if spiking else weighted / total
+            if run.nonlinear == "spiking":
+                mean = mean_of(weighted, total, stepped)
+            else:
+                mean = weighted / total
             y[part] = torch.addcmul(offset_v, mean.to(offset_v.dtype), amplitude_v)
         if run.observe is not None:
             self._observe(run.observe, query, key, value, e, mask)
-        if run.tally is not None:
-            scores = cells(self._scores(query, key).mul_(self.unit * scaling), mask)
+        if run.tally is not None and run.nonlinear == "spiking":
+            places = cells(self._scores(query, key).mul_(self.unit * scaling), mask)
             live = self._live(e, mask)
             if run.valid is not None and run.valid.shape == (batch, queries):
                 live &= run.valid[:, None, :, None]
-            run.tally(softmax_use(self.name, scores, e, total, channels, live))
+            run.tally(softmax_use(self.name, places, e, total, channels, live))
         return y
 
     def _gain_and_current(self) -> tuple[Tensor, Tensor]:

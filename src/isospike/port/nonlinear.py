@@ -9,7 +9,7 @@ scale, the weight of a normalisation) are synaptic weights or thresholds of what
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -175,7 +175,7 @@ class SpikingNorm(nn.Module):
         self.name = name
         self.run = run
         self.centre = centre
-        self.eps = float(getattr(module, "eps", None) or getattr(module, "variance_epsilon", 0.0))
+        self.eps = _eps(module)
         self.width = _width(module)
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         ones = torch.ones(self.width)
@@ -191,7 +191,7 @@ class SpikingNorm(nn.Module):
         elif run.phase == "calibrate":
             x_float, x_spiking = x.chunk(2)
             rows = run.rows(x_spiking)
-            spread = (rows.std(-1, correction=0) if self.centre else rows.square().mean(-1).sqrt())
+            spread = rows.std(-1, correction=0) if self.centre else rows.square().mean(-1).sqrt()
             least = max(float(spread.median()), self.eps**0.5) / FINENESS / 2
             self.digits = Digits.fit(least, 2 * float(rows.abs().max()))
             y = torch.cat([self.float_norm(x_float), self._spiking(x_spiking)])
@@ -240,6 +240,9 @@ class SpikingNorm(nn.Module):
         return f"{self.width}, eps={self.eps:g}, centre={self.centre}, {self.digits}"
 
 
+MLP_PARTS = ("gate_proj", "up_proj", "act_fn", "down_proj")
+
+
 class SpikingGatedMLP(nn.Module):
     """``down(act(gate(x)) * up(x))``: the digits of the activated gate let ``up`` in.
 
@@ -247,14 +250,17 @@ class SpikingGatedMLP(nn.Module):
         digits: What the gate is spelled in; calibration sets it.
     """
 
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    act_fn: nn.Module
+    down_proj: nn.Module
+
     def __init__(self, name: str, run: "Run", module: nn.Module) -> None:
         super().__init__()
         self.name = name
         self.run = run
-        self.gate_proj = module.gate_proj
-        self.up_proj = module.up_proj
-        self.act_fn = module.act_fn
-        self.down_proj = module.down_proj
+        for part in MLP_PARTS:
+            setattr(self, part, module.get_submodule(part))
         self.digits = Digits(1.0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -402,8 +408,8 @@ def circuit_of(name: str, module: nn.Module, run: "Run") -> nn.Module | None:
         return _activation(name, module, run)
     if isinstance(module, nn.LayerNorm | nn.RMSNorm) or kind.__name__.endswith("RMSNorm"):
         return _norm(name, module, run)
-    if all(hasattr(module, part) for part in ("gate_proj", "up_proj", "act_fn", "down_proj")):
-        return SpikingGatedMLP(name, run, module)
+    if all(isinstance(getattr(module, part, None), nn.Module) for part in MLP_PARTS):
+        return _gated(name, module, run)
     return None
 
 
@@ -438,6 +444,28 @@ def _norm(name: str, module: nn.Module, run: "Run") -> nn.Module:
         f"port needs nonlinear='float' for {type(module).__name__} in {name}, got 'spiking', which "
         "has circuits for LayerNorm and RMSNorm over one axis with a plain weight."
     )
+
+
+def _gated(name: str, module: nn.Module, run: "Run") -> nn.Module:
+    width = getattr(module.get_submodule("gate_proj"), "in_features", 0)
+    if width:
+        x = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+        found = SpikingGatedMLP(name, replace(run, phase="float", discover=None), module)
+        with torch.no_grad():
+            y = module(x)
+            if isinstance(y, Tensor) and torch.allclose(found(x), y, 1e-3, 1e-4):
+                found.run = run
+                return found
+    raise UnsupportedError(
+        f"port needs nonlinear='float' for {type(module).__name__} in {name}, got 'spiking', which "
+        "has a circuit for down_proj(act_fn(gate_proj(x)) * up_proj(x))."
+    )
+
+
+def _eps(module: nn.Module) -> float:
+    found = getattr(module, "eps", getattr(module, "variance_epsilon", 0.0))
+    # What nn.RMSNorm means by None.
+    return float(torch.finfo(torch.float32).eps if found is None else found)
 
 
 def _width(module: nn.Module) -> int:

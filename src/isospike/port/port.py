@@ -110,9 +110,9 @@ def port(
         execution: ``collapsed`` (one product on the integers that spikes spell) or ``stepped`` (the
             specification). Up to 255 levels the two agree bit for bit in float32.
         precision: ``exact``, or ``fast`` for bfloat16 products (collapsed, up to 256 levels).
-        nonlinear: ``float``: softmax, normalisation, activations and gates stay in float. ``spiking``:
-            they run on spikes, and no float operation is left but to add, to compare and to reset;
-            where a module has no circuit, the port is refused and names it.
+        nonlinear: ``float``: softmax, normalisation, activations and gates stay in float.
+            ``spiking``: they run on spikes, and no float operation is left but to add, to compare
+            and to reset; where a module has no circuit, the port is refused and names it.
         held_back: Batches for the measurements; the last quarter of ``batches`` if not given.
         curve: Codes to sweep for the report's plot of error against steps.
         name: Name of the model in the report.
@@ -366,8 +366,8 @@ def _sweep(
         ported = open_up(model, sample, nonlinear)
         calibrate(ported, calibration, _uniform(code, steps))
         comparison, tallies, uses = compare(model, ported, few, dimension=False)
-        counted = [*tallies.values(), *uses]
-        spikes = sum((t.spikes for t in counted), 0.0) / comparison.tokens
+        spikes = sum((t.spikes for t in tallies.values()), 0.0)
+        spikes = sum((u.spikes for u in uses), spikes) / comparison.tokens
         points.append(CurvePoint(code, steps, comparison.error, spikes))
     if cells:
         tell("compare codes", len(cells), len(cells))

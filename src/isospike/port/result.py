@@ -186,14 +186,19 @@ class PortReport:
     circuits: tuple[CircuitReport, ...] = ()
 
     @property
+    def populations(self) -> "list[SiteReport | CircuitReport]":
+        """All that spikes: sites, then circuits."""
+        return [*self.sites, *self.circuits]
+
+    @property
     def spikes(self) -> float:
         """Spikes per token over all sites and circuits."""
-        return sum((s.spikes for s in (*self.sites, *self.circuits)), 0.0)
+        return sum((s.spikes for s in self.populations), 0.0)
 
     @property
     def synaptic_ops(self) -> float:
         """Synaptic operations per token over all sites and circuits."""
-        return sum((s.synaptic_ops for s in (*self.sites, *self.circuits)), 0.0)
+        return sum((s.synaptic_ops for s in self.populations), 0.0)
 
     def to_json(self) -> str:
         """The report as JSON text; :meth:`from_json` restores it exactly."""

@@ -30,9 +30,7 @@ CHANGES_SCORES = ("softcap", "s_aux", "position_bias", "head_mask")
 Found = tuple[nn.Module, tuple[Tensor, ...], int]
 
 
-def open_up(
-    model: nn.Module, batch: Mapping[str, Any], nonlinear: str = "float"
-) -> nn.Module:
+def open_up(model: nn.Module, batch: Mapping[str, Any], nonlinear: str = "float") -> nn.Module:
     """A copy of ``model`` with its products replaced, in the float phase, its sites discovered.
 
     With ``nonlinear="spiking"``, what is no product is replaced too, by circuits of spikes.

@@ -91,9 +91,7 @@ class Digits:
         return ones_of(n ^ (3 * n))
 
 
-def digits_of(
-    v: Tensor, steps: int, unit: float | int = 1
-) -> Iterator[tuple[int, Tensor, Tensor]]:
+def digits_of(v: Tensor, steps: int, unit: float | int = 1) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(1) for a membrane with weights in multiples of ``unit``."""
     for t in range(steps - 1, -1, -1):
         w = 2**t
@@ -188,6 +186,7 @@ def fall_below(scores: Float[Tensor, "*rows n"], *, stepped: bool = False) -> Te
 
     Args:
         scores: Whole numbers within REACH of 0, or -inf; larger ones count as REACH.
+        stepped: Whether spike by spike.
     """
     if not stepped:
         top = scores.amax(-1, keepdim=True).clamp_(-REACH, REACH - 1)
@@ -231,7 +230,7 @@ def exp2_minus(d: Float[Tensor, "*shape"], *, stepped: bool = False) -> Float[Te
         v = v - torch.where(fired, float(CELLS), 0.0)
         halvings.append(fired)
     y, _ = whole("exp2").run(v)
-    y = torch.where(v < CELLS, y, 0.0)
+    y = torch.where(halvings.pop(), 0.0, y)  # the last octave's spike silences
     for fired in halvings:
         y = torch.where(fired, y * 0.5, y)
     return (y / FINE).to(d.dtype)
