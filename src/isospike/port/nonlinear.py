@@ -218,7 +218,7 @@ class SpikingNorm(nn.Module):
     def _use(self, x: Tensor) -> Use:
         x = x.to(self.weight.dtype)
         done = layer_norm(x, self.weight, self.bias, self.eps, self.digits, centre=self.centre)
-        rows, width, steps = x[..., :1].numel(), self.width, self.digits.steps
+        rows, width, steps = float(x[..., :1].numel()), self.width, self.digits.steps
         digits = Digits.count(done.integers).sum()
         mean, centred = torch.zeros(()), digits
         if self.centre:
