@@ -152,7 +152,7 @@ def test_a_masked_key_weighs_nothing_and_a_masked_row_gives_nothing(stepped, min
     z = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(3, 5)
     mask[1, 2:], mask[2] = minus, minus
-    e = numerator(cells(z.clone(), mask), stepped)
+    e = numerator(cells(z.clone(), 1.0, mask), stepped)
     assert not e[1, 2:].any()
     assert not e[2].any()
     assert e[:2].amax(-1).sub(1).abs().max() < 0.01

@@ -384,7 +384,7 @@ class SpikingAttention(nn.Module):
         if run.observe is not None:
             self._observe(run.observe, query, key, value, e, mask)
         if run.tally is not None and run.nonlinear == "spiking":
-            places = cells(self._scores(query, key).mul_(self.unit * scaling), mask)
+            places = cells(self._scores(query, key), self.unit * scaling, mask)
             live = self._live(e, mask)
             if run.valid is not None and run.valid.shape == (batch, queries):
                 live &= run.valid[:, None, :, None]
@@ -454,9 +454,10 @@ class SpikingAttention(nn.Module):
 
     def _numerator(self, z: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
         """(2): softmax without its division."""
-        z = z.mul_(self.unit * scaling)
         if self.run.nonlinear == "spiking":
-            return numerator(cells(z, mask), self.run.execution == "stepped")
+            places = cells(z, self.unit * scaling, mask)
+            return numerator(places, self.run.execution == "stepped")
+        z = z.mul_(self.unit * scaling)
         if mask is not None:
             z += mask
         return z.sub_(z.amax(-1, keepdim=True)).exp_()

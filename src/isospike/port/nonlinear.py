@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isospike.errors import UnsupportedError
+from isospike.kernels.blocks import blocks
 from isospike.theory.arithmetic import (
     CELLS,
     LOG2E,
@@ -130,16 +131,20 @@ class SpikingActivation(nn.Module):
         return y
 
     def _spiking(self, x: Tensor) -> Tensor:
-        shape = SHAPES[self.shape]
-        ramp = torch.where(x < 0, 0.0, x).to(x.dtype)
+        shape, stepped = SHAPES[self.shape], self.run.execution == "stepped"
         if shape.neuron is None:
-            return ramp
-        v = self._cells(x)
-        g = lookup(shape.neuron, v, stepped=self.run.execution == "stepped")
-        if shape.odd:
-            g = torch.where(x < 0, -g, g)
-            return torch.where(x.isnan(), x, g.to(x.dtype))
-        return (ramp - g * (1 / shape.scale)).to(x.dtype)
+            return x.clamp_min(0)
+        y = torch.empty_like(x)
+        for part in blocks(x, x.numel()):
+            z = x[part]
+            g = lookup(shape.neuron, self._cells(z), stepped=stepped)
+            if shape.odd:
+                y[part] = torch.where(z.isnan(), z, torch.where(z < 0, -g, g))
+            else:
+                # Both in the wider type: bfloat16 rounds once, at the end.
+                torch.sub(z.to(g.dtype).clamp_min(0), g, alpha=1 / shape.scale, out=g)
+                y[part] = g
+        return y
 
     def _cells(self, x: Tensor) -> Tensor:
         """The few-spike neuron's membrane."""
@@ -208,12 +213,14 @@ class SpikingNorm(nn.Module):
         return F.rms_norm(x, (self.width,), self.weight, self.eps)
 
     def _spiking(self, x: Tensor) -> Tensor:
-        wide = x.to(self.weight.dtype)
-        stepped = self.run.execution == "stepped"
-        return layer_norm(
-            wide, self.weight, self.bias, self.eps, self.digits,
-            centre=self.centre, stepped=stepped,
-        ).y.to(x.dtype)  # fmt: skip
+        y, stepped = torch.empty_like(x), self.run.execution == "stepped"
+        for part in blocks(x, x.numel()):
+            wide = x[part].to(self.weight.dtype)
+            y[part] = layer_norm(
+                wide, self.weight, self.bias, self.eps, self.digits,
+                centre=self.centre, stepped=stepped,
+            ).y  # fmt: skip
+        return y
 
     def _use(self, x: Tensor) -> Use:
         x = x.to(self.weight.dtype)
@@ -333,11 +340,12 @@ def _spelled(digits: Digits, x: Tensor) -> Tensor:
     return n.to(x.dtype)
 
 
-def cells(z: Tensor, mask: Tensor | None) -> Tensor:
-    """Scores with their mask in whole cells of an octave."""
+def cells(z: Tensor, scale: Tensor | float, mask: Tensor | None) -> Tensor:
+    """``scale z + mask`` in whole cells of an octave, in place."""
+    z.mul_(scale * (LOG2E * CELLS))
     if mask is not None:
-        z += mask
-    return z.mul_(LOG2E * CELLS).floor_()
+        z += mask * (LOG2E * CELLS)
+    return z.floor_()
 
 
 def numerator(scores: Tensor, stepped: bool) -> Tensor:

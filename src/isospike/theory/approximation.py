@@ -1,12 +1,12 @@
-"""Universal approximation by a spiking transformer, built: a map of n tokens that treats them alike.
+"""Universal approximation by a spiking transformer, built: a map that treats n tokens alike.
 
 One layer of attention and three of threshold neurons, every signal a binary spike:
 
 (1)  token -> its cell      digits of x, ``bits`` steps; one neuron for each cell of the grid fires
 (2)  tokens -> their counts uniform attention adds up the cells' spikes
 (3)  counts -> at least k   one neuron for each cell and k <= n fires if the count is k or more
-(4)  case                   one neuron for each cell and each set of n cells with it fires if its own
-                            cell does and so do all n neurons of (3) that the set asks for
+(4)  case                   one neuron for each cell and each set of n cells with it fires if its
+                            own cell does and so do all n neurons of (3) that the set asks for
 (5)  y = value at the centre of the case, as the weights of its neuron
 
 As counts add up to n, "at least" in all of them is "equal": (4) is exact, and one case fires for
@@ -107,7 +107,8 @@ class EquivariantTable:
         """Centre of each cell, ``[..., channels]``."""
         places = 2 ** (self.bits * torch.arange(self.channels))
         integers = cells[..., None] // places % 2**self.bits
-        return (integers.double() + 0.5) / 2**self.bits
+        centres: Tensor = (integers.double() + 0.5) / 2**self.bits
+        return centres
 
     def __call__(self, x: Float[Tensor, "batch tokens channels"]) -> Approximation:
         """Run on spikes.

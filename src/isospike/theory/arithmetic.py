@@ -77,7 +77,7 @@ class Digits:
 
     def integers(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The number that the digits spell."""
-        n = torch.floor(x * (1 / self.grid) + 0.5)
+        n = x.mul(1 / self.grid).add_(0.5).floor_()
         return n.clamp_(-self.largest, self.largest)
 
     def spikes(self, x: Float[Tensor, "*shape"]) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -162,7 +162,7 @@ def lookup(name: str, v: Tensor, *, stepped: bool = False) -> Tensor:
     if stepped:
         total, _ = whole(name).run(v.double().clamp(0, CELLS))
         return (total / FINE).to(v.dtype)
-    return _at(table(name)[0], v.floor()).to(v.dtype)
+    return _at(table(name)[0], v)
 
 
 @cache
@@ -221,7 +221,7 @@ def exp2_minus(d: Float[Tensor, "*shape"], *, stepped: bool = False) -> Float[Te
     Error: relative, the same in every octave: that of the few-spike neuron on [0, 1).
     """
     if not stepped:
-        return _at(_exp2_table(), d).to(d.dtype)
+        return _at(_exp2_table(), d)
     v = d.double().clamp_min(0)
     halvings = []
     for _ in range(OCTAVES):
@@ -463,7 +463,7 @@ def _norm_stepped(
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:
-    """``values[index]``, ends beyond; in the type of ``index``."""
+    """``values[floor(index)]`` of an index >= 0, ends beyond; in the type of ``index``."""
     found = values.to(index.device, index.dtype)
     last = len(values) - 1
     place = index.clamp(0, last).to(torch.int32).clamp_(0, last)  # again, for NaN
