@@ -375,10 +375,10 @@ def _tipping_rate(
 
 
 def _check_counts(function: str, counts: Counts) -> None:
-    kinds = {**(counts.spiking_float_ops or {}), **counts.float_ops}
+    kinds = [*counts.float_ops.items(), *(counts.spiking_float_ops or {}).items()]
     numbers = [(f.name, getattr(counts, f.name)) for f in fields(counts)]
     plain = [(name, value) for name, value in numbers if not name.endswith("float_ops")]
-    for name, value in [*plain, *kinds.items()]:
+    for name, value in [*plain, *kinds]:
         positive = name in ("bits", "tokens_per_input")
         if not 0 <= value < math.inf or (positive and value == 0):
             raise RangeError(

@@ -173,14 +173,15 @@ _FLOAT_KINDS = {
 }
 
 
-# Not spikes, whatever their arguments; an input-dependent exponent and the like included.
+# No accumulation, threshold or reset, whatever their arguments; by kind.
 _NONLINEAR = {
     "_log_softmax": "softmax",
     **{name: kind for name, kind in _FLOAT_KINDS.items() if kind != "elementwise"},
     "relu": None,  # a threshold
-    "native_group_norm": "normalisation",
-    "sqrt": "normalisation",
-    "reciprocal": "normalisation",
+    **dict.fromkeys(
+        ("native_group_norm", "sqrt", "reciprocal", "var", "var_mean"), "normalisation"
+    ),
+    **dict.fromkeys(("std", "std_mean", "linalg_vector_norm"), "normalisation"),
     "pow": "product",
     **dict.fromkeys(("exp2", "expm1", "log", "log2", "log1p", "sin", "cos", "erf"), "activation"),
     **dict.fromkeys(("elu", "hardswish", "hardsigmoid", "mish", "softplus"), "activation"),
