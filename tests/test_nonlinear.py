@@ -170,6 +170,13 @@ def test_another_word_is_refused():
         isospike.port(models.make("bert"), models.batches("bert", 4, 2), nonlinear="soft")
 
 
+def test_activations_that_are_not_finite_are_named():
+    calibration, held = models.batches("vit", 4, 2)
+    calibration["pixel_values"][1, 0, 0, 0] = torch.nan
+    with pytest.raises(RangeError, match="finite activations, got NaN or infinity at vit.layers.0"):
+        isospike.port(models.make("vit"), [calibration, held], nonlinear="spiking")
+
+
 class Strange(nn.Module):
     """A layer of its own making."""
 

@@ -8,6 +8,7 @@ Between spikes a membrane is added to, compared with a threshold, and reset. Con
 scale, the weight of a normalisation) are synaptic weights or thresholds of what reads the value.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isospike.errors import UnsupportedError
+from isospike.errors import RangeError, UnsupportedError
 from isospike.kernels.blocks import blocks
 from isospike.theory.arithmetic import (
     CELLS,
@@ -198,7 +199,7 @@ class SpikingNorm(nn.Module):
             rows = run.rows(x_spiking)
             spread = rows.std(-1, correction=0) if self.centre else rows.square().mean(-1).sqrt()
             least = max(float(spread.median()), self.eps**0.5) / FINENESS / 2
-            self.digits = Digits.fit(least, 2 * float(rows.abs().max()))
+            self.digits = _fit(self.name, least, 2 * float(rows.abs().max()))
             y = torch.cat([self.float_norm(x_float), self._spiking(x_spiking)])
         else:
             y = self._spiking(x)
@@ -277,7 +278,7 @@ class SpikingGatedMLP(nn.Module):
             return self.down_proj(gate * up)  # type: ignore[no-any-return]
         if run.phase == "calibrate":
             (g_float, g), (u_float, u) = gate.chunk(2), up.chunk(2)
-            self.digits = digits_for(run.rows(g))
+            self.digits = _digits_for(self.name, run.rows(g))
             return self.down_proj(  # type: ignore[no-any-return]
                 torch.cat([g_float * u_float, self._product(g, u)])
             )
@@ -301,10 +302,19 @@ class SpikingGatedMLP(nn.Module):
         return (y.to(_wide(up)) * self.digits.grid).to(up.dtype)
 
 
-def digits_for(rows: Tensor) -> Digits:
+def _digits_for(name: str, rows: Tensor) -> Digits:
     """Digits fine enough for a sample, and wide enough for twice its largest value."""
     spread = float(rows.float().square().mean().sqrt())
-    return Digits.fit(spread / FINENESS / 2, max(2 * float(rows.abs().max()), 1e-6))
+    return _fit(name, spread / FINENESS / 2, 2 * float(rows.abs().max()))
+
+
+def _fit(name: str, smallest: float, largest: float) -> Digits:
+    if not math.isfinite(smallest + largest):
+        raise RangeError(
+            f"port needs finite activations, got NaN or infinity at {name}. Check the model's "
+            "weights and inputs."
+        )
+    return Digits.fit(smallest, largest)
 
 
 def through_relay(module: nn.Module, y: Tensor) -> Tensor:
@@ -319,7 +329,7 @@ def through_relay(module: nn.Module, y: Tensor) -> Tensor:
         return y
     if run.phase == "calibrate":
         y_float, y_spiking = y.chunk(2)
-        relay = digits_for(run.rows(y_spiking))
+        relay = _digits_for(str(module.name), run.rows(y_spiking))
         module.relay = relay  # type: ignore[assignment]
         return torch.cat([y_float, relay.integers(y_spiking) * relay.grid])
     x = y.to(_wide(y))
