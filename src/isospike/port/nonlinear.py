@@ -171,12 +171,21 @@ class SpikingActivation(nn.Module):
 class SpikingNorm(nn.Module):
     """LayerNorm or RMSNorm by :func:`isospike.theory.arithmetic.layer_norm`.
 
+    Args:
+        name: Its path.
+        run: That of the model.
+        module: What it stands for.
+        centre: Whether the mean is subtracted.
+        more: Added to the module's weight: Gemma's has 1 less than it multiplies by.
+
     Attributes:
         digits: What its inputs are spelled in; calibration sets it.
         relay: What its outputs are spelled in, where other neurons than its own need them.
     """
 
-    def __init__(self, name: str, run: "Run", module: nn.Module, centre: bool) -> None:
+    def __init__(
+        self, name: str, run: "Run", module: nn.Module, centre: bool, more: float = 0.0
+    ) -> None:
         super().__init__()
         self.name = name
         self.run = run
@@ -185,7 +194,7 @@ class SpikingNorm(nn.Module):
         self.width = _width(module)
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         ones = torch.ones(self.width)
-        self.weight = nn.Parameter(ones if weight is None else weight.detach(), False)
+        self.weight = nn.Parameter(ones if weight is None else weight.detach() + more, False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), False)
         self.digits = Digits(1.0, 1)
         self.relay: Digits | None = None
@@ -454,8 +463,8 @@ def _norm(name: str, module: nn.Module, run: "Run") -> nn.Module:
         x = torch.randn(64, width, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             y = module(x)
-            for centre in (True, False):
-                found = SpikingNorm(name, run, module, centre)
+            for centre, more in ((True, 0.0), (False, 0.0), (False, 1.0)):
+                found = SpikingNorm(name, run, module, centre, more)
                 if y.shape == x.shape and torch.allclose(found.float_norm(x), y, 1e-3, 1e-4):
                     return found
     raise UnsupportedError(
