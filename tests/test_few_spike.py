@@ -38,7 +38,7 @@ def test_a_shipped_neuron_has_the_error_it_states(name):
     # Counting the value itself in 16 steps has 1.7 % of its range.
     values = function(torch.linspace(low, high, 999, dtype=torch.float64))
     span = float(values.max() - values.min())
-    assert neuron.error < 0.01 * span
+    assert neuron.error < 0.013 * span
     assert neuron(x.float()).dtype == torch.float32
 
 
