@@ -26,12 +26,14 @@ from isospike.theory.arithmetic import (
     RACE_STEPS,
     Digits,
     Shifted,
+    add_spikes,
     exp2_minus,
     exp2_spikes,
     fall_below,
     inverse,
     inverse_spikes,
     layer_norm,
+    let_in,
     lookup,
     multiply,
     race_spikes,
@@ -307,7 +309,7 @@ class SpikingGatedMLP(nn.Module):
             return (self.digits.integers(g) * u * self.digits.grid).to(up.dtype)
         y, u = torch.zeros_like(u, dtype=torch.float64), u.double()
         for w, on, off in self.digits.spikes(g):
-            y = y + torch.where(on, u * w, 0.0) - torch.where(off, u * w, 0.0)
+            y = let_in(let_in(y, u, on, w), u, off, -w)
         return (y.to(_wide(up)) * self.digits.grid).to(up.dtype)
 
 
@@ -355,7 +357,7 @@ def through_relay(module: nn.Module, y: Tensor) -> Tensor:
 def _spelled(digits: Digits, x: Tensor) -> Tensor:
     n = torch.zeros_like(x)
     for w, on, off in digits.spikes(x.double()):
-        n = n + torch.where(on, float(w), 0.0) - torch.where(off, float(w), 0.0)
+        n = add_spikes(n, on, off, w)
     return n.to(x.dtype)
 
 

@@ -97,8 +97,18 @@ def digits_of(v: Tensor, steps: int, unit: float | int = 1) -> Iterator[tuple[in
         w = 2**t
         c = -(-2 * w // 3)
         on, off = v >= c * unit, v < (1 - c) * unit
-        v = v - torch.where(on, w * unit, 0.0) + torch.where(off, w * unit, 0.0)
+        v = add_spikes(v, on, off, w * unit, -1)
         yield w, on, off
+
+
+def add_spikes(v: Tensor, on: Tensor, off: Tensor, weight: float | int, sign: int = 1) -> Tensor:
+    """``v + sign weight (on - off)``: what a spike of an ON/OFF pair adds."""
+    return torch.add(torch.add(v, on, alpha=sign * weight), off, alpha=-sign * weight)
+
+
+def let_in(v: Tensor, trace: Tensor, spikes: Tensor, weight: float | int) -> Tensor:
+    """``v + weight trace`` where there is a spike: a gate."""
+    return torch.addcmul(v, trace, spikes.to(v.dtype), value=weight)
 
 
 def ones_of(n: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
@@ -127,8 +137,11 @@ class WholeNeuron:
             self.thresholds, self.resets, self.weights, strict=True
         ):
             fired = v >= threshold * unit
-            v = v - torch.where(fired, reset * unit, 0.0)
-            total = total + torch.where(fired, float(weight), 0.0)
+            if isinstance(unit, Tensor):
+                v = let_in(v, unit, fired, -reset)
+            else:
+                v = torch.add(v, fired, alpha=-reset * unit)
+            total = torch.add(total, fired, alpha=float(weight))
             count = count + fired
         return total, count
 
@@ -192,7 +205,7 @@ def fall_below(scores: Float[Tensor, "*rows n"], *, stepped: bool = False) -> Te
         return scores - top
     v = scores + REACH
     for weight, spikes in _race(scores):
-        v = v - torch.where(spikes.any(-1, keepdim=True), float(weight), 0.0)
+        v = torch.add(v, spikes.any(-1, keepdim=True), alpha=-float(weight))
     return v
 
 
@@ -201,7 +214,7 @@ def _race(scores: Tensor) -> Iterator[tuple[int, Bool[Tensor, "*rows n"]]]:
     v, weight = scores + REACH, REACH
     while weight:
         spikes = v >= weight
-        v = v - torch.where(spikes.any(-1, keepdim=True), float(weight), 0.0)
+        v = torch.add(v, spikes.any(-1, keepdim=True), alpha=-float(weight))
         yield weight, spikes
         weight //= 2
 
@@ -226,12 +239,12 @@ def exp2_minus(d: Float[Tensor, "*shape"], *, stepped: bool = False) -> Float[Te
     halvings = []
     for _ in range(OCTAVES):
         fired = v >= CELLS
-        v = v - torch.where(fired, float(CELLS), 0.0)
+        v = torch.add(v, fired, alpha=-float(CELLS))
         halvings.append(fired)
     y, _ = whole("exp2").run(v)
     y = torch.where(halvings.pop(), 0.0, y)  # the last octave's spike silences
     for fired in halvings:
-        y = torch.where(fired, y * 0.5, y)
+        y = let_in(y, y, fired, -0.5)
     return (y / FINE).to(d.dtype)
 
 
@@ -327,10 +340,10 @@ def multiply(
     y, x, v = torch.zeros_like(trace, dtype=torch.float64), trace.double(), factor.mantissa
     for t in range(FINE.bit_length(), -1, -1):
         fired = v >= 2**t
-        v = v - torch.where(fired, 2.0**t, 0.0)
-        y = y + torch.where(fired, x * 2.0**t, 0.0)
+        v = torch.add(v, fired, alpha=-(2.0**t))
+        y = let_in(y, x, fired, 2.0**t)
     for i in range(int(factor.shift.max()) if factor.shift.numel() else 0):
-        y = torch.where(factor.shift > i, y * 0.5, y)
+        y = let_in(y, y, factor.shift > i, -0.5)
     return (y / FINE).to(trace.dtype)
 
 
@@ -447,17 +460,17 @@ def _norm_stepped(
     n = torch.zeros_like(wide)
     total = torch.zeros_like(wide[..., :1])
     for w, on, off in digits.spikes(x):
-        n = n + torch.where(on, float(w), 0.0) - torch.where(off, float(w), 0.0)
+        n = add_spikes(n, on, off, w)
         total = total + w * (on.sum(-1, keepdim=True) - off.sum(-1, keepdim=True))
     mean, c, width = torch.zeros_like(total), n, x.shape[-1]
     if centre:
         # Thresholds in multiples of the width: to divide by it takes no division.
         for w, on, off in digits_of(total + width // 2, digits.steps + 1, width):
-            mean = mean + torch.where(on, float(w), 0.0) - torch.where(off, float(w), 0.0)
+            mean = add_spikes(mean, on, off, w)
         c = n - mean
     squares = torch.full_like(total, current)
     for w, on, off in digits_of(c, digits.steps + 2):
-        gated = torch.where(on, c * float(w), 0.0) - torch.where(off, c * float(w), 0.0)
+        gated = let_in(let_in(torch.zeros_like(c), c, on, w), c, off, -w)
         squares = squares + gated.sum(-1, keepdim=True)
     return n.to(x.dtype), mean, c.to(x.dtype), squares
 
