@@ -211,6 +211,21 @@ class Odd(nn.Module):
 OddRMSNorm = type("OddRMSNorm", (Odd,), {})
 
 
+class PlusOneRMSNorm(Odd):
+    """As Gemma's."""
+
+    def forward(self, x):
+        return (1 + self.weight) * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def test_a_norm_is_known_by_what_it_computes():
+    found = circuit_of("n", PlusOneRMSNorm(), Run())
+    assert not found.centre
+    assert found.weight.tolist() == [2, 2, 2, 2]
+    assert circuit_of("n", nn.RMSNorm(4, eps=1e-6), Run()).weight.tolist() == [1, 1, 1, 1]
+    assert circuit_of("n", nn.LayerNorm(4), Run()).centre
+
+
 @pytest.mark.parametrize(
     ("act", "text"),
     [
