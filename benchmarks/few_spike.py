@@ -15,18 +15,20 @@ from isospike.theory.few_spike import SHIPPED, few_spike, fit_few_spike, measure
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--write", type=Path, help="fit anew and write the table here")
+parser.add_argument("--only", nargs="+", default=list(SHIPPED), choices=SHIPPED, help="fit these")
 parser.add_argument("--rounds", type=int, default=20_000)
 arguments = parser.parse_args()
 
 if arguments.write:
-    found = {}
-    for name, (function, low, high) in SHIPPED.items():
+    found = {name: few_spike(name) for name in SHIPPED if name not in arguments.only}
+    for name in arguments.only:
+        function, low, high = SHIPPED[name]
         generator = torch.Generator().manual_seed(0)
         found[name] = fit_few_spike(
             function, low, high, 16, rounds=arguments.rounds, generator=generator
         )
         print(name, found[name].error, flush=True)
-    table = {name: asdict(neuron) for name, neuron in found.items()}
+    table = {name: asdict(found[name]) for name in SHIPPED}
     arguments.write.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 print(

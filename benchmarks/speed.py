@@ -73,16 +73,20 @@ def row(name: str, seconds: Mapping[str, list[float]], base: str, goal: str, lim
 
 
 def time_forward(rounds: int) -> dict[str, list[float]]:
-    """The float32 model, and one port of it run in three ways."""
+    """The float32 model, one port of it run in three ways, one with functions on spikes in two."""
     model = load_minilm()
     batch, *calibration = make_batches(4, ROWS, TOKENS)
     result = isospike.port(model, calibration, steps=STEPS)
+    circuits = isospike.port(model, calibration, steps=STEPS, nonlinear="spiking")
     with tempfile.TemporaryDirectory() as folder:
         path = result.save(Path(folder) / "port")
+        other = circuits.save(Path(folder) / "circuits")
         ports = {
             "collapsed": isospike.load(path),
             "fast": isospike.load(path, precision="fast"),
             "stepped": isospike.load(path, execution="stepped"),
+            "collapsed, functions on spikes": isospike.load(other),
+            "stepped, functions on spikes": isospike.load(other, execution="stepped"),
         }
     with torch.inference_mode():
         return interleave(

@@ -3,6 +3,27 @@
 import torch
 
 from isospike.codes import CODES, BernoulliCode, linear_code
+from isospike.theory.approximation import (
+    EquivariantTable,
+    bits_needed,
+    published_bits,
+    published_steps,
+)
+from isospike.theory.arithmetic import (
+    CELLS,
+    FINE,
+    OCTAVES,
+    Digits,
+    cells_of,
+    exp2_minus,
+    exp2_spikes,
+    fall_below,
+    inverse_spikes,
+    layer_norm,
+    race_spikes,
+    relative_error,
+    softmax,
+)
 from isospike.theory.circuits import (
     coincidence,
     race_error,
@@ -11,7 +32,8 @@ from isospike.theory.circuits import (
     softmax_subtractive,
 )
 from isospike.theory.dimension import EffectiveDimension
-from isospike.theory.laws import incoherent_law, projection_law, published_steps
+from isospike.theory.laws import incoherent_law, projection_law
+from isospike.theory.laws import published_steps as published_rule
 
 WIDTH, ROWS, STEPS = 256, 2000, 4
 
@@ -61,7 +83,7 @@ def projections() -> None:
             f"{parts.mean_square_error(STEPS) ** 0.5:.4f} | "
             f"{float((read - x).square().mean().sqrt()):.4f} | "
             f"{float((noisy - x).square().mean().sqrt()):.4f} | {law.floor**0.5:.4f} | {ours} | "
-            f"{published_steps(float(rank), 0.08):,} |"
+            f"{published_rule(float(rank), 0.08):,} |"
         )
 
 
@@ -106,6 +128,63 @@ def exponentials() -> None:
         print(f"| {reach:g} | {z:g} | {shared:,} | {own:,} |")
 
 
+def arithmetic() -> None:
+    print("\n| n | softmax on spikes: largest sum of errors, 200 rows | law | spikes per score |")
+    print("|--:|--:|--:|--:|")
+    for n in (4, 16, 64, 197):
+        z = 2 * torch.randn(200, n, generator=seeded(n)).double()
+        law = 2 * (relative_error("exp2") + 1 / CELLS) + relative_error("reciprocal")
+        law += 2 * n * 2.0**-OCTAVES
+        scores = cells_of(z)
+        below = fall_below(scores)
+        finding, gates = inverse_spikes((exp2_minus(-below) * FINE * 2.0**OCTAVES).sum(-1))
+        spikes = race_spikes(scores).sum() + exp2_spikes(-below).sum()
+        spikes = spikes + (finding + gates).sum()
+        error = (softmax(z) - z.softmax(-1)).abs().sum(-1).max()
+        print(f"| {n} | {float(error):.4f} | {law:.4f} | {float(spikes) / z.numel():.1f} |")
+    print("\n| width | layer norm on spikes: RMS error | law, RMS |")
+    print("|--:|--:|--:|")
+    for width in (4, 64, 768):
+        x = torch.randn(500, width, generator=seeded(width)).double()
+        one = torch.ones(width, dtype=torch.float64)
+        digits = Digits.fit(1 / 256, 2 * float(x.abs().max()))
+        y = layer_norm(x, one, None, 0.0, digits).y
+        true = torch.nn.functional.layer_norm(x, (width,))
+        law = relative_error("rsqrt") ** 2 + (digits.grid / x.std(1, correction=0)).square() / 2
+        error = (y - true).square().mean().sqrt()
+        print(f"| {width} | {float(error):.5f} | {float(law.mean().sqrt()):.5f} |")
+
+
+def approximations() -> None:
+    def spread(x: torch.Tensor) -> torch.Tensor:
+        return (x[:, :, None] - x[:, None]).abs().amax(2)
+
+    print(
+        "\n| n | d | steps | neurons | largest error | bound | spikes per input | published steps |"
+    )
+    print("|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for n, d, bits in (
+        (2, 2, 1), (2, 2, 2), (2, 2, 3), (2, 2, 4), (2, 3, 2), (2, 4, 2), (3, 2, 2), (3, 4, 1),
+        (4, 2, 2), (4, 3, 1), (8, 2, 1),
+    ):  # fmt: skip
+        network = EquivariantTable(spread, n, d, bits)
+        x = torch.rand(200, n, d, generator=seeded(n)).double()
+        found = network(x)
+        bound = network.bound(2.0)
+        print(
+            f"| {n} | {d} | {bits} | {network.neurons:,} | "
+            f"{float((found.y - spread(x)).abs().max()):.3f} | {bound:.3f} | "
+            f"{float(found.spikes.double().mean()):.1f} | {published_steps(n, d, bound):,.0f} |"
+        )
+    print("\n| n | d | eps | bits that any network needs | bits of the published size |")
+    print("|--:|--:|--:|--:|--:|")
+    for n, d, eps in ((2, 2, 0.01), (2, 2, 1e-4), (4, 2, 0.01), (4, 4, 0.01), (8, 4, 0.01)):
+        print(
+            f"| {n} | {d} | {eps:g} | {bits_needed(n, d, eps):.2g} | "
+            f"{published_bits(n, d, eps):.2g} |"
+        )
+
+
 if __name__ == "__main__":
-    for table in (codes, projections, softmaxes, exponentials):
+    for table in (codes, projections, softmaxes, exponentials, arithmetic, approximations):
         table()

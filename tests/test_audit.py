@@ -338,3 +338,43 @@ def test_a_port_of_linear_layers_alone_fails_at_its_attention():
     found = isospike.audit(models.seeded(Block), spikes())
     assert [p.spiking for p in found.products] == [True, True, False, False]
     assert found.first_real == ": mm(float, float)"
+
+
+class Formula(nn.Module):
+    """A function of x, with a weight and positions at hand."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.randn(CHANNELS))
+
+    def forward(self, x):
+        return self.function(x, self.weight)
+
+
+def angles(x):
+    return torch.cos(torch.arange(CHANNELS) / 7.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "kinds"),
+    [
+        (lambda x, w: 0.5 * x * w + x.mean(-1, keepdim=True), set()),  # gains and sums
+        (lambda x, w: x * angles(x) * w, set()),  # positions do not depend on the input
+        (lambda x, w: torch.where(x > 0.3, x, 0.0).relu(), set()),  # a gate, a threshold
+        (lambda x, w: (x > 0).float() * x, set()),  # a spike opens a gate
+        (lambda x, w: (8 * x).round() / 8 * x, set()),  # spikes, counted
+        (lambda x, w: x * x.roll(1, 0), {"product"}),
+        (lambda x, w: x**2, {"product"}),
+        (lambda x, w: x / x.sum(-1, keepdim=True), {"product"}),
+        (lambda x, w: x.exp() + w.exp(), {"softmax"}),
+        (lambda x, w: F.silu(x), {"activation"}),
+        (lambda x, w: x.var(-1), {"normalisation"}),
+        (lambda x, w: torch.zeros_like(x).add_(x).tanh(), {"activation"}),  # written in place
+    ],
+)
+def test_what_is_more_than_to_add_to_compare_and_to_reset_is_counted(function, kinds):
+    x = torch.rand(ROWS, CHANNELS, generator=torch.Generator().manual_seed(0))
+    found = isospike.audit(Formula(function), {"x": x}).nonlinear_ops
+    assert set(found) == kinds
+    assert all(n <= ROWS * CHANNELS for n in found.values())

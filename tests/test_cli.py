@@ -222,6 +222,14 @@ def test_port_with_json_prints_one_object_and_nothing_else(bert, text, tmp_path)
     assert Path(found["report_json"]).is_file()
 
 
+def test_port_puts_functions_on_spikes_too(bert, text, tmp_path):
+    out = tmp_path / "port"
+    done = port("--nonlinear", "spiking", "--sentences", 8, model=bert, text=text, out=out)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["nonlinear"] == "spiking"
+    assert json.loads((out / "report.json").read_text())["counts"]["spiking_float_ops"] == {}
+
+
 def test_port_calibrates_on_four_fifths_and_holds_every_fifth_passage_back():
     calibration, held_back = cli._read_sentences(None, cli.MAX_SENTENCES)
     assert (len(calibration), len(held_back)) == (256, 64)

@@ -226,3 +226,12 @@ def test_impossible_counts_are_refused(function, change, text):
 def test_an_impossible_cost_is_refused(cost):
     with pytest.raises(isospike.errors.RangeError, match=rf"got neuron_update_pj={cost}"):
         CostTable("mine", "me (2026)", "", synaptic_op_pj=1.0, neuron_update_pj=cost)
+
+
+def test_functions_on_spikes_spare_the_spiking_network_their_float_operations():
+    spared = energy(replace(COUNTS, spiking_float_ops={"softmax": 1.0}), INT8_45NM)
+    before = energy(COUNTS, INT8_45NM)
+    assert before.spiking_pj - spared.spiking_pj == pytest.approx(9 * 4.6)  # 10 were kept
+    assert (spared.float_pj, spared.quantised_pj) == (before.float_pj, before.quantised_pj)
+    with pytest.raises(isospike.errors.RangeError, match=r"got softmax=-2\.0"):
+        energy(replace(COUNTS, spiking_float_ops={"softmax": -2.0}), INT8_45NM)

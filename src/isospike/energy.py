@@ -47,12 +47,14 @@ class Counts:
         neurons: Neurons.
         bits: Bits of the quantised network with the same number of levels.
         float_ops: Float operations that stay at the soma, by kind (``softmax``, ``normalisation``,
-            ``activation``, ``elementwise``); the same for all three.
+            ``activation``, ``elementwise``); the same for all three, but see the last one.
         weights: Weights of the matrix products.
         activations: Values at the inputs of the matrix products.
         steps: Time steps.
         tokens_per_input: Mean unpadded tokens per input, over which a dense network reuses a
             weight.
+        spiking_float_ops: What the spiking network keeps of ``float_ops``, where its functions run
+            on spikes too; None if all of it.
     """
 
     macs: float
@@ -66,6 +68,7 @@ class Counts:
     activations: float
     steps: int
     tokens_per_input: float
+    spiking_float_ops: dict[str, float] | None = None
 
     @property
     def spike_rate(self) -> float:
@@ -301,10 +304,11 @@ def energy(counts: Counts, table: CostTable) -> EnergyRow:
                     + memory + soma
     (4)  tipping_rate = rate * ((2) - fixed) / ((3) - fixed),  fixed = (3) without synaptic_ops
 
-    ``soma`` is ``float_op_pj`` for each of ``counts.float_ops``, the same on all three machines:
-    one multiply-accumulate per element and operation, whatever its kind. ``memory`` is the traffic
-    of :func:`memory_moved_bytes` at the table's price per 64 bits. In (4) the synaptic operations
-    follow the spikes at the measured fan-out, while neuron updates do not depend on them.
+    ``soma`` is ``float_op_pj`` for each of ``counts.float_ops``, the same on all three machines
+    unless ``counts.spiking_float_ops`` says what (3) keeps: one multiply-accumulate per element and
+    operation, whatever its kind. ``memory`` is the traffic of :func:`memory_moved_bytes` at the
+    table's price per 64 bits. In (4) the synaptic operations follow the spikes at the measured
+    fan-out, while neuron updates do not depend on them.
 
     Args:
         counts: Operations per token.
@@ -319,6 +323,7 @@ def energy(counts: Counts, table: CostTable) -> EnergyRow:
     _check_counts("energy", counts)
     moved = memory_moved_bytes(counts)
     soma = (table.float_op_pj or 0.0) * sum(counts.float_ops.values(), 0.0)
+    left = counts.float_ops if counts.spiking_float_ops is None else counts.spiking_float_ops
 
     float_pj = quantised_pj = None
     if table.float_mac_pj is not None:
@@ -332,7 +337,7 @@ def energy(counts: Counts, table: CostTable) -> EnergyRow:
     fixed = (
         counts.neuron_updates * table.neuron_update_pj
         + _memory_pj(Traffic(0.0, moved.spiking.state_bytes), table)
-        + soma
+        + (table.float_op_pj or 0.0) * sum(left.values(), 0.0)
     )
     spiking_pj = events + fixed  # (3)
 
@@ -370,8 +375,10 @@ def _tipping_rate(
 
 
 def _check_counts(function: str, counts: Counts) -> None:
-    numbers = [(f.name, getattr(counts, f.name)) for f in fields(counts) if f.name != "float_ops"]
-    for name, value in [*numbers, *counts.float_ops.items()]:
+    kinds = [*counts.float_ops.items(), *(counts.spiking_float_ops or {}).items()]
+    numbers = [(f.name, getattr(counts, f.name)) for f in fields(counts)]
+    plain = [(name, value) for name, value in numbers if not name.endswith("float_ops")]
+    for name, value in [*plain, *kinds]:
         positive = name in ("bits", "tokens_per_input")
         if not 0 <= value < math.inf or (positive and value == 0):
             raise RangeError(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from isospike.codes import CODES
 from isospike.energy import TABLES, EnergyRow, energy, memory_moved_bytes
-from isospike.port.result import Law, PortReport, Raster, SiteReport
+from isospike.port.result import CircuitReport, Law, PortReport, Raster, SiteReport
 
 if TYPE_CHECKING:
     import rich.console
@@ -61,8 +61,8 @@ class Layer:
 
     Attributes:
         name: The layer.
-        spikes, synaptic_ops, neuron_updates: Sums over its sites.
-        error: The largest coding error of a site.
+        spikes, synaptic_ops, neuron_updates: Sums over its sites and circuits.
+        error: The largest coding error of a site, or error of a circuit.
     """
 
     name: str
@@ -84,9 +84,9 @@ class Plot:
 
 
 def layers(report: PortReport) -> tuple[Layer, ...]:
-    """The report's sites added up by layer, in order of execution."""
-    sites: dict[str, list[SiteReport]] = {}
-    for site in report.sites:
+    """The report's sites and circuits added up by layer, in order of execution."""
+    sites: dict[str, list[SiteReport | CircuitReport]] = {}
+    for site in report.populations:
         sites.setdefault(site.layer, []).append(site)
     return tuple(
         Layer(
@@ -206,6 +206,7 @@ def _headline(report: PortReport) -> list[tuple[str, str]]:
         ("model", report.model),
         ("code", report.code),
         ("steps", _steps(report)),
+        ("functions", report.nonlinear),
         ("error, measured", _number(report.error)),
     ]
     if report.error_fast is not None:
@@ -404,8 +405,11 @@ def _cost_section(report: PortReport) -> str:
         _row("Synaptic operations (additions)", [None, None, _si(counts.synaptic_ops)]),
         _row("Neuron updates", [None, None, _si(counts.neuron_updates)]),
     ]
+    spiking = counts.spiking_float_ops
     for kind, number in counts.float_ops.items():
-        lines.append(_row(f"Float operations left: {kind}", [_si(number)] * 3))
+        left = number if spiking is None else spiking.get(kind)
+        cells = [_si(number), _si(number), None if left is None else _si(left)]
+        lines.append(_row(f"Float operations left: {kind}", cells))
     traffic = (moved.float32, moved.quantised, moved.spiking)
     lines.append(_row("Memory moved", [_bytes(t.total_bytes) for t in traffic], "group"))
     lines.append(_row("of which weights", [_bytes(t.weight_bytes) for t in traffic], "sub"))
@@ -440,12 +444,16 @@ def _cost_section(report: PortReport) -> str:
 
 
 def _float_section(report: PortReport) -> str:
-    kept = ", ".join(f"{escape(k)} ({_si(n)})" for k, n in report.counts.float_ops.items())
+    counts = report.counts
+    left = counts.float_ops if counts.spiking_float_ops is None else counts.spiking_float_ops
+    kept = ", ".join(f"{escape(k)} ({_si(n)})" for k, n in left.items())
     soma = (
         f"<p>Computed in float at the soma, operations per token: {kept}.</p>"
         if kept
         else "<p>No float operation was counted at the soma.</p>"
     )
+    if report.circuits:
+        soma += _circuits(report)
     if report.exceptions:
         names = "".join(f"<li><code>{escape(name)}</code></li>" for name in report.exceptions)
         products = (
@@ -456,6 +464,28 @@ def _float_section(report: PortReport) -> str:
         products = "<p>Matrix products without a binary operand: none.</p>"
     return section(
         "What stays in float", "The part of the model that does not run on spikes.", soma, products
+    )
+
+
+def _circuits(report: PortReport) -> str:
+    heads = (
+        "circuit", "kind", "neurons", "spikes", "synaptic ops", "neuron updates", "error",
+    )  # fmt: skip
+    rows = "".join(
+        f"<tr><td><code>{escape(c.name)}</code></td><td>{escape(c.kind)}</td>"
+        + "".join(
+            f"<td>{_si(v)}</td>" for v in (c.neurons, c.spikes, c.synaptic_ops, c.neuron_updates)
+        )
+        + f"<td>{_number(c.error)}</td></tr>"
+        for c in report.circuits
+    )
+    return (
+        "<p>Softmax, normalisation, activations and gates run on spikes: they add, compare and "
+        "reset. Gates and shifts stand for products.</p>"
+        f"<details><summary>Show {len(report.circuits)} circuits, per token</summary>"
+        f'<div class="scroll"><table class="sites"><thead><tr>'
+        f"{''.join(f'<th>{h}</th>' for h in heads)}</tr></thead>"
+        f"<tbody>{rows}</tbody></table></div></details>"
     )
 
 

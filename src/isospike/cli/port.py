@@ -68,6 +68,13 @@ class Precision(StrEnum):
     FAST = "fast"
 
 
+class Nonlinear(StrEnum):
+    """How functions that are no product are computed."""
+
+    FLOAT = "float"
+    SPIKING = "spiking"
+
+
 _ExecutionOption = Annotated[
     Execution | None,
     typer.Option(
@@ -153,6 +160,14 @@ def port_command(
             "it adds.",
         ),
     ] = Precision.EXACT,
+    nonlinear: Annotated[
+        Nonlinear,
+        typer.Option(
+            metavar="MODE",
+            help="Softmax, normalisation, activations and gates: [b]float[/] at the soma, or "
+            "[b]spiking[/]: circuits that add, compare and reset.",
+        ),
+    ] = Nonlinear.FLOAT,
     sentences: Annotated[
         int,
         typer.Option(
@@ -191,6 +206,7 @@ def port_command(
             out,
             execution,
             precision,
+            nonlinear,
             sentences,
             not no_curve,
             as_json,
@@ -215,6 +231,7 @@ def _port(
     out: Path | None,
     execution: Execution,
     precision: Precision,
+    nonlinear: Nonlinear,
     sentences: int,
     curve: bool,
     quiet: bool,
@@ -263,6 +280,7 @@ def _port(
             max_error=max_error,
             execution=execution.value,
             precision=precision.value,
+            nonlinear=nonlinear.value,
             held_back=batches_of(held_back, tokenizer, loaded, "port"),
             curve=tuple(CODES) if curve else (),
             name=name,
@@ -286,8 +304,8 @@ def _port(
 def _show_port(report: Any, folder: Path, as_json: bool) -> None:
     if as_json:
         numbers = (
-            "model code steps execution precision max_error reached error error_predicted "
-            "error_fast cosine cosine_pooled agreement spikes synaptic_ops"
+            "model code steps execution precision nonlinear max_error reached error "
+            "error_predicted error_fast cosine cosine_pooled agreement spikes synaptic_ops"
         )
         found = {name: getattr(report, name) for name in numbers.split()}
         paths = {

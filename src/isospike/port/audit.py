@@ -55,10 +55,14 @@ class Audit:
     Attributes:
         products: The products. Outer products (nothing is summed) are left out.
         float_ops: Elements passed through float functions between the products, by kind.
+        nonlinear_ops: Those of them, and others, that are no accumulation, threshold, reset or gain
+            by a constant: non-linear functions, and products (kind ``product``) of two values that
+            both depend on the input and of which neither counts spikes.
     """
 
     products: tuple[Product, ...]
     float_ops: dict[str, int] = field(default_factory=dict)
+    nonlinear_ops: dict[str, int] = field(default_factory=dict)
 
     @property
     def first_real(self) -> str | None:
@@ -91,12 +95,23 @@ def audit(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Audit:
         batch: Keyword arguments for it, or its single input.
     """
     trace = _run(model, batch, judge=True)
-    return Audit(tuple(p for p in trace.products if p.contraction > 1), dict(trace.float_ops))
+    nonlinear: dict[str, int] = {}
+    for (_, kind), elements in trace.nonlinear.items():
+        nonlinear[kind] = nonlinear.get(kind, 0) + elements
+    products = tuple(p for p in trace.products if p.contraction > 1)
+    return Audit(products, dict(trace.float_ops), nonlinear)
 
 
 def trace_products(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> list[Product]:
     """The products of one run with their operands not judged, outer products included."""
     return _run(model, batch, judge=False).products
+
+
+def trace_nonlinear(
+    model: nn.Module, batch: Mapping[str, Any] | Tensor
+) -> dict[tuple[str, str], int]:
+    """``Audit.nonlinear_ops`` of one run by module and operator."""
+    return dict(_run(model, batch, judge=False).operators)
 
 
 def count_float_ops(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> dict[str, int]:
@@ -158,17 +173,36 @@ _FLOAT_KINDS = {
 }
 
 
+# No accumulation, threshold or reset, whatever their arguments; by kind.
+_NONLINEAR = {
+    "_log_softmax": "softmax",
+    **{name: kind for name, kind in _FLOAT_KINDS.items() if kind != "elementwise"},
+    "relu": None,  # a threshold
+    **dict.fromkeys(
+        ("native_group_norm", "sqrt", "reciprocal", "var", "var_mean"), "normalisation"
+    ),
+    **dict.fromkeys(("std", "std_mean", "linalg_vector_norm"), "normalisation"),
+    "pow": "product",
+    **dict.fromkeys(("exp2", "expm1", "log", "log2", "log1p", "sin", "cos", "erf"), "activation"),
+    **dict.fromkeys(("elu", "hardswish", "hardsigmoid", "mish", "softplus"), "activation"),
+}
+
+
 class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, judge: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.stack: list[str] = []
         self.products: list[Product] = []
         self.float_ops: dict[str, int] = {}
+        self.nonlinear: dict[tuple[str, str], int] = {}  # by module and kind
+        self.operators: dict[tuple[str, str], int] = {}  # by module and operator
         self.judge = judge
         tensors = [*model.parameters(), *model.buffers()]
         for module in model.modules():  # tensors kept as plain attributes are weights too
             tensors += [v for v in vars(module).values() if isinstance(v, Tensor)]
         self.stored = {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+        self.constant = {0, *self.stored}  # and what is made of nothing else, such as positions
+        self.kept: list[Tensor] = []  # storages of constants: addresses stay unique
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -176,6 +210,7 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         name = name if name.startswith("_") else name.rstrip("_")  # in place: the same product
+        self._follow(name, args, kwargs or {}, out)
         if name in _MM:
             self._add(name, args[0], args[1])
         elif name in _ADDMM:
@@ -210,6 +245,37 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._count("normalisation", out[0].numel())
         return out
 
+    def _follow(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Keep track of constants, and note what is not linear in the others."""
+        made = _tensors(out)
+        given = [x for x in _tensors((args, kwargs)) if all(x is not y for y in made)]
+        varying = [x for x in given if not self._is_constant(x)]
+        written = [x for x in made if any(x is y for y in _tensors(args))]
+        varying += [x for x in written if not self._is_constant(x)]
+        for tensor in made:
+            place = _place(tensor)
+            if varying:
+                self.constant.discard(place)
+            elif tensor.numel():
+                self.constant.add(place)
+                self.kept.append(tensor)
+        if not varying or not made or not made[0].is_floating_point():
+            return
+        kind = _NONLINEAR.get(name)
+        if name == "mul" and len(varying) == 2 and not any(map(_counts_spikes, varying)):
+            kind = "product"
+        if name == "div" and len(args) > 1 and any(args[1] is x for x in varying):
+            kind = "product"
+        if name.startswith("_scaled_dot_product"):
+            kind = "softmax"
+        if kind is not None:
+            module = self.stack[-1] if self.stack else ""
+            for counts, key in ((self.nonlinear, kind), (self.operators, name)):
+                counts[module, key] = counts.get((module, key), 0) + made[0].numel()
+
+    def _is_constant(self, x: Tensor) -> bool:
+        return _place(x) in self.constant
+
     def _count(self, kind: str | None, elements: int) -> None:
         if kind is not None:
             self.float_ops[kind] = self.float_ops.get(kind, 0) + elements
@@ -232,6 +298,37 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if x.untyped_storage().data_ptr() in self.stored:
             return "weight"
         return operand_kind(x, contraction) if self.judge else ""
+
+
+def _place(x: Tensor) -> int:
+    """Address of a tensor's storage; 0 for packed weights, which have none."""
+    return x.untyped_storage().data_ptr() if x.layout == torch.strided else 0
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    if isinstance(x, Tensor):
+        return [x]
+    if isinstance(x, Mapping):
+        x = x.values()
+    elif not isinstance(x, list | tuple):
+        return []
+    return [t for y in x for t in _tensors(y)]
+
+
+def _counts_spikes(x: Tensor) -> bool:
+    """Whether all values are 0 or one other, or multiples of one power of two up to 65,536."""
+    if not x.is_floating_point():
+        return True
+    x = x.detach().double()
+    if not bool(x.isfinite().all()):
+        return False
+    if _constant(x[x != 0]):
+        return True
+    fraction, _ = torch.frexp(x)
+    # The lowest bit of each value: below it, all are multiples.
+    whole = (fraction * 2**53).long()
+    lowest = torch.ldexp((whole & -whole).double() * 2.0**-53, torch.frexp(x)[1])[x != 0].min()
+    return float(x.abs().max() / lowest) <= MOST_LEVELS
 
 
 def operand_kind(x: Tensor, contraction: int) -> str:

@@ -13,11 +13,12 @@ from torch import nn
 from isospike.errors import IsospikeError, RangeError, UnsupportedError
 from isospike.port.modules import Run, SpikingAttention, SpikingProduct
 from isospike.port.sites import Site
-from isospike.port.surgery import rebuild, sites
+from isospike.port.surgery import rebuild, saved_digits, sites
 
 FORMAT = 1
 EXECUTIONS = ("collapsed", "stepped")
 PRECISIONS = ("exact", "fast")
+NONLINEAR = ("float", "spiking")
 Writer = str | Callable[[Path], None]
 
 
@@ -32,6 +33,12 @@ def check_mode(execution: str, precision: str, levels: int) -> None:
             f"precision 'fast' needs collapsed execution and at most 256 levels, got {execution} "
             f"and {levels} levels. Use 8 steps or fewer, or precision 'exact'."
         )
+
+
+def check_nonlinear(nonlinear: str) -> None:
+    """Raise RangeError unless functions can be computed this way."""
+    if nonlinear not in NONLINEAR:
+        raise RangeError(f"nonlinear needs one of {', '.join(NONLINEAR)}, got {nonlinear!r}.")
 
 
 def check_destination(path: Path) -> None:
@@ -143,6 +150,7 @@ def load(path: str | Path, execution: str | None = None, precision: str | None =
             phase="run",
             execution=execution or spec["execution"],
             precision=precision or spec["precision"],
+            nonlinear=spec.get("nonlinear", "float"),
         )
         rebuild(model, spec, run)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -186,6 +194,8 @@ def _describe(ported: nn.Module) -> dict[str, Any]:
         "class": type(ported).__name__,
         "execution": run.execution,
         "precision": run.precision,
+        "nonlinear": run.nonlinear,
+        "digits": saved_digits(ported),
         "sites": {site.name: _describe_site(site) for site in sites(ported)},
         "products": {
             name: m.site.name for name, m in modules.items() if isinstance(m, SpikingProduct)

@@ -1,7 +1,7 @@
 """Measure a calibrated port against the float model, on inputs it has not seen."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,8 @@ from isospike.kernels.binary import spike_steps
 from isospike.port.audit import count_float_ops
 from isospike.port.calibrate import Batch, batch_size, first_output, rows_of, valid_tokens
 from isospike.port.modules import Run, SpikingAttention, SpikingProduct
-from isospike.port.result import Raster, SiteReport
+from isospike.port.nonlinear import Use
+from isospike.port.result import CircuitReport, Raster, SiteReport
 from isospike.port.sites import Site
 from isospike.port.surgery import open_up, products, sites
 from isospike.theory.dimension import (
@@ -73,6 +74,7 @@ class Observer:
     run: Run
     dimension: bool
     tallies: dict[str, Tally] = field(default_factory=dict)
+    uses: list[Use] = field(default_factory=list)
 
     def __call__(
         self,
@@ -117,7 +119,7 @@ class Observer:
 
 def compare(
     model: nn.Module, ported: nn.Module, batches: Sequence[Batch], dimension: bool | None = None
-) -> tuple[Comparison, dict[str, Tally]]:
+) -> tuple[Comparison, dict[str, Tally], list[Use]]:
     """Run both models on the same inputs.
 
     Args:
@@ -126,6 +128,9 @@ def compare(
         batches: Inputs neither was calibrated on.
         dimension: Also watch the sites, with (True) or without (False) the covariance of their
             values; None watches nothing.
+
+    Returns:
+        What came out, what passed the sites, and what the circuits of non-linear functions did.
     """
     run: Run = ported.isospike_run  # type: ignore[assignment]
     observer = Observer(run, bool(dimension))
@@ -136,11 +141,13 @@ def compare(
         valid = valid_tokens(batch)
         with torch.no_grad():
             expected = model(**batch)
-            run.valid, run.observe = valid, None if dimension is None else observer
+            run.valid = valid
+            if dimension is not None:
+                run.observe, run.tally = observer, observer.uses.append
             try:
                 got = ported(**batch)
             finally:
-                run.valid = run.observe = None
+                run.valid = run.observe = run.tally = None
         has_logits = hasattr(expected, "logits")
         x, y = first_output(expected).double(), first_output(got).double()
         if valid is None or x.shape[:2] != valid.shape:
@@ -160,7 +167,7 @@ def compare(
         tokens=tokens,
         inputs=inputs,
     )
-    return comparison, observer.tallies
+    return comparison, observer.tallies, observer.uses
 
 
 def site_reports(ported: nn.Module, tallies: dict[str, Tally], tokens: int) -> list[SiteReport]:
@@ -199,26 +206,69 @@ def site_reports(ported: nn.Module, tallies: dict[str, Tally], tokens: int) -> l
     return reports
 
 
+def circuit_reports(uses: Sequence[Use], tokens: int) -> list[CircuitReport]:
+    """What each circuit did, per token, in order of execution."""
+    by_name: dict[tuple[str, str], list[Use]] = {}
+    for use in uses:
+        by_name.setdefault((use.name, use.kind), []).append(use)
+
+    def total(group: list[Use], what: str) -> float:
+        return sum((float(getattr(use, what)) for use in group), 0.0)
+
+    return [
+        CircuitReport(
+            name=name,
+            layer=layer_of(name),
+            kind=kind,
+            values=total(group, "values") / tokens,
+            neurons=total(group, "neurons") / tokens,
+            spikes=total(group, "spikes") / tokens,
+            synaptic_ops=total(group, "synaptic_ops") / tokens,
+            neuron_updates=total(group, "neuron_updates") / tokens,
+            error=(total(group, "squared_error") / max(total(group, "squared"), 1e-300)) ** 0.5,
+        )
+        for (name, kind), group in by_name.items()
+    ]
+
+
 def counts(
-    model: nn.Module, ported: nn.Module, reports: Sequence[SiteReport], batch: Batch, tokens: float
+    model: nn.Module,
+    ported: nn.Module,
+    reports: Sequence[SiteReport],
+    batch: Batch,
+    tokens: float,
+    circuits: Sequence[CircuitReport] = (),
+    left: Mapping[str, int] | None = None,
 ) -> Counts:
-    """Operations per token of the whole model; ``tokens`` is the mean per input."""
+    """Operations per token of the whole model.
+
+    Args:
+        model: The float model.
+        ported: Its port.
+        reports: Its sites.
+        batch: Inputs to count the float model's operations on.
+        tokens: Mean number per input.
+        circuits: Its circuits.
+        left: Non-linear float operations found in the port, if functions run on spikes.
+    """
+    populations: list[SiteReport | CircuitReport] = [*reports, *circuits]
     valid = valid_tokens(batch)
     positions = float(batch_size(batch)) if valid is None else float(valid.numel())
     if valid is None and isinstance(batch.get("input_ids"), Tensor):
         positions = float(batch["input_ids"].numel())
     return Counts(
         macs=sum((s.macs for s in reports), 0.0),
-        synaptic_ops=sum((s.synaptic_ops for s in reports), 0.0),
-        spikes=sum((s.spikes for s in reports), 0.0),
-        neuron_updates=sum((s.neuron_updates for s in reports), 0.0),
-        neurons=sum((s.neurons for s in reports), 0.0),
+        synaptic_ops=sum((s.synaptic_ops for s in populations), 0.0),
+        spikes=sum((s.spikes for s in populations), 0.0),
+        neuron_updates=sum((s.neuron_updates for s in populations), 0.0),
+        neurons=sum((s.neurons for s in populations), 0.0),
         bits=max(site.code.bits for site in sites(ported)),
         float_ops={k: v / positions for k, v in count_float_ops(model, batch).items()},
         weights=sum(p.weight.numel() for p in products(ported) if isinstance(p, SpikingProduct)),
         activations=sum((s.values for s in reports), 0.0),
         steps=max(s.steps for s in reports),
         tokens_per_input=tokens,
+        spiking_float_ops=None if left is None else {k: float(v) for k, v in left.items()},
     )
 
 

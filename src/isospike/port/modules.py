@@ -34,7 +34,16 @@ from isospike.kernels.binary import (
     spike_steps,
 )
 from isospike.kernels.blocks import blocks, scratch
+from isospike.port.nonlinear import (
+    Use,
+    cells,
+    mean_of,
+    numerator,
+    softmax_use,
+    through_relay,
+)
 from isospike.port.sites import Site
+from isospike.theory.arithmetic import Digits
 
 
 @runtime_checkable
@@ -84,15 +93,19 @@ class Run:
         generator: Source of randomness of the Bernoulli code.
         discover: Called in the float phase with each module and its inputs.
         observe: Called in a run with each site and its input.
+        nonlinear: How softmax, activations and normalisation are computed: ``float``, ``spiking``.
+        tally: Called in a run with each circuit of :mod:`isospike.port.nonlinear` and what it did.
     """
 
     phase: str = "float"
     execution: str = "collapsed"
     precision: str = "exact"
+    nonlinear: str = "float"
     valid: Tensor | None = None
     generator: torch.Generator | None = None
     discover: Callable[[nn.Module, tuple[Tensor, ...]], None] | None = None
     observe: "Observe | None" = None
+    tally: Callable[[Use], None] | None = None
 
     def rows(self, x: Tensor) -> Tensor:
         """Unpadded tokens of ``x [batch, tokens, channels]``; all of them where no mask fits."""
@@ -115,6 +128,7 @@ class SpikingProduct(nn.Module):
         bias: Once calibrated, the bracket of (1).
         step: Grid of each output's weights, a power of two; 0 where they are not on one.
         site: The neurons at its input, shared with the products that read the same tensor.
+        relay: Digits that its results are spelled in, where other neurons than its own need them.
     """
 
     weight: nn.Parameter
@@ -132,6 +146,7 @@ class SpikingProduct(nn.Module):
         bias = torch.zeros(len(weight)) if bias is None else bias.detach().float().clone()
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.site: Site = Site(name, "linear", _PLACEHOLDER, ())
+        self.relay: Digits | None = None
         self.register_buffer("step", torch.zeros(len(weight)))
         self._bfloat16: tuple[Tensor, Tensor] | None = None
         self._packed: PackedWeight | None = None
@@ -145,6 +160,9 @@ class SpikingProduct(nn.Module):
         return self.weight.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
+        return through_relay(self, self._forward(x))
+
+    def _forward(self, x: Tensor) -> Tensor:
         if self.conv is not None and any(self.conv["padding"]):
             ph, pw = self.conv["padding"]
             x = F.pad(x, (pw, pw, ph, ph))  # padding is an input like any other: it is coded too
@@ -351,16 +369,26 @@ class SpikingAttention(nn.Module):
         y = query.new_empty(batch, queries, heads, channels).transpose(1, 2)
         scores = batch * heads * queries * key.shape[-2]
         stepped = run.execution == "stepped"
-        parts = blocks(query, scores) if run.observe is None else (slice(None),)
+        watched = run.observe is not None or run.tally is not None
+        parts = (slice(None),) if watched else blocks(query, scores)
         for part in parts:
             q, k, v = query[part], key[part], value[part]
             z = self._stepped_scores(q, k) if stepped else self._scores(q, k)
             e = self._numerator(z, mask if mask is None or len(mask) == 1 else mask[part], scaling)
             weighted, total = self._stepped_sum(e, v) if stepped else self._sum(e, v)
-            mean = (weighted / total).to(offset_v.dtype)
-            y[part] = torch.addcmul(offset_v, mean, amplitude_v)
+            if run.nonlinear == "spiking":
+                mean = mean_of(weighted, total, stepped)
+            else:
+                mean = weighted / total
+            y[part] = torch.addcmul(offset_v, mean.to(offset_v.dtype), amplitude_v)
         if run.observe is not None:
             self._observe(run.observe, query, key, value, e, mask)
+        if run.tally is not None and run.nonlinear == "spiking":
+            places = cells(self._scores(query, key), self.unit * scaling, mask)
+            live = self._live(e, mask)
+            if run.valid is not None and run.valid.shape == (batch, queries):
+                live &= run.valid[:, None, :, None]
+            run.tally(softmax_use(self.name, places, e, total, channels, live))
         return y
 
     def _gain_and_current(self) -> tuple[Tensor, Tensor]:
@@ -426,10 +454,19 @@ class SpikingAttention(nn.Module):
 
     def _numerator(self, z: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
         """(2): softmax without its division."""
+        if self.run.nonlinear == "spiking":
+            places = cells(z, self.unit * scaling, mask)
+            return numerator(places, self.run.execution == "stepped")
         z = z.mul_(self.unit * scaling)
         if mask is not None:
             z += mask
         return z.sub_(z.amax(-1, keepdim=True)).exp_()
+
+    @staticmethod
+    def _live(e: Tensor, mask: Tensor | None) -> Tensor:
+        """Pairs of query and key that the mask leaves."""
+        live = torch.ones_like(e, dtype=torch.bool)
+        return live if mask is None else live & (mask > torch.finfo(mask.dtype).min / 2)
 
     def _observe(
         self,
@@ -440,9 +477,7 @@ class SpikingAttention(nn.Module):
         e: Tensor,
         mask: Tensor | None,
     ) -> None:
-        live = torch.ones_like(e, dtype=torch.bool)
-        if mask is not None:
-            live &= mask > torch.finfo(mask.dtype).min / 2
+        live = self._live(e, mask)
         observe(self.query, query, fan_out=live.sum(-1, keepdim=True).float())
         # Storing a spike is one addition to its trace; a key's also drives the current h of (1).
         observe(self.key, key, fan_out=2.0, macs=False)

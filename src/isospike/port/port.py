@@ -13,11 +13,18 @@ from torch import Tensor, nn
 
 from isospike.codes import CODES, LinearCode, linear_code
 from isospike.errors import RangeError, UnsupportedError
-from isospike.port.audit import audit
+from isospike.port.audit import Audit, audit
 from isospike.port.calibrate import Batch, batch_size, calibrate, merge, rows_of, valid_tokens
-from isospike.port.files import Writer, check_destination, check_mode, model_files, write_folder
+from isospike.port.files import (
+    Writer,
+    check_destination,
+    check_mode,
+    check_nonlinear,
+    model_files,
+    write_folder,
+)
 from isospike.port.law import FIT_AT, FORMS, MOST_STEPS, fit_law, predict, smallest_steps
-from isospike.port.measure import compare, counts, record_raster, site_reports
+from isospike.port.measure import circuit_reports, compare, counts, record_raster, site_reports
 from isospike.port.modules import Run
 from isospike.port.result import CurvePoint, Law, PortReport
 from isospike.port.surgery import open_up, sites
@@ -73,6 +80,7 @@ def port(
     max_error: float | None = None,
     execution: str = "collapsed",
     precision: str = "exact",
+    nonlinear: str = "float",
     held_back: Sequence[Batch] | None = None,
     curve: Sequence[str] = (),
     name: str | None = None,
@@ -83,7 +91,8 @@ def port(
 
     Every matrix product of the copy reads spikes: the input of each linear layer, and the queries,
     keys, values and probabilities of attention. Softmax, normalisation and activation functions
-    stay in float at the soma. See :mod:`isospike.port.modules` for the equations.
+    stay in float at the soma, or run on spikes too. See :mod:`isospike.port.modules` and
+    :mod:`isospike.port.nonlinear` for the equations.
 
     *Error* is the relative root-mean-square error of the model's first output over the unpadded
     tokens of held-back batches.
@@ -101,6 +110,9 @@ def port(
         execution: ``collapsed`` (one product on the integers that spikes spell) or ``stepped`` (the
             specification). Up to 255 levels the two agree bit for bit in float32.
         precision: ``exact``, or ``fast`` for bfloat16 products (collapsed, up to 256 levels).
+        nonlinear: ``float``: softmax, normalisation, activations and gates stay in float.
+            ``spiking``: they run on spikes, and no float operation is left but to add, to compare
+            and to reset; where a module has no circuit, the port is refused and names it.
         held_back: Batches for the measurements; the last quarter of ``batches`` if not given.
         curve: Codes to sweep for the report's plot of error against steps.
         name: Name of the model in the report.
@@ -111,10 +123,12 @@ def port(
         The ported model and its report.
 
     Raises:
-        UnsupportedError: A matrix product that cannot be ported; the message names its module.
+        UnsupportedError: A matrix product, or with ``nonlinear="spiking"`` a function, that cannot
+            be ported; the message names its module.
         RangeError: A number out of range, NaN in weights or activations, or batches without tokens.
     """
     _check_arguments(code, steps, max_error, curve)
+    check_nonlinear(nonlinear)
     known = steps if isinstance(steps, int) else DEFAULT_STEPS
     check_mode(execution, precision, linear_code(code, known).levels)
     _check_model(model)
@@ -126,7 +140,7 @@ def port(
 
     def make(code_of: Callable[[str], LinearCode]) -> tuple[nn.Module, float]:
         """A calibrated port and its error on the calibration inputs."""
-        ported = open_up(reference, sample)
+        ported = open_up(reference, sample, nonlinear)
         expected, got = calibrate(ported, merged, code_of)
         return ported, _relative_error(expected, got, valid_tokens(merged))
 
@@ -142,7 +156,7 @@ def port(
     ported, _ = make(lambda site: linear_code(code, assigned[site]))
     tell("calibrate", 1, 1)
     tell("measure", 0, 1)
-    comparison, tallies = compare(reference, ported, held, dimension=True)
+    comparison, tallies, uses = compare(reference, ported, held, dimension=True)
     while max_error is not None and law and comparison.error > max_error:
         raised = _raise(law, highest, comparison.error / max_error)
         if raised is None:
@@ -152,10 +166,12 @@ def port(
         predicted = predict(law, highest)
         assigned = dict.fromkeys(assigned, highest)
         ported, _ = make(_uniform(code, highest))
-        comparison, tallies = compare(reference, ported, held, dimension=True)
+        comparison, tallies, uses = compare(reference, ported, held, dimension=True)
     tell("measure", 1, 1)
     reports = site_reports(ported, tallies, comparison.tokens)
+    circuits = circuit_reports(uses, comparison.tokens)
     longest = max(held, key=batch_size)
+    found = _verify(ported, held[0], tell)
     report = PortReport(
         model=name or type(model).__name__,
         code=code,
@@ -172,19 +188,29 @@ def port(
         cosine_pooled=comparison.cosine_pooled,
         agreement=comparison.agreement,
         law=law,
-        curve=_sweep(reference, curve, merged, held, tell),
+        curve=_sweep(reference, curve, merged, held, tell, nonlinear),
         sites=tuple(reports),
         raster=record_raster(ported, held[0], describe),
-        counts=counts(reference, ported, reports, longest, comparison.tokens / comparison.inputs),
-        exceptions=_verify(ported, held[0], tell),
+        counts=counts(
+            reference,
+            ported,
+            reports,
+            longest,
+            comparison.tokens / comparison.inputs,
+            circuits,
+            found.nonlinear_ops if nonlinear == "spiking" else None,
+        ),
+        exceptions=found.exceptions,
         calibration_tokens=_count_tokens(calibration),
         held_back_tokens=comparison.tokens,
         versions={p: version(p) for p in ("isospike", "torch", "transformers")},
+        nonlinear=nonlinear,
+        circuits=tuple(circuits),
     )
     run: Run = ported.isospike_run  # type: ignore[assignment]
     run.execution, run.precision = execution, precision
     if precision == "fast":
-        fast, _ = compare(reference, ported, held)
+        fast, *_ = compare(reference, ported, held)
         report = replace(report, error_fast=fast.error)
     return PortResult(ported, report)
 
@@ -322,7 +348,12 @@ def _raise(law: Law, steps: int, excess: float) -> int | None:
 
 
 def _sweep(
-    model: nn.Module, codes: Sequence[str], merged: Batch, held: Sequence[Batch], tell: Progress
+    model: nn.Module,
+    codes: Sequence[str],
+    merged: Batch,
+    held: Sequence[Batch],
+    tell: Progress,
+    nonlinear: str,
 ) -> tuple[CurvePoint, ...]:
     """Error and spikes of every code at a few numbers of steps, on fewer inputs."""
     calibration = rows_of(merged, slice(0, CURVE_ROWS))
@@ -332,28 +363,29 @@ def _sweep(
     points = []
     for done, (code, steps) in enumerate(cells):
         tell("compare codes", done, len(cells))
-        ported = open_up(model, sample)
+        ported = open_up(model, sample, nonlinear)
         calibrate(ported, calibration, _uniform(code, steps))
-        comparison, tallies = compare(model, ported, few, dimension=False)
-        spikes = sum((t.spikes for t in tallies.values()), 0.0) / comparison.tokens
+        comparison, tallies, uses = compare(model, ported, few, dimension=False)
+        spikes = sum((t.spikes for t in tallies.values()), 0.0)
+        spikes = sum((u.spikes for u in uses), spikes) / comparison.tokens
         points.append(CurvePoint(code, steps, comparison.error, spikes))
     if cells:
         tell("compare codes", len(cells), len(cells))
     return tuple(points)
 
 
-def _verify(ported: nn.Module, batch: Batch, tell: Progress) -> tuple[str, ...]:
-    """Run stepped under audit: the products that are left without a binary operand."""
+def _verify(ported: nn.Module, batch: Batch, tell: Progress) -> Audit:
+    """Run stepped under audit."""
     tell("audit the stepped run", 0, 1)
     run: Run = ported.isospike_run  # type: ignore[assignment]
     before = run.execution
     run.execution = "stepped"
     try:
-        exceptions = audit(ported, rows_of(batch, slice(0, AUDIT_ROWS))).exceptions
+        found = audit(ported, rows_of(batch, slice(0, AUDIT_ROWS)))
     finally:
         run.execution = before
     tell("audit the stepped run", 1, 1)
-    return exceptions
+    return found
 
 
 def _relative_error(expected: Tensor, got: Tensor, valid: Tensor | None) -> float:

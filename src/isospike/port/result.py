@@ -52,6 +52,32 @@ class SiteReport:
 
 
 @dataclass(frozen=True)
+class CircuitReport:
+    """One circuit that computes a function no product computes; counts as in :class:`SiteReport`.
+
+    Attributes:
+        name: The module it belongs to.
+        layer: Its block.
+        kind: ``activation``, ``normalisation``, ``softmax``, ``product`` (of a gate and a value) or
+            ``relay`` (values spelled so that other neurons can read them).
+        values: Values it gives per token.
+        neurons, spikes, synaptic_ops, neuron_updates: Per token.
+        error: Root-mean-square error against the float function of the same inputs, over that
+            function's root-mean-square value.
+    """
+
+    name: str
+    layer: str
+    kind: str
+    values: float
+    neurons: float
+    spikes: float
+    synaptic_ops: float
+    neuron_updates: float
+    error: float
+
+
+@dataclass(frozen=True)
 class CurvePoint:
     """Error of the whole model under one uniform code and number of steps, on held-back batches."""
 
@@ -129,6 +155,8 @@ class PortReport:
         exceptions: Matrix products that are left without a binary operand, by module name.
         calibration_tokens, held_back_tokens: Unpadded tokens used.
         versions: Of isospike, torch and transformers.
+        nonlinear: ``float`` or ``spiking``.
+        circuits: One entry per circuit, in order of execution; none if ``nonlinear`` is ``float``.
     """
 
     model: str
@@ -154,16 +182,23 @@ class PortReport:
     calibration_tokens: int
     held_back_tokens: int
     versions: dict[str, str]
+    nonlinear: str = "float"
+    circuits: tuple[CircuitReport, ...] = ()
+
+    @property
+    def populations(self) -> "list[SiteReport | CircuitReport]":
+        """All that spikes: sites, then circuits."""
+        return [*self.sites, *self.circuits]
 
     @property
     def spikes(self) -> float:
-        """Spikes per token over all sites."""
-        return sum((s.spikes for s in self.sites), 0.0)
+        """Spikes per token over all sites and circuits."""
+        return sum((s.spikes for s in self.populations), 0.0)
 
     @property
     def synaptic_ops(self) -> float:
-        """Synaptic operations per token over all sites."""
-        return sum((s.synaptic_ops for s in self.sites), 0.0)
+        """Synaptic operations per token over all sites and circuits."""
+        return sum((s.synaptic_ops for s in self.populations), 0.0)
 
     def to_json(self) -> str:
         """The report as JSON text; :meth:`from_json` restores it exactly."""
@@ -184,4 +219,5 @@ class PortReport:
         )
         d["counts"] = Counts(**d["counts"])
         d["exceptions"] = tuple(d["exceptions"])
+        d["circuits"] = tuple(CircuitReport(**c) for c in d.get("circuits", ()))
         return cls(**d)

@@ -11,9 +11,16 @@ from torch import Tensor, nn
 
 from isospike.codes import LinearCode, linear_code
 from isospike.errors import UnsupportedError
-from isospike.port.audit import trace_products
+from isospike.port.audit import trace_nonlinear, trace_products
 from isospike.port.modules import Run, SpikingAttention, SpikingProduct
+from isospike.port.nonlinear import (
+    SpikingActivation,
+    SpikingGatedMLP,
+    SpikingNorm,
+    circuit_of,
+)
 from isospike.port.sites import Site, tensor_version
+from isospike.theory.arithmetic import Digits
 
 ATTENTION = "isospike"
 HANDLE = "isospike_attention"  # submodule that the surgery adds to each attention module
@@ -23,15 +30,20 @@ CHANGES_SCORES = ("softcap", "s_aux", "position_bias", "head_mask")
 Found = tuple[nn.Module, tuple[Tensor, ...], int]
 
 
-def open_up(model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
+def open_up(model: nn.Module, batch: Mapping[str, Any], nonlinear: str = "float") -> nn.Module:
     """A copy of ``model`` with its products replaced, in the float phase, its sites discovered.
+
+    With ``nonlinear="spiking"``, what is no product is replaced too, by circuits of spikes.
 
     Raises:
         UnsupportedError: A matrix product outside Linear, Conv1D, Conv2d and the transformers
-            attention interface, named by its module.
+            attention interface, or a non-linear function that no circuit computes, named by its
+            module.
     """
     ported = copy.deepcopy(model).eval().float()
-    run = Run()
+    run = Run(nonlinear=nonlinear)
+    if nonlinear == "spiking":
+        _place_circuits(ported, run)
     replaced = {
         name: ported.get_submodule(name)
         for name, module in model.named_modules()
@@ -70,11 +82,60 @@ def open_up(model: nn.Module, batch: Mapping[str, Any]) -> nn.Module:
         if isinstance(module, SpikingAttention) and id(module) not in reached:
             delattr(ported.get_submodule(name.rpartition(".")[0]), HANDLE)
     _group_sites(found)
+    if nonlinear == "spiking":
+        _place_relays(ported)
+        _check_nonlinear(ported, batch)
     return ported
+
+
+CIRCUITS = (SpikingActivation, SpikingNorm, SpikingGatedMLP)
+
+
+def _place_circuits(ported: nn.Module, run: Run) -> None:
+    found = {}
+    for name, module in ported.named_modules():
+        circuit = circuit_of(name, module, run)
+        if circuit is not None:
+            found[name] = circuit
+    for name, circuit in found.items():  # an MLP comes before the activation within it
+        ported.set_submodule(name, circuit)
+
+
+def _place_relays(ported: nn.Module) -> None:
+    """Digits at what a rotation by position reads: queries and keys, after their norms if any."""
+    for name, module in list(ported.named_modules()):
+        if not isinstance(module, SpikingAttention) or not name.endswith(HANDLE):
+            continue
+        owner = ported.get_submodule(name.rpartition(".")[0])
+        if not _rotates(type(owner)):  # type: ignore[arg-type]
+            continue
+        for part in ("q", "k"):
+            source = getattr(owner, f"{part}_norm", getattr(owner, f"{part}_proj", None))
+            if not isinstance(source, SpikingProduct | SpikingNorm):
+                raise UnsupportedError(
+                    f"port needs nonlinear='float' for rotary positions in {module.name}, got "
+                    "'spiking', which needs them to follow q_proj and k_proj."
+                )
+            source.relay = Digits(1.0, 1)
+
+
+def _check_nonlinear(ported: nn.Module, batch: Mapping[str, Any]) -> None:
+    with torch.no_grad():
+        found = trace_nonlinear(ported, batch)
+    for name, operator in found:
+        module = ported.get_submodule(name)
+        if not isinstance(module, (*CIRCUITS, SpikingAttention)):
+            raise UnsupportedError(
+                f"port needs nonlinear='float' for {operator} in {name or 'the model'} "
+                f"({type(module).__name__}), got 'spiking', which has circuits for activation "
+                "modules, LayerNorm, RMSNorm and gated MLPs."
+            )
 
 
 def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> None:
     """Perform in place the surgery of a saved port; its weights are still to be loaded."""
+    if run.nonlinear == "spiking":
+        _place_circuits(model, run)
     found = {name: _saved_site(name, s) for name, s in spec["sites"].items()}
     for name, site in spec["products"].items():
         product = _replacement(name, model.get_submodule(name), run)
@@ -92,7 +153,21 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> None:
         attention.current = torch.zeros(heads, channels, 1)
         attention.unit = torch.zeros(heads, 1, 1)
         setattr(model.get_submodule(name), HANDLE, attention)
+    for name, parts in spec.get("digits", {}).items():
+        for part, (grid, steps) in parts.items():
+            setattr(model.get_submodule(name), part, Digits(grid, steps))
     _attach_run(model, run)
+
+
+def saved_digits(ported: nn.Module) -> dict[str, dict[str, tuple[float, int]]]:
+    """Grid and steps of every circuit's digits, by module and attribute."""
+    found: dict[str, dict[str, tuple[float, int]]] = {}
+    for name, module in ported.named_modules():
+        for part in ("digits", "relay"):
+            digits = getattr(module, part, None)
+            if isinstance(digits, Digits):
+                found.setdefault(name, {})[part] = (digits.grid, digits.steps)
+    return found
 
 
 def _saved_site(name: str, spec: Mapping[str, Any]) -> Site:
@@ -185,6 +260,11 @@ def _attach_attention(model: nn.Module, run: Run) -> None:
     for name, module in list(model.named_modules()):
         if _uses_interface(type(module)):  # type: ignore[arg-type]
             setattr(module, HANDLE, SpikingAttention(name, run))
+
+
+@functools.cache
+def _rotates(kind: type[nn.Module]) -> bool:
+    return "rotary" in inspect.getsource(kind.forward)
 
 
 @functools.cache

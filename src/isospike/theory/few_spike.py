@@ -31,8 +31,16 @@ SHIPPED: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
     "reciprocal": (torch.reciprocal, 1.0, 2.0),
     "sqrt": (torch.sqrt, 0.0, 1.0),
     "gelu": (torch.nn.functional.gelu, -4.0, 4.0),
+    "exp2": (lambda x: torch.exp2(-x), 0.0, 1.0),
+    "rsqrt": (torch.rsqrt, 1.0, 2.0),
+    "tanh": (torch.tanh, 0.0, 4.0),
+    "gelu dip": (lambda x: x * torch.special.ndtr(-x), 0.0, 4.0),
+    "silu dip": (lambda x: x * torch.sigmoid(-x), 0.0, 8.0),
 }
-"""The functions whose neurons come with isospike, and where they are fitted."""
+"""The functions whose neurons come with isospike, and where they are fitted.
+
+exp2 is ``2^-x``. A dip is what GELU and SiLU lack of a ramp: ``f(x) = max(x, 0) - dip(|x|)``.
+"""
 
 POINTS = 600  # of the fit
 BASES = (2.0, 2.0, 1.6, 1.6)  # one search starts at the digits in each of these
@@ -163,7 +171,7 @@ def measure(neuron: FewSpikeNeuron, function: Callable[[Tensor], Tensor]) -> Few
 
 @cache
 def few_spike(name: str) -> FewSpikeNeuron:
-    """A neuron that comes with isospike: exp, reciprocal, sqrt or gelu, 16 steps.
+    """A neuron that comes with isospike, one of :data:`SHIPPED`, of 16 steps.
 
     Raises:
         RangeError: Unknown name.
