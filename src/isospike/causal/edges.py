@@ -1,16 +1,13 @@
 """From an order to a graph: which of the earlier variables are parents."""
 
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from isospike.causal.schur import leaf_rows
-from isospike.causal.splines import MOST, features
-from isospike.errors import MissingExtraError, RangeError
-
-_MOST_PARENTS = 40
+from isospike.causal.splines import MOST, MOST_PARENTS, orthonormal, special
+from isospike.errors import RangeError
 
 
 def threshold_edges(
@@ -68,14 +65,14 @@ def prune(
     n, d = x.shape
     if count is None:
         count = max(1, min(MOST, n // 40))
-    tail = _special().fdtrc  # P(F > f)
+    tail = special("prune").fdtrc  # P(F > f)
     linear = _linear_tests(x, order, tail)
     basis = np.empty((d, n, count))
     side = np.empty((n, d * count), order="F")  # the same side by side, in the order
     for rank, i in enumerate(order):
-        basis[i] = np.linalg.qr(features(x[:, i], count))[0]
+        basis[i] = orthonormal(x[:, i], count)
         side[:, rank * count : (rank + 1) * count] = basis[i]
-    most = min(_MOST_PARENTS, (n // 2) // count)
+    most = min(MOST_PARENTS, (n // 2) // count)
     allowed = np.ones((d, d), bool) if forbidden is None else ~forbidden
     always = np.zeros((d, d), bool) if required is None else required
     p_value = np.ones((d, d))
@@ -155,12 +152,3 @@ def _linear_tests(
         t2 = inverse[r, :r] ** 2 / spread[r - 1, :r] * (n - 1 - r)
         p_value[order[:r], order[r]] = tail(1, n - 1 - r, t2)
     return p_value
-
-
-def _special() -> Any:
-    try:
-        return import_module("scipy.special")
-    except ImportError:
-        raise MissingExtraError(
-            "prune needs the package scipy. Install isospike[causal]."
-        ) from None

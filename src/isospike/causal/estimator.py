@@ -19,8 +19,8 @@ from isospike.causal.guards import (
 )
 from isospike.causal.metrics import descendants
 from isospike.causal.schur import SchurOrder, schur_sort
-from isospike.causal.scores import SCORES, information, precision, score_covariance
-from isospike.causal.splines import affordable, spline_sort
+from isospike.causal.scores import SCORES, information, score_covariance
+from isospike.causal.splines import spline_sort
 from isospike.errors import MissingExtraError, RangeError, ShapeError, UnsupportedError
 
 CORRECTIONS = ("regression", "mean", "per-sample", "winsorised")
@@ -39,8 +39,8 @@ class ScoreSchurSort:
     ==========  =================================================================================
     correction
     ==========  =================================================================================
-    regression  roots first, in the covariance of variables and spline features (additive models);
-                with fewer than eight rows to a variable, and for linear models, as ``mean``
+    regression  roots first, by what sparse regressions on splines of those before leave: additive
+                models
     mean        leaves first, in the mean information matrix: the paper, exact for linear models
     per-sample  the same in every row's Jacobian: additive models without error of their own
     winsorised  the same, the tenth of the rows that lie furthest out pulled in
@@ -202,10 +202,12 @@ class ScoreSchurSort:
         n, d = x.shape
         options: dict[str, Any] = {"gamma": self.gamma, "before": before}
         if self.correction == "regression":
-            count = affordable(n, d)
-            if count > 1:
-                return spline_sort(x, count, **options)
-            return schur_sort(precision(x), ridge=self.ridge, **options)
+            if n <= d:
+                raise RangeError(
+                    f"ScoreSchurSort.fit needs more rows than columns, got {n} rows and {d} "
+                    "columns. Use the score shrinkage or glasso with the correction mean."
+                )
+            return spline_sort(x, **options)
         if isinstance(self.score, str):
             return schur_sort(information(x, self.score), ridge=self.ridge, **options)
         values = np.asarray(self.score(x), np.float64)
