@@ -15,7 +15,14 @@ from isospike.causal.metrics import compare, descendants, order_divergence
 from isospike.causal.schur import schur_sort
 from isospike.causal.scores import precision
 from isospike.causal.simulate import random_dag, simulate
-from isospike.causal.splines import _Linear, _Regressions, affordable, features, orthonormal, spline_sort
+from isospike.causal.splines import (
+    _Linear,
+    _Regressions,
+    affordable,
+    features,
+    orthonormal,
+    spline_sort,
+)
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 
 

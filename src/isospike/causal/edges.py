@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from isospike.causal.schur import leaf_rows
+from isospike.causal.scores import information
 from isospike.causal.splines import MOST, MOST_PARENTS, orthonormal, special
 from isospike.errors import RangeError
 
@@ -25,6 +26,36 @@ def threshold_edges(
     if not threshold >= 0:
         raise RangeError(f"threshold_edges needs a threshold >= 0, got {threshold}.")
     return np.asarray(np.abs(leaf_rows(information, order)) > threshold)
+
+
+def parent_slopes(
+    x: Float[np.ndarray, "n d"], order: Int[np.ndarray, "d"], score: str = "stein"
+) -> Float[np.ndarray, "d d"]:
+    """Root mean squared slopes ``[parent, child]``: the parent score of CaPS.
+
+    (1)  E[(d_j f_l)^2] = s2 (I_jj with the child l - I_jj without it),  1 / s2 = I_ll
+
+    The diagonal of the information matrix of those up to the child is estimated with it and
+    without. Sees functions that rise as much as they fall; of ``precision`` these are the sizes of
+    the linear weights. One estimate a variable.
+
+    Args:
+        x: The rows.
+        order: Causes first.
+        score: As in :func:`isospike.causal.scores.information`.
+
+    Reference: Xu et al. (2024), Ordering-based causal discovery for linear and nonlinear relations.
+    """
+    d = len(order)
+    slopes = np.zeros((d, d))
+    after: np.ndarray | None = None
+    for k in range(d, 0, -1):
+        diagonal = information(x[:, order[:k]], score).diagonal()
+        if after is not None:
+            gain = np.maximum(after[:-1] - diagonal, 0) / after[-1]
+            slopes[order[:k], order[k]] = np.sqrt(gain)
+        after = diagonal
+    return slopes
 
 
 def prune(

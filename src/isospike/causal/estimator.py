@@ -6,9 +6,11 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 
-from isospike.causal.edges import prune, threshold_edges
+from isospike.causal.denoising import denoising_score
+from isospike.causal.edges import parent_slopes, prune, threshold_edges
 from isospike.causal.guards import (
     check_data,
     looks_rescaled,
@@ -24,7 +26,7 @@ from isospike.causal.splines import spline_sort
 from isospike.errors import MissingExtraError, RangeError, ShapeError, UnsupportedError
 
 CORRECTIONS = ("regression", "mean", "per-sample", "winsorised")
-PRUNES = ("cam", "row")
+PRUNES = ("cam", "row", "slopes")
 WINSORISE = 0.1
 
 Score = Callable[[Float[np.ndarray, "n d"]], np.ndarray]
@@ -47,14 +49,16 @@ class ScoreSchurSort:
     ==========  =================================================================================
 
     Args:
-        score: Where the information matrix comes from: ``precision``, ``shrinkage``, ``glasso`` or
-            ``stein``; or a function of the rows that gives scores ``[n, d]`` (their covariance is
-            taken) or negative Jacobians ``[n, d, d]``, which the last two corrections need.
-            ``regression`` takes only ``precision``: it fits its own.
+        score: Where the information matrix comes from: ``precision``, ``shrinkage``, ``glasso``,
+            ``stein`` or ``denoising``; or a function of the rows that gives scores ``[n, d]``
+            (their covariance is taken), the matrix ``[d, d]``, or negative Jacobians ``[n, d, d]``.
+            The last two corrections need Jacobians, which ``denoising`` gives too; ``regression``
+            takes only ``precision``: it fits its own.
         correction: See the table.
-        prune: ``cam`` for spline F-tests, ``row`` for linear weights above ``threshold``.
+        prune: ``cam`` for spline F-tests, ``row`` for linear weights above ``threshold``,
+            ``slopes`` for root mean squared slopes above it, by Stein's score: one estimate each.
         level: False edges allowed for by ``cam``, as a share of those found.
-        threshold: Of ``row``.
+        threshold: Of ``row`` and ``slopes``, in units of the child over units of the parent.
         ridge, gamma: As in :func:`isospike.causal.schur.schur_sort`.
         noise_scale: Each noise's scale, up to a common factor, where they differ.
         required, forbidden: Edges by names or indices, ``(parent, child)``.
@@ -131,6 +135,9 @@ class ScoreSchurSort:
             )
             self.uneven_noise_ = uneven_noise(x, residuals, self.adjacency_)
             warn_of_noise(self.uneven_noise_)
+        elif self.prune == "slopes":
+            slopes = parent_slopes(x, found.order)
+            self.adjacency_ = (slopes > self.threshold) & ~forbidden | required
         else:
             named = self.score if isinstance(self.score, str) else "precision"
             rows = threshold_edges(information(x, named), found.order, self.threshold)
@@ -190,10 +197,11 @@ class ScoreSchurSort:
                 f"ScoreSchurSort needs score='precision' with correction='regression', got "
                 f"{self.score!r}. Use correction='mean' with other scores."
             )
-        if self.correction in CORRECTIONS[2:] and not callable(self.score):
+        gives = callable(self.score) or self.score == "denoising"
+        if self.correction in CORRECTIONS[2:] and not gives:
             raise UnsupportedError(
                 f"ScoreSchurSort needs a score that gives Jacobians with correction="
-                f"{self.correction!r}, got {self.score!r}. Give a function of the rows."
+                f"{self.correction!r}, got {self.score!r}. Give denoising, or a function."
             )
 
     def _sort(
@@ -208,16 +216,22 @@ class ScoreSchurSort:
                     "columns. Use the score shrinkage or glasso with the correction mean."
                 )
             return spline_sort(x, **options)
-        if isinstance(self.score, str):
+        if isinstance(self.score, str) and self.correction == "mean":
             return schur_sort(information(x, self.score), ridge=self.ridge, **options)
-        values = np.asarray(self.score(x), np.float64)
+        if callable(self.score):
+            values = np.asarray(self.score(x), np.float64)
+        else:
+            draw = torch.Generator().manual_seed(0)
+            values = denoising_score(x, generator=draw).jacobians(x)
         if self.correction == "mean":
-            if values.shape not in ((n, d), (n, d, d)):
+            if values.shape not in ((n, d), (d, d), (n, d, d)):
                 raise ShapeError(
-                    f"ScoreSchurSort needs scores {(n, d)} or Jacobians {(n, d, d)}, got "
-                    f"{values.shape}."
+                    f"ScoreSchurSort needs scores {(n, d)}, a matrix {(d, d)} or Jacobians "
+                    f"{(n, d, d)}, got {values.shape}."
                 )
-            matrix = score_covariance(values) if values.ndim == 2 else values.mean(0)
+            matrix = values if values.shape == (d, d) else values.mean(0)
+            if values.shape == (n, d):
+                matrix = score_covariance(values)
             return schur_sort((matrix + matrix.T) / 2, ridge=self.ridge, **options)
         return sample_sort(values, WINSORISE if self.correction == "winsorised" else 0.0, before)
 

@@ -60,8 +60,8 @@ def spline_sort(
     When a variable is removed, it joins the regression of each variable left that it explains: its
     features in what that regression leaves (F-test), or itself linearly, given all before it
     (t-test), and then with all that pass the same test beside it, since effects may cancel. Those
-    removed earlier that now pass the F-test follow. All is done on the features' inner products, made once in
-    ``O(n (d count)^2)``; a regression is a small system in them.
+    removed earlier that now pass the F-test follow. All is done on the features' inner products,
+    made once in ``O(n (d count)^2)``; a regression is a small system in them.
 
     Args:
         x: The rows.
@@ -146,7 +146,7 @@ class _Regressions:
     def gains(self, p: int) -> Float[np.ndarray, "d"]:
         """F of p's features in what each regression leaves."""
         block = self.across[:, p * self.count : (p + 1) * self.count]
-        return self._f((block**2).sum(1), self.rest, self.free)
+        return np.asarray(self._f((block**2).sum(1), self.rest, self.free))
 
     def grow(self, j: int, new: list[int], gone: list[int], least: Any) -> None:
         """Take those new, then of those gone the one that explains most of the rest, while it does.
