@@ -14,8 +14,10 @@ from isospike.causal.edges import parent_slopes, prune, threshold_edges
 from isospike.causal.guards import (
     check_data,
     looks_rescaled,
+    noise_spread,
     sortability,
     uneven_noise,
+    uneven_scale,
     warn_of_noise,
     warn_of_scale,
 )
@@ -35,8 +37,8 @@ Score = Callable[[Float[np.ndarray, "n d"]], np.ndarray]
 class ScoreSchurSort:
     """Causal order of observational data by Schur complements, and a graph along it.
 
-    Assumes additive noise of one variance in the columns' own units. Standardised columns break
-    that; the fit warns of it.
+    Assumes additive noise of one variance in the columns' own units. Rescaled columns break that;
+    the fit warns where it shows.
 
     ==========  =================================================================================
     correction
@@ -71,7 +73,9 @@ class ScoreSchurSort:
         adjacency_: The graph ``[parent, child]``.
         names_: The columns' names.
         sortability_: Var-, R2- and score-sortability along the graph found.
-        rescaled_: Whether the columns look standardised.
+        rescaled_: Whether the columns are of one standard deviation or one range.
+        noise_spread_: How unequal the noises are that the order leaves
+            (:func:`isospike.causal.guards.noise_spread`).
         uneven_noise_: Share of variables whose noise is not additive; with ``cam``.
     """
 
@@ -119,8 +123,6 @@ class ScoreSchurSort:
                 )
             x = x / scale
         self.rescaled_ = self.noise_scale is None and looks_rescaled(x)
-        if self.rescaled_:
-            warn_of_scale(x)
         required = self._edges(self.required, "required")
         forbidden = self._edges(self.forbidden, "forbidden")
         if (required & forbidden).any():
@@ -129,6 +131,10 @@ class ScoreSchurSort:
         before = descendants(known, "ScoreSchurSort.fit") if known.any() else None
         found = self._sort(x, before)
         self.order_, self.layers_, self.margins_ = found.order, found.layers, found.margins
+        from_roots = self.correction == "regression"
+        variances = found.pivots if from_roots else 1 / found.pivots
+        self.noise_spread_ = noise_spread(variances)
+        warn_of_scale(self.rescaled_, uneven_scale(variances, len(x)))
         if self.prune == "cam":
             self.adjacency_, residuals = prune(
                 x, found.order, self.level, forbidden=forbidden, required=required
