@@ -20,6 +20,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import scipy.linalg  # noqa: F401 - loaded before its threads are limited
 import torch
 from threadpoolctl import threadpool_limits
 

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 
 from isospike.causal.schur import leaf_rows
 from isospike.causal.scores import information
-from isospike.causal.splines import MOST, MOST_PARENTS, orthonormal, special
+from isospike.causal.splines import MOST, MOST_PARENTS, orthonormal, scipy
 from isospike.errors import RangeError
 
 
@@ -96,7 +96,7 @@ def prune(
     n, d = x.shape
     if count is None:
         count = max(1, min(MOST, n // 40))
-    tail = special("prune").fdtrc  # P(F > f)
+    tail = scipy("special", "prune").fdtrc  # P(F > f)
     linear = _linear_tests(x, order, tail)
     basis = np.empty((d, n, count))
     side = np.empty((n, d * count), order="F")  # the same side by side, in the order

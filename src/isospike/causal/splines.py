@@ -83,7 +83,7 @@ def spline_sort(
         raise RangeError(f"spline_sort needs count in [1, rows - 2], got {count} for {n} rows.")
     if not 0 < level < 1:
         raise RangeError(f"spline_sort needs a level in (0, 1), got {level}.")
-    quantile = special("spline_sort").fdtri
+    quantile = scipy("special", "spline_sort").fdtri
     ahead = np.zeros((d, d), bool) if before is None else before.T
     waiting = ahead.sum(1)
     found = _Regressions(x, count)
@@ -128,6 +128,7 @@ class _Regressions:
     def __init__(self, x: Float[np.ndarray, "n d"], count: int) -> None:
         n, d = x.shape
         self.rows, self.count = n, count
+        self.solve = scipy("linalg.lapack", "spline_sort").dposv  # of positive definite systems
         self.parents: list[list[int]] = [[] for _ in range(d)]
         basis = np.empty((n, d * count), order="F")
         for i in range(d):
@@ -161,9 +162,12 @@ class _Regressions:
             own += new
             at = (np.array(own)[:, None] * c + np.arange(c)).ravel()
             target = self.gram[j * c] * self.size[j]
-            rows = self.gram[at]
-            weight = np.linalg.solve(rows[:, at] + 1e-9 * np.eye(len(at)), target[at])
-            self.across[j] = target - weight @ rows
+            system = self.gram[np.ix_(at, at)]
+            system[np.diag_indices(len(at))] += 1e-9
+            weight = self.solve(system, target[at])[1]
+            self.across[j] = target
+            for q, w in zip(own, weight.reshape(-1, c), strict=True):
+                self.across[j] -= w @ self.gram[q * c : (q + 1) * c]
             self.rest[j] = max(self.size[j] ** 2 - weight @ target[at], 1e-12 * self.size[j] ** 2)
             self.free[j] -= c * len(new)
             gain = (self.across[j].reshape(-1, c) ** 2).sum(1)
@@ -216,10 +220,10 @@ class _Linear:
         return np.asarray(t2)
 
 
-def special(who: str) -> Any:
-    """scipy.special, or the error that ``who`` needs it."""
+def scipy(module: str, who: str) -> Any:
+    """A module of SciPy, or the error that ``who`` needs it."""
     try:
-        return import_module("scipy.special")
+        return import_module(f"scipy.{module}")
     except ImportError:
         raise MissingExtraError(
             f"{who} needs the package scipy. Install isospike[causal]."
