@@ -133,7 +133,7 @@ def test_features_span_a_cubic_spline():
     z = (v - 100) / 7
     fitted = cubic @ np.linalg.lstsq(cubic, z**3 - z, rcond=None)[0]
     np.testing.assert_allclose(fitted, z**3 - z, atol=1e-9)
-    assert (affordable(1000, 50), affordable(200, 50), affordable(5000, 1000)) == (8, 5, 5)
+    assert (affordable(1000, 50), affordable(1000, 200), affordable(5000, 1000)) == (8, 5, 5)
 
 
 def test_columns_may_be_permuted_and_rescaled_together():

@@ -118,7 +118,7 @@ def uneven_scale(variances: Float[np.ndarray, "d"], rows: int) -> bool:
 
     The log of a variance from Gaussian rows has a standard deviation of ``sqrt(2 / rows)``.
     """
-    return noise_spread(variances) > 0.08 + 2 * (2 / rows) ** 0.5
+    return bool(noise_spread(variances) > 0.08 + 2 * (2 / rows) ** 0.5)
 
 
 def warn_of_scale(rescaled: bool, uneven: bool) -> None:

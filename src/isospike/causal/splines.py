@@ -43,8 +43,11 @@ def orthonormal(v: Float[np.ndarray, "n"], count: int) -> Float[np.ndarray, "n c
 
 
 def affordable(rows: int, variables: int) -> int:
-    """Features of each variable: at least 1, at most 8, one in 40 rows, 5000 in all."""
-    return max(1, min(MOST, rows // 40, _FEATURES // variables))
+    """Features of each variable: 1 to 8, one in 40 rows, and in all as many as rows (1000 to 5000).
+
+    More cost time and memory; each regression has only those of the few variables in it.
+    """
+    return max(1, min(MOST, rows // 40, min(max(rows, 1000), _FEATURES) // variables))
 
 
 def spline_sort(
