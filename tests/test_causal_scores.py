@@ -45,12 +45,12 @@ def test_mean_jacobians_are_means_of_jacobians_and_those_of_autograd():
 
 
 def test_denoising_orders_curved_models_and_repeats():
-    data = made("sin")
-    fits = [isospike.ScoreSchurSort("denoising", "mean", "row").fit(data.data) for _ in range(2)]
-    assert fits[0].order_.tolist() == fits[1].order_.tolist()
-    assert order_divergence(fits[0].order_, data.truth) <= 1
-    one = isospike.ScoreSchurSort("denoising", "per-sample", "row").fit(data.data)
-    assert order_divergence(one.order_, data.truth) <= 2
+    data = made("sin", 5, 300)
+    for correction in ("mean", "per-sample"):
+        fit = isospike.ScoreSchurSort("denoising", correction, "row").fit(data.data)
+        assert order_divergence(fit.order_, data.truth) <= 1
+    nets = [learn(data.data, steps=30) for _ in range(2)]
+    assert np.array_equal(*[net.scores(data.data) for net in nets])
 
 
 def test_a_large_lasso_leaves_the_gaussian():
@@ -83,9 +83,9 @@ def test_slopes_of_the_precision_are_linear_weights():
 
 def test_slopes_see_a_parabola_that_linear_weights_do_not():
     e = np.random.default_rng(0).normal(size=(500, 2))
-    x = np.column_stack([e[:, 0], e[:, 0] ** 2 + 0.5 * e[:, 1]])
+    x = np.column_stack([e[:, 0], e[:, 0] ** 2 + e[:, 1]])
     order = np.array([0, 1])
-    assert abs(leaf_rows(precision(x), order)[0, 1]) < 0.3
+    assert abs(leaf_rows(precision(x), order)[0, 1]) < 0.5
     assert parent_slopes(x, order)[0, 1] > 0.8
     fit = isospike.ScoreSchurSort(prune="slopes", required=[(0, 1)]).fit(x)
     assert fit.adjacency_.tolist() == [[False, True], [False, False]]

@@ -75,7 +75,8 @@ class ScoreSchurSort:
         sortability_: Var-, R2- and score-sortability along the graph found.
         rescaled_: Whether the columns are of one standard deviation or one range.
         noise_spread_: How unequal the noises are that the order leaves
-            (:func:`isospike.causal.guards.noise_spread`).
+            (:func:`isospike.causal.guards.noise_spread`); 0 for other corrections than
+            ``regression``.
         uneven_noise_: Share of variables whose noise is not additive; with ``cam``.
     """
 
@@ -131,10 +132,10 @@ class ScoreSchurSort:
         before = descendants(known, "ScoreSchurSort.fit") if known.any() else None
         found = self._sort(x, before)
         self.order_, self.layers_, self.margins_ = found.order, found.layers, found.margins
-        from_roots = self.correction == "regression"
-        variances = found.pivots if from_roots else 1 / found.pivots
-        self.noise_spread_ = noise_spread(variances)
-        warn_of_scale(self.rescaled_, uneven_scale(variances, len(x)))
+        # Other corrections leave the expectation gap in their pivots.
+        left = found.pivots if self.correction == "regression" else np.ones(d)
+        self.noise_spread_ = noise_spread(left)
+        warn_of_scale(self.rescaled_, uneven_scale(left, len(x)))
         if self.prune == "cam":
             self.adjacency_, residuals = prune(
                 x, found.order, self.level, forbidden=forbidden, required=required

@@ -129,9 +129,12 @@ def parse_tiers(text: str, names: Sequence[str], name: str = "the tiers") -> lis
         RangeError: A name of no column, or one in two tiers.
     """
     lines = [line for line in text.splitlines() if line.strip()]
-    separator = _separator(lines)
-    tiers = _cut(lines, separator) if separator else [[line.strip()] for line in lines]
-    tiers = [[cell for cell in tier if cell] for tier in tiers]
+    readings = [
+        [[cell for cell in tier if cell] for tier in _cut(lines, s)] for s in (",", *_SEPARATORS)
+    ]
+    # The separator that gives names of columns; lines may be of any length.
+    known = (t for t in readings if all(cell in names for tier in t for cell in tier))
+    tiers = next(known, readings[0])
     every = [cell for tier in tiers for cell in tier]
     for cell in every:
         if cell not in names or every.count(cell) > 1:
