@@ -114,7 +114,9 @@ def test_every_score_is_near_the_truth_of_a_linear_model(score):
     true = made.hessians(1)[0]
     assert np.array_equal(found, found.T) or np.allclose(found, found.T, rtol=1e-9)
     assert np.linalg.eigvalsh(found).min() > 0
-    bound = {"precision": 0.1, "shrinkage": 0.2, "glasso": 0.7, "stein": 0.6}[score]
+    bound = {"precision": 0.1, "shrinkage": 0.2, "glasso": 0.7, "stein": 0.6, "denoising": 0.5}[
+        score
+    ]
     assert np.linalg.norm(found - true) < bound * np.linalg.norm(true)
 
 
@@ -137,7 +139,9 @@ def test_precision_refuses_too_few_rows_and_dependent_columns():
     x = np.random.default_rng(0).normal(size=(50, 3))
     with pytest.raises(RangeError, match="linearly independent columns"):
         precision(np.column_stack([x, x.sum(1)]))
-    with pytest.raises(RangeError, match="a score of precision, shrinkage, glasso, stein, got 'x'"):
+    with pytest.raises(
+        RangeError, match="a score of precision, shrinkage, glasso, stein, denoising, got 'x'"
+    ):
         information(x, "x")
 
 

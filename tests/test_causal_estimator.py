@@ -15,7 +15,14 @@ from isospike.causal.metrics import compare, descendants, order_divergence
 from isospike.causal.schur import schur_sort
 from isospike.causal.scores import precision
 from isospike.causal.simulate import random_dag, simulate
-from isospike.causal.splines import affordable, features, spline_sort
+from isospike.causal.splines import (
+    _Linear,
+    _Regressions,
+    affordable,
+    features,
+    orthonormal,
+    spline_sort,
+)
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 
 
@@ -64,13 +71,58 @@ def test_rows_that_agree_are_sorted_as_their_mean():
     np.testing.assert_allclose(one.margins, other.margins, rtol=1e-6)
 
 
-def test_splines_of_one_feature_are_the_covariance_from_the_roots():
-    x = made("gp").data
-    one = spline_sort(x, 1)
-    other = schur_sort(np.cov(x, rowvar=False, bias=True), top_down=True)
-    assert one.order.tolist() == other.order.tolist()
-    np.testing.assert_allclose(one.pivots, other.pivots, rtol=1e-8)
-    np.testing.assert_allclose(one.margins, other.margins, rtol=1e-6)
+def test_sparse_regressions_are_those_of_least_squares():
+    x = made("gp", 6, rows=300).data
+    found = _Regressions(x, 4)
+    never = lambda free: np.inf  # noqa: E731
+    found.grow(5, [2], [2], never)
+    found.grow(5, [0], [2, 0], never)
+    design = np.column_stack([orthonormal(x[:, p], 4) for p in (2, 0)])
+    y = x[:, 5] - x[:, 5].mean()
+    left = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    assert found.variance[5] == pytest.approx(left @ left / (299 - 8))
+    others = np.column_stack([orthonormal(x[:, p], 4) for p in range(6)])
+    np.testing.assert_allclose(found.across[5], left @ others, atol=1e-6 * np.abs(y).max() * 17)
+    gain = ((left @ orthonormal(x[:, 1], 4)) ** 2).sum()
+    assert found.gains(1)[5] == pytest.approx(gain / 4 / ((left @ left - gain) / (291 - 4)))
+
+
+def test_linear_elimination_along_an_order_gives_the_tests_of_its_regressions():
+    from scipy import special
+
+    x = made("linear", 6, 1.0, 80).data
+    order = np.random.default_rng(0).permutation(6)
+    linear = _Linear(np.cov(x, rowvar=False), 80)
+    t2, free = [linear.remove(int(p)) for p in order[:4]][-1]
+    assert free == 80 - 2 - 3
+    expected = _linear_tests(x, order, special.fdtrc)[order[:4], order[4]]
+    found = special.fdtrc(1, free, linear.tests(int(order[4])))
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
+    assert t2[order[4]] == pytest.approx(linear.tests(int(order[4]))[3])
+
+
+def test_parents_that_cancel_are_found():
+    # 2 = 0 + e, 3 = 2 - 0 + e: alone, 0 tells nothing of 3, and 2 little.
+    e = np.random.default_rng(0).normal(size=(500, 4))
+    x = np.column_stack([e[:, 0], e[:, 1], 4 * e[:, 0] + e[:, 2], e[:, 3]])
+    x[:, 3] += 0.6 * (x[:, 2] - 4 * x[:, 0])
+    found = spline_sort(x, 3)
+    assert found.pivots[3] == pytest.approx(1, abs=0.1)
+    assert np.var(x[:, 3]) > 1.2
+
+
+def test_fewer_rows_than_variables_still_give_an_order():
+    data = made("sin", 60, 1.0, 50)
+    order = spline_sort(data.data).order
+    assert order_divergence(order, data.truth) < 0.25 * data.truth.sum()
+
+
+def test_columns_of_few_values_are_taken():
+    draw = np.random.default_rng(0)
+    x = draw.integers(0, 2, (400, 6)).astype(float)
+    x[:, 3] += x[:, 1]
+    fit = isospike.ScoreSchurSort().fit(x)
+    assert np.argwhere(fit.adjacency_).tolist() == [[1, 3]]
 
 
 def test_features_span_a_cubic_spline():
@@ -81,7 +133,7 @@ def test_features_span_a_cubic_spline():
     z = (v - 100) / 7
     fitted = cubic @ np.linalg.lstsq(cubic, z**3 - z, rcond=None)[0]
     np.testing.assert_allclose(fitted, z**3 - z, atol=1e-9)
-    assert (affordable(1000, 50), affordable(1000, 200), affordable(10**6, 2)) == (5, 1, 8)
+    assert (affordable(1000, 50), affordable(1000, 200), affordable(5000, 1000)) == (8, 5, 5)
 
 
 def test_columns_may_be_permuted_and_rescaled_together():
@@ -97,7 +149,10 @@ def test_noise_of_known_scale_may_differ():
     data = made("linear", 15, 1.0, 3000, 1, unequal=4.0)
     known = isospike.ScoreSchurSort(noise_scale=data.noise).fit(data.data)
     assert order_divergence(known.order_, data.truth) == 0
-    assert order_divergence(isospike.ScoreSchurSort().fit(data.data).order_, data.truth) > 0
+    with pytest.warns(ScaleWarning, match="noises that the order leaves differ in size"):
+        plain = isospike.ScoreSchurSort().fit(data.data)
+    assert order_divergence(plain.order_, data.truth) > 0
+    assert plain.noise_spread_ > 5 * known.noise_spread_
     with pytest.raises(RangeError, match="a positive noise_scale for each of 15 columns"):
         isospike.ScoreSchurSort(noise_scale=[1.0]).fit(data.data)
 
@@ -115,7 +170,8 @@ def test_standardised_columns_are_announced_and_order_badly():
 
 
 def test_post_nonlinear_noise_is_announced_and_additive_noise_is_not():
-    with pytest.warns(NoiseWarning, match="no additive noise model"):
+    noise = pytest.warns(NoiseWarning, match="no additive noise model")
+    with pytest.warns(ScaleWarning, match="differ in size"), noise:
         isospike.ScoreSchurSort().fit(made("post-nonlinear", 20).data)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -218,7 +274,7 @@ def test_sortability_by_hand():
     assert np.isnan(sortability(x, np.zeros((3, 3), bool)).var)
 
 
-x = np.random.default_rng(0).normal(size=(50, 3)) * [1, 2, 3]
+x = np.random.default_rng(0).normal(size=(50, 3))
 
 
 @pytest.mark.parametrize(
@@ -245,11 +301,15 @@ def test_unusable_tables_are_refused(table, error, got):
     [
         ({"score": "neural"}, RangeError, "score of precision, .*, got 'neural'"),
         ({"correction": "none"}, RangeError, "correction of regression, .*, got 'none'"),
-        ({"prune": "das"}, RangeError, "prune of cam, row, got 'das'"),
+        ({"prune": "das"}, RangeError, "prune of cam, row, slopes, got 'das'"),
         ({"score": "stein"}, UnsupportedError, "score='precision' with correction='regression'"),
         ({"correction": "per-sample"}, UnsupportedError, "a score that gives Jacobians"),
         ({"level": 0.0}, RangeError, r"a level in \(0, 1\), got 0"),
-        ({"score": lambda v: v[0], "correction": "mean"}, ShapeError, r"scores \(50, 3\) or"),
+        (
+            {"score": lambda v: v[0], "correction": "mean"},
+            ShapeError,
+            r"scores \(50, 3\), a matrix",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, error, got):

@@ -179,3 +179,46 @@ def test_bad_tables_end_in_one_line(text, got, tmp_path):
     assert re.search(got, errors[0])
     assert "Traceback" not in done.output
     assert not (tmp_path / "out").exists()
+
+
+def test_order_takes_what_is_known(tmp_path):
+    made = data(5)
+    (tmp_path / "d.csv").write_text(csv_text(made.data, list("abcde")))
+    first = json.loads(run(tmp_path / "d.csv", "--json", "--out", tmp_path).stdout)["order"]
+    (tmp_path / "tiers").write_text(f"{first[-1]},{first[-2]}\n{first[0]}\n")
+    (tmp_path / "required").write_text(f"{first[-1]},{first[1]}\n")
+    (tmp_path / "forbidden").write_text("a,b\nb,a\n")
+    (tmp_path / "scale").write_text("name,scale\n" + "".join(f"{c},2\n" for c in "abcde"))
+    files = [f"--{k}" for k in ("tiers", "required", "forbidden")]
+    done = run(
+        tmp_path / "d.csv", "--json", "--out", tmp_path, "--noise-scale", tmp_path / "scale",
+        "--correction", "mean", "--prune", "row", "--threshold", "0.2", "--gamma", "0",
+        *(v for f in files for v in (f, tmp_path / f[2:])),
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    place = report["order"].index
+    assert max(place(first[-1]), place(first[-2])) < place(first[0])
+    assert [first[-1], first[1]] in report["edges"]
+    assert not {("a", "b"), ("b", "a")} & {tuple(e) for e in report["edges"]}
+    assert "correction='mean'" in report["settings"]
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "got"),
+    [
+        ("--tiers", "a,b\nq\n", "got 'q' which is no column"),
+        ("--tiers", "a,b\nb\n", "got 'b' twice"),
+        ("--noise-scale", "a,1\nb,-2\n", "a positive number on each line, got 'b -2'"),
+        ("--noise-scale", "a,1\n", "a line for each column, got none of 'b'"),
+        ("--required", "a,b\nb,a\n", "a graph without cycles"),
+        ("--forbidden", "a,z\n", "names of columns, got 'z'"),
+    ],
+)
+def test_what_is_known_wrongly_ends_in_one_line(option, text, got, tmp_path):
+    (tmp_path / "d.csv").write_text(csv_text(data(3).data, list("abc")))
+    (tmp_path / "f").write_text(text)
+    done = run(tmp_path / "d.csv", option, tmp_path / "f", "--out", tmp_path / "out")
+    assert done.exit_code == 2
+    assert re.search(got, done.stderr)
+    assert not (tmp_path / "out").exists()

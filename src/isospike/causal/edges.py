@@ -1,16 +1,14 @@
 """From an order to a graph: which of the earlier variables are parents."""
 
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from isospike.causal.schur import leaf_rows
-from isospike.causal.splines import MOST, features
-from isospike.errors import MissingExtraError, RangeError
-
-_MOST_PARENTS = 40
+from isospike.causal.scores import information
+from isospike.causal.splines import MOST, MOST_PARENTS, orthonormal, scipy
+from isospike.errors import RangeError
 
 
 def threshold_edges(
@@ -28,6 +26,36 @@ def threshold_edges(
     if not threshold >= 0:
         raise RangeError(f"threshold_edges needs a threshold >= 0, got {threshold}.")
     return np.asarray(np.abs(leaf_rows(information, order)) > threshold)
+
+
+def parent_slopes(
+    x: Float[np.ndarray, "n d"], order: Int[np.ndarray, "d"], score: str = "stein"
+) -> Float[np.ndarray, "d d"]:
+    """Root mean squared slopes ``[parent, child]``: the parent score of CaPS.
+
+    (1)  E[(d_j f_l)^2] = s2 (I_jj with the child l - I_jj without it),  1 / s2 = I_ll
+
+    The diagonal of the information matrix of those up to the child is estimated with it and
+    without. Sees functions that rise as much as they fall; of ``precision`` these are the sizes of
+    the linear weights. One estimate a variable.
+
+    Args:
+        x: The rows.
+        order: Causes first.
+        score: As in :func:`isospike.causal.scores.information`.
+
+    Reference: Xu et al. (2024), Ordering-based causal discovery for linear and nonlinear relations.
+    """
+    d = len(order)
+    slopes = np.zeros((d, d))
+    after: np.ndarray | None = None
+    for k in range(d, 0, -1):
+        diagonal = information(x[:, order[:k]], score).diagonal()
+        if after is not None:
+            gain = np.maximum(after[:-1] - diagonal, 0) / after[-1]
+            slopes[order[:k], order[k]] = np.sqrt(gain)
+        after = diagonal
+    return slopes
 
 
 def prune(
@@ -68,14 +96,14 @@ def prune(
     n, d = x.shape
     if count is None:
         count = max(1, min(MOST, n // 40))
-    tail = _special().fdtrc  # P(F > f)
+    tail = scipy("special", "prune").fdtrc  # P(F > f)
     linear = _linear_tests(x, order, tail)
     basis = np.empty((d, n, count))
     side = np.empty((n, d * count), order="F")  # the same side by side, in the order
     for rank, i in enumerate(order):
-        basis[i] = np.linalg.qr(features(x[:, i], count))[0]
+        basis[i] = orthonormal(x[:, i], count)
         side[:, rank * count : (rank + 1) * count] = basis[i]
-    most = min(_MOST_PARENTS, (n // 2) // count)
+    most = min(MOST_PARENTS, (n // 2) // count)
     allowed = np.ones((d, d), bool) if forbidden is None else ~forbidden
     always = np.zeros((d, d), bool) if required is None else required
     p_value = np.ones((d, d))
@@ -155,12 +183,3 @@ def _linear_tests(
         t2 = inverse[r, :r] ** 2 / spread[r - 1, :r] * (n - 1 - r)
         p_value[order[:r], order[r]] = tail(1, n - 1 - r, t2)
     return p_value
-
-
-def _special() -> Any:
-    try:
-        return import_module("scipy.special")
-    except ImportError:
-        raise MissingExtraError(
-            "prune needs the package scipy. Install isospike[causal]."
-        ) from None

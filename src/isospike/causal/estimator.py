@@ -6,25 +6,29 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 
-from isospike.causal.edges import prune, threshold_edges
+from isospike.causal.denoising import denoising_score
+from isospike.causal.edges import parent_slopes, prune, threshold_edges
 from isospike.causal.guards import (
     check_data,
     looks_rescaled,
+    noise_spread,
     sortability,
     uneven_noise,
+    uneven_scale,
     warn_of_noise,
     warn_of_scale,
 )
 from isospike.causal.metrics import descendants
 from isospike.causal.schur import SchurOrder, schur_sort
-from isospike.causal.scores import SCORES, information, precision, score_covariance
-from isospike.causal.splines import affordable, spline_sort
+from isospike.causal.scores import SCORES, information, score_covariance
+from isospike.causal.splines import spline_sort
 from isospike.errors import MissingExtraError, RangeError, ShapeError, UnsupportedError
 
 CORRECTIONS = ("regression", "mean", "per-sample", "winsorised")
-PRUNES = ("cam", "row")
+PRUNES = ("cam", "row", "slopes")
 WINSORISE = 0.1
 
 Score = Callable[[Float[np.ndarray, "n d"]], np.ndarray]
@@ -33,28 +37,30 @@ Score = Callable[[Float[np.ndarray, "n d"]], np.ndarray]
 class ScoreSchurSort:
     """Causal order of observational data by Schur complements, and a graph along it.
 
-    Assumes additive noise of one variance in the columns' own units. Standardised columns break
-    that; the fit warns of it.
+    Assumes additive noise of one variance in the columns' own units. Rescaled columns break that;
+    the fit warns where it shows.
 
     ==========  =================================================================================
     correction
     ==========  =================================================================================
-    regression  roots first, in the covariance of variables and spline features (additive models);
-                with fewer than eight rows to a variable, and for linear models, as ``mean``
+    regression  roots first, by what sparse regressions on splines of those before leave: additive
+                models
     mean        leaves first, in the mean information matrix: the paper, exact for linear models
     per-sample  the same in every row's Jacobian: additive models without error of their own
     winsorised  the same, the tenth of the rows that lie furthest out pulled in
     ==========  =================================================================================
 
     Args:
-        score: Where the information matrix comes from: ``precision``, ``shrinkage``, ``glasso`` or
-            ``stein``; or a function of the rows that gives scores ``[n, d]`` (their covariance is
-            taken) or negative Jacobians ``[n, d, d]``, which the last two corrections need.
-            ``regression`` takes only ``precision``: it fits its own.
+        score: Where the information matrix comes from: ``precision``, ``shrinkage``, ``glasso``,
+            ``stein`` or ``denoising``; or a function of the rows that gives scores ``[n, d]``
+            (their covariance is taken), the matrix ``[d, d]``, or negative Jacobians ``[n, d, d]``.
+            The last two corrections need Jacobians, which ``denoising`` gives too; ``regression``
+            takes only ``precision``: it fits its own.
         correction: See the table.
-        prune: ``cam`` for spline F-tests, ``row`` for linear weights above ``threshold``.
+        prune: ``cam`` for spline F-tests, ``row`` for linear weights above ``threshold``,
+            ``slopes`` for root mean squared slopes above it, by Stein's score: one estimate each.
         level: False edges allowed for by ``cam``, as a share of those found.
-        threshold: Of ``row``.
+        threshold: Of ``row`` and ``slopes``, in units of the child over units of the parent.
         ridge, gamma: As in :func:`isospike.causal.schur.schur_sort`.
         noise_scale: Each noise's scale, up to a common factor, where they differ.
         required, forbidden: Edges by names or indices, ``(parent, child)``.
@@ -67,7 +73,10 @@ class ScoreSchurSort:
         adjacency_: The graph ``[parent, child]``.
         names_: The columns' names.
         sortability_: Var-, R2- and score-sortability along the graph found.
-        rescaled_: Whether the columns look standardised.
+        rescaled_: Whether the columns are of one standard deviation or one range.
+        noise_spread_: How unequal the noises are that the order leaves
+            (:func:`isospike.causal.guards.noise_spread`); 0 for other corrections than
+            ``regression``.
         uneven_noise_: Share of variables whose noise is not additive; with ``cam``.
     """
 
@@ -115,8 +124,6 @@ class ScoreSchurSort:
                 )
             x = x / scale
         self.rescaled_ = self.noise_scale is None and looks_rescaled(x)
-        if self.rescaled_:
-            warn_of_scale(x)
         required = self._edges(self.required, "required")
         forbidden = self._edges(self.forbidden, "forbidden")
         if (required & forbidden).any():
@@ -125,12 +132,19 @@ class ScoreSchurSort:
         before = descendants(known, "ScoreSchurSort.fit") if known.any() else None
         found = self._sort(x, before)
         self.order_, self.layers_, self.margins_ = found.order, found.layers, found.margins
+        # Other corrections leave the expectation gap in their pivots.
+        left = found.pivots if self.correction == "regression" else np.ones(d)
+        self.noise_spread_ = noise_spread(left)
+        warn_of_scale(self.rescaled_, uneven_scale(left, len(x)))
         if self.prune == "cam":
             self.adjacency_, residuals = prune(
                 x, found.order, self.level, forbidden=forbidden, required=required
             )
             self.uneven_noise_ = uneven_noise(x, residuals, self.adjacency_)
             warn_of_noise(self.uneven_noise_)
+        elif self.prune == "slopes":
+            slopes = parent_slopes(x, found.order)
+            self.adjacency_ = (slopes > self.threshold) & ~forbidden | required
         else:
             named = self.score if isinstance(self.score, str) else "precision"
             rows = threshold_edges(information(x, named), found.order, self.threshold)
@@ -190,10 +204,11 @@ class ScoreSchurSort:
                 f"ScoreSchurSort needs score='precision' with correction='regression', got "
                 f"{self.score!r}. Use correction='mean' with other scores."
             )
-        if self.correction in CORRECTIONS[2:] and not callable(self.score):
+        gives = callable(self.score) or self.score == "denoising"
+        if self.correction in CORRECTIONS[2:] and not gives:
             raise UnsupportedError(
                 f"ScoreSchurSort needs a score that gives Jacobians with correction="
-                f"{self.correction!r}, got {self.score!r}. Give a function of the rows."
+                f"{self.correction!r}, got {self.score!r}. Give denoising, or a function."
             )
 
     def _sort(
@@ -202,20 +217,28 @@ class ScoreSchurSort:
         n, d = x.shape
         options: dict[str, Any] = {"gamma": self.gamma, "before": before}
         if self.correction == "regression":
-            count = affordable(n, d)
-            if count > 1:
-                return spline_sort(x, count, **options)
-            return schur_sort(precision(x), ridge=self.ridge, **options)
-        if isinstance(self.score, str):
-            return schur_sort(information(x, self.score), ridge=self.ridge, **options)
-        values = np.asarray(self.score(x), np.float64)
-        if self.correction == "mean":
-            if values.shape not in ((n, d), (n, d, d)):
-                raise ShapeError(
-                    f"ScoreSchurSort needs scores {(n, d)} or Jacobians {(n, d, d)}, got "
-                    f"{values.shape}."
+            if n <= d:
+                raise RangeError(
+                    f"ScoreSchurSort.fit needs more rows than columns, got {n} rows and {d} "
+                    "columns. Use the score shrinkage or glasso with the correction mean."
                 )
-            matrix = score_covariance(values) if values.ndim == 2 else values.mean(0)
+            return spline_sort(x, **options)
+        if isinstance(self.score, str) and self.correction == "mean":
+            return schur_sort(information(x, self.score), ridge=self.ridge, **options)
+        if callable(self.score):
+            values = np.asarray(self.score(x), np.float64)
+        else:
+            draw = torch.Generator().manual_seed(0)
+            values = denoising_score(x, generator=draw).jacobians(x)
+        if self.correction == "mean":
+            if values.shape not in ((n, d), (d, d), (n, d, d)):
+                raise ShapeError(
+                    f"ScoreSchurSort needs scores {(n, d)}, a matrix {(d, d)} or Jacobians "
+                    f"{(n, d, d)}, got {values.shape}."
+                )
+            matrix = values if values.shape == (d, d) else values.mean(0)
+            if values.shape == (n, d):
+                matrix = score_covariance(values)
             return schur_sort((matrix + matrix.T) / 2, ridge=self.ridge, **options)
         return sample_sort(values, WINSORISE if self.correction == "winsorised" else 0.0, before)
 

@@ -100,13 +100,42 @@ def looks_rescaled(x: Float[np.ndarray, "n d"]) -> bool:
     return bool(sd.max() < 1.001 * sd.min() or boxed)
 
 
-def warn_of_scale(x: Float[np.ndarray, "n d"]) -> None:
-    """Warn loudly if the columns look rescaled."""
-    if looks_rescaled(x):
+def noise_spread(variances: Float[np.ndarray, "d"]) -> float:
+    """Log of the lower quartile of the noises' variances over the least.
+
+    What an order leaves of each variable is one number, up to chance and to parents that were
+    missed, if all noises are of one variance. Rescaled columns break that, and so do noises that
+    differ. The lower quarter is used since missed parents only add.
+
+    Args:
+        variances: What is left of each variable by those before it.
+    """
+    return float(np.log(np.quantile(variances, 0.25) / variances.min()))
+
+
+def uneven_scale(variances: Float[np.ndarray, "d"], rows: int) -> bool:
+    """Whether :func:`noise_spread` is above ``.08 + 2 sqrt(2 / rows)``.
+
+    The log of a variance from Gaussian rows has a standard deviation of ``sqrt(2 / rows)``.
+    """
+    return bool(noise_spread(variances) > 0.08 + 2 * (2 / rows) ** 0.5)
+
+
+def warn_of_scale(rescaled: bool, uneven: bool) -> None:
+    """Warn loudly if the columns look rescaled, or else if the noises differ in size."""
+    if rescaled:
         warnings.warn(
             "The columns look standardised. The order rests on noise of one scale in the columns' "
             "own units: on standardised data it is near chance or worse. Give the data in their "
             "units, or each noise's scale as noise_scale.",
+            ScaleWarning,
+            stacklevel=3,
+        )
+    elif uneven:
+        warnings.warn(
+            "The noises that the order leaves differ in size. The order rests on noise of one "
+            "scale in the columns' own units: were the columns rescaled, each in its own way, or "
+            "are their units different? Give each noise's scale as noise_scale if it is known.",
             ScaleWarning,
             stacklevel=3,
         )

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from isospike.errors import RangeError, ShapeError
+from isospike.kernels.elimination import NOT_POSITIVE, STUCK, eliminate, start
 
 PANEL = 128  # pivots between two updates of the rest: most of the work is then matrix products
 
@@ -58,7 +59,7 @@ def schur_sort(
     """Order variables by eliminating the smallest diagonal entry, again and again.
 
     Only the diagonal is kept up to date. The column of a pivot is made when it is chosen, and what
-    is left is updated once in 128 pivots (256 beyond d = 2000), by one matrix product.
+    is left is updated once in 128 pivots, by matrix products on torch's threads.
 
     Args:
         matrix: The information matrix (1); with ``top_down`` the covariance. Symmetric.
@@ -81,55 +82,28 @@ def schur_sort(
         raise RangeError(f"schur_sort needs ridge and gamma >= 0, got {ridge} and {gamma}.")
     if before is not None and before.shape != (d, d):
         raise ShapeError(f"schur_sort needs before of shape {(d, d)}, got {before.shape}.")
-    # To go first from the end where elimination starts: those with nothing left beyond them.
-    ahead = np.zeros((d, d), bool) if before is None else (before.T if top_down else before)
-    waiting = ahead.sum(1)
-    rest = matrix.astype(np.float64)  # a copy, of the variables in `ids`
-    ids, diagonal = np.arange(d), rest.diagonal().copy()
-    scale = float(diagonal.max())
-    pivots, margins, blocks = np.empty(d), np.empty(d), []
-    queue: list[int] = []  # the rest of the block that is being removed: places in ids
-    while len(ids):
-        count = min(PANEL if d <= 2000 else 2 * PANEL, len(ids))
-        columns = np.empty((count, len(ids)))
-        left = np.ones(len(ids), bool)
-        for k in range(count):
-            free = left & (waiting[ids] == 0)
-            if not free.any():
-                raise RangeError("schur_sort needs an order that can be kept, got a cycle.")
-            value = np.where(free, diagonal, np.inf)
-            if not queue:
-                least = value.min()
-                inside = np.flatnonzero(value <= least + gamma * abs(least))
-                queue = inside[np.argsort(value[inside], kind="stable")].tolist()
-                blocks.append(tuple(int(i) for i in ids[queue]))
-            p = queue.pop(0)
-            pivot = diagonal[p]
-            if not pivot > 1e-13 * scale:
-                raise RangeError(
-                    f"schur_sort needs a positive definite matrix, got the pivot {pivot:.3g} of "
-                    f"variable {ids[p]}. Give more rows, or shrink the matrix (score='shrinkage')."
-                )
-            left[p] = False
-            others = diagonal[left]
-            pivots[ids[p]] = pivot
-            margins[ids[p]] = others.min() / pivot - 1 if len(others) else np.inf
-            column = rest[p] - columns[:k, p] @ columns[:k]  # (2), those not yet applied
-            columns[k] = column / np.sqrt(pivot + ridge)
-            columns[k, ~left] = 0
-            diagonal -= columns[k] ** 2
-            if before is not None:
-                waiting = waiting - ahead[:, ids[p]]
-        keep = np.flatnonzero(left)
-        place = {int(old): new for new, old in enumerate(keep)}
-        queue = [place[p] for p in queue]
-        columns = columns[:, keep]
-        rest = rest[np.ix_(keep, keep)]
-        rest -= columns.T @ columns  # (2), for the whole panel
-        ids, diagonal = ids[keep], diagonal[keep]
+    # Who goes first, from the end where elimination starts.
+    ahead = np.empty((0, 0), bool)
+    if before is not None:
+        ahead = np.ascontiguousarray(before if top_down else before.T)
+    state = start(matrix.astype(np.float64), ahead)
+    floor = 1e-13 * float(state.diagonal.max())
+    for gone in range(0, d, PANEL):
+        said = eliminate(state, min(PANEL, d - gone), floor, ridge, gamma)
+        if said == STUCK:
+            raise RangeError("schur_sort needs an order that can be kept, got a cycle.")
+        if said == NOT_POSITIVE:
+            name = int(state.order[state.line[2]])
+            raise RangeError(
+                f"schur_sort needs a positive definite matrix, got the pivot "
+                f"{state.diagonal[state.places[name]]:.3g} of variable {name}. Give more rows, or "
+                "shrink the matrix (score='shrinkage')."
+            )
+    cuts = np.split(state.order, np.flatnonzero(state.first)[1:])
+    blocks = [tuple(int(i) for i in block) for block in cuts]
     layers = blocks if top_down else [block[::-1] for block in reversed(blocks)]
     order = np.array([i for layer in layers for i in layer], np.int64)
-    return SchurOrder(order, tuple(layers), pivots, margins)
+    return SchurOrder(order, tuple(layers), state.pivots, state.margins)
 
 
 def schur_complement(

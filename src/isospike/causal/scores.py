@@ -11,11 +11,13 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
+from isospike.causal.denoising import denoising_score
 from isospike.errors import MissingExtraError, RangeError
 
-SCORES = ("precision", "shrinkage", "glasso", "stein")
+SCORES = ("precision", "shrinkage", "glasso", "stein", "denoising")
 
 
 def information(x: Float[np.ndarray, "n d"], score: str = "precision") -> Float[np.ndarray, "d d"]:
@@ -26,6 +28,7 @@ def information(x: Float[np.ndarray, "n d"], score: str = "precision") -> Float[
     shrinkage  the same, shrunk towards the identity by the rule of Ledoit and Wolf
     glasso     sparse, by the graphical lasso on the correlations
     stein      covariance of Stein's kernel estimate of the score; memory and time of n^2 and n^3
+    denoising  mean Jacobian of a network (:func:`isospike.causal.denoising.denoising_score`)
     =========  ==================================================================================
 
     Args:
@@ -45,6 +48,9 @@ def information(x: Float[np.ndarray, "n d"], score: str = "precision") -> Float[
         return graphical_lasso(x)
     if score == "stein":
         return score_covariance(stein_score(x))
+    if score == "denoising":
+        draw = torch.Generator().manual_seed(0)
+        return denoising_score(x, generator=draw).information(x)
     raise RangeError(f"information needs a score of {', '.join(SCORES)}, got {score!r}.")
 
 

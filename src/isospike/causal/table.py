@@ -83,12 +83,12 @@ def parse_table(text: str, name: str = "the table") -> Table:
 
 
 def parse_edges(
-    text: str, names: Sequence[str], name: str = "the truth"
+    text: str, names: Sequence[str], name: str = "the truth", acyclic: bool = True
 ) -> Bool[np.ndarray, "d d"]:
     """A graph ``[parent, child]`` from lines of a cause and an effect, after a header or none.
 
     Raises:
-        RangeError: Not two names on a line, a name of no column, or a cycle.
+        RangeError: Not two names on a line, a name of no column, or a cycle where none may be.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     separator = _separator(lines)
@@ -110,6 +110,8 @@ def parse_edges(
                     f"{', '.join(names[:12])}{' ...' if len(names) > 12 else ''}."
                 )
         graph[place[row[0]], place[row[1]]] = True
+    if not acyclic:
+        return graph
     try:
         topological(graph)
     except RangeError:
@@ -118,6 +120,55 @@ def parse_edges(
             "compared with it; remove an edge of the cycle."
         ) from None
     return graph
+
+
+def parse_tiers(text: str, names: Sequence[str], name: str = "the tiers") -> list[list[str]]:
+    """Groups of columns, earlier ones first, from a line of names each.
+
+    Raises:
+        RangeError: A name of no column, or one in two tiers.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    readings = [
+        [[cell for cell in tier if cell] for tier in _cut(lines, s)] for s in (",", *_SEPARATORS)
+    ]
+    # The separator that gives names of columns; lines may be of any length.
+    known = (t for t in readings if all(cell in names for tier in t for cell in tier))
+    tiers = next(known, readings[0])
+    every = [cell for tier in tiers for cell in tier]
+    for cell in every:
+        if cell not in names or every.count(cell) > 1:
+            what = "twice" if cell in names else "which is no column,"
+            raise RangeError(
+                f"parse_tiers needs each column in one tier at most, got {cell!r} {what} in {name}."
+            )
+    return tiers
+
+
+def parse_scales(text: str, names: Sequence[str], name: str = "the scales") -> list[float]:
+    """A number for each column, from lines of a name and a number, after a header or none.
+
+    Raises:
+        RangeError: Not a name and a positive number on a line, or a column without a line.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    separator = _separator(lines)
+    cells = _cut(lines, separator) if separator else [[line] for line in lines]
+    if cells and cells[0][0] not in names:
+        cells = cells[1:]
+    found: dict[str, float] = {}
+    for row in cells:
+        value = _number(row[1], False) if len(row) == 2 else None
+        if row[0] not in names or value is None or not value > 0:
+            raise RangeError(
+                "parse_scales needs a column and a positive number on each line, got "
+                f"{' '.join(row)[:60]!r} in {name}."
+            )
+        found[row[0]] = value
+    lacking = [n for n in names if n not in found]
+    if lacking:
+        raise RangeError(f"parse_scales needs a line for each column, got none of {lacking[0]!r}.")
+    return [found[n] for n in names]
 
 
 def _cut(lines: list[str], separator: str) -> list[list[str]]:

@@ -18,6 +18,28 @@ class ScoreName(StrEnum):
     SHRINKAGE = "shrinkage"
     GLASSO = "glasso"
     STEIN = "stein"
+    DENOISING = "denoising"
+
+
+class CorrectionName(StrEnum):
+    """What is eliminated, and in what order."""
+
+    REGRESSION = "regression"
+    MEAN = "mean"
+    PER_SAMPLE = "per-sample"
+    WINSORISED = "winsorised"
+
+
+class PruneName(StrEnum):
+    """Which of the earlier variables are parents."""
+
+    CAM = "cam"
+    ROW = "row"
+    SLOPES = "slopes"
+
+
+def _file(text: str) -> Any:
+    return typer.Option(metavar="FILE", help=text, show_default=False)
 
 
 @app.command(
@@ -36,19 +58,52 @@ def order_command(
         ),
     ],
     truth: Annotated[
-        Path | None,
+        Path | None, _file("True edges, a cause and an effect on each line.")
+    ] = None,  # fmt: skip
+    correction: Annotated[
+        CorrectionName | None,
         typer.Option(
-            metavar="FILE",
-            help="True edges, a cause and an effect on each line.",
+            metavar="NAME",
+            help="[b]regression[/]: splines, from the roots (default). [b]mean[/]: the mean "
+            "information matrix, from the leaves (default with another --score). "
+            "[b]per-sample[/], [b]winsorised[/]: every row's Jacobian; with denoising only.",
             show_default=False,
         ),
-    ] = None,  # fmt: skip
+    ] = None,
     score: Annotated[
-        ScoreName, typer.Option(help="Information matrix; others than precision use no splines.")
+        ScoreName,
+        typer.Option(
+            metavar="NAME",
+            help="Information matrix of the other corrections: [b]precision[/], [b]shrinkage[/], "
+            "[b]glasso[/], [b]stein[/] or [b]denoising[/], a network.",
+        ),
     ] = ScoreName.PRECISION,
+    prune: Annotated[
+        PruneName,
+        typer.Option(
+            metavar="NAME",
+            help="Edges: [b]cam[/], F-tests of splines; [b]row[/], linear weights; [b]slopes[/], "
+            "root mean squared slopes.",
+        ),
+    ] = PruneName.CAM,
     level: Annotated[
-        float, typer.Option(metavar="SHARE", help="False edges allowed for, of those found.")
+        float,
+        typer.Option(metavar="SHARE", help="False edges that cam allows for, of those found."),
     ] = 0.001,
+    threshold: Annotated[
+        float, typer.Option(metavar="SLOPE", help="Of row and slopes, child over parent.")
+    ] = 0.3,
+    gamma: Annotated[
+        float, typer.Option(metavar="SHARE", help="Variables this near the least go at once.")
+    ] = 0.05,
+    noise_scale: Annotated[
+        Path | None, _file("Each noise's scale where they differ, a column and a number a line.")
+    ] = None,
+    required: Annotated[Path | None, _file("Edges that are known, as --truth.")] = None,
+    forbidden: Annotated[Path | None, _file("Edges that cannot be, as --truth.")] = None,
+    tiers: Annotated[
+        Path | None, _file("Names of columns, a tier on each line, earlier ones first.")
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write.")] = Path("out/order"),
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
     debug: DebugOption = False,
@@ -58,18 +113,30 @@ def order_command(
     Writes report.html, report.json and edges.csv. With the true edges, the inverse covariance,
     sorting by variance, random orders and the empty graph stand beside what was found.
     """
+    if correction is None:
+        plain = score == ScoreName.PRECISION
+        correction = CorrectionName.REGRESSION if plain else CorrectionName.MEAN
+    options = {
+        "score": str(score), "correction": str(correction), "prune": str(prune), "level": level,
+        "threshold": threshold, "gamma": gamma,
+    }  # fmt: skip
+    files = {"required": required, "forbidden": forbidden, "tiers": tiers,
+             "noise_scale": noise_scale}  # fmt: skip
     with errors_in_one_line(debug):
-        _order(file, truth, score, level, out, as_json)
+        _order(file, truth, options, files, out, as_json)
 
 
 def _order(
-    file: str, truth: Path | None, score: str, level: float, out: Path, as_json: bool
-) -> None:
+    file: str, truth: Path | None, options: dict[str, Any], known_files: dict[str, Path | None],
+    out: Path, as_json: bool,
+) -> None:  # fmt: skip
     import csv
     import io
 
+    import numpy as np
+
     from isospike.causal.estimator import ScoreSchurSort
-    from isospike.causal.table import parse_edges, parse_table
+    from isospike.causal.table import parse_edges, parse_scales, parse_table, parse_tiers
     from isospike.datasets import read_text, sachs
     from isospike.order_report import causal_report
     from isospike.saving import atomic_write
@@ -85,8 +152,19 @@ def _order(
     if truth is not None:
         known = read_text(truth)
     graph = None if known is None else parse_edges(known, table.names, str(truth or file))
-    correction = "regression" if score == ScoreName.PRECISION else "mean"
-    model = ScoreSchurSort(str(score), correction, level=level)
+    names = table.names
+    for what, path in known_files.items():
+        if path is None:
+            continue
+        said = read_text(path)
+        if what == "tiers":
+            options[what] = parse_tiers(said, names, str(path))
+        elif what == "noise_scale":
+            options[what] = parse_scales(said, names, str(path))
+        else:
+            pairs = parse_edges(said, names, str(path), acyclic=what == "required")
+            options[what] = [(names[i], names[j]) for i, j in np.argwhere(pairs)]
+    model = ScoreSchurSort(**options)
     with Progress(quiet=as_json) as progress:
         progress("order", 0, 1)
         report = causal_report(_Frame(table), graph, model, form=table.form)
