@@ -98,25 +98,31 @@ def head_ambiguity(
         ShapeError: Not a table, or a number of rows that ``heads`` does not divide.
         RangeError: ``heads < 1``, NaN or infinity.
     """
+    return invert_heads(W_O, heads, dtype_of_origin)[0]
+
+
+def invert_heads(
+    W_O: Any, heads: int, dtype_of_origin: torch.dtype | None = None
+) -> tuple[HeadAmbiguity, Float[Tensor, "d channels"]]:
+    """:func:`head_ambiguity`, and W_O^+ with it."""
     w, origin = _stacked(W_O, heads, dtype_of_origin, "head_ambiguity")
     rank = numerical_rank(w, origin)
     head_width = len(w) // heads
     blocks = w.view(heads, head_width, -1)
-    others = [torch.cat([blocks[:h], blocks[h + 1 :]]).flatten(0, 1) for h in range(heads)]
     if rank.rank == len(w):  # independent rows: nothing is lost, and nothing more to count
         coordinates = contributions = (0,) * heads
     else:
+        others = [torch.cat([blocks[:h], blocks[h + 1 :]]).flatten(0, 1) for h in range(heads)]
         own = [numerical_rank(block, origin).rank for block in blocks]
         rest = [numerical_rank(o, origin).rank if heads > 1 else 0 for o in others]
         coordinates = tuple(head_width - rank.rank + r for r in rest)
         contributions = tuple(o + r - rank.rank for o, r in zip(own, rest, strict=True))
     inverse, condition = _inverse(w, rank.rank)
-    gains = []
-    for h in range(heads):
-        part = inverse[:, h * head_width : (h + 1) * head_width] @ blocks[h]
-        whole = not contributions[h]
-        gains.append(float(torch.linalg.matrix_norm(part, 2)) if whole else math.inf)
-    return HeadAmbiguity(
+    # |A B|_2 with A [d, d_k] and B [d_k, d]: that of their triangular factors.
+    left = torch.linalg.qr(inverse.view(-1, heads, head_width).movedim(1, 0)).R
+    right = torch.linalg.qr(blocks.transpose(1, 2)).R
+    norms = torch.linalg.matrix_norm(left @ right.transpose(1, 2), 2).tolist()
+    found = HeadAmbiguity(
         heads=heads,
         head_width=head_width,
         width=w.shape[1],
@@ -124,10 +130,13 @@ def head_ambiguity(
         condition=condition,
         coordinates=coordinates,
         contributions=contributions,
-        gains=tuple(gains),
-        angles=_angles(blocks, origin),
+        gains=tuple(
+            math.inf if lost else gain for lost, gain in zip(contributions, norms, strict=True)
+        ),
+        angles=_angles(blocks, origin, rank.rank == len(w)),
         rounding=torch.finfo(origin).eps / 2,
     )
+    return found, inverse
 
 
 def recover_heads(
@@ -180,23 +189,28 @@ def _stacked(
 
 def _inverse(w: Tensor, kept: int) -> tuple[Tensor, float]:
     """W_O^+ from its ``kept`` largest singular values, ``[d, H d_k]``, and their condition."""
+    if kept == len(w):
+        q, r = torch.linalg.qr(w.T)
+        s = torch.linalg.svdvals(r)
+        # W^T = Q R, so that W^+ = Q R^-T.
+        return torch.linalg.solve_triangular(r, q.T, upper=True).T, float(s[0] / s[-1])
     u, s, v = torch.linalg.svd(w, full_matrices=False)
     inverse = (v[:kept].T / s[:kept]) @ u[:, :kept].T
     return inverse, float(s[0] / s[kept - 1]) if kept else math.inf
 
 
-def _angles(blocks: Tensor, origin: torch.dtype) -> tuple[tuple[float, ...], ...]:
+def _angles(
+    blocks: Tensor, origin: torch.dtype, independent: bool
+) -> tuple[tuple[float, ...], ...]:
     """Smallest principal angles, pair by pair; of a block of lower rank, over its row space."""
-    bases = []
-    for block in blocks:
-        _, s, v = torch.linalg.svd(block, full_matrices=False)
-        kept = numerical_rank(block, origin).rank if bool((s > 0).any()) else 0
-        bases.append(v[:kept])
-    found = []
-    for a in bases:
-        row = []
-        for b in bases:
-            cosine = torch.linalg.matrix_norm(a @ b.T, 2) if len(a) and len(b) else a.new_zeros(())
-            row.append(math.degrees(float(cosine.clamp(0, 1).acos())))
-        found.append(tuple(row))
-    return tuple(found)
+    if independent:
+        bases = torch.linalg.qr(blocks.transpose(1, 2)).Q.transpose(1, 2)
+    else:
+        bases = torch.zeros_like(blocks)
+        for basis, block in zip(bases, blocks, strict=True):
+            if bool((block != 0).any()):
+                kept = numerical_rank(block, origin).rank
+                basis[:kept] = torch.linalg.svd(block, full_matrices=False).Vh[:kept]
+    # Rows of zeros, if any, are at right angles to all.
+    cosines = torch.linalg.matrix_norm(bases[:, None] @ bases.transpose(1, 2), 2).clamp(0, 1)
+    return tuple(map(tuple, cosines.acos().rad2deg().tolist()))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from isospike.errors import RangeError, UnsupportedError
 from isospike.ranks.collapse import Collapse, collapse, generic_rank, measure_maps
-from isospike.ranks.heads import HeadAmbiguity, head_ambiguity, recover_heads
+from isospike.ranks.heads import HeadAmbiguity, invert_heads
 from isospike.ranks.norms import NormRank, norm_rank
 from isospike.ranks.numerical import (
     NumericalRank,
@@ -26,6 +26,7 @@ from isospike.ranks.record import (
 )
 
 SITES = ("input", "attention", "after attention", "mlp", "output")
+RESTS = ("input", "output")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class SiteRow:
         rank, affine: Numerical and affine rank; None in a control.
         predicted: Rank for almost all weights, given that of what attention read; None elsewhere.
         collapse: Of all tokens.
-        rest: Without the first token, which is often the largest; None of two tokens.
+        rest: Without the first token, which is often the largest; of ``input`` and ``output`` and
+            of at least three tokens, None elsewhere.
     """
 
     layer: str
@@ -176,10 +178,10 @@ def _measure_layer(
     valid = _rows(batch, x)
     weight, bias = output_weight(projection)
     heads = maps.shape[1]
+    inverse = weight
     if not control:
-        found.projections.append(
-            ProjectionRow(layer.name, head_ambiguity(weight, heads, weight.dtype))
-        )
+        told, inverse = invert_heads(weight, heads, weight.dtype)
+        found.projections.append(ProjectionRow(layer.name, told))
         for norm in layer.norms:
             for sequence, rows in enumerate(valid):
                 _measure_norm(found, norm, sequence, rows)
@@ -205,7 +207,7 @@ def _measure_layer(
             read = _read_by_attention(layer)[sequence, rows]
             predicted = _predict(ranks["input"], read, x, heads, len(weight) // heads, bias)
             found.layers.append(
-                _layer_row(layer, sequence, parts, ranks, (weight, bias), rows, heads)
+                _layer_row(layer, sequence, parts, ranks, (weight, bias, inverse), rows, heads)
             )
         first = not any(row.site == "input" and row.sequence == sequence for row in found.sites)
         for site, part in parts.items():
@@ -224,7 +226,7 @@ def _measure_layer(
                     affine=None if control else affine_rank(part),
                     predicted=predicted.get(site),
                     collapse=collapse(part),
-                    rest=collapse(part[1:]) if len(part) > 2 else None,
+                    rest=collapse(part[1:]) if site in RESTS and len(part) > 2 else None,
                 )
             )
 
@@ -248,18 +250,18 @@ def _layer_row(
     sequence: int,
     parts: dict[str, Tensor],
     ranks: dict[str, NumericalRank],
-    output: tuple[Tensor, Tensor | None],
+    output: tuple[Tensor, Tensor | None, Tensor],
     rows: Tensor,
     heads: int,
 ) -> LayerRow:
-    weight, bias = output
+    weight, bias, inverse = output
     both = torch.cat([_unit(parts["input"]), _unit(parts["attention"])])
     span = numerical_rank(both, parts["input"].dtype).rank
     mlp_adds = outside = None
     if "mlp" in parts:
-        mlp = _unit(parts["mlp"])
-        whole = numerical_rank(torch.cat([both, mlp]), parts["mlp"].dtype).rank
-        mlp_adds = whole - span
+        mlp, mlp_adds = _unit(parts["mlp"]), 0
+        if span < both.shape[1]:
+            mlp_adds = numerical_rank(torch.cat([both, mlp]), parts["mlp"].dtype).rank - span
         outside = _outside(mlp, both, span) if mlp_adds else 0.0
     # The product's own output: a norm may follow before it is added.
     z = spelled(layer.projection, layer.z)[sequence, rows]  # type: ignore[arg-type]
@@ -268,7 +270,7 @@ def _layer_row(
     wide = z.double().cpu().view(len(z), heads, -1)
     blocks = weight.double().cpu().view(heads, wide.shape[2], -1)
     shares = torch.einsum("nhk,hkd->nhd", wide, blocks).sum(1)
-    back = recover_heads(plain, weight, heads)
+    back = (plain @ inverse).view(wide.shape)
     return LayerRow(
         layer=layer.name,
         sequence=sequence,

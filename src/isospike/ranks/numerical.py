@@ -33,6 +33,7 @@ from isospike.errors import RangeError, ShapeError
 
 CLEAR_GAP = 10.0
 DECADE = 10.0
+INVERSE_STEPS = 20
 EPS_64 = torch.finfo(torch.float64).eps
 
 
@@ -130,7 +131,7 @@ def affine(x: Noisy) -> NumericalRank:
     values = x.values - (weight * x.values).sum(0)
     values = values - (weight * values).sum(0)  # again: the first mean was rounded itself
     mean_noise = (weight * x.noise).square().sum(0)
-    found = count(Noisy(values, (x.noise.square() + mean_noise).sqrt()))
+    found = count(Noisy(values, (x.noise.square() + mean_noise).sqrt()), weight[:, 0])
     return found._replace(rank=found.rank + 1, low=found.low + 1, high=found.high + 1)
 
 
@@ -157,27 +158,62 @@ def as_noisy(X: Any, dtype_of_origin: torch.dtype | None, who: str) -> Noisy:
     return Noisy(x, limits.eps / 2 * x.abs().clamp_min(min(1.0, limits.smallest_normal / top)))
 
 
-def count(x: Noisy) -> NumericalRank:
-    """(2) to (5)."""
+def count(x: Noisy, null: Tensor | None = None) -> NumericalRank:
+    """(2) to (5).
+
+    Full rank that is clear is found from a Cholesky factor, many times as fast as singular values;
+    ``gap`` is then found by inverse iteration. Only what is clear is decided so, since the factor
+    is that of products, which have half of the digits.
+
+    Args:
+        x: The table.
+        null: ``[rows]``, known weights with which the rows add up to 0; full rank is then one less.
+    """
     sizes = x.values.abs().amax(1, keepdim=True)
     kept = sizes[:, 0] > 0
     if not bool(kept.any()):
         return NumericalRank(0, 0, 0, math.inf, 0.0, True)
     values, noise = x.values[kept] / sizes[kept], x.noise[kept] / sizes[kept]
     scale = noise.norm(dim=1, keepdim=True)
-    spectrum = torch.linalg.svdvals(values / scale)
-    edge = max(
-        1 + float((noise / scale).norm(dim=0).max()),
-        float(spectrum[0]) * max(values.shape) * EPS_64,
-    )
-    return _cut(spectrum, edge)
+    y = values / scale
+    edge = 1 + float((noise / scale).norm(dim=0).max())
+    if float(y.norm()) * max(y.shape) * EPS_64 < edge:
+        weights = None if null is None else (null[kept] * (scale * sizes[kept])[:, 0])
+        full = _clearly_full(y, edge, weights)
+        if full is not None:
+            return full
+    spectrum = torch.linalg.svdvals(y)
+    return _cut(spectrum, max(edge, float(spectrum[0]) * max(y.shape) * EPS_64))
+
+
+def _clearly_full(y: Tensor, edge: float, null: Tensor | None) -> NumericalRank | None:
+    """The rank if it is full by a clear gap, None if that is not sure."""
+    wide = y.shape[0] <= y.shape[1]
+    gram = y @ y.T if wide else y.T @ y
+    rank = len(gram)
+    size = float(gram.trace())
+    if wide and null is not None:
+        unit = null / null.norm()
+        gram.addr_(unit, unit, alpha=size / len(gram))  # the direction that cannot count
+        rank -= 1
+    tolerance = edge * math.sqrt(DECADE)
+    rounding = 8 * len(gram) * EPS_64 * size
+    least = (CLEAR_GAP * tolerance) ** 2 + rounding
+    diagonal = gram.diagonal()
+    diagonal -= least
+    if int(torch.linalg.cholesky_ex(gram).info):
+        return None
+    diagonal += least
+    factor = torch.linalg.cholesky(gram)
+    z = torch.linspace(1, len(gram), len(gram), dtype=gram.dtype).cos()[:, None]
+    for _ in range(INVERSE_STEPS):
+        z = torch.cholesky_solve(z / z.norm(), factor)
+    return NumericalRank(rank, rank, rank, float(z.norm()) ** -0.5 / tolerance, tolerance, True)
 
 
 def _cut(spectrum: Float[Tensor, "most"], edge: float) -> NumericalRank:
     tolerance = edge * math.sqrt(DECADE)
-    low, rank, high = (
-        int((spectrum > t).sum()) for t in (DECADE * edge, tolerance, edge)
-    )
+    low, rank, high = (int((spectrum > t).sum()) for t in (DECADE * edge, tolerance, edge))
     above = float(spectrum[rank - 1]) if rank else tolerance
     below = float(spectrum[rank]) if rank < len(spectrum) else tolerance
     gap = above / below if below else math.inf
