@@ -23,6 +23,7 @@ for float64 data only: upcast float32 has full rank by it, and bfloat16 rank 0.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +63,17 @@ class NumericalRank(NamedTuple):
         if self.low == self.high:
             return f"undetermined (near {self.rank})"
         return f"undetermined ({self.low} to {self.high})"
+
+
+def span(ranks: Sequence[NumericalRank | None]) -> str:
+    """Ranks of several tables in a few letters, with a question mark if one is undetermined."""
+    known = [r for r in ranks if r is not None]
+    if not known:
+        return "–"
+    low = min(r.rank if r.determined else r.low for r in known)
+    high = max(r.rank if r.determined else r.high for r in known)
+    text = str(low) if low == high else f"{low}–{high}"
+    return text if all(r.determined for r in known) else f"{text}?"
 
 
 class Noisy(NamedTuple):
