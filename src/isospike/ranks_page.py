@@ -10,7 +10,9 @@ from isospike.ranks.numerical import span
 from isospike.report import INK, MUTED, OFF, ON, Plot, page, place, plot_layout, section
 
 COLOURS = (OFF, "#7b5ea7", "#c99a2e", "#5b8c5a", "#b5838d")
-_GRID = '<div style="display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:8px">'
+_GRID = (
+    '<div style="display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:8px">'
+)
 
 
 def html(report: Any) -> str:
@@ -79,7 +81,7 @@ def _alike(report: Any, plots: list[Plot]) -> str:
         "point the same way. Residual: what is left without the mean token, in the composite norm; "
         "mu: the same in the Frobenius norm. Both are 0 when all tokens are equal.",
         place(_depth_plot(report, "plot-alike", "Likeness of tokens by layer", traces,
-                          {"title": {"text": "0 to 1"}, "rangemode": "tozero"}), plots),
+                          {"title": {"text": "likeness, distance"}, "rangemode": "tozero"}), plots),
     )  # fmt: skip
 
 
@@ -143,8 +145,9 @@ def _controls(report: Any, plots: list[Plot]) -> str:
             _trace(name, [getattr(row, field) for row in rows], colour, legend=i == 0)
             for name, rows, colour in runs
         ]
-        body.append(_depth_plot(report, f"plot-control-{field}", f"{label}, with controls", traces,
-                                {"title": {"text": label}, "rangemode": "tozero"}, 320))  # fmt: skip
+        yaxis = {"title": {"text": label}, "rangemode": "tozero"}
+        name = f"plot-control-{field}"
+        body.append(_depth_plot(report, name, f"{label}, with controls", traces, yaxis, 320))
     chips = " &nbsp; ".join(
         f'<span style="color:{colour};white-space:nowrap">━━ {escape(name)}</span>'
         for name, _, colour in runs
@@ -186,13 +189,14 @@ def _heads(report: Any, plots: list[Plot]) -> str:
             "angle", "recovered to", "sum to")  # fmt: skip
     gains = [[None if g == math.inf else math.log10(g) for g in p.found.gains]
              for p in report.measured.projections]  # fmt: skip
-    heat = _heatmap(report, "plot-gain", "log10 of the noise gain", gains)
+    top = max((g for row in gains for g in row if g is not None), default=0.0)
+    heat = _heatmap(report, "plot-gain", "log10 of the noise gain", gains, (0.0, max(3.0, top)))
     return section(
         "Which heads can be told apart?",
         "The heads leave attention as one sum. Lost: dimensions per token that no one can recover "
         "from the sum and W_O, H d<sub>k</sub> − rank W_O; published: (H − 1) d<sub>k</sub>. Noise "
-        "gain: how much recovery amplifies an error, 1 / sin of the smallest angle between a head's "
-        "output directions and all others'. Angle: the smallest between two heads. Recovered to: "
+        "gain: how much recovery amplifies an error, 1 / sin of the smallest angle between a "
+        "head's output directions and all others'. Angle: the smallest between two heads. Recovered to: "
         "largest error of the heads' outputs computed back from the sum, over their largest value. "
         "Sum to: the same of the sum of the heads' shares beside what the layer gave.",
         _table(head, lines),
@@ -332,9 +336,7 @@ def _heat(report: Any, name: str, title: str, value: Callable[[Any], float]) -> 
     for row in report.depth:
         mine = [h for h in report.measured.heads if h.layer == row.layer]
         heads = sorted({h.head for h in mine})
-        table.append(
-            [statistics.mean(value(h) for h in mine if h.head == head) for head in heads]
-        )
+        table.append([statistics.mean(value(h) for h in mine if h.head == head) for head in heads])
     return _heatmap(report, name, title, table, (0.0, 1.0))
 
 

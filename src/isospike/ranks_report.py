@@ -235,8 +235,9 @@ def rank_report(
         for label, other, inputs in _controls(model, batch, width, min(tokens.values()), seed):
             seen = _measured(other, inputs, f"control: {label}", told, control=True)
             others.append(
-                Control(label, statistics.median_low(s.tokens for s in seen.sites),
-                        depth_rows(seen))  # fmt: skip
+                Control(
+                    label, statistics.median_low(s.tokens for s in seen.sites), depth_rows(seen)
+                )  # fmt: skip
             )
     return RankReport(
         name=name or type(model).__name__,
@@ -257,15 +258,12 @@ def depth_rows(found: Pass) -> tuple[DepthRow, ...]:
         outputs = [s.collapse for s in found.sites if (s.layer, s.site) == (layer, "output")]
         maps = [h for h in found.heads if h.layer == layer]
 
-        def middle(field: str, outputs: list[Any] = outputs) -> float:
-            return statistics.median(getattr(c, field) for c in outputs)
-
         rows.append(
             DepthRow(
                 layer,
-                middle("cosine"),
-                middle("residual"),
-                middle("entropic"),
+                statistics.median(c.cosine for c in outputs),
+                statistics.median(c.residual for c in outputs),
+                statistics.median(c.entropic for c in outputs),
                 statistics.mean(h.ratio for h in maps),
                 statistics.mean(h.entropy for h in maps),
             )
@@ -316,7 +314,8 @@ def _fresh(model: nn.Module, seed: int) -> nn.Module | None:
         torch.manual_seed(seed)
         if hasattr(model, "config") and hasattr(model, "set_attn_implementation"):
             kind: Any = type(model)
-            return kind(copy.deepcopy(model.config)).to(next(model.parameters()).dtype).eval()
+            fresh: nn.Module = kind(copy.deepcopy(model.config)).eval()
+            return fresh.to(next(model.parameters()).dtype)
         other = copy.deepcopy(model)
         for module in other.modules():
             reset = getattr(module, "reset_parameters", None)
@@ -328,7 +327,7 @@ def _fresh(model: nn.Module, seed: int) -> nn.Module | None:
 def _shuffled(batch: Mapping[str, Any], key: str, seed: int) -> Tensor:
     """Each sequence's unpadded tokens in random order."""
     generator = torch.Generator().manual_seed(seed)
-    ids = batch[key].clone()
+    ids: Tensor = batch[key].clone()
     mask = batch.get("attention_mask", batch.get("mask"))
     for i, row in enumerate(ids):
         at = torch.arange(len(row)) if mask is None else mask[i].bool().nonzero()[:, 0].cpu()
@@ -414,9 +413,7 @@ def _warnings(found: Pass, width: int) -> list[str]:
             f"of the identity: rounding has changed them (first in {wrong[0].name})."
         )
     if found.unknown_norms:
-        said.append(
-            f"Neither LayerNorm nor RMSNorm, left out: {_listed(found.unknown_norms)}."
-        )
+        said.append(f"Neither LayerNorm nor RMSNorm, left out: {_listed(found.unknown_norms)}.")
     return said
 
 

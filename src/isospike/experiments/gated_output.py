@@ -26,8 +26,8 @@ from isospike.saving import atomic_write
 from isospike.training import train
 
 CLAIM = (
-    "A position-gated output projection (PG-OP) partly restores the heads' identifiability, at less "
-    "than 1.6 % more parameters."
+    "A position-gated output projection (PG-OP) partly restores the heads' identifiability, at "
+    "less than 1.6 % more parameters."
 )
 TASKS = ("sort", "text")
 RATE = 0.01
@@ -81,9 +81,10 @@ def kernels(tokens: int = 5) -> dict[str, float]:
     """dim {Y: the heads' outputs add up to 0}, W_O of rank 8 of 12, with gates and without."""
     draw = torch.Generator().manual_seed(0)
     w = torch.randn(12, 8, generator=draw).double() @ torch.randn(8, 12, generator=draw).double()
-    plain = torch.block_diag(*[w.T] * tokens)
+    blocks: Any = torch.block_diag
+    plain = blocks(*[w.T] * tokens)
     gates = 2 * torch.rand(tokens, 3, generator=draw).double().repeat_interleave(4, 1)
-    gated = torch.block_diag(*[w.T * g for g in gates])
+    gated = blocks(*[w.T * g for g in gates])
     return {
         f"kernel, {name}": float(12 * tokens - int(torch.linalg.matrix_rank(m)))
         for name, m in (("plain", plain), ("gated", gated))
@@ -117,7 +118,8 @@ def null_spaces(heads: int = 3, head_width: int = 2, tokens: int = 60) -> dict[s
             weights = (v, o, random(width, heads) if name == "gated" else torch.zeros(width, heads))
             count = 3 if name == "gated" else 2
             fixed = weights[count:]
-            jacobian = torch.autograd.functional.jacobian(
+            differentiate: Any = torch.autograd.functional.jacobian
+            jacobian = differentiate(
                 lambda *w, output=output, fixed=fixed: output(*w, *(f.double() for f in fixed)),
                 weights[:count],
             )
@@ -158,11 +160,8 @@ def _train(name: str, gated: bool, seed: int, size: Size) -> dict[str, Any]:
         inputs, targets = task.sample(size.tests * 32 // task.length, task.length, draw, test=True)
         with torch.no_grad():
             tested = score(model(inputs), targets)
-    heads = [
-        head_ambiguity(m.join.weight.T, HEADS)
-        for m in model.modules()
-        if hasattr(m, "join")
-    ]
+    joins: Any = [block.join for block in model.blocks]
+    heads = [head_ambiguity(join.weight.T, HEADS) for join in joins]
     return {
         "bits": tested["bits"],
         "token": tested["token"],

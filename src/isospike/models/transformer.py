@@ -195,9 +195,7 @@ class Transformer(nn.Module):
 class _Block(nn.Module):
     """(2) and (3)."""
 
-    def __init__(
-        self, width: int, heads: int, hidden: int, attention: bool, gated: bool
-    ) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, attention: bool, gated: bool) -> None:
         super().__init__()
         self.heads, self.attention, self.gated = heads, attention, gated
         if attention:

@@ -57,7 +57,9 @@ def collapse(X: Float[Tensor, "n d"]) -> Collapse:
     x = X.detach().double().cpu()
     top = float(x.abs().max())
     if not 0 < top < torch.inf:
-        raise RangeError(f"collapse needs finite rows that are not all zero, got a maximum of {top}.")
+        raise RangeError(
+            f"collapse needs finite rows that are not all zero, got a maximum of {top}."
+        )
     x = x / top
     rest = x - x.mean(0)
     rest = rest.masked_fill(rest.abs() < 4 * torch.finfo(torch.float64).eps, 0.0)

@@ -168,15 +168,10 @@ def measure(
 def _measure_layer(
     found: Pass, layer: LayerRecord, batch: Mapping[str, Any], control: bool
 ) -> None:
-    x, y, z = layer.x, layer.y, layer.attention
-    maps, projection = layer.maps, layer.projection
+    x, y, maps = layer.x, layer.y, layer.maps
     added, mlp = layer.added, layer.added_by_mlp
-    if any(part is None for part in (x, y, z, maps, projection, added, layer.z)):
-        raise UnsupportedError(  # record() tells of whole layers only
-            f"rank_report needs an output projection after attention, got none in {layer.name}."
-        )
     valid = _rows(batch, x)
-    weight, bias = output_weight(projection)
+    weight, bias = output_weight(layer.projection)
     heads = maps.shape[1]
     inverse = weight
     if not control:
@@ -204,7 +199,7 @@ def _measure_layer(
         predicted: dict[str, int] = {}
         if not control:
             ranks = {site: numerical_rank(part) for site, part in parts.items()}
-            read = _read_by_attention(layer)[sequence, rows]
+            read = layer.read[sequence, rows]
             predicted = _predict(ranks["input"], read, x, heads, len(weight) // heads, bias)
             found.layers.append(
                 _layer_row(layer, sequence, parts, ranks, (weight, bias, inverse), rows, heads)
@@ -231,17 +226,14 @@ def _measure_layer(
             )
 
 
-def _read_by_attention(layer: LayerRecord) -> Tensor:
-    """A norm of the stream if there is one in front of attention, the stream itself otherwise."""
-    return next((norm.y for norm in layer.norms if norm.x is layer.x), layer.x)  # type: ignore[return-value]
-
-
 def _predict(
     rank: NumericalRank, read: Tensor, x: Tensor, heads: int, head_width: int, bias: Tensor | None
 ) -> dict[str, int]:
     # With biases, values are those of the affine hull.
     source = numerical_rank(read) if bias is None else affine_rank(read)
-    z, _ = generic_rank(len(read), x.shape[2], source.rank, heads, head_width, bias=bias is not None)
+    z, _ = generic_rank(
+        len(read), x.shape[2], source.rank, heads, head_width, bias=bias is not None
+    )
     return {"attention": z, "after attention": min(len(read), x.shape[2], rank.rank + z)}
 
 
@@ -264,8 +256,8 @@ def _layer_row(
             mlp_adds = numerical_rank(torch.cat([both, mlp]), parts["mlp"].dtype).rank - span
         outside = _outside(mlp, both, span) if mlp_adds else 0.0
     # The product's own output: a norm may follow before it is added.
-    z = spelled(layer.projection, layer.z)[sequence, rows]  # type: ignore[arg-type]
-    total = layer.attention[sequence, rows].double().cpu()  # type: ignore[index]
+    z = spelled(layer.projection, layer.z)[sequence, rows]
+    total = layer.attention[sequence, rows].double().cpu()
     plain = total if bias is None else total - bias.double().cpu()
     wide = z.double().cpu().view(len(z), heads, -1)
     blocks = weight.double().cpu().view(heads, wide.shape[2], -1)
@@ -285,7 +277,8 @@ def _layer_row(
 
 def _unit(x: Tensor) -> Tensor:
     """The same row space, of norm 1: neither part shall drown the other."""
-    return x.double().cpu() / x.double().norm().cpu().clamp_min(1e-300)
+    wide: Tensor = x.double().cpu()
+    return wide / wide.norm().clamp_min(1e-300)
 
 
 def _outside(part: Tensor, span: Tensor, rank: int) -> float:
@@ -308,7 +301,7 @@ def _measure_norm(found: Pass, norm: NormRecord, sequence: int, rows: Tensor) ->
 
 
 def _rows(batch: Mapping[str, Any], x: Tensor) -> Tensor:
-    valid = valid_mask(batch, (x.shape[0], x.shape[1]))
+    valid: Tensor = valid_mask(batch, (x.shape[0], x.shape[1]))
     counts = valid.sum(1)
     if int(counts.min()) < 2:
         at = int(counts.argmin())

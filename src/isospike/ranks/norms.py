@@ -151,7 +151,7 @@ def norm_rank(
     if not bool((sigma > 0).all()):
         row = int((sigma[:, 0] == 0).nonzero()[0])
         raise RangeError(
-            f"norm_rank needs rows with a divisor above 0, got 0 in row {row}. Give the norm an eps."
+            f"norm_rank needs rows with a divisor above 0, got 0 in row {row}. Give an eps."
         )
     if output is None:
         out = as_noisy(known.apply(raw), origin, "norm_rank")

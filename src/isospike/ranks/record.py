@@ -55,27 +55,44 @@ class LayerRecord:
     """
 
     name: str
-    x: Tensor | None = None
-    y: Tensor | None = None
-    maps: Tensor | None = None
-    z: Tensor | None = None
-    projection: nn.Module | None = None
-    attention: Tensor | None = None
-    mlp: Tensor | None = None
-    norms: list[NormRecord] = field(default_factory=list)
+    x: Tensor
+    y: Tensor
+    maps: Tensor
+    z: Tensor
+    projection: nn.Module
+    attention: Tensor
+    mlp: Tensor | None
+    norms: list[NormRecord]
 
     @property
-    def added(self) -> Tensor | None:
+    def added(self) -> Tensor:
         """What attention adds to the stream: its output, or a norm of just that."""
         return self._through(self.attention)
 
     @property
     def added_by_mlp(self) -> Tensor | None:
         """What the feed-forward part adds."""
-        return self._through(self.mlp)
+        return None if self.mlp is None else self._through(self.mlp)
 
-    def _through(self, part: Tensor | None) -> Tensor | None:
+    @property
+    def read(self) -> Tensor:
+        """What attention read: a norm of the stream if one is in front, or the stream itself."""
+        return self._through(self.x)
+
+    def _through(self, part: Tensor) -> Tensor:
         return next((norm.y for norm in self.norms if norm.x is part), part)
+
+
+@dataclass
+class _Draft:
+    """A layer that still runs."""
+
+    name: str
+    x: Tensor
+    maps: Tensor | None = None
+    projected: tuple[nn.Module, Tensor, Tensor] | None = None
+    mlp: Tensor | None = None
+    norms: list[NormRecord] = field(default_factory=list)
 
 
 def record(
@@ -142,7 +159,7 @@ class _Recorder:
         self.model, self.batch = model, batch
         self.on_layer, self.on_norm = on_layer, on_norm
         self.names = {id(module): name for name, module in model.named_modules()}
-        self.now: LayerRecord | None = None
+        self.now: _Draft | None = None
         self.pending: Tensor | None = None  # heads' outputs that await their projection
         self.seen = False
         self.valid: Tensor | None = None
@@ -172,9 +189,8 @@ class _Recorder:
         x = module.gated(*args) if isinstance(module, GatedOutputProjection) else args[0]
         if self.pending is not None:
             if x.shape == self.pending.shape:
-                self.now.projection, self.now.z, self.now.attention = module, x, y
-                self.pending = None
-        elif self.now.x is not None and y.shape == self.now.x.shape:
+                self.now.projected, self.pending = (module, x, y), None
+        elif y.shape == self.now.x.shape:
             self.now.mlp = y
 
     def check(self, x: Tensor, site: str) -> None:
@@ -186,8 +202,8 @@ class _Recorder:
             if bool(bad.any()):
                 at = [int(i) for i in bad.nonzero()[0]]
                 raise RangeError(
-                    f"rank_report needs finite activations, got {float(x[*at])} in {site} (sequence "
-                    f"{at[0]}, token {at[1]}, {int(bad.sum())} in all)."
+                    f"rank_report needs finite activations, got {float(x[*at])} in {site} "
+                    f"(sequence {at[0]}, token {at[1]}, {int(bad.sum())} in all)."
                 )
 
     # How it is heard.
@@ -215,7 +231,7 @@ class _Recorder:
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs.get("hidden_states")
         if isinstance(x, Tensor) and x.dim() == 3 and self.now is None:
-            self.now = LayerRecord(self.names[id(module)], x)
+            self.now = _Draft(self.names[id(module)], x)
             self.check(x, f"{self.now.name}, input")
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -223,10 +239,12 @@ class _Recorder:
         if found is None or found.name != self.names[id(module)]:
             return
         self.now = None
-        found.y = output if isinstance(output, Tensor) else output[0]
-        if found.projection is not None and found.y is not None:
-            self.check(found.y, f"{found.name}, output")
-            self.on_layer(found)
+        y = output if isinstance(output, Tensor) else output[0]
+        if found.projected is not None and found.maps is not None:
+            self.check(y, f"{found.name}, output")
+            projection, z, attention = found.projected
+            self.on_layer(LayerRecord(found.name, found.x, y, found.maps, z, projection, attention,
+                                      found.mlp, found.norms))  # fmt: skip
 
     def _normed(self, module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
         if not args or not isinstance(y, Tensor) or args[0].dim() != 3:
@@ -236,7 +254,7 @@ class _Recorder:
             if self.valid is None or tuple(self.valid.shape) == tuple(y.shape[:2]):
                 self.check(y, found.name)
                 self.on_norm(found)
-        elif self.now.x is not None and y.shape == self.now.x.shape:
+        elif y.shape == self.now.x.shape:
             self.now.norms.append(found)
 
     @contextmanager
@@ -337,7 +355,7 @@ def _attention(
 
 
 def is_product(module: nn.Module) -> bool:
-    """Whether a module is a product with a weight: Linear, Conv1D, one on spikes, one with gates."""
+    """Whether a module is a product with a weight: Linear, Conv1D, on spikes or with gates."""
     known = (nn.Linear, SpikingProduct, GatedOutputProjection)
     return isinstance(module, known) or type(module).__name__ == "Conv1D"
 
@@ -367,9 +385,9 @@ def spelled(projection: nn.Module, z: Tensor) -> Tensor:
 
 
 def _may_attend(module: nn.Module) -> bool:
-    return uses_interface(type(module)) or isinstance(module, SpikingAttention) or (  # type: ignore[arg-type]
-        any(is_product(child) for child in module.children())
-    )
+    kind: Any = type(module)
+    products = any(is_product(child) for child in module.children())
+    return products or uses_interface(kind) or isinstance(module, SpikingAttention)
 
 
 def _layer_of(name: str) -> str | None:
