@@ -277,8 +277,9 @@ def _layer_row(
 
 def _unit(x: Tensor) -> Tensor:
     """The same row space, of norm 1: neither part shall drown the other."""
-    wide: Tensor = x.double().cpu()
-    return wide / wide.norm().clamp_min(1e-300)
+    wide = x.double().cpu()
+    unit: Tensor = wide / wide.norm().clamp_min(1e-300)
+    return unit
 
 
 def _outside(part: Tensor, span: Tensor, rank: int) -> float:

@@ -167,7 +167,7 @@ def as_noisy(X: Any, dtype_of_origin: torch.dtype | None, who: str) -> Noisy:
     limits = torch.finfo(origin)
     top = float(x.abs().max()) or 1.0
     x = x / top
-    return Noisy(x, limits.eps / 2 * x.abs().clamp_min(min(1.0, limits.smallest_normal / top)))
+    return Noisy(x, limits.eps / 2 * x.abs().clamp_min(limits.smallest_normal / top))
 
 
 def count(x: Noisy, null: Tensor | None = None) -> NumericalRank:
