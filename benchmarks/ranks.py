@@ -26,6 +26,14 @@ SECONDS, MEMORY = 60.0, 2.0
 CASES = ("import", "forward", "report", "report without controls")
 
 
+def prepare() -> None:
+    """transformers looks for a package ``kernels`` and must not find the script beside this one."""
+    folder = sys.path.pop(0)
+    from transformers import BertModel, LlamaForCausalLM  # noqa: F401 - imported for good
+
+    sys.path.insert(0, folder)
+
+
 def normal(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -136,8 +144,8 @@ def spikes(data: Path) -> None:
     for steps in (2, 4, 8):
         ported = isospike.port(model, batches[:4], steps=steps, held_back=batches[4:]).model
         rows[f"signed-digit T={steps}"] = isospike.rank_report(ported, read, controls=False)
-    print("| | rank of Z, layers | entropic rank of Z | rank at the end | entropic | cosine | s2/s1 "
-          "| entropy | worst recovery of a head |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|")  # fmt: skip
+    print("| | rank of Z, layers | entropic rank of Z | rank at the end | entropic | cosine | "
+          "s2/s1 | entropy | worst recovery |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|")  # fmt: skip
     for name, r in rows.items():
         z = [s for row in r.depth for s in r.at(row.layer, "attention")]
         end, last = r.at(r.depth[-1].layer, "output")[0], r.depth[-1]
@@ -194,6 +202,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(known))
     parser.add_argument("--case", choices=CASES)
     args = parser.parse_args()
+    prepare()
     if args.case:
         run_case(args.case)
         return

@@ -197,7 +197,8 @@ def _heads(report: Any, plots: list[Plot]) -> str:
         "from the sum and W_O, H d<sub>k</sub> − rank W_O; published: (H − 1) d<sub>k</sub>. Noise "
         "gain: how much recovery amplifies an error, 1 / sin of the smallest angle between a "
         "head's output directions and all others'. Angle: the smallest between two heads. "
-        "Recovered to: largest error of the heads' outputs computed back from the sum, over their largest value. "
+        "Recovered to: largest error of the heads' outputs computed back from the sum, over "
+        "their largest value. "
         "Sum to: the same of the sum of the heads' shares beside what the layer gave.",
         _table(head, lines),
         place(heat, plots),

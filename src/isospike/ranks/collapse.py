@@ -42,11 +42,11 @@ class Collapse(NamedTuple):
     participation: float
 
 
-def collapse(X: Float[Tensor, "n d"]) -> Collapse:
+def collapse(X: Tensor) -> Collapse:
     """Measure (1) to (5).
 
     Args:
-        X: Finite rows, not all zero.
+        X: ``[n, d]``, finite, not all zero.
 
     Raises:
         ShapeError: Not two axes, or none of one.
