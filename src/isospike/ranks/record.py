@@ -184,14 +184,15 @@ class _Recorder:
         self.now.maps, self.pending, self.seen = maps, z.flatten(2), True
 
     def multiplied(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
-        if self.now is None or self.now.maps is None or not args or y.dim() != 3:
+        now = self.now
+        if now is None or now.maps is None or not args or y.shape != now.x.shape:
+            return
+        if self.pending is None:
+            now.mlp = y
             return
         x = module.gated(*args) if isinstance(module, GatedOutputProjection) else args[0]
-        if self.pending is not None:
-            if x.shape == self.pending.shape:
-                self.now.projected, self.pending = (module, x, y), None
-        elif y.shape == self.now.x.shape:
-            self.now.mlp = y
+        if x.shape == self.pending.shape:
+            now.projected, self.pending = (module, x, y), None
 
     def check(self, x: Tensor, site: str) -> None:
         if self.valid is None:
