@@ -25,7 +25,6 @@ from isospike.ranks.record import (
     valid_mask,
 )
 
-SITES = ("input", "attention", "after attention", "mlp", "output")
 RESTS = ("input", "output")
 
 
