@@ -176,9 +176,8 @@ def _compare(x: Noisy, raw: Tensor, out: Noisy, norm: Norm, sigma: Tensor) -> No
     rank, flat = count(x), affine(x)
     inner_rank = count(inner) if layer else rank
     beside = count(inner.beside(column))
-    if alive or gain is None:
-        predicted = beside  # scaling columns by numbers that are not 0 leaves the rank
-    else:
+    predicted = beside
+    if gain is not None:  # a gain may be as good as 0
         predicted = count(Noisy(inner.values * gain, inner.noise * gain.abs()).beside(column))
     variance = inner.values.square().sum(1)
     constant = variance <= inner.noise.square().sum(1)
