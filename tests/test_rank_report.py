@@ -291,6 +291,20 @@ def test_a_mask_that_does_not_fit_is_named():
         valid_mask({"attention_mask": torch.ones(2, 3)}, (2, 4))
 
 
+def test_a_layer_that_adds_nothing_is_measured_all_the_same():
+    model = plain()
+    with torch.no_grad():
+        model.blocks[0].join.weight.zero_()
+    found = isospike.rank_report(model, own_inputs("own"), controls=False)
+    row = next(s for s in found.measured.sites if s.site == "attention")
+    assert row.rank.rank == 0
+    assert math.isnan(row.collapse.cosine)
+    assert found.measured.projections[0].found.kernel == 16
+    assert any("mixed for good in blocks.0" in w for w in found.warnings)
+    assert json.loads(found.to_json())["sites"][1]["cosine"] is None
+    found.html()
+
+
 def test_not_a_number_in_padding_is_not_looked_at():
     model, inputs = make("bert"), batch("bert", 2)
     with torch.no_grad():

@@ -157,7 +157,8 @@ def _train(name: str, gated: bool, seed: int, size: Size) -> dict[str, Any]:
             generator=generator, watch=watch, every=steps // LOOKS,
         )  # fmt: skip
         draw = torch.Generator().manual_seed(10_000 + seed)
-        inputs, targets = task.sample(size.tests * 32 // task.length, task.length, draw, test=True)
+        count = max(1, size.tests * 32 // task.length)
+        inputs, targets = task.sample(count, task.length, draw, test=True)
         with torch.no_grad():
             tested = score(model(inputs), targets)
     joins: Any = [block.join for block in model.blocks]

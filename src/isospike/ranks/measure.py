@@ -1,5 +1,6 @@
 """Everything that is measured of one forward pass: layer by layer, sequence by sequence."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -219,10 +220,15 @@ def _measure_layer(
                     rank=ranks.get(site),
                     affine=None if control else affine_rank(part),
                     predicted=predicted.get(site),
-                    collapse=collapse(part),
-                    rest=collapse(part[1:]) if site in RESTS and len(part) > 2 else None,
+                    collapse=_collapse(part),
+                    rest=_collapse(part[1:]) if site in RESTS and len(part) > 2 else None,
                 )
             )
+
+
+def _collapse(x: Tensor) -> Collapse:
+    """NaN where a part adds nothing, as an output projection of zeros does."""
+    return collapse(x) if bool(x.any()) else Collapse(*[math.nan] * len(Collapse._fields))
 
 
 def _predict(
