@@ -261,7 +261,7 @@ def masked(rows):
     ("call", "error", "text"),
     [
         (lambda: (Bare(), {"x": torch.ones(1, 3, 4)}), UnsupportedError,
-         "needs attention that hooks can see, got none in Bare"),
+         "attention that hooks can see, got none in Bare"),
         (lambda: (make("bert"), masked(1)), RangeError,
          "at least 2 unpadded tokens in each sequence, got 1 in sequence 1"),
         (lambda: (make("bert"), masked(0)), RangeError, "got 0 in sequence 1"),

@@ -287,7 +287,7 @@ def _line(
     for site, layer in sites:
         at = report.at(layer, site)
         of = [s if row else s.rest if rest else s.collapse for s in at]
-        known = [value(o) for o in of if o is not None]
+        known = [float(value(o)) for o in of if o is not None]
         values.append(statistics.median(known) if known else None)
     return _trace(name, values, colour, "dash" if rest else dash, start=0)
 
