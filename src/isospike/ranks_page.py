@@ -187,7 +187,7 @@ def _heads(report: Any, plots: list[Plot]) -> str:
         ))  # fmt: skip
     head = ("layer", "rank W_O", "condition", "lost per token", "published", "heads", "noise gain",
             "angle", "recovered to", "sum to")  # fmt: skip
-    gains = [[None if g == math.inf else math.log10(g) for g in p.found.gains]
+    gains = [[math.log10(g) if 0 < g < math.inf else None for g in p.found.gains]
              for p in report.measured.projections]  # fmt: skip
     top = max((g for row in gains for g in row if g is not None), default=0.0)
     heat = _heatmap(report, "plot-gain", "log10 of the noise gain", gains, (0.0, max(3.0, top)))
