@@ -127,7 +127,6 @@ def test_the_first_token_is_measured_with_and_without():
     found = isospike.rank_report(model, batch("gpt2", 2, padded=False), controls=False)
     first = found.measured.sites[0]
     assert first.rest.stable > 2 * first.collapse.stable
-    assert any("first token outweighs the others" in w for w in found.warnings)
     assert found.measured.sites[1].rest is None  # of what attention adds
 
 
