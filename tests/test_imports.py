@@ -12,7 +12,8 @@ import isospike
 ROOT = Path(isospike.__file__).parent
 LAYERS = (  # Top to bottom. energy lies with theory: the port fills its counts.
     {"cli"},
-    {"experiments", "scale", "order_report"},
+    {"experiments", "scale", "order_report", "ranks_report"},
+    {"ranks_page"},
     {"report"},
     {"ranks", "interop", "protocol"},
     {"models", "port", "sequence", "training"},

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from isospike.kernels.products import spike_linear, spike_matmul
     from isospike.memory.sdm import SparseDistributedMemory
+    from isospike.models.gated_output import GatedOutputProjection
     from isospike.models.transformer import Transformer
     from isospike.neurons import IF, LIF, PLIF, NeuronParams, NeuronState
     from isospike.order_report import CausalReport, causal_report
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
         TransformerOperations,
         run_online,
     )
+    from isospike.ranks.heads import HeadAmbiguity, head_ambiguity, recover_heads
+    from isospike.ranks.norms import NormRank, norm_rank
+    from isospike.ranks.numerical import NumericalRank, affine_rank, numerical_rank
+    from isospike.ranks_report import RankReport, rank_report
     from isospike.sequence import Prediction, SequenceMachine
     from isospike.theory.dimension import EffectiveDimension
 
@@ -59,6 +64,8 @@ __all__ = [
     "Code",
     "EffectiveDimension",
     "FiveOperations",
+    "GatedOutputProjection",
+    "HeadAmbiguity",
     "IsospikeError",
     "LatencyCode",
     "LinearCode",
@@ -66,6 +73,8 @@ __all__ = [
     "MissingExtraError",
     "NeuronParams",
     "NeuronState",
+    "NormRank",
+    "NumericalRank",
     "PhaseCode",
     "PortReport",
     "PortResult",
@@ -73,6 +82,7 @@ __all__ = [
     "Prediction",
     "RangeError",
     "RankOrderCode",
+    "RankReport",
     "RateCode",
     "ScoreSchurSort",
     "SequenceMachine",
@@ -83,14 +93,20 @@ __all__ = [
     "Transformer",
     "TransformerOperations",
     "UnsupportedError",
+    "affine_rank",
     "audit",
     "causal_report",
+    "head_ambiguity",
     "linear_code",
     "load",
     "make_position",
     "nof_m",
+    "norm_rank",
+    "numerical_rank",
     "port",
     "random_orders",
+    "rank_report",
+    "recover_heads",
     "run_online",
     "significance",
     "similarity",
@@ -106,6 +122,7 @@ _HOMES = {
     "isospike.neurons": ("IF", "LIF", "PLIF", "NeuronParams", "NeuronState"),
     "isospike.order_report": ("CausalReport", "causal_report"),
     "isospike.memory.sdm": ("SparseDistributedMemory",),
+    "isospike.models.gated_output": ("GatedOutputProjection",),
     "isospike.models.transformer": ("Transformer",),
     "isospike.positions": ("Position", "make_position"),
     "isospike.protocol": (
@@ -114,6 +131,10 @@ _HOMES = {
         "TransformerOperations",
         "run_online",
     ),
+    "isospike.ranks.heads": ("HeadAmbiguity", "head_ambiguity", "recover_heads"),
+    "isospike.ranks.norms": ("NormRank", "norm_rank"),
+    "isospike.ranks.numerical": ("NumericalRank", "affine_rank", "numerical_rank"),
+    "isospike.ranks_report": ("RankReport", "rank_report"),
     "isospike.sequence": ("Prediction", "SequenceMachine"),
     "isospike.theory.dimension": ("EffectiveDimension",),
 }

@@ -12,7 +12,8 @@ import typer
 app = typer.Typer(
     name="isospike",
     help="Sequence models that compute with spikes: port a pretrained transformer, measure it, use "
-    "it; learn sequences in one pass; test what is claimed of positions; order a table's causes.",
+    "it; see what collapses in it; learn sequences in one pass; test what is claimed of positions; "
+    "order a table's causes.",
     epilog="[bold]Start with[/]\n  isospike port minilm\n  isospike learn shakespeare\n"
     "  isospike order sachs",
     rich_markup_mode="rich",

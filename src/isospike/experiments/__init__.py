@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "lemma-1": "lemma",
     "overlap-kernel": "overlap_kernel",
     "online": "online",
+    "gated-output": "gated_output",
 }
 """Every experiment by name, with its file."""
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from isospike.errors import RangeError, ShapeError, UnsupportedError
+from isospike.models.gated_output import GatedOutputProjection
 from isospike.positions import NoPE, Position
 
 
@@ -52,6 +53,8 @@ class Transformer(nn.Module):
         scale: Of the token embeddings, which start with variance 1.
         attention: Without it, tokens never meet, and the perceptron has as many more weights as
             attention would have: the control of equal size.
+        gated: Whether W_o has a gate for each head and token
+            (:class:`isospike.GatedOutputProjection`).
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Transformer(nn.Module):
         hidden: int | None = None,
         scale: float = 1.0,
         attention: bool = True,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         sizes = {"vocabulary": vocabulary, "width": width, "heads": heads, "layers": layers}
@@ -81,7 +85,7 @@ class Transformer(nn.Module):
         self.position = NoPE() if position is None else position
         self.tokens = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(
-            [_Block(width, heads, hidden, attention) for _ in range(layers)]
+            [_Block(width, heads, hidden, attention, gated) for _ in range(layers)]
         )
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, vocabulary, bias=False)
@@ -191,13 +195,17 @@ class Transformer(nn.Module):
 class _Block(nn.Module):
     """(2) and (3)."""
 
-    def __init__(self, width: int, heads: int, hidden: int, attention: bool) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, attention: bool, gated: bool) -> None:
         super().__init__()
-        self.heads, self.attention = heads, attention
+        self.heads, self.attention, self.gated = heads, attention, gated
         if attention:
             self.norm = nn.LayerNorm(width)
             self.qkv = nn.Linear(width, 3 * width, bias=False)
-            self.join = nn.Linear(width, width, bias=False)
+            self.join: nn.Module = (
+                GatedOutputProjection(width, heads, bias=False)
+                if gated
+                else nn.Linear(width, width, bias=False)
+            )
         else:
             hidden += 2 * width  # the 4 width^2 weights of attention
         self.norm_hidden = nn.LayerNorm(width)
@@ -216,11 +224,13 @@ class _Block(nn.Module):
         k = v = x[:, None, :, :0]  # Nothing is kept without attention.
         if self.attention:
             shape = (*x.shape[:2], 3, self.heads, x.shape[2] // self.heads)
-            q, k, v = self.qkv(self.norm(x)).view(shape).permute(2, 0, 3, 1, 4)
+            read = self.norm(x)
+            q, k, v = self.qkv(read).view(shape).permute(2, 0, 3, 1, 4)
             q, k = position.rotate(q, k, at)
             if before is not None:
                 k, v = torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
             y = scaled_dot_product_attention(q, k, v, attn_mask=scores, is_causal=causal)
-            x = x + self.join(y.transpose(1, 2).flatten(2))  # (2)
+            y = y.transpose(1, 2).flatten(2)
+            x = x + (self.join(y, read) if self.gated else self.join(y))  # (2)
         hidden = nn.functional.gelu(self.up(self.norm_hidden(x)))
         return x + self.down(hidden), k, v  # (3)

@@ -258,7 +258,7 @@ def _route_attention(model: nn.Module) -> None:
 def _attach_attention(model: nn.Module, run: Run) -> None:
     """Give every module that asks for the attention interface a SpikingAttention."""
     for name, module in list(model.named_modules()):
-        if _uses_interface(type(module)):  # type: ignore[arg-type]
+        if uses_interface(type(module)):  # type: ignore[arg-type]
             setattr(module, HANDLE, SpikingAttention(name, run))
 
 
@@ -268,7 +268,8 @@ def _rotates(kind: type[nn.Module]) -> bool:
 
 
 @functools.cache
-def _uses_interface(kind: type[nn.Module]) -> bool:
+def uses_interface(kind: type[nn.Module]) -> bool:
+    """Whether a module class calls the transformers attention interface."""
     try:
         return "attention_interface" in inspect.getsource(kind.forward)
     except (OSError, TypeError):

@@ -1,0 +1,258 @@
+"""What LayerNorm and RMSNorm do to rank: exact identities, and the published theorem beside them.
+
+With P = I - 1 1^T / d, sigma_i the divisor of row i (the square root of its variance or mean
+square, plus eps) and Gamma = diag(gamma):
+
+(1)  LayerNorm  arank(LN X) = rank [X P Gamma, sigma]
+(2)  RMSNorm    arank(RMS X) = rank [X Gamma, sigma],  rank(RMS X) = rank(X Gamma)
+
+because the rows of [LN X, 1] times sigma_i are those of [X P Gamma, sigma], once beta is taken off
+with the column of ones. No hypothesis is needed but sigma_i > 0, which eps sees to. Where no
+gamma_j is 0, (1) says by how much LayerNorm moves the affine rank:
+
+(3)  arank(LN X) - arank(X) = [sigma not in col(XP)] - [1_n not in col(X)] - [1_d in row(X)]
+
+**Claim** (arXiv 2604.23681): if (H1) no row is constant, (H2) 1_d is not in row(X), (H3) no
+gamma_j is 0, (H4) sigma is not in col(XP), then arank(LN X) = arank(X).
+**Assumes**, beside that, what (3) shows to be missing: (H5) 1_n is not in col(X).
+**Source**: the abstract and a public summary of the paper; its proofs were not available.
+**Test**: ``tests/test_rank_norms.py``, in exact rational arithmetic, each counterexample by name.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from isospike.errors import RangeError, ShapeError, UnsupportedError
+from isospike.ranks.numerical import Noisy, NumericalRank, affine, as_noisy, count
+
+KINDS = ("layer", "rms")
+
+
+class Norm(NamedTuple):
+    """A normalisation over channels.
+
+    Attributes:
+        kind: ``layer`` or ``rms``.
+        gamma: ``[d]``, None for ones.
+        beta: ``[d]``, None for zeros.
+        eps: Added to the variance or mean square.
+    """
+
+    kind: str
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+    eps: float = 0.0
+
+    def divisor(self, x: Tensor) -> Tensor:
+        """sigma, ``[rows, 1]``."""
+        centred = x - x.mean(1, keepdim=True) if self.kind == "layer" else x
+        return (centred.square().mean(1, keepdim=True) + self.eps).sqrt()
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The normalised rows."""
+        centred = x - x.mean(1, keepdim=True) if self.kind == "layer" else x
+        y = centred / self.divisor(x)
+        if self.gamma is not None:
+            y = y * self.gamma.to(y)
+        return y if self.beta is None else y + self.beta.to(y)
+
+
+@dataclass(frozen=True)
+class NormRank:
+    """What a normalisation did to the rank of its input X, ``[n, d]``.
+
+    Attributes:
+        kind: ``layer`` or ``rms``.
+        rank, affine: Of X.
+        predicted: Affine rank of the output by (1) or (2).
+        measured: Affine rank of the output itself.
+        rank_out: Rank of the output.
+        not_constant, ones_not_in_rows, gamma_not_zero, sigma_not_in_columns: H1 to H4 of the
+            published theorem, None where a rank was undetermined. H1 and H2 say nothing of RMSNorm
+            and are None; H4 is then about col(X).
+        ones_not_in_columns: H5, which is missing there.
+    """
+
+    kind: str
+    rank: NumericalRank
+    affine: NumericalRank
+    predicted: NumericalRank
+    measured: NumericalRank
+    rank_out: NumericalRank
+    not_constant: bool | None
+    ones_not_in_rows: bool | None
+    gamma_not_zero: bool
+    sigma_not_in_columns: bool | None
+    ones_not_in_columns: bool | None
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether the identity's prediction was measured; None where either is undetermined."""
+        if not (self.predicted.determined and self.measured.determined):
+            return None
+        return self.predicted.rank == self.measured.rank
+
+    @property
+    def change(self) -> int | None:
+        """Measured affine rank less that of X; None where either is undetermined."""
+        if not (self.affine.determined and self.measured.determined):
+            return None
+        return self.measured.rank - self.affine.rank
+
+    @property
+    def published(self) -> bool | None:
+        """Whether H1 to H4 hold, so that the theorem promises no change; None if not known."""
+        flags = (
+            self.not_constant,
+            self.ones_not_in_rows,
+            self.gamma_not_zero,
+            self.sigma_not_in_columns,
+        )
+        if self.kind == "rms" or False in flags:
+            return False
+        return None if None in flags else True
+
+
+def norm_rank(
+    X: Any,
+    norm: str | Norm | nn.Module = "layer",
+    dtype_of_origin: torch.dtype | None = None,
+    *,
+    output: Any = None,
+) -> NormRank:
+    """Ranks before and after a normalisation, the identity's prediction, and the hypotheses.
+
+    Args:
+        X: Input rows ``[n, d]``.
+        norm: ``layer`` or ``rms`` (without gain and eps), a :class:`Norm`, or a module such as
+            ``nn.LayerNorm`` or a Llama's.
+        dtype_of_origin: The type in which X was made; its own if None.
+        output: What the module gave for X, of the same type; computed here in float64 if None.
+
+    Raises:
+        ShapeError: X is not a table, or the norm or output is of another width.
+        RangeError: NaN or infinity in X or output; a norm of no known name; a divisor of 0.
+        UnsupportedError: A module that is neither of the two normalisations.
+    """
+    x = as_noisy(X, dtype_of_origin, "norm_rank")
+    raw = torch.as_tensor(X).detach().cpu()
+    origin = dtype_of_origin or (raw.dtype if raw.dtype.is_floating_point else torch.float64)
+    raw = raw.to(torch.float64)
+    known = _as_norm(norm)
+    for name, vector in (("gamma", known.gamma), ("beta", known.beta)):
+        if vector is not None and vector.shape != raw.shape[1:]:
+            raise ShapeError(
+                f"norm_rank needs {name} of X's width {raw.shape[1]}, got {list(vector.shape)}."
+            )
+    sigma = known.divisor(raw)
+    if not bool((sigma > 0).all()):
+        row = int((sigma[:, 0] == 0).nonzero()[0])
+        raise RangeError(
+            f"norm_rank needs rows with a divisor above 0, got 0 in row {row}. Give an eps."
+        )
+    if output is None:
+        out = as_noisy(known.apply(raw), origin, "norm_rank")
+    else:
+        out = as_noisy(output, origin, "norm_rank")
+        if out.values.shape != x.values.shape:
+            raise ShapeError(
+                f"norm_rank needs an output of X's shape {list(x.values.shape)}, got "
+                f"{list(out.values.shape)}."
+            )
+    return _compare(x, raw, out, known, sigma)
+
+
+def _compare(x: Noisy, raw: Tensor, out: Noisy, norm: Norm, sigma: Tensor) -> NormRank:
+    layer = norm.kind == "layer"
+    gain = None if norm.gamma is None else norm.gamma.detach().cpu().to(torch.float64)
+    alive = gain is None or bool((gain != 0).all())
+    # sigma on the scale of x, with the error that the row's own rounding makes in it.
+    top = float(raw.abs().max()) or 1.0
+    column = Noisy(sigma / top, x.noise.norm(dim=1, keepdim=True) / raw.shape[1] ** 0.5)
+    inner = x.without_mean() if layer else x
+    rank, flat = count(x), affine(x)
+    inner_rank = count(inner) if layer else rank
+    beside = count(inner.beside(column))
+    predicted = beside
+    if gain is not None:  # a gain may be as good as 0
+        predicted = count(Noisy(inner.values * gain, inner.noise * gain.abs()).beside(column))
+    variance = inner.values.square().sum(1)
+    constant = variance <= inner.noise.square().sum(1)
+    return NormRank(
+        kind=norm.kind,
+        rank=rank,
+        affine=flat,
+        predicted=predicted,
+        measured=affine(out),
+        rank_out=count(out),
+        not_constant=not bool(constant.any()) if layer else None,
+        ones_not_in_rows=_differs(inner_rank, rank, False) if layer else None,
+        gamma_not_zero=alive,
+        sigma_not_in_columns=_differs(inner_rank, beside, True),
+        ones_not_in_columns=_differs(rank, flat, True),
+    )
+
+
+def _differs(low: NumericalRank, high: NumericalRank, value: bool) -> bool | None:
+    """``value`` if ``high`` is one more than ``low``, its contrary if they are equal."""
+    step = high.rank - low.rank
+    if not (low.determined and high.determined) or step not in (0, 1):
+        return None
+    return value if step else not value
+
+
+def _as_norm(norm: str | Norm | nn.Module) -> Norm:
+    if isinstance(norm, nn.Module):
+        return find_norm(norm)
+    known = Norm(norm) if isinstance(norm, str) else norm
+    if known.kind not in KINDS:
+        raise RangeError(f"norm_rank needs a norm of {', '.join(KINDS)}, got {known.kind!r}.")
+    return known
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module's class says that it is one of the two normalisations."""
+    name = type(module).__name__
+    return isinstance(module, nn.LayerNorm | nn.RMSNorm) or name.endswith(("RMSNorm", "LayerNorm"))
+
+
+def find_norm(module: nn.Module) -> Norm:
+    """What a module computes, found by its class and checked on made rows.
+
+    Some RMSNorms multiply by ``weight`` and some by ``1 + weight``: what the module does decides.
+
+    Raises:
+        UnsupportedError: It computes neither LayerNorm nor RMSNorm over the last axis.
+    """
+    weight = getattr(module, "weight", None)
+    if is_norm(module) and (weight is None or isinstance(weight, Tensor)):
+        eps = next(
+            (float(e) for name in ("eps", "variance_epsilon")
+             if (e := getattr(module, name, None)) is not None),
+            torch.finfo(weight.dtype if weight is not None else torch.float32).eps,
+        )  # fmt: skip
+        shape = getattr(module, "normalized_shape", None)
+        width = len(weight) if weight is not None and weight.dim() else (shape or (0,))[-1]
+        probe = torch.linspace(-2, 3, 2 * max(width, 1)).sin().view(2, -1) + 0.5
+        gains = (None,) if weight is None else (weight.detach(), 1 + weight.detach())
+        bias = getattr(module, "bias", None)
+        if width > 1:
+            home = probe.to(weight) if weight is not None else probe
+            with torch.no_grad():
+                told = module(home).double().cpu()
+            coarse = 16 * torch.finfo(home.dtype).eps * max(1.0, float(told.abs().max()))
+            for kind in KINDS:
+                for gain in gains:
+                    norm = Norm(kind, _plain(gain), _plain(bias), eps)
+                    if float((norm.apply(home.double().cpu()) - told).abs().max()) < coarse:
+                        return norm
+    raise UnsupportedError(
+        f"norm_rank needs LayerNorm or RMSNorm over the last axis, got {type(module).__name__}."
+    )
+
+
+def _plain(vector: Any) -> Tensor | None:
+    return None if vector is None else vector.detach().double().cpu()

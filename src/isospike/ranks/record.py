@@ -1,0 +1,397 @@
+"""What flows through each layer of a transformer during one forward pass, by hooks only.
+
+Three kinds of models are understood: those of transformers that use its attention interface
+(BERT, GPT-2, Llama, ViT, ...), ports of them to spikes, and models that call torch's
+``scaled_dot_product_attention`` (isospike's own, plain PyTorch). One layer's tensors are held at a
+time; nothing of the model is changed when it is done.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from isospike.errors import RangeError, ShapeError, UnsupportedError
+from isospike.models.gated_output import GatedOutputProjection
+from isospike.port.modules import SpikingAttention, SpikingProduct
+from isospike.port.surgery import uses_interface
+from isospike.ranks.norms import is_norm
+
+ATTENTION = "isospike-rank"
+_LAYER = re.compile(r"^(.*\.)?\d+(?=\.|$)")
+# What the registered attention function tells; set while a recording runs.
+_listener: Callable[[nn.Module, Tensor, Tensor], None] | None = None
+
+
+@dataclass
+class NormRecord:
+    """Input and output of one normalisation, ``[batch, n, d]``."""
+
+    name: str
+    module: nn.Module
+    x: Tensor
+    y: Tensor
+
+
+@dataclass
+class LayerRecord:
+    """What flowed through one layer.
+
+    Attributes:
+        name: Path of the layer.
+        x, y: What it read and gave, ``[batch, n, d]``.
+        maps: Attention, ``[batch, H, n, n]``.
+        z: What the output projection read, all heads side by side, ``[batch, n, H d_k]``.
+        projection: The output projection.
+        attention: What it gave.
+        mlp: What the last product of the layer gave; None if there is none after attention.
+        norms: In order of execution.
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor
+    maps: Tensor
+    z: Tensor
+    projection: nn.Module
+    attention: Tensor
+    mlp: Tensor | None
+    norms: list[NormRecord]
+
+    @property
+    def added(self) -> Tensor:
+        """What attention adds to the stream: its output, or a norm of just that."""
+        return self._through(self.attention)
+
+    @property
+    def added_by_mlp(self) -> Tensor | None:
+        """What the feed-forward part adds."""
+        return None if self.mlp is None else self._through(self.mlp)
+
+    @property
+    def read(self) -> Tensor:
+        """What attention read: a norm of the stream if one is in front, or the stream itself."""
+        return self._through(self.x)
+
+    def _through(self, part: Tensor) -> Tensor:
+        return next((norm.y for norm in self.norms if norm.x is part), part)
+
+
+@dataclass
+class _Draft:
+    """A layer that still runs."""
+
+    name: str
+    x: Tensor
+    maps: Tensor | None = None
+    projected: tuple[nn.Module, Tensor, Tensor] | None = None
+    mlp: Tensor | None = None
+    norms: list[NormRecord] = field(default_factory=list)
+
+
+def record(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    on_layer: Callable[[LayerRecord], None],
+    on_norm: Callable[[NormRecord], None],
+) -> None:
+    """Run the model once and tell of each layer when it is done, and of norms outside layers.
+
+    Args:
+        model: In any mode; run in ``eval`` and put back.
+        batch: Arguments of its forward. Values of padding are not looked at.
+        on_layer: Called with each layer.
+        on_norm: Called with each norm outside them.
+
+    Raises:
+        UnsupportedError: No attention that can be seen.
+        RangeError: NaN or infinity in an unpadded token; the message names the site.
+    """
+    recorder = _Recorder(model, batch, on_layer, on_norm)
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        with torch.no_grad(), ExitStack() as stack:
+            for context in recorder.contexts():
+                stack.enter_context(context)
+            model(**batch)
+    finally:
+        for module in training:
+            module.training = True
+    if not recorder.seen:
+        raise UnsupportedError(
+            f"rank_report needs attention that hooks can see, got none in {type(model).__name__}: "
+            "no module that uses the transformers attention interface, and no call of torch's "
+            "scaled_dot_product_attention in a layer."
+        )
+
+
+def valid_mask(batch: Mapping[str, Any], shape: tuple[int, int]) -> Tensor:
+    """True for the unpadded tokens, ``[batch, n]``; models may add tokens of their own in front.
+
+    Raises:
+        ShapeError: A mask that fits no such tokens.
+    """
+    mask = batch.get("attention_mask", batch.get("mask"))
+    if not isinstance(mask, Tensor):
+        return torch.ones(shape, dtype=torch.bool)
+    if mask.dim() != 2 or tuple(mask.shape) != shape:
+        raise ShapeError(
+            f"rank_report needs an attention_mask of shape {list(shape)}, got {list(mask.shape)}."
+        )
+    return mask.bool().cpu()
+
+
+class _Recorder:
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Any],
+        on_layer: Callable[[LayerRecord], None],
+        on_norm: Callable[[NormRecord], None],
+    ) -> None:
+        self.model, self.batch = model, batch
+        self.on_layer, self.on_norm = on_layer, on_norm
+        self.names = {id(module): name for name, module in model.named_modules()}
+        self.now: _Draft | None = None
+        self.pending: Tensor | None = None  # heads' outputs that await their projection
+        self.seen = False
+        self.valid: Tensor | None = None
+
+    def contexts(self) -> Iterator[Any]:
+        yield self._hooks()
+        interface = any(uses_interface(type(m)) for m in self.model.modules())  # type: ignore[arg-type]
+        if any(isinstance(m, SpikingAttention) for m in self.model.modules()):
+            yield self._observed()
+        elif interface and hasattr(self.model, "set_attn_implementation"):
+            yield self._routed()
+        else:
+            yield _Products(self)
+
+    # What is told.
+
+    def attend(self, name: str, maps: Tensor, z: Tensor) -> None:
+        """Attention maps ``[batch, H, n, m]`` and heads' outputs ``[batch, n, H, d_k]``."""
+        if self.now is None or self.now.maps is not None or maps.shape[-1] != maps.shape[-2]:
+            return  # no layer around it, or cross attention
+        self.check(z.flatten(2), f"{name or self.now.name}, attention")
+        self.now.maps, self.pending, self.seen = maps, z.flatten(2), True
+
+    def multiplied(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
+        now = self.now
+        if now is None or now.maps is None or not args or y.shape != now.x.shape:
+            return
+        if self.pending is None:
+            now.mlp = y
+            return
+        x = module.gated(*args) if isinstance(module, GatedOutputProjection) else args[0]
+        if x.shape == self.pending.shape:
+            now.projected, self.pending = (module, x, y), None
+
+    def check(self, x: Tensor, site: str) -> None:
+        if self.valid is None:
+            self.valid = valid_mask(self.batch, (x.shape[0], x.shape[1]))
+        bad = ~x.isfinite()
+        if bool(bad.any()) and tuple(self.valid.shape) == tuple(x.shape[:2]):
+            bad = bad & self.valid[:, :, None].to(x.device)
+            if bool(bad.any()):
+                at = [int(i) for i in bad.nonzero()[0]]
+                raise RangeError(
+                    f"rank_report needs finite activations, got {float(x[*at])} in {site} "
+                    f"(sequence {at[0]}, token {at[1]}, {int(bad.sum())} in all)."
+                )
+
+    # How it is heard.
+
+    @contextmanager
+    def _hooks(self) -> Iterator[None]:
+        handles = []
+        layers = {_layer_of(name) for name, m in self.model.named_modules() if _may_attend(m)}
+        for name, module in self.model.named_modules():
+            if name in layers:
+                handles += [
+                    module.register_forward_pre_hook(self._enter, with_kwargs=True),
+                    module.register_forward_hook(self._leave),
+                ]
+            elif is_norm(module):
+                handles.append(module.register_forward_hook(self._normed))
+            elif is_product(module):
+                handles.append(module.register_forward_hook(self.multiplied))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs.get("hidden_states")
+        if isinstance(x, Tensor) and x.dim() == 3 and self.now is None:
+            self.now = _Draft(self.names[id(module)], x)
+            self.check(x, f"{self.now.name}, input")
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found, self.pending = self.now, None
+        if found is None or found.name != self.names[id(module)]:
+            return
+        self.now = None
+        y = output if isinstance(output, Tensor) else output[0]
+        if found.projected is not None and found.maps is not None:
+            self.check(y, f"{found.name}, output")
+            projection, z, attention = found.projected
+            self.on_layer(LayerRecord(found.name, found.x, y, found.maps, z, projection, attention,
+                                      found.mlp, found.norms))  # fmt: skip
+
+    def _normed(self, module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
+        if not args or not isinstance(y, Tensor) or args[0].dim() != 3:
+            return  # of queries or keys, head by head
+        found = NormRecord(self.names[id(module)], module, args[0], y)
+        if self.now is None:
+            if self.valid is None or tuple(self.valid.shape) == tuple(y.shape[:2]):
+                self.check(y, found.name)
+                self.on_norm(found)
+        elif y.shape == self.now.x.shape:
+            self.now.norms.append(found)
+
+    @contextmanager
+    def _routed(self) -> Iterator[None]:
+        """The model's attention through :func:`_attention`, which computes what eager does."""
+        from transformers import AttentionInterface
+        from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+        global _listener  # noqa: PLW0603 - transformers calls a function, by its name
+        AttentionInterface.register(ATTENTION, _attention)
+        AttentionMaskInterface.register(ATTENTION, eager_mask)
+        model: Any = self.model
+        before, outer = model.config._attn_implementation, _listener
+        model.set_attn_implementation(ATTENTION)
+
+        def listen(module: nn.Module, maps: Tensor, z: Tensor) -> None:
+            self.attend(self.names[id(module)], maps, z)
+
+        _listener = listen
+        try:
+            yield
+        finally:
+            _listener = outer
+            model.set_attn_implementation(before)
+
+    @contextmanager
+    def _observed(self) -> Iterator[None]:
+        """The spelled attention of a port: e as its spikes say it, over the sum of that."""
+        run: Any = self.model.isospike_run
+        maps: list[Tensor] = []
+
+        def observe(site: Any, x: Tensor, **_: Any) -> None:
+            if site.kind == "probability":
+                e = site.integers(x, run.generator).clone()
+                maps[:] = [e / e.sum(-1, keepdim=True)]
+
+        def hook(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
+            self.attend(module.name, maps[0], y.transpose(1, 2))  # type: ignore[arg-type]
+
+        spiking = [m for m in self.model.modules() if isinstance(m, SpikingAttention)]
+        handles = [m.register_forward_hook(hook) for m in spiking]
+        before, run.observe = run.observe, observe
+        try:
+            yield
+        finally:
+            run.observe = before
+            for handle in handles:
+                handle.remove()
+
+
+class _Products(TorchFunctionMode):
+    """Sees the calls of ``scaled_dot_product_attention``."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func is nn.functional.scaled_dot_product_attention:
+            named = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args,
+                             strict=False)) | kwargs  # fmt: skip
+            q, k = named["query"], named["key"]
+            if q.dim() == 4:
+                k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+                scale = named.get("scale") or q.shape[-1] ** -0.5
+                scores, mask = q @ k.transpose(-1, -2) * scale, named.get("attn_mask")
+                if named.get("is_causal"):
+                    mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+                if mask is not None and mask.dtype == torch.bool:
+                    scores = scores.masked_fill(~mask, -torch.inf)
+                elif mask is not None:
+                    scores = scores + mask
+                self.recorder.attend("", scores.softmax(-1), out.transpose(1, 2))
+        return out
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """The function registered with the transformers attention interface."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if eager is None or _listener is None:
+        raise UnsupportedError(
+            f"rank_report needs a model with eager attention, got {type(module).__name__}."
+        )
+    out, maps = eager(module, query, key, value, attention_mask, **kwargs)
+    _listener(module, maps, out)
+    return out, maps
+
+
+def is_product(module: nn.Module) -> bool:
+    """Whether a module is a product with a weight: Linear, Conv1D, on spikes or with gates."""
+    known = (nn.Linear, SpikingProduct, GatedOutputProjection)
+    return isinstance(module, known) or type(module).__name__ == "Conv1D"
+
+
+def output_weight(projection: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """W_O ``[H d_k, d]`` and the bias of a projection, so that its output is ``z W_O + bias``.
+
+    A port's weights hold the amplitudes of its spikes, and its bias their offsets; they are taken
+    out again, so that z counts as what the spikes spell.
+    """
+    weight: Any = projection.weight
+    bias: Any = projection.bias
+    if isinstance(projection, SpikingProduct):
+        amplitude, offset = projection.site.amplitude, projection.site.offset
+        plain = weight / amplitude
+        return plain.detach().T, (bias - plain @ offset.expand(weight.shape[1])).detach()
+    linear = isinstance(projection, nn.Linear | GatedOutputProjection)
+    return (weight.T if linear else weight).detach(), None if bias is None else bias.detach()
+
+
+def spelled(projection: nn.Module, z: Tensor) -> Tensor:
+    """What of z enters the product: z itself, or what a port's spikes say of it."""
+    if not isinstance(projection, SpikingProduct):
+        return z
+    site = projection.site
+    return torch.addcmul(site.offset, site.integers(z, projection.run.generator), site.amplitude)
+
+
+def _may_attend(module: nn.Module) -> bool:
+    kind: Any = type(module)
+    products = any(is_product(child) for child in module.children())
+    return products or uses_interface(kind) or isinstance(module, SpikingAttention)
+
+
+def _layer_of(name: str) -> str | None:
+    """``encoder.layer.0`` of ``encoder.layer.0.attention.self``."""
+    found = _LAYER.match(name)
+    return found.group(0) if found else None

@@ -1,0 +1,369 @@
+"""rank_report: hooks on four architectures and on spikes, the page, the command, its mistakes."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from models import batch, make, seeded
+from test_report import browse, needs_chromium
+from torch import nn
+from typer.testing import CliRunner
+
+import isospike
+from isospike.cli import app
+from isospike.errors import MissingExtraError, RangeError, ShapeError, UnsupportedError
+from isospike.ranks.measure import measure
+from isospike.ranks_report import TABLES
+
+NAMES = ("bert", "vit", "gpt2", "llama")
+
+
+def spiking(name="llama"):
+    result = isospike.port(make(name), [batch(name, 16, 1)], held_back=[batch(name, 4, 2)])
+    return result.model
+
+
+def plain():
+    return seeded(lambda: isospike.Transformer(50, 16, 4, 2)).eval()
+
+
+@pytest.fixture(scope="module")
+def report():
+    return isospike.rank_report(make("bert"), batch("bert", 3), name="tiny <b>BERT</b>")
+
+
+def own_inputs(name, rows=3):
+    return {"tokens": batch("bert", rows)["input_ids"]} if name == "own" else batch(name, rows)
+
+
+# Hooks.
+
+
+@pytest.mark.parametrize("name", [*NAMES, "own", "gated", "spiking"])
+def test_heads_summed_through_their_projection_are_the_attention_output(name):
+    if name in ("own", "gated"):
+        model = plain() if name == "own" else seeded(
+            lambda: isospike.Transformer(50, 16, 4, 2, gated=True)
+        )  # fmt: skip
+        for block in model.blocks if name == "gated" else ():
+            nn.init.normal_(block.join.gate.weight, generator=torch.Generator().manual_seed(0))
+        inputs = own_inputs("own")
+    else:
+        model = spiking() if name == "spiking" else make(name)
+        inputs = batch("llama" if name == "spiking" else name, 3)
+    found = measure(model, inputs)
+    assert len(found.layers) == 2 * 3
+    assert max(row.summed for row in found.layers) < 1e-5
+    # From the sum alone every head comes back, as far as the condition of W_O lets it.
+    for row in found.layers:
+        gain = next(p.found.condition for p in found.projections if p.layer == row.layer)
+        assert row.recovered < 1e-6 * max(10, gain)
+    assert all(n.found.agrees is not False for n in found.norms)
+    for h in found.heads:
+        assert 0 <= h.ratio <= 1
+        assert 0 <= h.entropy <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_attention_maps_and_the_stream_are_the_models_own(name):
+    from isospike.ranks.record import record
+
+    model, inputs = make(name), batch(name, 2, padded=False)
+    with torch.no_grad():
+        before = model(**inputs, output_hidden_states=True)
+        implementation = model.config._attn_implementation
+        model.set_attn_implementation("eager")
+        eager = model(**inputs, output_attentions=True).attentions
+        model.set_attn_implementation(implementation)
+    layers = []
+    record(model, inputs, layers.append, lambda _: None)
+    for i, layer in enumerate(layers):
+        torch.testing.assert_close(layer.maps, eager[i], atol=1e-6, rtol=0)
+        torch.testing.assert_close(layer.x, before.hidden_states[i], atol=1e-5, rtol=1e-5)
+        # What the halves add is the difference of the streams; BERT's are normalised after it.
+        whole = layer.x + layer.added + layer.added_by_mlp
+        if name != "bert":
+            torch.testing.assert_close(whole, layer.y, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "own"])
+def test_the_model_is_left_as_it_was(name):
+    model = plain() if name == "own" else make(name)
+    model.train()
+    inputs = own_inputs(name)
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    state, kept = torch.get_rng_state(), getattr(model, "config", None)
+    implementation = kept and kept._attn_implementation
+    isospike.rank_report(model, inputs)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(m.training for m in model.modules())
+    assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert implementation == (kept and kept._attn_implementation)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_padding_changes_nothing(name):
+    model, inputs = make(name), batch(name, 3)
+    padded = measure(model, inputs)
+    length = int(inputs["attention_mask"][2].sum())
+    alone = measure(model, {k: v[2:, :length] for k, v in inputs.items()})
+    for ours, theirs in zip([s for s in padded.sites if s.sequence == 2], alone.sites, strict=True):
+        assert (ours.layer, ours.site, ours.tokens) == (theirs.layer, theirs.site, length)
+        assert ours.rank.rank == theirs.rank.rank
+        assert ours.collapse == pytest.approx(theirs.collapse, rel=1e-4, abs=1e-5)
+    own = [h for h in padded.heads if h.sequence == 2]
+    for ours, theirs in zip(own, alone.heads, strict=True):
+        assert (ours.ratio, ours.entropy) == pytest.approx((theirs.ratio, theirs.entropy), abs=1e-4)
+
+
+def test_the_first_token_is_measured_with_and_without():
+    model = make("gpt2")
+    with torch.no_grad():  # a first position that outweighs the others
+        model.transformer.wpe.weight[0] *= 100
+    found = isospike.rank_report(model, batch("gpt2", 2, padded=False), controls=False)
+    first = found.measured.sites[0]
+    assert first.rest.stable > 2 * first.collapse.stable
+    assert found.measured.sites[1].rest is None  # of what attention adds
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_has_the_tolerance_of_its_type(dtype):
+    found = measure(make("llama").to(dtype), batch("llama", 2))
+    assert {row.dtype for row in found.sites} == {str(dtype).removeprefix("torch.")}
+    for row in found.sites:
+        assert 1 <= row.rank.low <= row.rank.high <= min(row.tokens, row.width)
+    assert max(row.summed for row in found.layers) < 8 * torch.finfo(dtype).eps
+
+
+def test_rotary_and_grouped_heads_are_counted_as_queries():
+    found = measure(make("llama"), batch("llama", 2))
+    assert {p.found.heads for p in found.projections} == {4}  # of two that hold keys
+    wide = make("llama", head_dim=16)  # 4 heads of 16 on 32 channels
+    lost = measure(wide, batch("llama", 2)).projections[0].found
+    assert (lost.kernel, lost.published) == (32, 48)
+    assert set(lost.verdicts) == {"ambiguous"}
+
+
+# The report.
+
+
+def test_a_report_holds_every_layer_site_and_sequence(report):
+    assert report.tokens == (9, 3, 8)
+    assert len(report.depth) == 2
+    assert len(report.rows("sites")) == 3 * (1 + 2 * 4)
+    assert len(report.rows("norms")) == 3 * (1 + 2 * 2)
+    assert len(report.rows("heads")) == 3 * 2 * 3
+    assert [c.name for c in report.controls] == ["new random weights", "tokens in random order"]
+    assert "capped by the tokens (9 at most)" in report.warnings[0]
+    told = json.loads(report.to_json())
+    assert told["name"] == "tiny <b>BERT</b>"
+    assert told["sites"][0]["rank"] == 9
+    assert told["projections"][0]["kernel"] == 0
+    lines = report.summary().splitlines()
+    assert lines[0].split()[:3] == ["layer", "rank", "affine"]
+    assert lines[1].startswith("encoder.layer.0")
+    with pytest.raises(RangeError, match="a table of sites, .*, got 'rocks'"):
+        report.rows("rocks")
+
+
+def test_controls_are_seeded_and_cut_at_the_width():
+    model = make("gpt2", n_embd=6, n_head=2)
+    inputs = batch("gpt2", 2, padded=False)
+    one, other = (isospike.rank_report(model, inputs, seed=3) for _ in range(2))
+    assert one.controls == other.controls
+    assert [(c.name, c.tokens) for c in one.controls] == [
+        ("new random weights", 9), ("tokens in random order", 9), ("first 3 tokens", 3),
+        ("first 6 tokens", 6),
+    ]  # fmt: skip
+    assert one.controls[1].rows != one.depth
+    assert isospike.rank_report(spiking(), batch("llama", 2)).controls[0].name == (
+        "tokens in random order"
+    )
+
+
+def test_save_writes_a_page_json_and_tables(report, tmp_path):
+    assert report.save(tmp_path / "deep" / "rank") == tmp_path / "deep" / "rank"
+    names = {p.name for p in (tmp_path / "deep" / "rank").iterdir()}
+    assert names == {"report.html", "report.json", *(f"{t}.csv" for t in TABLES)}
+    with (tmp_path / "deep" / "rank" / "sites.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(report.rows("sites"))
+    assert float(rows[0]["cosine"]) == pytest.approx(report.rows("sites")[0]["cosine"])
+
+
+def test_a_frame_needs_pandas(report, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match=r"needs the package pandas. Install isospike\[fr"):
+        report.to_frame()
+
+
+def test_a_frame_has_a_column_for_each_measure(report):
+    pandas = pytest.importorskip("pandas")
+    frame = report.to_frame()
+    assert isinstance(frame, pandas.DataFrame)
+    assert {"layer", "site", "rank", "rank_gap", "affine", "cosine", "rest_cosine"} <= set(frame)
+    assert len(report.to_frame("heads")) == len(report.measured.heads)
+
+
+def test_the_page_escapes_names_and_draws_every_plot(report):
+    page = report.html()
+    assert "tiny &lt;b&gt;BERT" in page
+    assert "<b>BERT</b>" not in page.split("<main>")[1].split("<script>")[0]
+    assert 'data-plots="9"' in page
+
+
+@needs_chromium
+def test_the_browser_draws_the_page_without_a_word(report, tmp_path):
+    dom, log = browse(report.html(), tmp_path)
+    assert "CONSOLE" not in log
+    assert 'data-errors=""' in dom
+    assert dom.count('class="main-svg"') >= 9
+
+
+# Mistakes.
+
+
+def no_attention():
+    return nn.Sequential(nn.Linear(4, 4))
+
+
+class Bare(nn.Module):
+    """Attention that no hook can see."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.ModuleList([nn.Linear(4, 4)])
+
+    def forward(self, x):
+        return self.inner[0]((x @ x.transpose(1, 2)).softmax(-1) @ x)
+
+
+def broken(name, where):
+    model = make(name)
+    with torch.no_grad():
+        model.get_parameter(where).view(-1)[0] = math.nan
+    return model
+
+
+def masked(rows):
+    inputs = batch("bert", 3)
+    inputs["attention_mask"][1] = 0
+    inputs["attention_mask"][1, :rows] = 1
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: (Bare(), {"x": torch.ones(1, 3, 4)}), UnsupportedError,
+         "attention that hooks can see, got none in Bare"),
+        (lambda: (make("bert"), masked(1)), RangeError,
+         "at least 2 unpadded tokens in each sequence, got 1 in sequence 1"),
+        (lambda: (make("bert"), masked(0)), RangeError, "got 0 in sequence 1"),
+        (lambda: (make("bert"), {"input_ids": torch.ones(2, 1, dtype=torch.long)}), RangeError,
+         "got 1 in sequence 0"),
+        (lambda: (broken("bert", "encoder.layer.1.attention.self.value.bias"), batch("bert", 2)),
+         RangeError, r"finite activations, got nan in encoder.layer.1.attention.self, attention"),
+        (lambda: (broken("gpt2", "transformer.h.0.mlp.c_proj.bias"), batch("gpt2", 2)),
+         RangeError, r"got nan in transformer.h.0, output \(sequence 0, token 0"),
+        (lambda: (broken("llama", "model.norm.weight"), batch("llama", 2)), RangeError,
+         "got nan in model.norm"),
+        (lambda: (plain(), {"tokens": torch.ones(2, 5, dtype=torch.long),
+                            "mask": torch.ones(2, 5, dtype=torch.bool).fill_(False)}),
+         RangeError, "at least 2 unpadded tokens"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(call, error, text):
+    model, inputs = call()
+    with pytest.raises(error, match=f"^rank_report needs .*{text}"):
+        isospike.rank_report(model, inputs)
+
+
+def test_a_mask_that_does_not_fit_is_named():
+    from isospike.ranks.record import valid_mask
+
+    with pytest.raises(ShapeError, match=r"shape \[2, 4\], got \[2, 3\]"):
+        valid_mask({"attention_mask": torch.ones(2, 3)}, (2, 4))
+
+
+def test_a_layer_that_adds_nothing_is_measured_all_the_same():
+    model = plain()
+    with torch.no_grad():
+        model.blocks[0].join.weight.zero_()
+    found = isospike.rank_report(model, own_inputs("own"), controls=False)
+    row = next(s for s in found.measured.sites if s.site == "attention")
+    assert row.rank.rank == 0
+    assert math.isnan(row.collapse.cosine)
+    assert found.measured.projections[0].found.kernel == 16
+    assert any("mixed for good in blocks.0" in w for w in found.warnings)
+    assert json.loads(found.to_json())["sites"][1]["cosine"] is None
+    found.html()
+
+
+def test_not_a_number_in_padding_is_not_looked_at():
+    model, inputs = make("bert"), batch("bert", 2)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[0] = math.nan  # the token of padding
+    hidden = inputs["attention_mask"] == 0
+    assert hidden.any()
+    with pytest.raises(RangeError, match="finite"):  # it reaches the others as 0 times NaN
+        isospike.rank_report(model, inputs)
+
+
+# The command.
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["rank", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A tiny BERT with a tokenizer, as transformers saves it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("bert")
+    make("bert").save_pretrained(folder)
+    words = {w: i for i, w in enumerate(["[PAD]", "[UNK]", *"abcdefghij"])}
+    inner = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16
+    ).save_pretrained(folder)
+    text = folder / "text.txt"
+    text.write_text(" ".join("abcdefghij"[(i * i) % 10] for i in range(400)))
+    return folder, text
+
+
+def test_the_command_prints_a_table_and_leaves_a_page(saved, tmp_path):
+    folder, text = saved
+    done = run(folder, "--text", text, "--tokens", 8, "--out", tmp_path / "r", "--no-controls")
+    assert done.exit_code == 0, done.output
+    assert "encoder.layer.1" in done.stdout
+    assert (tmp_path / "r" / "report.html").exists()
+    told = run(folder, "--text", text, "--out", tmp_path / "r", "--no-controls", "--json")
+    assert json.loads(told.stdout) == json.loads((tmp_path / "r" / "report.json").read_text())
+    assert json.loads(told.stdout)["tokens"] == [16, 16]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--sequences", "0"), "--sequences from 1 to 64, got 0"),
+        (("--tokens", "1"), "--tokens of at least 2, got 1"),
+        (("--tokens", "99"), "--tokens of at most 16, which is what this model reads, got 99"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_exit_2(saved, arguments, text, tmp_path):
+    folder, file = saved
+    done = run(folder, "--text", file, "--out", tmp_path / "none", *arguments)
+    assert done.exit_code == 2
+    assert text in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: rank needs ")
+    assert not (tmp_path / "none").exists()
+    assert run("/no/such/folder").exit_code == 2
