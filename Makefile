@@ -39,7 +39,7 @@ bench: $(READY)
 # Peers without what they require: some of it would replace torch.
 bench-kernels: $(READY)
 	$(BIN)/pip install --quiet --no-deps spikingjelly==2.0.0 snntorch==1.0.0 loguru
-	$(BIN)/python -W ignore benchmarks/kernels.py
+	$(BIN)/python -W ignore benchmarks/spikes.py
 
 # Everything is installed once; a changed requirement installs again.
 $(READY): pyproject.toml constraints.txt

@@ -28,7 +28,8 @@ def calibrate(
         The two first outputs, float and spiking, on the calibration inputs themselves.
     """
     run: Run = ported.isospike_run  # type: ignore[assignment]
-    assign_codes(ported, code_of)
+    if code_of is not None:
+        assign_codes(ported, code_of)
     run.phase, run.valid = "calibrate", valid_tokens(batch)
     doubled = {k: _twice(v) for k, v in batch.items()}
     try:

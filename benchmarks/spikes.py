@@ -1,6 +1,6 @@
 """Speed of neurons and spike products against SpikingJelly and snnTorch, as ratios.
 
-    python benchmarks/kernels.py [--rounds 9] [--threads 2] [--only lif,linear,attention,...]
+    python benchmarks/spikes.py [--rounds 9] [--threads 2] [--only lif,linear,attention,...]
 
 Runs of one table alternate in one process, after one round of warm-up; equal outputs are checked
 first. A ratio is the median over rounds of the ratio within the round, of wall time and of the
