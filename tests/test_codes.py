@@ -28,7 +28,14 @@ from isospike.errors import IsospikeError, RangeError, ShapeError
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 SHAPES = [(), (0,), (1,), (7,), (2, 3), (3, 0, 2), (2, 1, 3)]
-MOST_STEPS = {"phase": 32, "signed-digit": 32, "half-octave": 32, "rate": 100, "bernoulli": 20, "latency": 100}
+MOST_STEPS = {
+    "phase": 32,
+    "signed-digit": 32,
+    "half-octave": 32,
+    "rate": 100,
+    "bernoulli": 20,
+    "latency": 100,
+}
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -356,7 +356,7 @@ class HalfOctaveCode(LinearCode):
     @property
     def levels(self) -> int:
         half = (self.steps + 1) // 2
-        return 2**half - 1 if self.steps % 2 else 3 * 2 ** (half - 1) - 1
+        return (1 << half) - 1 if self.steps % 2 else 3 * (1 << half - 1) - 1
 
     @property
     def step_weights(self) -> tuple[int, ...]:

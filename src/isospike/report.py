@@ -6,7 +6,7 @@ every request, so it works from disk, without a network, years later.
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from isospike.codes import CODES
 from isospike.energy import TABLES, EnergyRow, energy, memory_moved_bytes
-from isospike.port.result import Law, PortReport, Raster, SiteReport
+from isospike.port.result import PortReport, Raster, SiteReport
+from isospike.theory.steps import Law
 
 if TYPE_CHECKING:
     import rich.console
@@ -22,15 +23,9 @@ if TYPE_CHECKING:
 _Points = list[tuple[int, float, SiteReport]]
 _Marks = dict[str, tuple[str, str]]
 
-LAWS: dict[str, Callable[[float], float]] = {
-    "T^-1/2": lambda steps: steps**-0.5,
-    "T^-1": lambda steps: 1 / steps,
-    "2^-T": lambda steps: 2.0**-steps,
-}
-"""``g(T)`` of each :attr:`Law.form <isospike.port.result.Law>`."""
-
 CODE_COLOURS = {
     "signed-digit": "#1f6f8b",
+    "half-octave": "#3a9db0",
     "phase": "#7b5ea7",
     "rate": "#c8553d",
     "bernoulli": "#c99a2e",
@@ -631,9 +626,6 @@ def _curve_plot(report: PortReport) -> Plot:
 
 
 def _law_traces(law: Law, colour: str, low: int, high: int) -> list[dict[str, Any]]:
-    shape = LAWS.get(law.form)
-    if shape is None:
-        return []
     ratio = max(high / low, 1.01)
     grid = [low * ratio ** (i / 120) for i in range(121)]
     return [
@@ -642,7 +634,7 @@ def _law_traces(law: Law, colour: str, low: int, high: int) -> list[dict[str, An
             "mode": "lines",
             "name": "fitted law",
             "x": grid,
-            "y": [law.scale * shape(t) ** law.exponent for t in grid],
+            "y": [law.error(t) for t in grid],
             "line": {"color": colour, "width": 1.5, "dash": "dash"},
             "hoverinfo": "skip",
         },

@@ -94,6 +94,14 @@ def measure_channels(
     return measured
 
 
+def larger(a: Mapping[str, Channels], b: Mapping[str, Channels]) -> dict[str, Channels]:
+    """The larger sensitivity of each channel: two places where the model was measured."""
+    return {
+        name: Channels(torch.maximum(x.sensitivity, b[name].sensitivity), x.variance, x.values)
+        for name, x in a.items()
+    }
+
+
 def assign_amplitudes(ported: nn.Module, allocation: Allocation, code: str, most: int) -> None:
     """Have every site take an allocation's amplitudes when its range is fitted.
 

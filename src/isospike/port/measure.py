@@ -1,7 +1,7 @@
 """Measure a calibrated port against the float model, on inputs it has not seen."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,8 +163,10 @@ def compare(
     return comparison, observer.tallies
 
 
-def site_reports(ported: nn.Module, tallies: dict[str, Tally], tokens: int) -> list[SiteReport]:
-    """What was measured at each site, per token."""
+def site_reports(
+    ported: nn.Module, tallies: dict[str, Tally], tokens: int, shares: Mapping[str, float]
+) -> list[SiteReport]:
+    """What was measured at each site, per token; ``shares`` is an allocation's prediction."""
     reports = []
     for site in sites(ported):
         t = tallies.get(site.name)
@@ -194,6 +196,7 @@ def site_reports(ported: nn.Module, tallies: dict[str, Tally], tokens: int) -> l
                 capped=t.moments is not None
                 and pca95 is not None
                 and is_capped(float(pca95), t.moments.rows),
+                share=shares.get(site.name),
             )
         )
     return reports

@@ -66,7 +66,7 @@ def check_allocation(code: str) -> None:
         )
 
 
-def allocate(sites: Mapping[str, Channels], error: float) -> Allocation:
+def water_fill(sites: Mapping[str, Channels], error: float) -> Allocation:
     """Amplitudes with the fewest spikes for an error of the output.
 
     Claim: (3) minimises (2) under (1).
@@ -84,13 +84,15 @@ def allocate(sites: Mapping[str, Channels], error: float) -> Allocation:
         RangeError: No sites, an error that is not positive, or sensitivities that are not finite.
     """
     if not sites:
-        raise RangeError("allocate needs at least one site, got none. Give a model with products.")
+        raise RangeError(
+            "water_fill needs at least one site, got none. Give a model with products."
+        )
     if not 0 < error < math.inf:
-        raise RangeError(f"allocate needs an error above 0 and finite, got {error:g}. Try 0.05.")
+        raise RangeError(f"water_fill needs an error above 0 and finite, got {error:g}. Try 0.05.")
     for name, site in sites.items():
         if not all(bool((t >= 0).all() and t.isfinite().all()) for t in site[:2]):
             raise RangeError(
-                f"allocate needs finite sensitivities and variances of at least 0, got others at "
+                f"water_fill needs finite sensitivities and variances of at least 0, got others at "
                 f"{name}. Check the model's weights and inputs."
             )
     powers = [(s.sensitivity * s.variance).flatten().double() for s in sites.values()]
