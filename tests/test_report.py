@@ -11,7 +11,8 @@ from rich.console import Console
 
 from isospike import report as reports
 from isospike.energy import Counts
-from isospike.port.result import CurvePoint, Law, PortReport, Raster, SiteReport
+from isospike.port.result import CurvePoint, PortReport, Raster, SiteReport
+from isospike.theory.steps import Law
 
 KINDS = ("linear", "query", "key", "probability", "value", "linear", "linear", "linear")
 NAMES = (
@@ -91,7 +92,7 @@ def make_report(**changes):
         "cosine": 0.99971,
         "cosine_pooled": 0.99992,
         "agreement": None,
-        "law": Law("2^-T", 0.0041, 1.29, (3, 5, 8), (0.165, 0.0405, 0.0066)),
+        "law": Law("signed-digit", 0.99, 3.4, 0.0, (3, 5, 8), (0.165, 0.0405, 0.0066)),
         "curve": tuple(curve),
         "sites": tuple(sites),
         "raster": Raster(
@@ -216,7 +217,7 @@ def test_texts_from_outside_are_escaped(report):
             precision=HOSTILE,
             sites=(site,),
             curve=(CurvePoint(HOSTILE, 4, 0.1, 10.0),),
-            law=Law(HOSTILE, 0.0, 1.0, (4,), (0.1,)),
+            law=Law(HOSTILE, 0.0, 1.0, 0.0, (4,), (0.1,)),
             raster=Raster(HOSTILE, HOSTILE, (HOSTILE,), 4, 2, ((0, 1, 2),)),
             counts=replace(report.counts, float_ops={HOSTILE: 3.0}),
             exceptions=(HOSTILE,),

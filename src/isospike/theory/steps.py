@@ -29,7 +29,12 @@ FORMS = {
     "bernoulli": "T^-1/2",
 }
 """How g(T) falls, by code."""
-FIT_AT = {"2^-T": (5, 7, 9), "2^-T/2": (8, 12, 16), "T^-1": (8, 32, 128), "T^-1/2": (8, 24, 64)}
+FIT_AT = {
+    "2^-T": (5, 6, 7, 9),
+    "2^-T/2": (9, 11, 13, 17),
+    "T^-1": (8, 24, 64, 128),
+    "T^-1/2": (8, 24, 64, 128),
+}
 """Steps that a port's law is fitted at."""
 MOST_STEPS = {"2^-T": 16, "2^-T/2": 31, "T^-1": 256, "T^-1/2": 256}
 """Most steps that a port's search may take."""
@@ -59,7 +64,7 @@ class Law:
     @property
     def form(self) -> str:
         """How it falls: ``2^-T``, ``2^-T/2``, ``T^-1`` or ``T^-1/2``."""
-        return FORMS[self.code]
+        return FORMS.get(self.code, self.code)
 
     def error(self, steps: float) -> float:
         """(1). Between whole numbers of steps it is interpolated, for drawing."""
