@@ -10,10 +10,12 @@ values, and ``floor`` is what no number of steps removes; the two errors are ort
 their squares add.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,7 +68,7 @@ class Law:
         """How it falls: ``2^-T``, ``2^-T/2``, ``T^-1`` or ``T^-1/2``."""
         return FORMS.get(self.code, self.code)
 
-    def error(self, steps: float) -> float:
+    def error(self, steps: float | int) -> float:
         """(1). Between whole numbers of steps it is interpolated, for drawing."""
         below = max(CODES[self.code].min_steps, math.floor(steps))
         part = steps - below
@@ -129,21 +131,23 @@ def fit_law(code: str, errors: Mapping[int, float]) -> Law:
     """
     _check_errors(errors)
     steps = sorted(errors)
-    x = [math.log(_unit_error(code, t)) for t in steps]
-    e = [max(errors[t], 1e-150) for t in steps]
-    exponent, intercept, residual = _line(x, [math.log(v) for v in e])
-    floor = 0.0
-    if len(steps) > 3:
-        for k in range(1, FLOORS):
-            candidate = min(e) * k / FLOORS
-            found = _line(x, [math.log(v**2 - candidate**2) / 2 for v in e])
-            fitted = [math.hypot(candidate, math.exp(found[1] + found[0] * a)) for a in x]
-            left = sum((math.log(f) - math.log(v)) ** 2 for f, v in zip(fitted, e, strict=True))
-            if left < residual / 4 * (1 if floor == 0 else 4):
-                exponent, intercept, residual, floor = found[0], found[1], left, candidate
+    x = np.array([math.log(_unit_error(code, t)) for t in steps])
+    e = np.array([max(errors[t], 1e-140) for t in steps])
+    count = FLOORS if len(steps) > 3 else 1
+    floors = e.min() * np.arange(count)[:, None] / FLOORS
+    y = np.log(e**2 - floors**2) / 2
+    centred = x - x.mean()
+    slopes = np.maximum(0, y @ centred / max(float(centred @ centred), 1e-30))
+    starts = y.mean(1) - slopes * x.mean()
+    fitted = np.hypot(floors, np.exp(starts[:, None] + slopes[:, None] * x))
+    residuals = np.square(np.log(fitted) - np.log(e)).sum(1)
+    best = int(residuals.argmin())
+    if residuals[best] >= residuals[0] / 4 or residuals[0] < 1e-12:
+        best = 0
     return Law(
-        code, exponent, math.exp(intercept), floor, tuple(steps), tuple(errors[t] for t in steps)
-    )
+        code, float(slopes[best]), float(np.exp(starts[best])), float(floors[best, 0]),
+        tuple(steps), tuple(float(errors[t]) for t in steps),
+    )  # fmt: skip
 
 
 def bootstrap_steps(
@@ -242,18 +246,9 @@ def choose(
     return sorted(choices, key=lambda c: (getattr(c, by), c.steps, c.spikes))
 
 
+@functools.cache
 def _unit_error(code: str, steps: int) -> float:
     return math.sqrt(linear_code(code, steps).mean_square_error)
-
-
-def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
-    """Slope, at least 0, intercept and sum of squared residuals."""
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    spread = sum((a - mean_x) ** 2 for a in x)
-    slope = max(0.0, covariance / spread) if spread > 0 else 1.0
-    start = mean_y - slope * mean_x
-    return slope, start, sum((b - start - slope * a) ** 2 for a, b in zip(x, y, strict=True))
 
 
 def _check_errors(errors: Mapping[int, float]) -> None:
