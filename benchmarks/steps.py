@@ -1,23 +1,28 @@
-"""How many steps an error needs: predicted, and the smallest number that is enough.
+"""How many steps a site's error needs: predicted, and the smallest number that is enough.
 
-    python benchmarks/steps.py --data data [--only sites,outputs]
+    python benchmarks/steps.py --data data
 
 DATA holds the STS benchmark, bert_tiny_splade, stories260k and tinystories_sample (stsb.py and
 stories.py say in which form). Four models: MiniLM, SPLADE-tiny, stories260K and a vision
-transformer that is trained here on scikit-learn's digits. A cell is a model, a site or the model's
-output, a code and a target. Predictions see calibration inputs only; errors are measured on others.
+transformer that is trained here on scikit-learn's digits; of each, the sites of the first and the
+last block. A cell is a model, a site, a code and a target. Predictions see calibration inputs only;
+the error of a cell is that of the site's code on other inputs.
 
-`alone`: the law of the code with the crest of the other three models' sites of the same kind, before
-anything is run. `calibrated`: a law fitted to three short runs. `published`: 2.3 d_eff / eps^2, with
-the PCA-95 dimension of the site's values (of the output's, in that table).
+`alone`: the law of the code with the crest that the other three models have at sites of the same
+kind, before anything is run on this one. `calibrated`: a law fitted to four short runs.
+`published`: 2.3 d_eff / eps^2 with the PCA-95 dimension of the site's values. R2 is of the log error
+that the calibrated law predicts at the smallest sufficient number of steps and at one fewer.
 """
 
 import argparse
+import functools
+import itertools
 import math
 import os
 import random
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +34,7 @@ from stsb import load_minilm, make_batches, read_pairs
 from torch import Tensor, nn
 
 from isospike.codes import CODES, linear_code
-from isospike.port.calibrate import calibrate, first_output, merge, rows_of, valid_tokens
-from isospike.port.measure import compare
+from isospike.port.calibrate import rows_of, valid_tokens
 from isospike.port.ranges import fit_range
 from isospike.port.surgery import open_up, sites
 from isospike.theory.dimension import Moments, pca_count
@@ -39,15 +43,15 @@ from isospike.theory.steps import Law, fit_law, law_alone
 
 DIGITS = ("signed-digit", "half-octave", "phase")
 SHORT = {  # steps of the short calibration
-    "signed-digit": (3, 5, 7), "half-octave": (5, 8, 12), "phase": (4, 6, 8),
-    "rate": (8, 16, 32), "latency": (8, 16, 32), "bernoulli": (8, 16, 32),
+    "signed-digit": (3, 5, 7, 9), "half-octave": (5, 9, 13, 17), "phase": (4, 6, 8, 10),
+    "rate": (8, 16, 32, 64), "latency": (8, 16, 32, 64), "bernoulli": (4, 8, 16, 32),
 }  # fmt: skip
 TARGETS = {
-    "signed-digit": (0.1, 0.03, 0.01), "half-octave": (0.1, 0.03, 0.01), "phase": (0.1, 0.03, 0.01),
-    "rate": (0.1, 0.05, 0.03), "latency": (0.1, 0.05, 0.03), "bernoulli": (1.0, 0.7, 0.5),
-}  # fmt: skip
-OUTPUT_TARGETS = {**TARGETS, "bernoulli": ()}
-LONGEST = {"signed-digit": 16, "half-octave": 31, "phase": 16}
+    **dict.fromkeys(DIGITS, (0.1, 0.03, 0.01)),
+    **dict.fromkeys(("rate", "latency"), (0.1, 0.05, 0.03)),
+    "bernoulli": (1.0, 0.7, 0.5),
+}
+LONGEST = {"signed-digit": 16, "half-octave": 31, "phase": 16, "bernoulli": 256}
 ROWS = 768
 
 
@@ -61,7 +65,7 @@ class Model(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One prediction. ``logs``: log errors predicted and measured, away from the calibration."""
+    """One prediction. ``logs``: log errors predicted and measured at ``enough`` and one fewer."""
 
     model: str
     site: str
@@ -140,15 +144,21 @@ def digits_vit(seed: int = 0) -> Model:
 
 
 def site_rows(model: Model) -> dict[str, tuple[str, Tensor, Tensor]]:
-    """Kind, calibration and held-back values ``[rows, channels]`` of every site of the float model."""
+    """Kind, calibration and held-back values ``[rows, channels]`` of every site."""
     opened = open_up(model.model, rows_of(model.calibration[0], slice(0, 2)))
     run: Any = opened.isospike_run
     kinds = {s.name: s.kind for s in sites(opened)}
     halves = []
     for batches in (model.calibration, model.held):
         found: dict[str, list[Tensor]] = {}
+        seen: set[str] = set()
 
-        def take(site: Any, x: Tensor, found: dict[str, list[Tensor]] = found) -> Tensor:
+        def take(
+            site: Any,
+            x: Tensor,
+            found: dict[str, list[Tensor]] = found,
+            seen: set[str] = seen,
+        ) -> Tensor:
             rows = x.detach()
             if site.kind == "probability":
                 rows = rows[rows > 0][:, None]
@@ -165,7 +175,7 @@ def site_rows(model: Model) -> dict[str, tuple[str, Tensor, Tensor]]:
 
         run.perturb = take
         for batch in batches:
-            seen: set[str] = set()
+            seen.clear()
             run.valid = valid_tokens(batch)
             with torch.no_grad():
                 opened(**batch)
@@ -178,7 +188,7 @@ def site_rows(model: Model) -> dict[str, tuple[str, Tensor, Tensor]]:
     return {n: (kinds[n], thin[0][n], thin[1][n]) for n in thin[0] if len(thin[0][n]) > 50}
 
 
-def coding_error(kind: str, code: str, steps: int, fit_on: Tensor, rows: Tensor) -> float:
+def coding_error(kind: str, code: str, fit_on: Tensor, rows: Tensor, steps: int) -> float:
     """Relative error of a site's code on values its range was not set from."""
     made = linear_code(code, steps)
     rows = rows[:96] if code == "bernoulli" else rows
@@ -213,7 +223,7 @@ def predict(law: Law, target: float) -> int | None:
 def site_cells(every: list[Model]) -> list[Cell]:
     """Every site of every model, all codes."""
     table = {m.name: site_rows(m) for m in every}
-    crests: dict[tuple[str, str, bool], dict[str, float]] = {}
+    crests: dict[tuple[str, bool], dict[str, float]] = {}
     for name, rows in table.items():
         by: dict[tuple[str, bool], list[float]] = {}
         for kind, fit_on, _ in rows.values():
@@ -223,7 +233,7 @@ def site_cells(every: list[Model]) -> list[Cell]:
                 crest = scale.norm() * math.sqrt(len(fit_on)) / (fit_on - fit_on.mean(0)).norm()
                 by.setdefault((kind, pair), []).append(float(crest))
         for (kind, pair), found in by.items():
-            crests.setdefault((kind, "all", pair), {})[name] = statistics.geometric_mean(found)
+            crests.setdefault((kind, pair), {})[name] = statistics.geometric_mean(found)
     cells = []
     for name, rows in table.items():
         for site, (kind, fit_on, held) in rows.items():
@@ -231,23 +241,18 @@ def site_cells(every: list[Model]) -> list[Cell]:
             moments.update(held)
             variances = moments.variances()
             dimension = pca_count(variances) if float(variances[0]) > 0 else 1
-            cut = len(fit_on) * 3 // 4
+            quarter = torch.arange(len(fit_on)) % 4 == 3
             for code in CODES:
                 pair = CODES[code].neurons == 2
-                known = [c for m, c in crests.get((kind, "all", pair), {}).items() if m != name]
+                known = [c for m, c in crests.get((kind, pair), {}).items() if m != name]
                 known = known or [
-                    c for k, d in crests.items() if k[2] == pair for m, c in d.items() if m != name
+                    c for k, d in crests.items() if k[1] == pair for m, c in d.items() if m != name
                 ]
                 alone = law_alone(code, statistics.geometric_mean(known))
-                cache: dict[int, float] = {}
-
-                def error(steps: int, cache: dict[int, float] = cache) -> float:
-                    if steps not in cache:
-                        cache[steps] = coding_error(kind, code, steps, fit_on, held)  # noqa: B023
-                    return cache[steps]
-
+                error = functools.cache(partial(coding_error, kind, code, fit_on, held))
                 short = {
-                    t: coding_error(kind, code, t, fit_on[:cut], fit_on[cut:]) for t in SHORT[code]
+                    t: coding_error(kind, code, fit_on[~quarter], fit_on[quarter], t)
+                    for t in SHORT[code]
                 }
                 law = fit_law(code, short)
                 for target in TARGETS[code]:
@@ -255,9 +260,8 @@ def site_cells(every: list[Model]) -> list[Cell]:
                     if enough is None or enough <= CODES[code].min_steps:
                         continue
                     logs = tuple(
-                        (math.log(law.error(t)), math.log(e)) for t, e in sorted(cache.items())
-                        if t not in short and t >= 3 and e > 0
-                    )  # fmt: skip
+                        (math.log(law.error(t)), math.log(error(t))) for t in (enough, enough - 1)
+                    )
                     cells.append(
                         Cell(name, site, kind, code, target, enough, predict(alone, target),
                              predict(law, target), published_steps(dimension, target), logs)
@@ -267,36 +271,30 @@ def site_cells(every: list[Model]) -> list[Cell]:
 
 
 def show(cells: list[Cell]) -> None:
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.model, cell.code), []).append(cell)
-    for code in CODES:
-        groups["all", code] = [c for c in cells if c.code == code]
     print(
-        "\n| model | code | cells | enough, median | calibrated | within | alone | within | R2 of log error | `published`, median |"
+        "\n| model | code | cells | enough | calibrated | within | alone | within | R2 | "
+        "`published` |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
     )
-    print("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
-    for (model, code), group in groups.items():
+    names = [*dict.fromkeys(c.model for c in cells), "all"]
+    for model, code in itertools.product(names, CODES):
+        group = [c for c in cells if c.code == code and model in (c.model, "all")]
         if not group:
             continue
+        columns = [f"{median(group, 'enough')}"]
+        for which in ("calibrated", "alone"):
+            share = statistics.mean(near(c, getattr(c, which)) for c in group)
+            columns += [median(group, which), f"{100 * share:.0f} %"]
+        columns += [f"{r_squared({p for c in group for p in c.logs}):.3f}"]
+        columns += [median(group, "published")]
+        print(f"| {model} | {code} | {len(group)} | {' | '.join(columns)} |", flush=True)
 
-        def within(which: str) -> str:
-            good = [near(c, getattr(c, which)) for c in group]
-            return f"{100 * sum(good) / len(good):.0f} %"
 
-        pairs = {p for c in group for p in c.logs}
-
-        def middle(which: str) -> str:
-            return f"{statistics.median(getattr(c, which) or 10**9 for c in group):,.0f}"
-
-        print(
-            f"| {model} | {code} | {len(group)} | {middle('enough')} | {middle('calibrated')} | {within('calibrated')} | {middle('alone')} | {within('alone')} | {r_squared(pairs):.4f} | {middle('published')} |",
-            flush=True,
-        )
+def median(group: list[Cell], which: str) -> str:
+    return f"{statistics.median(getattr(c, which) or 10**9 for c in group):,.0f}"
 
 
 def near(cell: Cell, predicted: int | None) -> bool:
-    """Within one step for digits, within 15 % (and one step) for the others."""
+    """Within one step for digits; within 15 %, or one step, for the others."""
     if predicted is None:
         return False
     off = abs(predicted - cell.enough)
@@ -310,13 +308,9 @@ def r_squared(pairs: set[tuple[float, float]]) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("ISOSPIKE_DATA", "data"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     every = list(models(Path(args.data)))
-    cells = site_cells(every)
-    import pickle
-
-    pickle.dump(cells, open("/tmp/exp/cells.pkl", "wb"))
-    show(cells)
+    show(site_cells(every))

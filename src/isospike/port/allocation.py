@@ -41,12 +41,18 @@ def measure_channels(
     power = tokens = 0.0
     for i, batch in enumerate(batches):
         leaves: dict[str, Tensor] = {}
+        lives: dict[str, Tensor] = {}
         valid = valid_tokens(batch)
 
-        def perturb(site: Site, x: Tensor, leaves: dict[str, Tensor] = leaves) -> Tensor:
+        def perturb(
+            site: Site,
+            x: Tensor,
+            leaves: dict[str, Tensor] = leaves,
+            lives: dict[str, Tensor] = lives,
+        ) -> Tensor:
             if site.name not in leaves:
                 leaves[site.name] = torch.zeros_like(x, requires_grad=True)
-                live = _live(site, x.detach(), run.valid)
+                lives[site.name] = live = _live(site, x.detach(), run.valid)
                 first[site.name] += _over_channels(site, x.detach() * live)
                 second[site.name] += _over_channels(site, x.detach().square() * live)
                 count[site.name] += float(live.expand_as(x).sum())
@@ -76,7 +82,9 @@ def measure_channels(
             )
             for name, g in zip(leaves, found, strict=True):
                 if g is not None:  # a head that the output does not read has none
-                    gradient[name] += _over_channels(by_name[name], g.square()) / DRAWS
+                    gradient[name] += (
+                        _over_channels(by_name[name], g.square() * lives[name]) / DRAWS
+                    )
     measured = {}
     for name, site in by_name.items():
         if not count[name]:
