@@ -2,16 +2,16 @@
 
     python benchmarks/steps.py --data data
 
-DATA holds the STS benchmark, bert_tiny_splade, stories260k and tinystories_sample (stsb.py and
-stories.py say in which form). Four models: MiniLM, SPLADE-tiny, stories260K and a vision
-transformer that is trained here on scikit-learn's digits; of each, the sites of the first and the
-last block. A cell is a model, a site, a code and a target. Predictions see calibration inputs only;
-the error of a cell is that of the site's code on other inputs.
+DATA holds the STS benchmark, bert_tiny_splade, stories260k and tinystories_sample (see README.md).
+Four models: MiniLM, SPLADE-tiny, stories260K and a vision transformer that is trained here on
+scikit-learn's digits; of each, the sites of the first and the last block. A cell is a model, a
+site, a code and a target. Predictions see calibration
+inputs only; the error of a cell is that of the site's code on other inputs.
 
 `alone`: the law of the code with the crest that the other three models have at sites of the same
 kind, before anything is run on this one. `calibrated`: a law fitted to four short runs.
-`published`: 2.3 d_eff / eps^2 with the PCA-95 dimension of the site's values. R2 is of the log error
-that the calibrated law predicts at the smallest sufficient number of steps and at one fewer.
+`published`: 2.3 d_eff / eps^2 with the PCA-95 dimension of the site's values. R2 is of the log
+error that the calibrated law predicts at the smallest sufficient number of steps and at one fewer.
 """
 
 import argparse

@@ -598,6 +598,24 @@ def test_a_max_error_out_of_reach_stops_at_the_most_steps_and_says_so(monkeypatc
     assert report.error_predicted > 1e-3
 
 
+def test_a_max_error_below_the_floor_of_the_law_is_refused_with_the_floor(monkeypatch):
+    home = importlib.import_module("isospike.port.port")
+    monkeypatch.setattr(home, "fit_law", lambda code, errors: laws.Law(code, 1.0, 3.0, 0.07))
+    with pytest.raises(
+        isospike.RangeError, match="the floor of its law, 0.07, got 0.05: no number"
+    ):
+        quick(max_error=0.05)
+
+
+def test_a_model_without_products_is_refused():
+    class Doubled(torch.nn.Module):
+        def forward(self, x):
+            return (2 * x,)
+
+    with pytest.raises(isospike.UnsupportedError, match="matrix products, got a Doubled without"):
+        isospike.port(Doubled(), [{"x": torch.ones(8, 2, 3)}])
+
+
 @pytest.mark.parametrize("code", ["signed-digit", "rate"])
 def test_steps_are_raised_where_the_measured_error_exceeds_the_prediction(monkeypatch, code):
     def hopeful(code, errors):

@@ -139,6 +139,11 @@ def port(
     tell = progress or (lambda what, done, total: None)
     reference = model if not model.training else copy.deepcopy(model).eval()
     sample = rows_of(calibration[0], slice(0, 2))
+    if not sites(open_up(reference, sample)):
+        raise UnsupportedError(
+            f"port needs a model with matrix products, got a {type(model).__name__} without. Give "
+            "a transformer."
+        )
     merged = merge(calibration)
 
     def make(given: Given) -> tuple[nn.Module, float]:
@@ -352,6 +357,12 @@ def _fit(code: str, make: Make, tell: Progress) -> Law:
 
 
 def _choose(law: Law, max_error: float) -> tuple[int, float]:
+    if max_error <= law.floor:
+        raise RangeError(
+            f"port needs max_error above the floor of its law, {law.floor:.3g}, got "
+            f"{max_error:.3g}: no number of {law.code} steps reaches it. Ask for more error, or "
+            "try another code."
+        )
     steps = law.fewest_steps(max_error) or MOST_STEPS[law.form]
     return steps, law.error(steps)
 
