@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from isospike.codes import (
         BernoulliCode,
         Code,
+        HalfOctaveCode,
         LatencyCode,
         LinearCode,
         PhaseCode,
@@ -59,6 +60,7 @@ __all__ = [
     "Code",
     "EffectiveDimension",
     "FiveOperations",
+    "HalfOctaveCode",
     "IsospikeError",
     "LatencyCode",
     "LinearCode",
