@@ -488,7 +488,7 @@ def test_rank_order_decode_stays_exact_where_matrix_products_are_rounded():
 )
 def test_a_value_outside_the_range_is_refused_and_named(name, action, values, got):
     code = CODES[name](4)
-    low = "-1" if name == "signed-digit" else "0"
+    low = f"{CODES[name].low:g}"
     message = (
         rf"^{type(code).__name__} needs values in \[{low}, 1\], got {got}\. Rescale x first\.$"
     )
@@ -559,7 +559,7 @@ def test_a_significance_ratio_outside_zero_to_one_is_refused(alpha):
 def test_an_unknown_code_name_is_refused_with_the_known_ones():
     with pytest.raises(
         RangeError,
-        match=r"one of signed-digit, phase, rate, bernoulli, latency, got 'morse'\. Choose one",
+        match=r"one of signed-digit, phase, half-octave, rate, bernoulli, latency, got 'morse'\. Choose one",
     ):
         linear_code("morse", 4)
 

@@ -257,6 +257,22 @@ def test_a_report_without_the_optional_parts_still_makes_a_page(report):
         assert expected in page
 
 
+def test_an_allocation_is_shown_site_by_site(report):
+    assert "Steps by site" not in reports.html(report)
+    sites = tuple(replace(s, share=1 / len(report.sites)) for s in report.sites)
+    page = body(reports.html(make_report(sites=sites, law=None)))
+    assert "Steps by site" in page
+    assert "The error predicted from the sensitivities is 0.0231, measured 0.0244." in page
+    assert "% of the squared error" in page
+
+
+def test_a_floor_is_named(report):
+    page = body(reports.html(make_report(law=replace(report.law, floor=0.004))))
+    assert "no number of steps brings the error below its floor, 0.004" in page
+    assert "no floor was found" in body(reports.html(report))
+    assert "floor of the law" in printed(make_report(law=replace(report.law, floor=0.004)))
+
+
 def test_missed_target_is_said_first(report):
     page = body(reports.html(make_report(max_error=0.01, reached=False)))
     assert "The error asked for, 0.01, was not reached: measured 0.0244." in page

@@ -477,7 +477,7 @@ class RankOrderCode(Code):
 
 CODES: dict[str, type[LinearCode]] = {
     c.name: c
-    for c in (SignedDigitCode, HalfOctaveCode, PhaseCode, RateCode, BernoulliCode, LatencyCode)
+    for c in (SignedDigitCode, PhaseCode, HalfOctaveCode, RateCode, BernoulliCode, LatencyCode)
 }
 """The linear codes by name: those a matrix product can run on."""
 
