@@ -260,7 +260,7 @@ def test_a_report_without_the_optional_parts_still_makes_a_page(report):
 def test_an_allocation_is_shown_site_by_site(report):
     assert "Steps by site" not in reports.html(report)
     sites = tuple(replace(s, share=1 / len(report.sites)) for s in report.sites)
-    page = body(reports.html(make_report(sites=sites, law=None)))
+    page = reports.html(make_report(sites=sites, law=None))
     assert "Steps by site" in page
     assert "The error predicted from the sensitivities is 0.0231, measured 0.0244." in page
     assert "% of the squared error" in page
