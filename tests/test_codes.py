@@ -391,9 +391,10 @@ def test_an_octave_costs_half_octave_digits_a_quarter_of_a_spike():
     assert few + 10 / 4 == pytest.approx(many, rel=0.01)  # ten octaves more
     same = SignedDigitCode(8)
     assert same.levels == HalfOctaveCode(15).levels
-    assert HalfOctaveCode(15).count(uniform(same, 20_000)).double().mean() < 0.8 * same.count(
-        uniform(same, 20_000)
-    ).double().mean()
+    assert (
+        HalfOctaveCode(15).count(uniform(same, 20_000)).double().mean()
+        < 0.8 * same.count(uniform(same, 20_000)).double().mean()
+    )
 
 
 # Latency.

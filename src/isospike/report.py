@@ -594,8 +594,8 @@ def _curve_plot(report: PortReport) -> Plot:
     steps = [p.steps for p in shown] + [report.steps]
     errors = [p.error for p in shown]
     if report.law is not None and report.law.code in CODES:
-        own = [p.steps for p in shown if p.code == report.code] + list(report.law.steps)
-        traces += _law_traces(report.law, _code_colour(report.code), min(own), max(own))
+        own = [p.steps for p in shown if p.code == report.law.code] + list(report.law.steps)
+        traces += _law_traces(report.law, _code_colour(report.law.code), min(own), max(own))
         errors += [e for e in report.law.errors if e > 0]
     if report.error > 0:
         errors.append(report.error)

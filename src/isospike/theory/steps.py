@@ -70,11 +70,10 @@ class Law:
 
     def error(self, steps: float | int) -> float:
         """(1). Between whole numbers of steps it is interpolated, for drawing."""
-        below = max(CODES[self.code].min_steps, math.floor(steps))
-        part = steps - below
+        code = CODES[self.code]
+        below = min(max(code.min_steps, math.floor(steps)), code.max_steps - 1)
         fall = _unit_error(self.code, below)
-        if part > 0:
-            fall *= (_unit_error(self.code, below + 1) / fall) ** part
+        fall *= (_unit_error(self.code, below + 1) / fall) ** (steps - below)
         return math.hypot(self.floor, self.scale * fall**self.exponent)
 
     def fewest_steps(self, target: float) -> int | None:
