@@ -422,7 +422,7 @@ def _allocated(
         most = max(t for t in range(1, longest + 1) if linear_code(code, t).levels <= EXACT_LEVELS)
         aim = target
     else:
-        channels, most, aim = plan.channels, plan.most, plan.aim * target / plan.reached
+        channels, most, aim = plan.channels, plan.most, plan.aim * target / max(plan.reached, 1e-12)
     best = before = None
     for done in range(ROUNDS):
         tell("allocate steps", done, ROUNDS)
@@ -438,7 +438,7 @@ def _allocated(
             if stuck and most < longest and precision != "fast":
                 most = min(longest, most + (4 if FORMS[code] == "2^-T/2" else 2))
         before = aim, error
-        aim *= min(3.0, max(0.2, (1 + NEAR) / 2 * target / error))
+        aim *= min(3.0, max(0.2, (1 + NEAR) / 2 * target / max(error, 1e-12)))
     tell("allocate steps", ROUNDS, ROUNDS)
     return now if best is None else best
 
