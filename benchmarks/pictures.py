@@ -1,12 +1,14 @@
-"""The pictures of docs/sequence_machine.md: a learning step in spikes, and what a memory holds.
+"""The pictures of docs/sequence_machine.md and docs/theory.md.
 
-    python benchmarks/pictures.py [--seeds 5]
+    python benchmarks/pictures.py [--seeds 5] [--only raster,capacity,laws,dimension,allocation]
 
-Writes a Plotly page for each to out/pictures and, where a Chromium is installed, the picture of it
-that docs show to docs/pictures.
+`dimension` needs the extra demo, `allocation` the file that benchmarks/allocation.py wrote. Writes
+a Plotly page for each to out/pictures and, where a Chromium is installed, the picture of it that
+docs show to docs/pictures.
 """
 
 import argparse
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,9 +18,15 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
+from isospike.codes import CODES
+from isospike.datasets import passages, shakespeare
 from isospike.memory.sdm import SparseDistributedMemory, expected_recall
 from isospike.orders import random_orders, similarity
+from isospike.port.calibrate import rows_of, valid_tokens
+from isospike.port.measure import site_rows
+from isospike.port.surgery import open_up
 from isospike.sequence import SequenceMachine
+from isospike.theory.dimension import Moments, participation_ratio, pca_count
 
 INK, COLOURS = "#222", ("#3366aa", "#cc6633", "#338855", "#884499", "#aa3344")
 
@@ -95,15 +103,121 @@ def curve(seeds: int) -> go.Figure:
     return figure.update_layout(height=460, legend={"x": 0.0, "y": 1.12, "orientation": "h"})
 
 
+def laws() -> go.Figure:
+    """Error of each code against its steps: closed form, and uniform values coded."""
+    figure = go.Figure()
+    for name, colour in zip(CODES, (*COLOURS, "#999933"), strict=True):
+        digits = CODES[name].neurons == 2 or name == "phase"
+        steps = range(2, 17) if digits else [2**k for k in range(1, 9)]
+        codes = [CODES[name](t) for t in steps]
+        law = [c.mean_square_error**0.5 for c in codes]
+        figure.add_trace(
+            go.Scatter(x=list(steps), y=law, name=name, mode="lines", line={"color": colour})
+        )
+        draw = torch.Generator().manual_seed(0)
+        measured = []
+        for code in codes:
+            x = code.low + (1 - code.low) * torch.rand(20_000, generator=draw).double()
+            error = code.quantize(x, generator=draw) - x
+            measured.append(float(error.square().mean().sqrt()))
+        figure.add_trace(
+            go.Scatter(x=list(steps), y=measured, mode="markers", showlegend=False,
+                       marker={"color": colour, "size": 6})
+        )  # fmt: skip
+    ticks = [2**k for k in range(1, 9)]
+    figure.update_xaxes(title="time steps (lines: closed form; points: measured)", type="log",
+                        tickvals=ticks, ticktext=[str(t) for t in ticks])  # fmt: skip
+    figure.update_yaxes(title="root-mean-square error, uniform values", type="log",
+                        exponentformat="power", dtick=1)  # fmt: skip
+    return figure.update_layout(height=460, legend={"x": 0.0, "y": 1.12, "orientation": "h"})
+
+
+def dimension() -> go.Figure:
+    """Effective dimension of MiniLM's sites, layer by layer."""
+    from stsb import load_minilm
+
+    tokenizer, model = load_minilm()
+    batch = dict(tokenizer(passages(shakespeare(), 128), padding=True, return_tensors="pt"))
+    opened = open_up(model, rows_of(batch, slice(0, 2)))
+    run = opened.isospike_run
+    found: dict[str, tuple[str, Moments]] = {}
+
+    def take(site, x):
+        if site.kind != "probability" and site.name not in found:
+            rows = site_rows(run, site.kind, x)
+            found[site.name] = site.kind, Moments(rows.shape[1])
+            found[site.name][1].update(rows)
+        return x
+
+    run.perturb, run.valid = take, valid_tokens(batch)
+    with torch.no_grad():
+        opened(**batch)
+    names = {
+        "self.query": "input of query, key and value", "self:query": "query", "self:key": "key",
+        "self:value": "value", "attention.output.dense": "attention output",
+        "intermediate.dense": "input of the feed-forward part", "output.dense": "its hidden layer",
+    }  # fmt: skip
+    figure = make_subplots(rows=1, cols=2, shared_xaxes=True, horizontal_spacing=0.09,
+                           subplot_titles=["components with 95 % of the variance",
+                                           "participation ratio"])  # fmt: skip
+    colours = (*COLOURS, "#999933", "#777777")
+    for (ending, label), colour in zip(names.items(), colours, strict=True):
+        sites = [
+            (int(n.split(".")[2]), m.variances())
+            for n, (_, m) in found.items()
+            if n.endswith(ending) and "layer" in n
+            and (ending != "output.dense" or "attention" not in n)
+        ]  # fmt: skip
+        for column, measure in ((1, pca_count), (2, participation_ratio)):
+            figure.add_trace(
+                go.Scatter(x=[layer for layer, _ in sites], y=[measure(v) for _, v in sites],
+                           name=label, showlegend=column == 1, mode="lines+markers",
+                           line={"color": colour}),
+                row=1, col=column,
+            )  # fmt: skip
+    figure.update_xaxes(title="layer", dtick=1)
+    figure.update_yaxes(type="log", tickvals=[10, 20, 50, 100, 200, 500])
+    return figure.update_layout(height=480, legend={"x": 0.0, "y": -0.2, "orientation": "h"})
+
+
+def allocation() -> go.Figure:
+    """Spikes against error of MiniLM's port, from what benchmarks/allocation.py wrote."""
+    points = json.loads(Path("out/allocation.json").read_text())
+    figure = go.Figure()
+    names = {
+        ("uniform", "signed-digit"): "same steps everywhere, signed digits",
+        ("uniform", "half-octave"): "same steps everywhere, half-octave digits",
+        ("allocated", "signed-digit"): "allocated, signed digits",
+        ("allocated", "half-octave"): "allocated, half-octave digits",
+    }
+    for (key, label), colour in zip(names.items(), COLOURS, strict=False):
+        own = sorted((p[2], p[3]) for p in points if (p[0], p[1]) == key)
+        dash = "dot" if key[0] == "uniform" else "solid"
+        figure.add_trace(
+            go.Scatter(x=[p[0] for p in own], y=[p[1] for p in own], name=label,
+                       mode="lines+markers", line={"color": colour, "dash": dash})
+        )  # fmt: skip
+    figure.update_xaxes(title="error of the output (relative RMS)")
+    figure.update_yaxes(title="spikes per token", rangemode="tozero")
+    return figure.update_layout(height=460, legend={"x": 0.0, "y": 1.2, "orientation": "h"})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", default="raster,capacity,laws,dimension")
     args = parser.parse_args()
+    torch.set_num_threads(1)
+    makers = {
+        "raster": raster, "capacity": lambda: curve(args.seeds), "laws": laws,
+        "dimension": dimension, "allocation": allocation,
+    }  # fmt: skip
     pages, pictures = Path("out/pictures"), Path("docs/pictures")
     for folder in (pages, pictures):
         folder.mkdir(parents=True, exist_ok=True)
     browser = shutil.which("chromium") or shutil.which("google-chrome")
-    for name, figure in {"raster": raster(), "capacity": curve(args.seeds)}.items():
+    for name in args.only.split(","):
+        figure = makers[name]()
         figure.update_layout(template="plotly_white", width=900, font={"color": INK, "size": 14},
                              margin={"l": 70, "r": 20, "t": 40, "b": 60})  # fmt: skip
         page = pages / f"{name}.html"

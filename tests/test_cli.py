@@ -303,6 +303,7 @@ def test_the_installed_command_prints_no_noise_of_the_libraries(bert, text, tmp_
         (["--steps", -1], "needs steps in [1, 32], got -1."),
         (["--steps", 0], "needs steps in [1, 32], got 0."),
         (["--steps", 33], "needs steps in [1, 32], got 33."),
+        (["--allocate"], "needs --max-error to allocate steps for"),
         (["--code", "morse"], "code needs one of signed-digit, phase,"),
         (["--code", "morse", "--max-error", 0.1], "got 'morse'."),
         (["--steps", 8, "--max-error", 0.1], "needs --steps or --max-error, got both."),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from isospike.codes import (
     CODES,
     BernoulliCode,
+    HalfOctaveCode,
     LatencyCode,
     LinearCode,
     PhaseCode,
@@ -28,7 +29,14 @@ from isospike.errors import IsospikeError, RangeError, ShapeError
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 SHAPES = [(), (0,), (1,), (7,), (2, 3), (3, 0, 2), (2, 1, 3)]
-MOST_STEPS = {"phase": 32, "signed-digit": 32, "rate": 100, "bernoulli": 20, "latency": 100}
+MOST_STEPS = {
+    "phase": 32,
+    "signed-digit": 32,
+    "half-octave": 32,
+    "rate": 100,
+    "bernoulli": 20,
+    "latency": 100,
+}
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -351,6 +359,44 @@ def test_the_negative_swaps_the_neurons_of_a_pair(steps, n):
     assert torch.equal(on, off.flip(1))
 
 
+# Half-octave digits.
+
+
+def test_half_octave_hand_trace():
+    # Weights 6 4 3 2 1, levels 7: 5 = 4 + 1 (6 - 1 is no shorter), 7 = 6 + 1.
+    code = HalfOctaveCode(5)
+    assert (code.step_weights, code.levels) == ((6, 4, 3, 2, 1), 7)
+    spikes = code.encode(torch.tensor([5 / 7, -2 / 7, 0.0, 1.0]))
+    digits = (spikes[:, 0] - spikes[:, 1]).T
+    assert digits.tolist() == [[0, 1, 0, 0, 1], [0, 0, 0, -1, 0], [0] * 5, [1, 0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_no_spelling_with_half_octave_weights_has_fewer_spikes(steps):
+    code = HalfOctaveCode(steps)
+    fewest: dict[int, int] = {}
+    for digits in itertools.product((-1, 0, 1), repeat=steps):
+        value = sum(d * w for d, w in zip(digits, code.step_weights, strict=True))
+        fewest[value] = min(fewest.get(value, steps), sum(map(abs, digits)))
+    integers = torch.arange(-code.levels, code.levels + 1, dtype=torch.float64)
+    counted = code.count(integers / code.levels)
+    assert counted.tolist() == [fewest[int(n)] for n in integers]
+
+
+def test_an_octave_costs_half_octave_digits_a_quarter_of_a_spike():
+    few, many = (
+        code.count(uniform(code, 20_000)).double().mean().item()
+        for code in (HalfOctaveCode(11), HalfOctaveCode(31))
+    )
+    assert few + 10 / 4 == pytest.approx(many, rel=0.01)  # ten octaves more
+    same = SignedDigitCode(8)
+    assert same.levels == HalfOctaveCode(15).levels
+    assert (
+        HalfOctaveCode(15).count(uniform(same, 20_000)).double().mean()
+        < 0.8 * same.count(uniform(same, 20_000)).double().mean()
+    )
+
+
 # Latency.
 
 
@@ -443,7 +489,7 @@ def test_rank_order_decode_stays_exact_where_matrix_products_are_rounded():
 )
 def test_a_value_outside_the_range_is_refused_and_named(name, action, values, got):
     code = CODES[name](4)
-    low = "-1" if name == "signed-digit" else "0"
+    low = f"{CODES[name].low:g}"
     message = (
         rf"^{type(code).__name__} needs values in \[{low}, 1\], got {got}\. Rescale x first\.$"
     )
@@ -514,7 +560,7 @@ def test_a_significance_ratio_outside_zero_to_one_is_refused(alpha):
 def test_an_unknown_code_name_is_refused_with_the_known_ones():
     with pytest.raises(
         RangeError,
-        match=r"one of signed-digit, phase, rate, bernoulli, latency, got 'morse'\. Choose one",
+        match=r"phase, half-octave, rate, bernoulli, latency, got 'morse'\. Choose one",
     ):
         linear_code("morse", 4)
 

@@ -11,10 +11,10 @@ import transformers
 from torch import nn
 
 import isospike
-from isospike.port import law as laws
 from isospike.port.measure import compare, site_dimensions, site_reports
 from isospike.port.modules import SpikingProduct
 from isospike.port.surgery import sites
+from isospike.theory import steps as laws
 from isospike.theory.dimension import EffectiveDimension
 
 ARCHITECTURES = ("bert", "vit", "gpt2", "llama")
@@ -581,10 +581,10 @@ def test_max_error_takes_the_fewest_steps_predicted_to_reach_it(code):
     report = isospike.port(float_model("bert"), batches, code=code, max_error=0.05).report
     assert report.reached
     assert report.error <= 0.05
-    assert report.error_predicted == pytest.approx(laws.predict(report.law, report.steps))
+    assert report.error_predicted == pytest.approx(report.law.error(report.steps))
     assert report.error_predicted <= 0.05
     assert 1 / 2 < report.error / report.error_predicted < 2
-    assert laws.smallest_steps(report.law, 0.05, 1) <= report.steps
+    assert report.law.fewest_steps(0.05) <= report.steps
     assert report.law.steps == laws.FIT_AT[laws.FORMS[code]]
 
 
@@ -598,16 +598,34 @@ def test_a_max_error_out_of_reach_stops_at_the_most_steps_and_says_so(monkeypatc
     assert report.error_predicted > 1e-3
 
 
+def test_a_max_error_below_the_floor_of_the_law_is_refused_with_the_floor(monkeypatch):
+    home = importlib.import_module("isospike.port.port")
+    monkeypatch.setattr(home, "fit_law", lambda code, errors: laws.Law(code, 1.0, 3.0, 0.07))
+    with pytest.raises(
+        isospike.RangeError, match="the floor of its law, 0.07, got 0.05: no number"
+    ):
+        quick(max_error=0.05)
+
+
+def test_a_model_without_products_is_refused():
+    class Doubled(torch.nn.Module):
+        def forward(self, x):
+            return (2 * x,)
+
+    with pytest.raises(isospike.UnsupportedError, match="matrix products, got a Doubled without"):
+        isospike.port(Doubled(), [{"x": torch.ones(8, 2, 3)}])
+
+
 @pytest.mark.parametrize("code", ["signed-digit", "rate"])
 def test_steps_are_raised_where_the_measured_error_exceeds_the_prediction(monkeypatch, code):
-    def hopeful(form, errors):
-        law = laws.fit_law(form, errors)
+    def hopeful(code, errors):
+        law = laws.fit_law(code, errors)
         return replace(law, scale=law.scale / 3)
 
     monkeypatch.setattr(importlib.import_module("isospike.port.port"), "fit_law", hopeful)
     batches = models.batches("bert", rows=64, held=32)
     report = isospike.port(float_model("bert"), batches, code=code, max_error=0.2).report
-    first = laws.smallest_steps(report.law, 0.2, 1)
+    first = report.law.fewest_steps(0.2)
     assert report.steps > first
     assert report.reached
     assert report.error <= 0.2
@@ -755,7 +773,7 @@ def test_a_loss_is_not_the_first_output():
 # The report.
 
 
-CURVE = {"2^-T": (2, 5), "T^-1": (4, 16), "T^-1/2": (4, 16)}
+CURVE = {"2^-T": (2, 5), "2^-T/2": (3, 9), "T^-1": (4, 16), "T^-1/2": (4, 16)}
 
 
 @pytest.fixture(scope="module")

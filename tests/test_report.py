@@ -11,7 +11,8 @@ from rich.console import Console
 
 from isospike import report as reports
 from isospike.energy import Counts
-from isospike.port.result import CurvePoint, Law, PortReport, Raster, SiteReport
+from isospike.port.result import CurvePoint, PortReport, Raster, SiteReport
+from isospike.theory.steps import Law
 
 KINDS = ("linear", "query", "key", "probability", "value", "linear", "linear", "linear")
 NAMES = (
@@ -91,7 +92,7 @@ def make_report(**changes):
         "cosine": 0.99971,
         "cosine_pooled": 0.99992,
         "agreement": None,
-        "law": Law("2^-T", 0.0041, 1.29, (3, 5, 8), (0.165, 0.0405, 0.0066)),
+        "law": Law("signed-digit", 0.99, 3.4, 0.0, (3, 5, 8), (0.165, 0.0405, 0.0066)),
         "curve": tuple(curve),
         "sites": tuple(sites),
         "raster": Raster(
@@ -216,7 +217,7 @@ def test_texts_from_outside_are_escaped(report):
             precision=HOSTILE,
             sites=(site,),
             curve=(CurvePoint(HOSTILE, 4, 0.1, 10.0),),
-            law=Law(HOSTILE, 0.0, 1.0, (4,), (0.1,)),
+            law=Law(HOSTILE, 0.0, 1.0, 0.0, (4,), (0.1,)),
             raster=Raster(HOSTILE, HOSTILE, (HOSTILE,), 4, 2, ((0, 1, 2),)),
             counts=replace(report.counts, float_ops={HOSTILE: 3.0}),
             exceptions=(HOSTILE,),
@@ -254,6 +255,22 @@ def test_a_report_without_the_optional_parts_still_makes_a_page(report):
         "Every matrix product was", "Not measured for this port",
     ):  # fmt: skip
         assert expected in page
+
+
+def test_an_allocation_is_shown_site_by_site(report):
+    assert "Steps by site" not in reports.html(report)
+    sites = tuple(replace(s, share=1 / len(report.sites)) for s in report.sites)
+    page = reports.html(make_report(sites=sites, law=None))
+    assert "Steps by site" in page
+    assert "The error predicted from the sensitivities is 0.0231, measured 0.0244." in page
+    assert "% of the squared error" in page
+
+
+def test_a_floor_is_named(report):
+    page = body(reports.html(make_report(law=replace(report.law, floor=0.004))))
+    assert "no number of steps brings the error below its floor, 0.004" in page
+    assert "no floor was found" in body(reports.html(report))
+    assert "floor of the law" in printed(make_report(law=replace(report.law, floor=0.004)))
 
 
 def test_missed_target_is_said_first(report):

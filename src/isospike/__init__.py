@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from isospike.codes import (
         BernoulliCode,
         Code,
+        HalfOctaveCode,
         LatencyCode,
         LinearCode,
         PhaseCode,
@@ -66,6 +67,7 @@ __all__ = [
     "FiveOperations",
     "GatedOutputProjection",
     "HeadAmbiguity",
+    "HalfOctaveCode",
     "IsospikeError",
     "LatencyCode",
     "LinearCode",

@@ -6,7 +6,7 @@ every request, so it works from disk, without a network, years later.
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from isospike.codes import CODES
 from isospike.energy import TABLES, EnergyRow, energy, memory_moved_bytes
-from isospike.port.result import CircuitReport, Law, PortReport, Raster, SiteReport
+from isospike.port.result import CircuitReport, PortReport, Raster, SiteReport
+from isospike.theory.steps import Law
 
 if TYPE_CHECKING:
     import rich.console
@@ -22,15 +23,9 @@ if TYPE_CHECKING:
 _Points = list[tuple[int, float, SiteReport]]
 _Marks = dict[str, tuple[str, str]]
 
-LAWS: dict[str, Callable[[float], float]] = {
-    "T^-1/2": lambda steps: steps**-0.5,
-    "T^-1": lambda steps: 1 / steps,
-    "2^-T": lambda steps: 2.0**-steps,
-}
-"""``g(T)`` of each :attr:`Law.form <isospike.port.result.Law>`."""
-
 CODE_COLOURS = {
     "signed-digit": "#1f6f8b",
+    "half-octave": "#3a9db0",
     "phase": "#7b5ea7",
     "rate": "#c8553d",
     "bernoulli": "#c99a2e",
@@ -152,6 +147,7 @@ def html(report: PortReport) -> str:
     plots: list[Plot] = []
     sections = [
         _curve_section(report, plots),
+        _allocation_section(report, plots),
         _layers_section(report, plots),
         _errors_section(report, plots),
         _dimension_section(report, plots),
@@ -213,6 +209,8 @@ def _headline(report: PortReport) -> list[tuple[str, str]]:
         rows.append(("error, fast precision", _number(report.error_fast)))
     if report.error_predicted is not None:
         rows.append(("error, predicted", _number(report.error_predicted)))
+    if report.law is not None and report.law.floor:
+        rows.append(("floor of the law", _number(report.law.floor)))
     if report.max_error is not None:
         rows.append(("error, asked for", _target(report)))
     rows.append(("cosine", f"{report.cosine:.4f} by token, {report.cosine_pooled:.4f} pooled"))
@@ -322,11 +320,36 @@ def _curve_section(report: PortReport, plots: list[Plot]) -> str:
     )
     if report.law is not None:
         meaning += (
-            f" The dashed line is the law scale · ({_law_html(report.law)})^exponent with scale "
-            f"{_number(report.law.scale)} and exponent {_number(report.law.exponent)}, fitted to "
-            "the calibration points drawn as small crosses."
+            " The dashed line is the fitted law: the code's own error, which falls as "
+            f"{_law_html(report.law)}, to the power {_number(report.law.exponent)}, times "
+            f"{_number(report.law.scale)}; {_floor(report.law)}. It is fitted to the calibration "
+            "points drawn as small crosses."
         )
     return section("Error against time steps", meaning, place(_curve_plot(report), plots))
+
+
+def _floor(law: Law) -> str:
+    if not law.floor:
+        return "no floor was found below which steps do not help"
+    return f"no number of steps brings the error below its floor, {_number(law.floor)}"
+
+
+def _allocation_section(report: PortReport, plots: list[Plot]) -> str:
+    points = [(i, float(s.steps), s) for i, s in enumerate(report.sites, 1)]
+    if not any(s.share is not None for s in report.sites):
+        return ""
+    meaning = (
+        "Steps were allocated: every channel has the resolution with which all values add the same "
+        "error to the output, and a site takes the steps that its widest channel needs. Sensitive "
+        f"sites get more. The error predicted from the sensitivities is "
+        f"{_number(report.error_predicted)}, measured {_number(report.error)}. Hover for a site's "
+        "part of the squared error."
+    )
+    groups: dict[str, _Points] = {}
+    for point in points:
+        groups.setdefault(point[2].kind, []).append(point)
+    plot = _sites_plot(report, "plot-steps", "time steps", groups, KIND_MARKS, log=False)
+    return section("Steps by site", meaning, place(plot, plots))
 
 
 def _layers_section(report: PortReport, plots: list[Plot]) -> str:
@@ -600,9 +623,9 @@ def _curve_plot(report: PortReport) -> Plot:
         )
     steps = [p.steps for p in shown] + [report.steps]
     errors = [p.error for p in shown]
-    if report.law is not None:
-        own = [p.steps for p in shown if p.code == report.code] + list(report.law.steps)
-        traces += _law_traces(report.law, _code_colour(report.code), min(own), max(own))
+    if report.law is not None and report.law.code in CODES:
+        own = [p.steps for p in shown if p.code == report.law.code] + list(report.law.steps)
+        traces += _law_traces(report.law, _code_colour(report.law.code), min(own), max(own))
         errors += [e for e in report.law.errors if e > 0]
     if report.error > 0:
         errors.append(report.error)
@@ -661,9 +684,6 @@ def _curve_plot(report: PortReport) -> Plot:
 
 
 def _law_traces(law: Law, colour: str, low: int, high: int) -> list[dict[str, Any]]:
-    shape = LAWS.get(law.form)
-    if shape is None:
-        return []
     ratio = max(high / low, 1.01)
     grid = [low * ratio ** (i / 120) for i in range(121)]
     return [
@@ -672,7 +692,7 @@ def _law_traces(law: Law, colour: str, low: int, high: int) -> list[dict[str, An
             "mode": "lines",
             "name": "fitted law",
             "x": grid,
-            "y": [law.scale * shape(t) ** law.exponent for t in grid],
+            "y": [law.error(t) for t in grid],
             "line": {"color": colour, "width": 1.5, "dash": "dash"},
             "hoverinfo": "skip",
         },
@@ -725,7 +745,13 @@ def _layers_plot(report: PortReport) -> Plot:
 
 
 def _sites_plot(
-    report: PortReport, name: str, axis: str, groups: dict[str, _Points], marks: _Marks
+    report: PortReport,
+    name: str,
+    axis: str,
+    groups: dict[str, _Points],
+    marks: _Marks,
+    *,
+    log: bool = True,
 ) -> Plot:
     """Marks over the sites in order of execution, one colour per group, layers as bands."""
     traces = [
@@ -736,7 +762,7 @@ def _sites_plot(
             "x": [i for i, _, _ in points],
             "y": [value for _, value, _ in points],
             "customdata": [
-                f"{_plot_text(s.name)}<br>{_plot_text(s.code)}, {s.steps} steps"
+                f"{_plot_text(s.name)}<br>{_plot_text(s.code)}, {s.steps} steps{_share(s)}"
                 for _, _, s in points
             ],
             "marker": {
@@ -768,13 +794,20 @@ def _sites_plot(
         },
         yaxis={
             "title": {"text": axis},
-            "type": "log",
-            **_decades([value for points in groups.values() for _, value, _ in points]),
+            **(
+                {"type": "log", **_decades([v for points in groups.values() for _, v, _ in points])}
+                if log
+                else {"rangemode": "tozero", "dtick": 2}
+            ),
         },
         shapes=shapes,
         hovermode="closest",
     )
     return Plot(name, f"{axis} by site", 400, traces, layout)
+
+
+def _share(site: SiteReport) -> str:
+    return "" if site.share is None else f"<br>{site.share:.1%} of the squared error"
 
 
 def _raster_plot(raster: Raster, paired: bool) -> Plot:

@@ -46,6 +46,7 @@ SHOWN_LINES = 20
 _PORT_EPILOG = """[bold]Examples[/]
   isospike port minilm
   isospike port ./my-model --text my.txt --max-error 0.02 --out out/mine
+  isospike port minilm --max-error 0.05 --allocate
 
 [bold]Exit codes[/]
   0    done
@@ -115,7 +116,8 @@ def port_command(
         str,
         typer.Option(
             metavar="CODE",
-            help="How numbers become spikes: signed-digit, phase, rate, bernoulli or latency.",
+            help="How numbers become spikes: signed-digit, half-octave, phase, rate, bernoulli or "
+            "latency.",
         ),
     ] = "signed-digit",
     steps: Annotated[
@@ -136,6 +138,15 @@ def port_command(
             show_default=False,
         ),
     ] = None,
+    allocate: Annotated[
+        bool,
+        typer.Option(
+            "--allocate",
+            metavar="",
+            help="With --max-error: give every site its own steps and every channel its own "
+            "resolution, so that the error costs the fewest spikes.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -203,6 +214,7 @@ def port_command(
             code,
             steps,
             max_error,
+            allocate,
             out,
             execution,
             precision,
@@ -228,6 +240,7 @@ def _port(
     code: str,
     steps: int | None,
     max_error: float | None,
+    allocate: bool,
     out: Path | None,
     execution: Execution,
     precision: Precision,
@@ -246,6 +259,8 @@ def _port(
         raise RangeError(
             f"port needs --max-error above 0 and finite, got {max_error}. Try 0.05 for 5 %."
         )
+    if allocate and max_error is None:
+        raise RangeError("port needs --max-error to allocate steps for. Add one, such as 0.05.")
     if not 2 <= sentences <= MAX_SENTENCES:
         raise RangeError(
             f"port needs --sentences from 2 to {MAX_SENTENCES}, got {sentences}. Choose a number "
@@ -278,6 +293,7 @@ def _port(
             code=code,
             steps=steps,
             max_error=max_error,
+            allocate=allocate,
             execution=execution.value,
             precision=precision.value,
             nonlinear=nonlinear.value,

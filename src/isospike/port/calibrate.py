@@ -1,24 +1,21 @@
 """Set every range and bias of an opened-up model in one pass over the calibration inputs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isospike.codes import LinearCode
 from isospike.errors import RangeError
 from isospike.port.modules import Run
-from isospike.port.surgery import assign_codes, sites
+from isospike.port.surgery import sites
 
 Batch = Mapping[str, Any]
 
 
-def calibrate(
-    ported: nn.Module, batch: Batch, code_of: Callable[[str], LinearCode]
-) -> tuple[Tensor, Tensor]:
-    """Calibrate a freshly opened-up model; it then runs on spikes.
+def calibrate(ported: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Calibrate a freshly opened-up model whose sites have their codes; it then runs on spikes.
 
     The batch goes through once, doubled: float stream and spiking stream side by side, so each site
     sees the spiking activations it will get and the float output it should give. Nothing is
@@ -28,7 +25,6 @@ def calibrate(
         The two first outputs, float and spiking, on the calibration inputs themselves.
     """
     run: Run = ported.isospike_run  # type: ignore[assignment]
-    assign_codes(ported, code_of)
     run.phase, run.valid = "calibrate", valid_tokens(batch)
     doubled = {k: _twice(v) for k, v in batch.items()}
     try:

@@ -170,8 +170,10 @@ def compare(
     return comparison, observer.tallies, observer.uses
 
 
-def site_reports(ported: nn.Module, tallies: dict[str, Tally], tokens: int) -> list[SiteReport]:
-    """What was measured at each site, per token."""
+def site_reports(
+    ported: nn.Module, tallies: dict[str, Tally], tokens: int, shares: Mapping[str, float]
+) -> list[SiteReport]:
+    """What was measured at each site, per token; ``shares`` is an allocation's prediction."""
     reports = []
     for site in sites(ported):
         t = tallies.get(site.name)
@@ -201,6 +203,7 @@ def site_reports(ported: nn.Module, tallies: dict[str, Tally], tokens: int) -> l
                 capped=t.moments is not None
                 and pca95 is not None
                 and is_capped(float(pca95), t.moments.rows),
+                share=shares.get(site.name),
             )
         )
     return reports

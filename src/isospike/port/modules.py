@@ -95,6 +95,7 @@ class Run:
         observe: Called in a run with each site and its input.
         nonlinear: How softmax, activations and normalisation are computed: ``float``, ``spiking``.
         tally: Called in a run with each circuit of :mod:`isospike.port.nonlinear` and what it did.
+        perturb: Called in the float phase with each site and its input, which it may replace.
     """
 
     phase: str = "float"
@@ -106,6 +107,11 @@ class Run:
     discover: Callable[[nn.Module, tuple[Tensor, ...]], None] | None = None
     observe: "Observe | None" = None
     tally: Callable[[Use], None] | None = None
+    perturb: Callable[[Site, Tensor], Tensor] | None = None
+
+    def perturbed(self, site: Site, x: Tensor) -> Tensor:
+        """``x`` as the float phase shall see it."""
+        return x if self.perturb is None else self.perturb(site, x)
 
     def rows(self, x: Tensor) -> Tensor:
         """Unpadded tokens of ``x [batch, tokens, channels]``; all of them where no mask fits."""
@@ -172,6 +178,7 @@ class SpikingProduct(nn.Module):
         if self.run.phase == "float":
             if self.run.discover is not None:
                 self.run.discover(self, (x,))
+            x = self.run.perturbed(self.site, x)
             return self._product(x, self.weight) + self._along(self.bias)
         return self._calibrate(x)
 
@@ -335,15 +342,32 @@ class SpikingAttention(nn.Module):
         if run.phase == "float":
             if run.discover is not None:
                 run.discover(self, (query, key, value))
-            return _float_attention(query, key, value, mask, scaling)
+            return self._float(query, key, value, mask, scaling)
         (q_float, q), (k_float, k), (v_float, v) = (x.chunk(2) for x in (query, key, value))
         half = mask if mask is None or len(mask) == 1 else mask[: len(q)]
         target = _float_attention(q_float, k_float, v_float, half, scaling)
         for site, x in ((self.query, q), (self.key, k), (self.value, v)):
             site.fit(run.rows(x.transpose(1, 2).flatten(2)))
+        self.probability.coarsen()
         self.probability.fitted = True
         self._fold()
         return torch.cat([target, self._run(q, k, v, half, scaling)])
+
+    def _float(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+    ) -> Tensor:
+        run = self.run
+        if run.perturb is None:
+            return _float_attention(query, key, value, mask, scaling)
+        q, k, v = (
+            run.perturbed(site, x)
+            for site, x in ((self.query, query), (self.key, key), (self.value, value))
+        )
+        groups = q.shape[1] // k.shape[1]
+        z = q @ _repeat(k, groups).transpose(-1, -2) * scaling
+        z = z if mask is None else z + mask
+        e = run.perturbed(self.probability, (z - z.detach().amax(-1, keepdim=True)).exp())
+        return e @ _repeat(v, groups) / e.sum(-1, keepdim=True)
 
     def _fold(self) -> None:
         """Round the queries' ranges so that (1) counts in whole numbers."""

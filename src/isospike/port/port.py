@@ -5,14 +5,16 @@ import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from isospike.codes import CODES, LinearCode, linear_code
 from isospike.errors import RangeError, UnsupportedError
+from isospike.port.allocation import assign_amplitudes, larger, measure_channels
 from isospike.port.audit import Audit, audit
 from isospike.port.calibrate import Batch, batch_size, calibrate, merge, rows_of, valid_tokens
 from isospike.port.files import (
@@ -23,20 +25,30 @@ from isospike.port.files import (
     model_files,
     write_folder,
 )
-from isospike.port.law import FIT_AT, FORMS, MOST_STEPS, fit_law, predict, smallest_steps
 from isospike.port.measure import circuit_reports, compare, counts, record_raster, site_reports
-from isospike.port.modules import Run
-from isospike.port.result import CurvePoint, Law, PortReport
-from isospike.port.surgery import open_up, sites
+from isospike.port.modules import EXACT_LEVELS, Run
+from isospike.port.result import CurvePoint, PortReport
+from isospike.port.surgery import assign_codes, open_up, sites
+from isospike.theory.allocate import Channels, check_allocation, water_fill
+from isospike.theory.steps import FIT_AT, FORMS, MOST_STEPS, Law, fit_law
 
 DEFAULT_CODE = "signed-digit"
 DEFAULT_STEPS = 8
-CURVE_STEPS = {"2^-T": (2, 4, 6, 8), "T^-1": (8, 32, 128), "T^-1/2": (4, 16)}
+CURVE_STEPS = {
+    "2^-T": (2, 4, 6, 8),
+    "2^-T/2": (3, 7, 11, 15),
+    "T^-1": (8, 32, 128),
+    "T^-1/2": (4, 16),
+}
 CURVE_ROWS = 32  # calibration rows per point of the curve; a quarter as many are held back
 AUDIT_ROWS = 2
+ROUNDS = 5  # most calibrations that correct an allocation
+NEAR = 0.96  # share of the target that an allocation may stay below
 
 Describe = Callable[[Tensor], tuple[str, list[str]]]
 Progress = Callable[[str, int, int], None]
+Given = Callable[[nn.Module], None]  # gives the sites of an opened-up model their codes
+Make = Callable[[Given], tuple[nn.Module, float]]
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,7 @@ def port(
     code: str = DEFAULT_CODE,
     steps: int | Mapping[str, int] | None = None,
     max_error: float | None = None,
+    allocate: bool = False,
     execution: str = "collapsed",
     precision: str = "exact",
     nonlinear: str = "float",
@@ -102,11 +115,14 @@ def port(
         batches: Keyword arguments of the model, e.g. ``{"input_ids": ..., "attention_mask":
             ...}``. A few hundred sentences are enough. They go through the model at once, twice as
             wide.
-        code: ``signed-digit``, ``phase``, ``rate``, ``bernoulli`` or ``latency``.
+        code: ``signed-digit``, ``half-octave``, ``phase``, ``rate``, ``bernoulli`` or ``latency``.
         steps: Time steps, the same for all sites, or by site name: ``{"*": 8, "*.output.dense":
             6}``, later patterns first. 8 if neither ``steps`` nor ``max_error`` is given.
         max_error: Instead of ``steps``: the smallest number of steps whose predicted error is
             within it, raised further if the measured one is not.
+        allocate: With ``max_error`` and a code of digits: give every channel the resolution with
+            which all values add the same error to the output, and every site the steps it needs for
+            that, so that the error costs the fewest spikes. See :mod:`isospike.theory.allocate`.
         execution: ``collapsed`` (one product on the integers that spikes spell) or ``stepped`` (the
             specification). Up to 255 levels the two agree bit for bit in float32.
         precision: ``exact``, or ``fast`` for bfloat16 products (collapsed, up to 256 levels).
@@ -125,9 +141,10 @@ def port(
     Raises:
         UnsupportedError: A matrix product, or with ``nonlinear="spiking"`` a function, that cannot
             be ported; the message names its module.
-        RangeError: A number out of range, NaN in weights or activations, or batches without tokens.
+        RangeError: A number out of range, ``max_error`` below the floor of the law, NaN in weights
+            or activations, or batches without tokens.
     """
-    _check_arguments(code, steps, max_error, curve)
+    _check_arguments(code, steps, max_error, allocate, curve)
     check_nonlinear(nonlinear)
     known = steps if isinstance(steps, int) else DEFAULT_STEPS
     check_mode(execution, precision, linear_code(code, known).levels)
@@ -136,39 +153,61 @@ def port(
     tell = progress or (lambda what, done, total: None)
     reference = model if not model.training else copy.deepcopy(model).eval()
     sample = rows_of(calibration[0], slice(0, 2))
+    if not sites(open_up(reference, sample)):
+        raise UnsupportedError(
+            f"port needs a model with matrix products, got a {type(model).__name__} without. Give "
+            "a transformer."
+        )
     merged = merge(calibration)
 
-    def make(code_of: Callable[[str], LinearCode]) -> tuple[nn.Module, float]:
+    def make(given: Given) -> tuple[nn.Module, float]:
         """A calibrated port and its error on the calibration inputs."""
         ported = open_up(reference, sample, nonlinear)
-        expected, got = calibrate(ported, merged, code_of)
+        given(ported)
+        expected, got = calibrate(ported, merged)
         return ported, _relative_error(expected, got, valid_tokens(merged))
 
     law = predicted = None
-    if max_error is not None:
-        law = _fit(code, make, tell)
-        steps, predicted = _choose(law, max_error, CODES[code].min_steps)
-    steps = DEFAULT_STEPS if steps is None else steps
-    assigned = _assignment(reference, sample, code, steps)
-    highest = max(assigned.values())
-    check_mode(execution, precision, linear_code(code, highest).levels)
-    tell("calibrate", 0, 1)
-    ported, _ = make(lambda site: linear_code(code, assigned[site]))
-    tell("calibrate", 1, 1)
-    tell("measure", 0, 1)
-    comparison, tallies, uses = compare(reference, ported, held, dimension=True)
-    while max_error is not None and law and comparison.error > max_error:
-        raised = _raise(law, highest, comparison.error / max_error)
-        if raised is None:
-            break
-        check_mode(execution, precision, linear_code(code, raised).levels)
-        highest = raised
-        predicted = predict(law, highest)
-        assigned = dict.fromkeys(assigned, highest)
-        ported, _ = make(_uniform(code, highest))
+    shares: dict[str, float] = {}
+    if allocate and max_error is not None:
+        opened = open_up(reference, sample)
+        ported, plan = _allocated(opened, calibration, make, code, max_error, precision, tell)
+        tell("measure", 0, 1)
         comparison, tallies, uses = compare(reference, ported, held, dimension=True)
+        for _ in range(ROUNDS):
+            if comparison.error <= max_error:
+                break
+            aim = max_error * 0.99 * plan.reached / comparison.error
+            ported, plan = _allocated(opened, calibration, make, code, aim, precision, tell, plan)
+            comparison, tallies, uses = compare(reference, ported, held, dimension=True)
+        predicted, shares = plan.predicted, plan.share
+        assigned = {site.name: site.code.steps for site in sites(ported)}
+        highest = max(assigned.values())
+    else:
+        if max_error is not None:
+            law = _fit(code, make, tell)
+            steps, predicted = _choose(law, max_error)
+        steps = DEFAULT_STEPS if steps is None else steps
+        assigned = _assignment(reference, sample, code, steps)
+        highest = max(assigned.values())
+        check_mode(execution, precision, linear_code(code, highest).levels)
+        tell("calibrate", 0, 1)
+        ported, _ = make(_codes(lambda site: linear_code(code, assigned[site])))
+        tell("calibrate", 1, 1)
+        tell("measure", 0, 1)
+        comparison, tallies, uses = compare(reference, ported, held, dimension=True)
+        while max_error is not None and law and comparison.error > max_error:
+            raised = _raise(law, highest, comparison.error / max_error)
+            if raised is None:
+                break
+            check_mode(execution, precision, linear_code(code, raised).levels)
+            highest = raised
+            predicted = law.error(highest)
+            assigned = dict.fromkeys(assigned, highest)
+            ported, _ = make(_uniform(code, highest))
+            comparison, tallies, uses = compare(reference, ported, held, dimension=True)
     tell("measure", 1, 1)
-    reports = site_reports(ported, tallies, comparison.tokens)
+    reports = site_reports(ported, tallies, comparison.tokens, shares)
     circuits = circuit_reports(uses, comparison.tokens)
     longest = max(held, key=batch_size)
     found = _verify(ported, held[0], tell)
@@ -219,6 +258,7 @@ def _check_arguments(
     code: str,
     steps: int | Mapping[str, int] | None,
     max_error: float | None,
+    allocate: bool,
     curve: Sequence[str],
 ) -> None:
     for each in (code, *curve):
@@ -233,6 +273,13 @@ def _check_arguments(
         )
     if max_error is not None and not (math.isfinite(max_error) and max_error > 0):
         raise RangeError(f"port needs a positive max_error, got {max_error:g}. Try 0.05.")
+    if allocate:
+        check_allocation(code)
+        if max_error is None:
+            raise RangeError(
+                "port needs max_error to allocate steps for, got none. Give the error, such as "
+                "0.05."
+            )
     for each_steps in steps.values() if isinstance(steps, Mapping) else [steps]:
         if each_steps is not None:
             linear_code(code, each_steps)
@@ -314,37 +361,117 @@ def _assignment(
     return assigned
 
 
-def _uniform(code: str, steps: int) -> Callable[[str], LinearCode]:
-    """The same code at every site."""
+def _codes(code_of: Callable[[str], LinearCode]) -> Given:
+    """Give sites their codes by name."""
+    return lambda ported: assign_codes(ported, code_of)
+
+
+def _uniform(code: str, steps: int) -> Given:
+    """Give every site the same code."""
     fixed = linear_code(code, steps)
-    return lambda site: fixed
+    return _codes(lambda site: fixed)
 
 
-def _fit(
-    code: str,
-    make: Callable[[Callable[[str], LinearCode]], tuple[nn.Module, float]],
-    tell: Progress,
-) -> Law:
+def _fit(code: str, make: Make, tell: Progress) -> Law:
     form = FORMS[code]
     errors = {}
     for done, steps in enumerate(FIT_AT[form]):
         tell("fit the error law", done, len(FIT_AT[form]))
         _, errors[steps] = make(_uniform(code, steps))
     tell("fit the error law", len(FIT_AT[form]), len(FIT_AT[form]))
-    return fit_law(form, errors)
+    return fit_law(code, errors)
 
 
-def _choose(law: Law, max_error: float, least: int) -> tuple[int, float]:
-    steps = smallest_steps(law, max_error, least) or MOST_STEPS[law.form]
-    return steps, predict(law, steps)
+def _choose(law: Law, max_error: float) -> tuple[int, float]:
+    if max_error <= law.floor:
+        raise RangeError(
+            f"port needs max_error above the floor of its law, {law.floor:.3g}, got "
+            f"{max_error:.3g}: no number of {law.code} steps reaches it. Ask for more error, or "
+            "try another code."
+        )
+    steps = law.fewest_steps(max_error) or MOST_STEPS[law.form]
+    return steps, law.error(steps)
 
 
 def _raise(law: Law, steps: int, excess: float) -> int | None:
     """More steps where the measured error is ``excess`` times too large; None at the most."""
-    factor = {"2^-T": None, "T^-1": excess, "T^-1/2": excess**2}[law.form]
+    factor = {"T^-1": excess, "T^-1/2": excess**2}.get(law.form)
     raised = steps + 1 if factor is None else math.ceil(steps * factor)
     raised = min(max(raised, steps + 1), MOST_STEPS[law.form])
     return raised if raised > steps else None
+
+
+class _Plan(NamedTuple):
+    """An allocation and what came of it on the calibration inputs.
+
+    Attributes:
+        channels: What it was made from.
+        most: Most steps of a site.
+        aim: Error that the water level was set for.
+        predicted: Error that its theory predicts.
+        reached: Error measured.
+        share: By site, its part of the squared error, predicted.
+    """
+
+    channels: dict[str, Channels]
+    most: int
+    aim: float
+    predicted: float
+    reached: float
+    share: dict[str, float]
+
+
+def _allocated(
+    opened: nn.Module,
+    batches: Sequence[Batch],
+    make: Make,
+    code: str,
+    target: float,
+    precision: str,
+    tell: Progress,
+    plan: _Plan | None = None,
+) -> tuple[nn.Module, _Plan]:
+    """A port whose error on the calibration inputs lies just below ``target``.
+
+    Sensitivities are measured at the float model, then where its own rounding takes it. What first
+    order leaves out is found by porting: the aim moves until the error is right, and sites get more
+    steps where their ranges hold it up.
+    """
+    longest = MOST_STEPS[FORMS[code]]
+    if plan is None:
+        tell("measure sensitivities", 0, 2)
+        channels = measure_channels(opened, batches)
+        tell("measure sensitivities", 1, 2)
+        wanted = water_fill(channels, target).amplitude
+        channels = larger(channels, measure_channels(opened, batches, wanted))
+        tell("measure sensitivities", 2, 2)
+        most = max(t for t in range(1, longest + 1) if linear_code(code, t).levels <= EXACT_LEVELS)
+        aim = target
+    else:
+        channels, most, aim = plan.channels, plan.most, plan.aim * target / max(plan.reached, 1e-12)
+    best = before = None
+    for done in range(ROUNDS):
+        tell("allocate steps", done, ROUNDS)
+        found = water_fill(channels, aim)
+        ported, error = make(partial(assign_amplitudes, allocation=found, code=code, most=most))
+        now = ported, _Plan(channels, most, aim, found.error, error, found.share)
+        if best is None or _rank(error, target) < _rank(best[1].reached, target):
+            best = now
+        if NEAR * target <= error <= target:
+            break
+        if before is not None and error > target:
+            stuck = error / before[1] > (aim / before[0]) ** 0.5 and aim < before[0]
+            if stuck and most < longest and precision != "fast":
+                most = min(longest, most + (4 if FORMS[code] == "2^-T/2" else 2))
+        before = aim, error
+        aim *= min(3.0, max(0.2, (1 + NEAR) / 2 * target / max(error, 1e-12)))
+    tell("allocate steps", ROUNDS, ROUNDS)
+    return now if best is None else best
+
+
+def _rank(error: float, target: float) -> tuple[bool, float]:
+    """Smallest for the error nearest to a target that is within it, or else the smallest."""
+    return error > target, abs(error - target)
 
 
 def _sweep(
@@ -364,7 +491,8 @@ def _sweep(
     for done, (code, steps) in enumerate(cells):
         tell("compare codes", done, len(cells))
         ported = open_up(model, sample, nonlinear)
-        calibrate(ported, calibration, _uniform(code, steps))
+        _uniform(code, steps)(ported)
+        calibrate(ported, calibration)
         comparison, tallies, uses = compare(model, ported, few, dimension=False)
         spikes = sum((t.spikes for t in tallies.values()), 0.0)
         spikes = sum((u.spikes for u in uses), spikes) / comparison.tokens

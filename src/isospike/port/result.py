@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from isospike.energy import Counts
+from isospike.theory.steps import Law
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class SiteReport:
             defined.
         participation: Participation ratio ``(sum l)^2 / sum l^2`` of the covariance eigenvalues.
         capped: Whether ``pca95`` is limited by the number of tokens rather than by the data.
+        share: Its part of the output's squared error as an allocation predicts it; None without.
     """
 
     name: str
@@ -49,6 +51,7 @@ class SiteReport:
     pca95: int | None
     participation: float | None
     capped: bool
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,25 +91,6 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class Law:
-    """``error(T) = scale * g(T)^exponent``, with g the code's own law.
-
-    Attributes:
-        form: ``T^-1/2``, ``T^-1`` or ``2^-T``.
-        exponent: 1 if ranges stayed as they are; below it, since more levels let ranges grow and
-            cut fewer values.
-        scale: Fitted factor.
-        steps, errors: The calibration points it was fitted to.
-    """
-
-    form: str
-    exponent: float
-    scale: float
-    steps: tuple[int, ...]
-    errors: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class Raster:
     """The spikes of one real input at one site.
 
@@ -141,13 +125,14 @@ class PortReport:
         precision: ``exact`` or ``fast``.
         max_error: The error asked for, if any.
         reached: Whether ``error <= max_error``; True if none was asked for.
-        error_predicted: By the law, before the held-back batches were seen; None without a law.
+        error_predicted: By the law, or by the sensitivities of an allocation, before the held-back
+            batches were seen; None without.
         error: Measured.
         error_fast: Measured with ``precision="fast"``; None unless that precision was asked for.
         cosine: Mean cosine between the two models' first outputs, token by token.
         cosine_pooled: The same for the mean over tokens, the sentence embedding.
         agreement: Share of tokens with the same arg-max, for models with logits; else None.
-        law: The fitted law; None if no target was given.
+        law: The fitted law; None if no target was given, or steps were allocated for it.
         curve: Error against steps for every code.
         sites: One entry per site, in order of execution.
         raster: Spikes of one real input; None if not recorded.

@@ -12,6 +12,7 @@ from isospike.codes import BernoulliCode, LinearCode
 from isospike.kernels.binary import spell_words, spike_steps
 from isospike.kernels.blocks import blocks, scratch
 from isospike.port.ranges import fit_range
+from isospike.theory.allocate import fewest_steps
 
 
 class Site(nn.Module):
@@ -32,6 +33,8 @@ class Site(nn.Module):
         fitted: Whether the range has been set.
         fan_out: Additions that one spike causes, over all products that read this site.
         shared: Whether several products read it; its last result is then kept for them.
+        wanted: The coarsest amplitude of each channel, if it was given one; its code then is the
+            longest it may have, until the range is fitted.
     """
 
     offset: Tensor
@@ -47,6 +50,7 @@ class Site(nn.Module):
         self.fitted = False
         self.fan_out = 0.0
         self.shared = False
+        self.wanted: Tensor | None = None
         self._last: tuple[Any, Any, Tensor] | None = None
 
     @property
@@ -59,7 +63,20 @@ class Site(nn.Module):
         found = fit_range(rows, self.code)
         self.offset = found.offset.view(self.offset.shape)
         self.scale = found.scale.view(self.scale.shape)
+        self.coarsen()
         self.fitted = True
+
+    def coarsen(self) -> None:
+        """Give every channel its wanted amplitude, and the site no more steps than they need."""
+        if self.wanted is None:
+            return
+        span = self.scale
+        # Nothing is left of a channel at twice its range; a row of attention keeps its largest.
+        coarsest = span if self.kind == "probability" else 4 * span
+        amplitude = torch.minimum(self.wanted.to(span), coarsest)
+        amplitude = torch.maximum(amplitude, span / self.code.levels)
+        self.code = fewest_steps(self.code, span, amplitude)
+        self.scale, self.wanted = amplitude * self.code.levels, None
 
     def integers(
         self,

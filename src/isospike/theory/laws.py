@@ -229,15 +229,27 @@ def rate_distortion(variances: Float[Tensor, "width"], mean_square: float) -> fl
     _check_error(mean_square, "rate_distortion")
     if bool((variances < 0).any()) or not bool(variances.isfinite().all()):
         raise RangeError("rate_distortion needs finite variances of at least 0. Check them.")
-    values = variances.double().sort().values
-    if mean_square >= float(values.sum()):
+    values = variances.double()
+    level = water_level(values, mean_square)
+    if math.isinf(level):
         return 0.0
-    # With the i smallest below the level: w = (D - their sum) / (the count of the others).
-    below = torch.cat([values.new_zeros(1), values.cumsum(0)[:-1]])
-    others = torch.arange(len(values), 0, -1, dtype=torch.float64)
-    levels = (mean_square - below) / others
-    level = levels[(levels <= values).nonzero()[0, 0]]
     return float((values / level).log2().clamp_min(0).sum() / 2)
+
+
+def water_level(powers: Tensor, total: float, weights: Tensor | None = None) -> float:
+    """The level w with ``sum_i min(powers_i, weights_i w) = total``; infinite if they sum to less.
+
+    Weights are 1 if not given.
+    """
+    weights = torch.ones_like(powers) if weights is None else weights
+    if total >= float(powers.sum()):
+        return math.inf
+    heights, order = (powers / weights).sort()
+    # With the i lowest under water: w = (total - their powers) / (the weight of the others).
+    below = torch.cat([powers.new_zeros(1), powers[order].cumsum(0)[:-1]])
+    others = weights[order].flip(0).cumsum(0).flip(0)
+    levels = (total - below) / others
+    return float(levels[(levels <= heights).nonzero()[0, 0]])
 
 
 def spike_bits(spikes: int, slots: int) -> float:

@@ -1,0 +1,175 @@
+"""Allocation: reverse water-filling by hand, and in ports of small models."""
+
+import math
+
+import models
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import isospike
+from isospike.codes import PhaseCode, SignedDigitCode
+from isospike.errors import RangeError, UnsupportedError
+from isospike.port.allocation import measure_channels
+from isospike.port.surgery import open_up, sites
+from isospike.theory.allocate import Channels, fewest_steps, water_fill
+from isospike.theory.laws import rate_distortion, water_level
+
+positive = st.floats(0.01, 100)
+
+
+def channels(sensitivity, variance, values=1.0):
+    return Channels(torch.tensor(sensitivity), torch.tensor(variance), values)
+
+
+def test_two_channels_by_hand():
+    # S = 4 and 1, far above the water: each adds e^2 / 2 = S a^2 / 12.
+    found = water_fill({"x": channels([4.0, 1.0], [9.0, 9.0])}, 0.1)
+    expected = torch.tensor([math.sqrt(12 * 0.005 / 4), math.sqrt(12 * 0.005)])
+    torch.testing.assert_close(found.amplitude["x"], expected)
+    assert found.error == pytest.approx(0.1)
+    assert found.share == {"x": pytest.approx(1.0)}
+
+
+def test_a_channel_under_water_adds_what_it_has():
+    # The second holds .001 of .01; the first takes the other .009.
+    found = water_fill({"a": channels([1.0], [9.0]), "b": channels([1.0], [0.001])}, 0.1)
+    assert found.share["b"] == pytest.approx(0.1)
+    assert float(found.amplitude["a"]) == pytest.approx(math.sqrt(12 * 0.009))
+    assert float(found.amplitude["b"]) ** 2 / 12 > 0.001  # coarser than its spread: silent
+
+
+@given(
+    st.lists(st.tuples(positive, positive), min_size=2, max_size=6),
+    st.floats(0.01, 0.9),
+    st.integers(0, 5),
+    st.integers(0, 5),
+    st.floats(0.5, 2),
+)
+def test_no_exchange_between_two_channels_is_cheaper(pairs, part, i, j, factor):
+    i, j = i % len(pairs), j % len(pairs)
+    s = torch.tensor([p[0] for p in pairs], dtype=torch.float64)
+    variance = torch.tensor([p[1] for p in pairs], dtype=torch.float64)
+    error = math.sqrt(part * float((s * variance).min()))  # nobody under water
+    a = water_fill({"x": Channels(s, variance, 1.0)}, error).amplitude["x"]
+    other = a.clone()
+    other[i] *= factor
+    room = (s * a**2).sum() - (s * other**2).sum() + s[j] * other[j] ** 2
+    if i == j or room <= 0:
+        return
+    other[j] = (room / s[j]).sqrt()  # the same error
+    assert float(-other.log2().sum()) >= float(-a.log2().sum()) - 1e-9
+
+
+@given(st.lists(positive, min_size=1, max_size=8), st.floats(0.01, 0.99))
+def test_the_water_level_holds_the_total(powers, part):
+    p = torch.tensor(powers, dtype=torch.float64)
+    weights = torch.arange(1, len(p) + 1, dtype=torch.float64)
+    total = part * float(p.sum())
+    level = water_level(p, total, weights)
+    assert float(torch.minimum(p, weights * level).sum()) == pytest.approx(total)
+    assert rate_distortion(p, total) >= 0
+
+
+def test_the_fewest_steps_reach_the_widest_channel():
+    span, amplitude = torch.tensor([1.0, 7.0]), torch.tensor([0.5, 1.0])
+    assert fewest_steps(SignedDigitCode(8), span, amplitude) == SignedDigitCode(3)
+    assert fewest_steps(SignedDigitCode(8), span * 1.01, amplitude) == SignedDigitCode(4)
+    assert fewest_steps(PhaseCode(2), span, amplitude) == PhaseCode(2)
+
+
+def opened(name):
+    batch = models.batch(name)
+    return open_up(models.make(name), batch), batch
+
+
+class Noise:
+    """Adds noise at one site, the same to all that read it."""
+
+    def __init__(self, name, seed, spread):
+        self.name, self.spread, self.noisy = name, spread, None
+        self.draw = torch.Generator().manual_seed(seed)
+
+    def __call__(self, site, x):
+        if site.name != self.name:
+            return x
+        if self.noisy is None:
+            self.noisy = x + torch.randn(x.shape, generator=self.draw) * self.spread * (x != 0)
+        return self.noisy
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "gpt2", "llama"])
+def test_sensitivities_predict_what_small_noise_does(name):
+    ported, batch = opened(name)
+    found = measure_channels(ported, [batch] * 4)
+    run = ported.isospike_run
+    assert list(found) == [site.name for site in sites(ported) if site.name in found]
+    keep = models.valid(batch)
+    expected = models.run(ported, batch)[keep]
+    for chosen in [n for n in found if float(found[n].sensitivity.sum()) > 0][::5]:
+        spread = 1e-3 / found[chosen].sensitivity.sum().sqrt()
+        errors = []
+        for seed in range(4):
+            run.perturb = Noise(chosen, seed, spread)
+            errors.append(models.relative(expected, models.run(ported, batch)[keep]))
+            run.perturb = None
+        mean = math.sqrt(sum(e**2 for e in errors) / len(errors))
+        assert mean == pytest.approx(1e-3, rel=0.4), chosen
+
+
+@pytest.mark.parametrize("code", ["signed-digit", "half-octave", "phase"])
+def test_an_allocated_port_reaches_its_error_with_fewer_spikes(code):
+    batches = models.batches("bert", rows=64, held=32)
+    model = models.make("bert")
+    report = isospike.port(model, batches, code=code, max_error=0.05, allocate=True).report
+    assert report.reached
+    assert 0.03 < report.error <= 0.05
+    assert 1 / 2 < report.error / report.error_predicted < 2
+    assert sum(s.share for s in report.sites if s.share is not None) == pytest.approx(1.0)
+    assert report.law is None
+    if code == "signed-digit":
+        same = isospike.port(model, batches, code=code, max_error=0.05).report
+        assert report.spikes < 0.9 * same.spikes
+    assert isospike.PortReport.from_json(report.to_json()) == report
+
+
+@pytest.mark.parametrize("name", ["vit", "llama"])
+def test_an_allocated_port_steps_as_it_collapses_and_keeps_its_steps(name, tmp_path):
+    result = isospike.port(models.make(name), models.batches(name), max_error=0.1, allocate=True)
+    inputs = models.batch(name, seed=9)
+    collapsed = models.run(result.model, inputs, "collapsed")
+    if max(s.steps for s in result.report.sites) <= 8:
+        assert torch.equal(models.run(result.model, inputs, "stepped"), collapsed)
+    loaded = isospike.load(result.save(tmp_path / name))
+    assert torch.equal(models.run(loaded, inputs), collapsed)
+    steps = {site.name: site.code.steps for site in sites(loaded)}
+    assert {s.name: s.steps for s in result.report.sites}.items() <= steps.items()
+    assert len(set(steps.values())) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "says"),
+    [
+        ({"allocate": True}, RangeError, "needs max_error to allocate steps for"),
+        ({"allocate": True, "max_error": 0.1, "code": "rate"}, UnsupportedError, "code of digits"),
+        ({"allocate": True, "max_error": math.nan}, RangeError, "positive max_error, got nan"),
+    ],
+)
+def test_what_cannot_be_allocated_is_named(arguments, kind, says):
+    with pytest.raises(kind, match=says):
+        isospike.port(models.make("bert"), models.batches("bert"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: water_fill({}, 0.1), "at least one site, got none"),
+        (lambda: water_fill({"x": channels([1.0], [1.0])}, 0.0), "error above 0 and finite, got 0"),
+        (lambda: water_fill({"x": channels([math.nan], [1.0])}, 0.1), "got others at x"),
+        (lambda: water_fill({"x": channels([1.0], [-1.0])}, 0.1), "got others at x"),
+    ],
+)
+def test_mistakes_are_named(call, says):
+    with pytest.raises(RangeError, match=says):
+        call()
