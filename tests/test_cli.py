@@ -185,7 +185,12 @@ def test_wrong_usage_exits_with_2(arguments):
 
 
 def test_port_writes_a_folder_and_prints_the_headline(bert, text, tmp_path, monkeypatch):
-    few = {"2^-T": (2, 4), "T^-1": (4,), "T^-1/2": (4,)}  # the whole sweep is test_port's
+    few = {
+        "2^-T": (2, 4),
+        "2^-T/2": (3,),
+        "T^-1": (4,),
+        "T^-1/2": (4,),
+    }  # the whole sweep is test_port's
     monkeypatch.setattr(import_module("isospike.port.port"), "CURVE_STEPS", few)
     out = tmp_path / "new" / "port"
     done = call("port", bert, "--text", text, "--out", out, "--steps", 5, "--sentences", 20)
