@@ -134,6 +134,16 @@ def test_an_allocated_port_reaches_its_error_with_fewer_spikes(code):
     assert isospike.PortReport.from_json(report.to_json()) == report
 
 
+def test_what_the_first_output_does_not_depend_on_is_not_lost():
+    model, batches = models.make("bert"), models.batches("bert")
+    result = isospike.port(model, batches, max_error=0.1, allocate=True)
+    pooler = next(s for s in result.report.sites if s.name == "pooler.dense")
+    assert pooler.steps == max(s.steps for s in result.report.sites)
+    with torch.no_grad():
+        found = result.model(**batches[0]).pooler_output
+        assert models.relative(model(**batches[0]).pooler_output, found) < 0.2
+
+
 @pytest.mark.parametrize("name", ["vit", "llama"])
 def test_an_allocated_port_steps_as_it_collapses_and_keeps_its_steps(name, tmp_path):
     result = isospike.port(models.make(name), models.batches(name), max_error=0.1, allocate=True)

@@ -113,6 +113,9 @@ def larger(a: Mapping[str, Channels], b: Mapping[str, Channels]) -> dict[str, Ch
 def assign_amplitudes(ported: nn.Module, allocation: Allocation, code: str, most: int) -> None:
     """Have every site take an allocation's amplitudes when its range is fitted.
 
+    A site that the first output does not depend on, a pooler say, is fitted with the most steps:
+    another output may depend on it.
+
     Args:
         ported: A freshly opened-up model.
         allocation: Its amplitudes by site.
@@ -120,7 +123,8 @@ def assign_amplitudes(ported: nn.Module, allocation: Allocation, code: str, most
         most: Most steps of a site.
     """
     for site in sites(ported):
-        site.wanted = allocation.amplitude.get(site.name, torch.full(site.offset.shape, torch.inf))
+        wanted = allocation.amplitude.get(site.name)
+        site.wanted = None if wanted is None or bool(wanted.isinf().all()) else wanted
         site.code = linear_code(code, most)
     for module in products(ported):
         if isinstance(module, SpikingAttention):
