@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import isospike
-from isospike.errors import RangeError, ShapeError
+from isospike.errors import IsospikeError, RangeError, ShapeError
 from isospike.experiments import CORRECTED, FAILS, HOLDS, Result, find_experiment, gated_output
 from isospike.experiments.cells import Size
 from isospike.models.gated_output import GatedOutputProjection
@@ -91,6 +91,11 @@ def test_a_small_run_of_the_experiment(tmp_path):
     assert result.tables[1].head == ("steps", "0", "1", "2", "3", "4", "5", "6")
     assert gated_output.run(size, tmp_path, 1, lambda *_: None).numbers == result.numbers
     assert find_experiment("gated-output") is gated_output
+    file = sorted(tmp_path.iterdir())[0]
+    for damaged in (b"", b"{", b"[1]", b'{"bits": 1}', b"\xff"):
+        file.write_bytes(damaged)
+        with pytest.raises(IsospikeError, match=r"needs whole result files, got .* Remove it"):
+            gated_output.run(size, tmp_path, 1, lambda *_: None)
 
 
 def test_verdicts_follow_the_numbers():

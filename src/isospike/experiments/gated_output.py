@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isospike.errors import IsospikeError
 from isospike.experiments import CORRECTED, FAILS, HOLDS, Progress, Result, Table
 from isospike.experiments.cells import HEADS, LAYERS, WIDTH, Size, find_task, score
 from isospike.models.gated_output import GatedOutputProjection
@@ -32,6 +33,7 @@ CLAIM = (
 TASKS = ("sort", "text")
 RATE = 0.01
 LOOKS = 6
+MEASURED = {"bits", "token", "at", "evolution", "entropic", "kernel", "gain", "gate", "parameters"}
 AUDITED = {"BERT-base, GPT-2": (768, 12), "BERT-large": (1024, 16), "MiniLM": (384, 12)}
 
 
@@ -45,7 +47,7 @@ def run(size: Size, folder: Path, workers: int, progress: Progress) -> Result:
         file = folder / name
         if not file.exists():
             atomic_write(file, json.dumps(_train(task, gated, seed, size)).encode())
-        found.setdefault((task, gated), []).append(json.loads(file.read_bytes()))
+        found.setdefault((task, gated), []).append(_read(file))
     progress("gated output", len(cells), len(cells))
     numbers: dict[str, float] = {}
     for (task, gated), results in found.items():
@@ -174,6 +176,23 @@ def _train(name: str, gated: bool, seed: int, size: Size) -> dict[str, Any]:
         "gate": _gate_spread(model, looked),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads(file.read_bytes())
+        missing = MEASURED - result.keys()
+    except (ValueError, AttributeError) as error:
+        raise _damaged(file, str(error)) from error
+    if missing:
+        raise _damaged(file, f"without {', '.join(sorted(missing))}")
+    return result
+
+
+def _damaged(file: Path, why: str) -> IsospikeError:
+    return IsospikeError(
+        f"gated-output needs whole result files, got {file} ({why}). Remove it and run again."
+    )
 
 
 def _gate_spread(model: torch.nn.Module, tokens: Tensor) -> float:
