@@ -12,6 +12,7 @@ from isospike.cli.app import app
 from isospike.cli.console import DebugOption, Progress, errors_in_one_line
 from isospike.cli.models import (
     MAX_SENTENCES,
+    TextOption,
     batches_of,
     find_model,
     load_config,
@@ -39,14 +40,7 @@ def dimension_command(
             show_default=False,
         ),
     ],
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="UTF-8 text like what the model will read.",
-            show_default="Shakespeare, shipped",
-        ),
-    ] = None,
+    text: TextOption = None,
     share: Annotated[
         float,
         typer.Option(metavar="X", help="Of the variance, for the count of principal components."),

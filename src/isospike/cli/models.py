@@ -10,7 +10,9 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from isospike.cli.console import first_sentence, is_disk_full
 from isospike.errors import IsospikeError, MissingExtraError, RangeError, UnsupportedError
@@ -18,6 +20,16 @@ from isospike.errors import IsospikeError, MissingExtraError, RangeError, Unsupp
 MAX_SENTENCES = 320  # of a port four fifths calibrate: 256
 MAX_TOKENS = 128  # of a sentence
 BATCH = 32
+
+TextOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--text",
+        metavar="FILE",
+        help="UTF-8 text like what the model will read.",
+        show_default="Shakespeare, shipped",
+    ),
+]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

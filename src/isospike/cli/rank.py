@@ -8,6 +8,7 @@ import typer
 from isospike.cli.app import app
 from isospike.cli.console import DebugOption, Progress, errors_in_one_line, say
 from isospike.cli.models import (
+    TextOption,
     find_model,
     is_port,
     load_config,
@@ -41,14 +42,7 @@ def rank_command(
             show_default=False,
         ),
     ],
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="UTF-8 text like what the model will read.",
-            show_default="Shakespeare, shipped",
-        ),
-    ] = None,
+    text: TextOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
