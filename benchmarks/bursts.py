@@ -13,10 +13,10 @@ import torch
 from sections import run, show
 from sequence import PUBLISHED
 
+from isospike.codes.orders import nof_m, random_orders, significance, similarity
 from isospike.memory.layers import SpikingLayer, first_spikes, wheel_times
+from isospike.memory.machine import SequenceMachine
 from isospike.memory.sdm import SparseDistributedMemory
-from isospike.orders import nof_m, random_orders, significance, similarity
-from isospike.sequence import SequenceMachine
 
 
 def euler_layer(weights: np.ndarray, order: np.ndarray, tau: float, step: float) -> np.ndarray:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from sections import run, show
 
+from isospike.codes.orders import random_orders, similarity
 from isospike.memory.sdm import SparseDistributedMemory, capacity, expected_recall
-from isospike.orders import random_orders, similarity
 
 
 def build(

@@ -35,7 +35,7 @@ from isospike.causal.scores import SCORES, precision
 from isospike.causal.simulate import MECHANISMS, random_dag, simulate, topological
 from isospike.causal.splines import spline_sort
 from isospike.causal.table import parse_edges, parse_table
-from isospike.datasets import sachs as sachs_data
+from isospike.data.datasets import sachs as sachs_data
 from isospike.errors import RangeError
 
 CURVED = ("sin", "quadratic", "gp", "mlp")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from isospike.theory.few_spike import SHIPPED, few_spike, fit_few_spike, measure
+from isospike.circuits.few_spike import SHIPPED, few_spike, fit_few_spike, measure
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--write", type=Path, help="fit anew and write the table here")

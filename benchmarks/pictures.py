@@ -18,15 +18,15 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from isospike.codes import CODES
-from isospike.datasets import passages, shakespeare
+from isospike.codes.code import CODES
+from isospike.codes.orders import random_orders, similarity
+from isospike.data.datasets import passages, shakespeare
+from isospike.dimension import Moments, participation_ratio, pca_count
+from isospike.memory.machine import SequenceMachine
 from isospike.memory.sdm import SparseDistributedMemory, expected_recall
-from isospike.orders import random_orders, similarity
-from isospike.port.calibrate import rows_of, valid_tokens
-from isospike.port.measure import site_rows
-from isospike.port.surgery import open_up
-from isospike.sequence import SequenceMachine
-from isospike.theory.dimension import Moments, participation_ratio, pca_count
+from isospike.porting.calibrate import rows_of, valid_tokens
+from isospike.porting.instrument import open_up
+from isospike.porting.measure import site_rows
 
 INK, COLOURS = "#222", ("#3366aa", "#cc6633", "#338855", "#884499", "#aa3344")
 

@@ -168,7 +168,7 @@ def run_case(case: str) -> None:
     """Seconds, CPU seconds and peak MiB of one case."""
     import transformers
 
-    from isospike.ranks_report import rank_report
+    from isospike.ranks.report import rank_report
 
     torch.manual_seed(0)
     model = transformers.BertModel(transformers.BertConfig()).eval()

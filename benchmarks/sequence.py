@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from sections import run, show
 
-from isospike.datasets import chorales, shakespeare
-from isospike.ngram import BackoffNgram
-from isospike.sequence import SequenceMachine
+from isospike.data.datasets import chorales, shakespeare
+from isospike.memory.machine import SequenceMachine
+from isospike.memory.ngram import BackoffNgram
 
 PUBLISHED = {"decoder": (20, 11, 2048), "data": (11, 256)}
 # As many cells as the published store: 32768 x 16 against 2048 x 256.

@@ -33,11 +33,11 @@ from stories import Tokenizer, load_llama2c, sample
 from stsb import load_minilm, make_batches, read_pairs
 from torch import Tensor, nn
 
-from isospike.codes import CODES, linear_code
-from isospike.port.calibrate import rows_of, valid_tokens
-from isospike.port.ranges import fit_range
-from isospike.port.surgery import open_up, sites
-from isospike.theory.dimension import Moments, pca_count
+from isospike.codes.code import CODES, linear_code
+from isospike.dimension import Moments, pca_count
+from isospike.porting.calibrate import rows_of, valid_tokens
+from isospike.porting.instrument import open_up, sites
+from isospike.porting.ranges import fit_range
 from isospike.theory.laws import published_steps
 from isospike.theory.steps import Law, fit_law, law_alone
 

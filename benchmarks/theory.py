@@ -2,14 +2,7 @@
 
 import torch
 
-from isospike.codes import CODES, BernoulliCode, linear_code
-from isospike.theory.approximation import (
-    EquivariantTable,
-    bits_needed,
-    published_bits,
-    published_steps,
-)
-from isospike.theory.arithmetic import (
+from isospike.circuits.arithmetic import (
     CELLS,
     FINE,
     OCTAVES,
@@ -24,16 +17,23 @@ from isospike.theory.arithmetic import (
     relative_error,
     softmax,
 )
-from isospike.theory.circuits import (
+from isospike.codes.code import CODES, BernoulliCode, linear_code
+from isospike.dimension import EffectiveDimension
+from isospike.theory.approximation import (
+    EquivariantTable,
+    bits_needed,
+    published_bits,
+    published_steps,
+)
+from isospike.theory.laws import incoherent_law, projection_law
+from isospike.theory.laws import published_steps as published_rule
+from isospike.theory.softmax import (
     coincidence,
     race_error,
     softmax_race,
     softmax_shunting,
     softmax_subtractive,
 )
-from isospike.theory.dimension import EffectiveDimension
-from isospike.theory.laws import incoherent_law, projection_law
-from isospike.theory.laws import published_steps as published_rule
 
 WIDTH, ROWS, STEPS = 256, 2000, 4
 

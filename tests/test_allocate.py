@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import isospike
-from isospike.codes import PhaseCode, SignedDigitCode
+from isospike.codes.code import PhaseCode, SignedDigitCode
 from isospike.errors import RangeError, UnsupportedError
-from isospike.port.allocation import measure_channels
-from isospike.port.surgery import open_up, sites
-from isospike.theory.allocate import Channels, fewest_steps, water_fill
+from isospike.porting.instrument import open_up, sites
+from isospike.porting.sensitivity import measure_channels
+from isospike.porting.water_filling import Channels, fewest_steps, water_fill
 from isospike.theory.laws import rate_distortion, water_level
 
 positive = st.floats(0.01, 100)

@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from isospike.errors import RangeError
-from isospike.theory.arithmetic import (
+from isospike.circuits.arithmetic import (
     CELLS,
     OCTAVES,
     REACH,
@@ -23,7 +22,8 @@ from isospike.theory.arithmetic import (
     softmax,
     table,
 )
-from isospike.theory.few_spike import SHIPPED, few_spike
+from isospike.circuits.few_spike import SHIPPED, few_spike
+from isospike.errors import RangeError
 
 SIZES = (4, 16, 64, 197)
 

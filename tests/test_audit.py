@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import isospike
-from isospike.port.audit import count_float_ops, operand_kind, trace_products
+from isospike.porting.audit import count_float_ops, operand_kind, trace_products
 
 ROWS, CHANNELS = 32, 6
 

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isospike.codes.orders import random_orders, similarity
 from isospike.errors import RangeError, UnsupportedError
 from isospike.memory.layers import SpikingLayer
+from isospike.memory.machine import SequenceMachine
 from isospike.memory.sdm import SparseDistributedMemory, nearest_pair, trace
-from isospike.orders import random_orders, similarity
-from isospike.sequence import SequenceMachine
 
 seeds = st.integers(0, 2**31)
 SMALL = {"code": (5, 32), "context_code": (10, 64), "decoder": (8, 7, 256)}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from isospike.errors import RangeError
-from isospike.theory.circuits import (
+from isospike.theory.softmax import (
     coincidence,
     exp_by_coincidence,
     race_error,

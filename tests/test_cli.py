@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from isospike.cli import app, console
 from isospike.cli import port as cli
-from isospike.codes import CODES
+from isospike.codes.code import CODES
 from isospike.errors import RangeError
 
 WORDS = [f"w{i}" for i in range(models.VOCABULARY - 4)]
@@ -191,7 +191,7 @@ def test_port_writes_a_folder_and_prints_the_headline(bert, text, tmp_path, monk
         "T^-1": (4,),
         "T^-1/2": (4,),
     }  # the whole sweep is test_port's
-    monkeypatch.setattr(import_module("isospike.port.port"), "CURVE_STEPS", few)
+    monkeypatch.setattr(import_module("isospike.porting.port"), "CURVE_STEPS", few)
     out = tmp_path / "new" / "port"
     done = call("port", bert, "--text", text, "--out", out, "--steps", 5, "--sentences", 20)
     assert done.exit_code == 0, done.stderr

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import isospike
-from isospike.codes import CODES
+from isospike.codes.code import CODES
 
 # Dynamo itself makes an instance of the autograd functions it traces.
 tracing = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isospike.datasets import passages, read_text, shakespeare
+from isospike.data.datasets import passages, read_text, shakespeare
 from isospike.errors import RangeError
 
 WORDS = "one two three four five six seven eight nine ten eleven twelve"

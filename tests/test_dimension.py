@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import KDTree
 
-from isospike.errors import RangeError, ShapeError
-from isospike.theory.dimension import (
+from isospike.dimension import (
     EffectiveDimension,
     Estimate,
     Moments,
@@ -20,6 +19,7 @@ from isospike.theory.dimension import (
     stable_rank,
     two_nn,
 )
+from isospike.errors import RangeError, ShapeError
 
 seeds = st.integers(0, 2**31)
 spectra = st.lists(st.floats(0, 1e6), min_size=1, max_size=30).filter(lambda s: sum(s) > 1e-9)

@@ -22,16 +22,16 @@ from isospike.experiments import (
     HOLDS,
     Result,
     Table,
-    cells,
     find_experiment,
     geometry,
+    grid,
     lemma,
     overlap_kernel,
     page,
 )
-from isospike.experiments.cells import ROWS, SIZES, Cell, Size, build, compute, run_cells, run_rows
+from isospike.experiments.grid import ROWS, SIZES, Cell, Size, build, compute, run_cells, run_rows
 from isospike.experiments.tasks import TASKS, Recall
-from isospike.training import IGNORE
+from isospike.models.training import IGNORE
 
 TINY = Size("tiny", 3, 2, (0.003, 0.01), tests=8)
 
@@ -127,7 +127,7 @@ def test_shuffled_positions_are_dealt_out_anew():
 def test_score_by_hand():
     logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]], [[2.0, 0.0]] * 3])
     targets = torch.tensor([[0, 1, IGNORE], [0, 1, 0]])
-    found = cells.score(logits, targets)
+    found = grid.score(logits, targets)
     miss, hit = math.log2(1 + math.e**2), math.log2(1 + math.e**-2)
     assert found["bits"] == pytest.approx((4 * hit + miss) / 5)
     assert (found["token"], found["sequence"]) == (0.8, 0.5)
@@ -164,7 +164,7 @@ def test_a_started_run_goes_on_with_what_is_missing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return compute(cell)
 
-    monkeypatch.setattr(cells, "compute", count)
+    monkeypatch.setattr(grid, "compute", count)
     with pytest.raises(KeyboardInterrupt):
         run_cells(wanted, tmp_path, 1, quiet, "cells")
     assert len(list(tmp_path.iterdir())) == 2
@@ -206,12 +206,12 @@ def test_rows_choose_their_rate_on_seed_0(tmp_path, monkeypatch):
     def pretend(cell):
         wins = {"rope": 0.003, "none": 0.01}[cell.row]
         bits = 1.0 if cell.rate == wins else 2.0
-        flat = dict.fromkeys(cells.FACTORS, 0.5)
+        flat = dict.fromkeys(grid.FACTORS, 0.5)
         return {"cell": cell.about, "bits": {**flat, "x1": bits}, "token": flat, "sequence": flat,
                 "parameters": 1, "steps_to_95": None, "curve": [[1, 1.0]], "seconds": 0.0,
                 "versions": {}}  # fmt: skip
 
-    monkeypatch.setattr(cells, "compute", pretend)
+    monkeypatch.setattr(grid, "compute", pretend)
     found = run_rows(("copy-1", "sort"), ("rope", "none"), TINY, tmp_path)
     assert {key: [r["cell"]["rate"] for r in results] for key, results in found.items()} == {
         ("copy-1", "rope"): [0.003, 0.003], ("sort", "rope"): [0.003, 0.003],
@@ -227,13 +227,13 @@ def test_means_and_tables():
 
     found = {("copy-1", "none"): [result(0, 0.5, None, None), result(1, 0.7, None, 20)],
              ("copy-1", "rope"): [result(0, 1.0, 0.9, 10), result(1, 1.0, 0.7, 30)]}  # fmt: skip
-    value, half = cells.mean(found["copy-1", "rope"], "token", "x3")
+    value, half = grid.mean(found["copy-1", "rope"], "token", "x3")
     assert value == pytest.approx(0.8)
     assert half == pytest.approx(1.96 * 0.1 * 2**0.5 / 2**0.5)
-    table = cells.accuracy_table(found, "copy-1", ("none", "rope"), "token", "T")
+    table = grid.accuracy_table(found, "copy-1", ("none", "rope"), "token", "T")
     assert table.rows[0] == ("none", *["0.600 +- 0.196"] * 3, "n.a.", "--", "0.01", "7")
     assert table.rows[1][-3] == "20"
-    assert cells.overview(found, ("copy-1",), ("none",)).rows == (("none", "0.60 / 0.60"),)
+    assert grid.overview(found, ("copy-1",), ("none",)).rows == (("none", "0.60 / 0.60"),)
     assert (
         Table("T", ("a", "b"), (("1", "2"),)).markdown() == "T\n\n| a | b |\n|---|--:|\n| 1 | 2 |"
     )
@@ -314,7 +314,7 @@ def test_verdicts_follow_the_numbers():
         assert verdict("extrapolation", numbers) == expected
     table = find_experiment("published-table")
     for control, expected in ((1.0, FAILS), (0.1, HOLDS)):
-        numbers = {f"successor {r} {f}": control for r in table.ROWS for f in cells.FACTORS}
+        numbers = {f"successor {r} {f}": control for r in table.ROWS for f in grid.FACTORS}
         assert verdict("published-table", numbers) == expected
     for best, expected in ((0.1, CORRECTED), (1.0, FAILS)):
         numbers = {"recall: rope transformer, trained": best, "recall: last symbol": 1.0}
@@ -344,11 +344,11 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("positions")
-    cells.SIZES["tiny"] = dataclasses.replace(TINY, steps=1, tests=2, rates=(0.01,))
+    grid.SIZES["tiny"] = dataclasses.replace(TINY, steps=1, tests=2, rates=(0.01,))
     done = run("positions", "--size", "tiny", "--tasks", "copy-1,reversal", "--out", place,
                "--encodings", "none,rope,rank-learned,t5", "--workers", 1)  # fmt: skip
     yield place, done
-    del cells.SIZES["tiny"]
+    del grid.SIZES["tiny"]
 
 
 def test_positions_leaves_a_page_and_tables(folder):

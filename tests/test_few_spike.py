@@ -3,14 +3,14 @@ import math
 import pytest
 import torch
 
-from isospike.errors import RangeError
-from isospike.theory.few_spike import (
+from isospike.circuits.few_spike import (
     SHIPPED,
     FewSpikeNeuron,
     few_spike,
     fit_few_spike,
     measure,
 )
+from isospike.errors import RangeError
 
 HALVES = FewSpikeNeuron(0.0, 2.0, (0.5, 0.25), (0.5, 0.25), (4.0, 2.0), 1.0, 0.0, 0.0, 0.0)
 

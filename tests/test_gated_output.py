@@ -7,7 +7,7 @@ from torch import nn
 import isospike
 from isospike.errors import IsospikeError, RangeError, ShapeError
 from isospike.experiments import CORRECTED, FAILS, HOLDS, Result, find_experiment, gated_output
-from isospike.experiments.cells import Size
+from isospike.experiments.grid import Size
 from isospike.models.gated_output import GatedOutputProjection
 
 

@@ -9,10 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isospike.codes import CODES, linear_code
-from isospike.kernels import blocks as memory
-from isospike.kernels import team
-from isospike.kernels.binary import (
+from isospike.codes.code import CODES, linear_code
+from isospike.kernels.product.int8 import (
     LARGEST_WEIGHT,
     add_product,
     can_pack,
@@ -22,8 +20,10 @@ from isospike.kernels.binary import (
     spell_words,
     spike_steps,
 )
-from isospike.kernels.blocks import KEPT, LARGE, blocks, fresh, scratch
-from isospike.kernels.team import share
+from isospike.kernels.runtime import buffers as memory
+from isospike.kernels.runtime import threads as team
+from isospike.kernels.runtime.buffers import KEPT, LARGE, blocks, fresh, scratch
+from isospike.kernels.runtime.threads import share
 
 
 def random_integers(code, shape, seed):

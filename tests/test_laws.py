@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isospike.codes import (
+from isospike.codes.code import (
     CODES,
     BernoulliCode,
     PhaseCode,

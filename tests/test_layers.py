@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
+from isospike.codes.orders import nof_m, random_orders, significance
 from isospike.errors import RangeError, ShapeError
 from isospike.memory.layers import first_spikes, rdlif_times, wheel_times
-from isospike.orders import nof_m, random_orders, significance
 
 seeds = st.integers(0, 2**31)
 alphas = st.sampled_from([0.5, 0.9, 0.99, 1.0])

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isospike.codes.orders import nof_m, random_orders, significance, similarity
 from isospike.errors import RangeError, ShapeError
-from isospike.kernels.lines import largest
+from isospike.kernels.machine.locations import largest
 from isospike.memory import sdm
 from isospike.memory.decoder import AddressDecoder
 from isospike.memory.sdm import (
@@ -19,7 +20,6 @@ from isospike.memory.sdm import (
     expected_recall,
     occupancy,
 )
-from isospike.orders import nof_m, random_orders, significance, similarity
 
 
 def draw(seed):

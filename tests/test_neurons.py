@@ -582,7 +582,7 @@ def test_the_public_names_are_there():
 def test_a_missing_triton_names_its_extra(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "isospike.kernels.gpu", raising=False)
+    monkeypatch.delitem(sys.modules, "isospike.kernels.neuron.gpu", raising=False)
     with pytest.raises(
         MissingExtraError, match=r"needs the package triton. Install isospike\[gpu\]"
     ):

@@ -9,10 +9,9 @@ from torch import nn
 
 import isospike
 from isospike.errors import RangeError, UnsupportedError
-from isospike.port import load
-from isospike.port.audit import audit
-from isospike.port.modules import Run
-from isospike.port.nonlinear import (
+from isospike.porting import load
+from isospike.porting.audit import audit
+from isospike.porting.functions import (
     SHAPES,
     SpikingActivation,
     SpikingNorm,
@@ -21,8 +20,9 @@ from isospike.port.nonlinear import (
     mean_of,
     numerator,
 )
-from isospike.port.surgery import open_up
-from isospike.report import html
+from isospike.porting.instrument import open_up
+from isospike.porting.page import html
+from isospike.porting.product import Run
 
 KINDS = {
     "bert": {"normalisation", "softmax", "activation"},

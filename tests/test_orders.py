@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from isospike.codes.orders import bits, check_order, nof_m, random_orders, significance, similarity
 from isospike.errors import RangeError, ShapeError
-from isospike.orders import bits, check_order, nof_m, random_orders, significance, similarity
 
 
 def draw(seed):

@@ -11,11 +11,11 @@ import transformers
 from torch import nn
 
 import isospike
-from isospike.port.measure import compare, site_dimensions, site_reports
-from isospike.port.modules import SpikingProduct
-from isospike.port.surgery import sites
+from isospike.dimension import EffectiveDimension
+from isospike.porting.instrument import sites
+from isospike.porting.measure import compare, site_dimensions, site_reports
+from isospike.porting.product import SpikingProduct
 from isospike.theory import steps as laws
-from isospike.theory.dimension import EffectiveDimension
 
 ARCHITECTURES = ("bert", "vit", "gpt2", "llama")
 TEXT = ("bert", "gpt2", "llama")
@@ -605,7 +605,7 @@ def test_a_max_error_out_of_reach_stops_at_the_most_steps_and_says_so(monkeypatc
 
 
 def test_a_max_error_below_the_floor_of_the_law_is_refused_with_the_floor(monkeypatch):
-    home = importlib.import_module("isospike.port.port")
+    home = importlib.import_module("isospike.porting.port")
     monkeypatch.setattr(home, "fit_law", lambda code, errors: laws.Law(code, 1.0, 3.0, 0.07))
     with pytest.raises(
         isospike.RangeError, match="the floor of its law, 0.07, got 0.05: no number"
@@ -628,7 +628,7 @@ def test_steps_are_raised_where_the_measured_error_exceeds_the_prediction(monkey
         law = laws.fit_law(code, errors)
         return replace(law, scale=law.scale / 3)
 
-    monkeypatch.setattr(importlib.import_module("isospike.port.port"), "fit_law", hopeful)
+    monkeypatch.setattr(importlib.import_module("isospike.porting.port"), "fit_law", hopeful)
     batches = models.batches("bert", rows=64, held=32)
     report = isospike.port(float_model("bert"), batches, code=code, max_error=0.2).report
     first = report.law.fewest_steps(0.2)
@@ -787,7 +787,7 @@ def full():
     """A report with everything in it, and what progress was told."""
     told = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("isospike.port.port"), "CURVE_STEPS", CURVE)
+        patch.setattr(importlib.import_module("isospike.porting.port"), "CURVE_STEPS", CURVE)
         result = isospike.port(
             float_model("bert"), models.batches("bert"), max_error=0.2, curve=tuple(laws.FORMS),
             name="tiny", describe=lambda ids: (" ".join(map(str, ids.tolist())), ["a"] * len(ids)),

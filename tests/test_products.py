@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isospike import products
 from isospike.errors import RangeError, ShapeError, UnsupportedError
-from isospike.kernels import products
-from isospike.kernels.products import pack_spikes, spike_linear, spike_matmul, unpack_spikes
+from isospike.products import pack_spikes, spike_linear, spike_matmul, unpack_spikes
 
 TYPES = [torch.float32, torch.bfloat16, torch.uint8, torch.bool]
 

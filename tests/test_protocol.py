@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from isospike.codes.orders import nof_m, significance
 from isospike.errors import RangeError, UnsupportedError
+from isospike.memory.machine import SequenceMachine
 from isospike.models.transformer import Transformer
-from isospike.orders import nof_m, significance
 from isospike.positions import RandomizedOrdered, Sinusoidal, make_position
 from isospike.protocol import MachineOperations, Told, TransformerOperations, run_online
-from isospike.sequence import SequenceMachine
 
 LETTERS = "abcdefgh"
 SMALL = {"code": (5, 64), "context_code": (8, 96), "decoder": (6, 7, 512)}

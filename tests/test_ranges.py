@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isospike.codes import PhaseCode, RateCode, SignedDigitCode
-from isospike.port.ranges import fit_range
-from isospike.port.sites import Site
+from isospike.codes.code import PhaseCode, RateCode, SignedDigitCode
+from isospike.porting.ranges import fit_range
+from isospike.porting.sites import Site
 
 seeds = st.integers(0, 2**31)
 PAIR, SINGLE = SignedDigitCode(8), PhaseCode(8)

@@ -15,7 +15,7 @@ import isospike
 from isospike.cli import app
 from isospike.errors import MissingExtraError, RangeError, ShapeError, UnsupportedError
 from isospike.ranks.measure import measure
-from isospike.ranks_report import TABLES
+from isospike.ranks.report import TABLES
 
 NAMES = ("bert", "vit", "gpt2", "llama")
 

@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from isospike import report as reports
 from isospike.energy import Counts
-from isospike.port.result import CurvePoint, PortReport, Raster, SiteReport
+from isospike.porting import page as reports
+from isospike.porting.report import CurvePoint, PortReport, Raster, SiteReport
 from isospike.theory.steps import Law
 
 KINDS = ("linear", "query", "key", "probability", "value", "linear", "linear", "linear")

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.numpy import save as to_bytes
 
 from isospike import IsospikeError, RangeError, SequenceMachine
-from isospike.saving import atomic_write
-from isospike.sequence import Prediction
+from isospike.memory.machine import Prediction
+from isospike.report.files import atomic_write
 
 CONTEXTS = ("combined", "layer", "shift")  # those that address lines
 LETTERS = "abcdefghijklmnopqrstuvwxyz "

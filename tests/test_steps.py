@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isospike.codes import CODES, linear_code
+from isospike.codes.code import CODES, linear_code
 from isospike.errors import RangeError
 from isospike.theory.steps import (
     FIT_AT,

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from isospike.errors import IsospikeError, RangeError, ShapeError, UnsupportedError
+from isospike.models.training import IGNORE, train
 from isospike.models.transformer import Transformer
 from isospike.positions import (
     POSITIONS,
@@ -17,7 +18,6 @@ from isospike.positions import (
     Sinusoidal,
     make_position,
 )
-from isospike.training import IGNORE, train
 
 VOCABULARY, LENGTH = 11, 12
 NAMES = sorted(POSITIONS)

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from isospike import SequenceMachine
 from isospike.cli import app
-from isospike.datasets import chorales, read_melodies
+from isospike.data.datasets import chorales, read_melodies
 from isospike.errors import RangeError
-from isospike.ngram import BackoffNgram
+from isospike.memory.ngram import BackoffNgram
 
 words = st.text("abcd", max_size=60)
 

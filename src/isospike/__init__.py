@@ -18,7 +18,8 @@ from isospike.errors import (
 
 if TYPE_CHECKING:
     from isospike.causal.estimator import ScoreSchurSort
-    from isospike.codes import (
+    from isospike.causal.report import CausalReport, causal_report
+    from isospike.codes.code import (
         BernoulliCode,
         Code,
         HalfOctaveCode,
@@ -30,18 +31,19 @@ if TYPE_CHECKING:
         SignedDigitCode,
         linear_code,
     )
-    from isospike.kernels.products import spike_linear, spike_matmul
+    from isospike.codes.orders import Similarity, nof_m, random_orders, significance, similarity
+    from isospike.dimension import EffectiveDimension
+    from isospike.memory.machine import Prediction, SequenceMachine
     from isospike.memory.sdm import SparseDistributedMemory
     from isospike.models.gated_output import GatedOutputProjection
     from isospike.models.transformer import Transformer
     from isospike.neurons import IF, LIF, PLIF, NeuronParams, NeuronState
-    from isospike.order_report import CausalReport, causal_report
-    from isospike.orders import Similarity, nof_m, random_orders, significance, similarity
-    from isospike.port.audit import Audit, audit
-    from isospike.port.files import load
-    from isospike.port.port import PortResult, port
-    from isospike.port.result import PortReport
+    from isospike.porting.audit import Audit, audit
+    from isospike.porting.files import load
+    from isospike.porting.port import PortResult, port
+    from isospike.porting.report import PortReport
     from isospike.positions import Position, make_position
+    from isospike.products import spike_linear, spike_matmul
     from isospike.protocol import (
         FiveOperations,
         MachineOperations,
@@ -51,9 +53,7 @@ if TYPE_CHECKING:
     from isospike.ranks.heads import HeadAmbiguity, head_ambiguity, recover_heads
     from isospike.ranks.norms import NormRank, norm_rank
     from isospike.ranks.numerical import NumericalRank, affine_rank, numerical_rank
-    from isospike.ranks_report import RankReport, rank_report
-    from isospike.sequence import Prediction, SequenceMachine
-    from isospike.theory.dimension import EffectiveDimension
+    from isospike.ranks.report import RankReport, rank_report
 
 __all__ = [
     "IF",
@@ -118,11 +118,11 @@ __all__ = [
 
 _HOMES = {
     "isospike.causal.estimator": ("ScoreSchurSort",),
-    "isospike.port": ("Audit", "PortReport", "PortResult", "audit", "load", "port"),
-    "isospike.orders": ("Similarity", "nof_m", "random_orders", "significance", "similarity"),
-    "isospike.kernels.products": ("spike_linear", "spike_matmul"),
+    "isospike.porting": ("Audit", "PortReport", "PortResult", "audit", "load", "port"),
+    "isospike.codes.orders": ("Similarity", "nof_m", "random_orders", "significance", "similarity"),
+    "isospike.products": ("spike_linear", "spike_matmul"),
     "isospike.neurons": ("IF", "LIF", "PLIF", "NeuronParams", "NeuronState"),
-    "isospike.order_report": ("CausalReport", "causal_report"),
+    "isospike.causal.report": ("CausalReport", "causal_report"),
     "isospike.memory.sdm": ("SparseDistributedMemory",),
     "isospike.models.gated_output": ("GatedOutputProjection",),
     "isospike.models.transformer": ("Transformer",),
@@ -136,9 +136,9 @@ _HOMES = {
     "isospike.ranks.heads": ("HeadAmbiguity", "head_ambiguity", "recover_heads"),
     "isospike.ranks.norms": ("NormRank", "norm_rank"),
     "isospike.ranks.numerical": ("NumericalRank", "affine_rank", "numerical_rank"),
-    "isospike.ranks_report": ("RankReport", "rank_report"),
-    "isospike.sequence": ("Prediction", "SequenceMachine"),
-    "isospike.theory.dimension": ("EffectiveDimension",),
+    "isospike.ranks.report": ("RankReport", "rank_report"),
+    "isospike.memory.machine": ("Prediction", "SequenceMachine"),
+    "isospike.dimension": ("EffectiveDimension",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -149,7 +149,7 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name not in __all__:
             raise AttributeError(f"module 'isospike' has no attribute {name!r}")
-        value = getattr(import_module(_HOME.get(name, "isospike.codes")), name)
+        value = getattr(import_module(_HOME.get(name, "isospike.codes.code")), name)
         super().__setattr__(name, value)
         return value
 

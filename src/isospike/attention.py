@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from isospike.errors import ShapeError
-from isospike.kernels.counts import attend, laid_out
-from isospike.kernels.operators import define
-from isospike.kernels.products import spike_matmul
+from isospike.kernels.product.attention import attend, laid_out
+from isospike.kernels.runtime.torch_ops import define
+from isospike.products import spike_matmul
 
 BYTES = (torch.uint8, torch.bool)
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from isospike.errors import RangeError, ShapeError, UnsupportedError
-from isospike.kernels.engine import neuron, spread
-from isospike.kernels.reference import run_steps
+from isospike.kernels.neuron.engine import neuron, spread
+from isospike.kernels.neuron.reference import run_steps
 from isospike.surrogate import ATan, Sigmoid, SuperSpike, Surrogate
 
 ENGINES = ("auto", "reference", "cpu", "gpu")
@@ -182,7 +182,7 @@ def freeze(params: NeuronParams, channels: int) -> Callable[[Tensor, torch.dtype
     Raises:
         RangeError, ShapeError: As for :func:`run`, of the parameters; the input is not checked.
     """
-    from isospike.kernels.cpu import Frozen  # imports the compiler
+    from isospike.kernels.neuron.cpu import Frozen  # imports the compiler
 
     values = _check_params(params, torch.empty(1, channels), torch.float32)
     spreads = [spread(value.detach(), torch.Size([channels])) for value in values]

@@ -39,8 +39,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from isospike.codes.orders import random_orders, significance
 from isospike.errors import RangeError, ShapeError, UnsupportedError
-from isospike.orders import random_orders, significance
 
 BASE = 10000.0
 

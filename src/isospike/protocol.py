@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 from isospike.errors import RangeError, UnsupportedError
+from isospike.memory.machine import SequenceMachine
 from isospike.models.transformer import Cache, Transformer
-from isospike.sequence import SequenceMachine
 
 
 class FiveOperations(ABC):

@@ -10,7 +10,8 @@ import typer
 
 from isospike.cli.app import app
 from isospike.cli.console import DebugOption, Progress, errors_in_one_line
-from isospike.cli.models import (
+from isospike.errors import RangeError
+from isospike.hf.load import (
     MAX_SENTENCES,
     TextOption,
     batches_of,
@@ -19,7 +20,6 @@ from isospike.cli.models import (
     load_model,
     load_tokenizer,
 )
-from isospike.errors import RangeError
 
 PIPE_WIDTH = 160
 REPLICATES = 20  # enough for a standard error; each one takes an eigendecomposition
@@ -76,7 +76,7 @@ def dimension_command(
 def _measure(
     model: str, text: Path | None, share: float, sentences: int, quiet: bool
 ) -> dict[str, tuple[str, Any]]:
-    from isospike.datasets import passages, read_text, shakespeare
+    from isospike.data.datasets import passages, read_text, shakespeare
 
     source, name, _ = find_model(model, "dimension")
     chosen = passages(shakespeare() if text is None else read_text(text), sentences)
@@ -84,8 +84,8 @@ def _measure(
         progress(f"load {name}", 0, 1)
         import torch
 
-        from isospike.port.measure import site_dimensions
-        from isospike.theory.dimension import EffectiveDimension
+        from isospike.dimension import EffectiveDimension
+        from isospike.porting.measure import site_dimensions
 
         config = load_config(source, name, "dimension")
         tokenizer = load_tokenizer(source, "dimension")

@@ -89,7 +89,7 @@ def recall_command(
 ) -> None:
     """Continue a prompt with what a machine has learned."""
     with errors_in_one_line(debug):
-        from isospike.sequence import SequenceMachine
+        from isospike.memory.machine import SequenceMachine
 
         machine = SequenceMachine.load(model)
         unit = machine.notes.get("unit", "char")
@@ -106,7 +106,7 @@ def recall_command(
 
 def _read(file: str, unit: Unit, limit: int | None) -> list[list[Hashable]]:
     """The sequences of a file, each to be learned from the start."""
-    from isospike import datasets
+    from isospike.data import datasets
 
     sequences: list[list[Hashable]]
     if file == "chorales":
@@ -133,8 +133,8 @@ def _split(text: str, unit: str) -> list[Hashable]:
 
 
 def _learn(sequences: list[list[Hashable]], unit: str, path: Path, as_json: bool) -> None:
-    from isospike.ngram import BackoffNgram
-    from isospike.sequence import SequenceMachine
+    from isospike.memory.machine import SequenceMachine
+    from isospike.memory.ngram import BackoffNgram
 
     if path.exists():
         machine = SequenceMachine.load(path)

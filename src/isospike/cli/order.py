@@ -136,10 +136,10 @@ def _order(
     import numpy as np
 
     from isospike.causal.estimator import ScoreSchurSort
+    from isospike.causal.report import causal_report
     from isospike.causal.table import parse_edges, parse_scales, parse_table, parse_tiers
-    from isospike.datasets import read_text, sachs
-    from isospike.order_report import causal_report
-    from isospike.saving import atomic_write
+    from isospike.data.datasets import read_text, sachs
+    from isospike.report.files import atomic_write
 
     known = None
     if file == "sachs":

@@ -21,7 +21,8 @@ from isospike.cli.console import (
     errors_in_one_line,
     say,
 )
-from isospike.cli.models import (
+from isospike.errors import RangeError, UnsupportedError
+from isospike.hf.load import (
     BATCH,
     MAX_SENTENCES,
     batches_of,
@@ -35,7 +36,6 @@ from isospike.cli.models import (
     quiet_transformers,
     tokenize,
 )
-from isospike.errors import RangeError, UnsupportedError
 
 # Handlers import what is heavy: `isospike --help` answers before torch could be loaded.
 
@@ -273,9 +273,9 @@ def _port(
 
     with Progress(quiet) as progress:
         progress(f"load {name}", 0, 1)
-        from isospike.codes import CODES, linear_code
-        from isospike.port import port
-        from isospike.report import html
+        from isospike.codes.code import CODES, linear_code
+        from isospike.porting import port
+        from isospike.porting.page import html
 
         if max_error is None:
             steps = DEFAULT_STEPS if steps is None else steps
@@ -336,7 +336,7 @@ def _show_port(report: Any, folder: Path, as_json: bool) -> None:
     from rich.style import Style
     from rich.text import Text
 
-    from isospike.report import summary
+    from isospike.porting.page import summary
 
     console = Console()
     page = (folder / "report.html").resolve()
@@ -393,7 +393,7 @@ def embed_command(
             raise RangeError(
                 f"embed needs --out in an existing folder, got {str(out)!r}. Create the folder."
             )
-        from isospike.datasets import read_text
+        from isospike.data.datasets import read_text
 
         _check_port(folder, "embed")
         lines = [line.strip() for line in read_text(text).split("\n") if line.strip()]
@@ -474,7 +474,7 @@ def _show_embeddings(lines: list[str], units: Any, norms: Any) -> None:
 def _write_array(path: Path, array: Any) -> None:
     import numpy as np
 
-    from isospike.saving import atomic_write
+    from isospike.report.files import atomic_write
 
     packed = io.BytesIO()
     np.save(packed, array.numpy(), allow_pickle=False)
@@ -585,7 +585,7 @@ def _check_place(folder: Path) -> None:
     The writer decides, and it loads torch; only a folder that exists has to wait for it.
     """
     if folder.exists():
-        from isospike.port.files import check_destination
+        from isospike.porting.files import check_destination
 
         check_destination(folder)
 
@@ -607,7 +607,7 @@ def _check_port(folder: Path, command: str) -> None:
 def _load_port(folder: Path, execution: Execution | None) -> tuple[Any, Any]:
     """A saved port and its tokenizer."""
     quiet_transformers()
-    from isospike.port import load
+    from isospike.porting import load
 
     with others(f"the port {str(folder)!r} could not be loaded"):
         model = load(folder, execution=None if execution is None else execution.value)
@@ -616,7 +616,7 @@ def _load_port(folder: Path, execution: Execution | None) -> tuple[Any, Any]:
 
 def _read_sentences(text: Path | None, count: int) -> tuple[list[str], list[str]]:
     """Passages to calibrate on, and every fifth one held back."""
-    from isospike.datasets import passages, read_text, shakespeare
+    from isospike.data.datasets import passages, read_text, shakespeare
 
     found = passages(shakespeare() if text is None else read_text(text), count)
     if len(found) < 2:

@@ -7,7 +7,8 @@ import typer
 
 from isospike.cli.app import app
 from isospike.cli.console import DebugOption, Progress, errors_in_one_line, say
-from isospike.cli.models import (
+from isospike.errors import RangeError
+from isospike.hf.load import (
     TextOption,
     find_model,
     is_port,
@@ -19,7 +20,6 @@ from isospike.cli.models import (
     quiet_transformers,
     tokenize,
 )
-from isospike.errors import RangeError
 
 MOST_SEQUENCES = 64
 MOST_TOKENS = 512  # unless asked for
@@ -98,7 +98,7 @@ def _rank(
     controls: bool,
     as_json: bool,
 ) -> None:
-    from isospike.datasets import read_text, shakespeare
+    from isospike.data.datasets import read_text, shakespeare
 
     words = shakespeare() if text is None else read_text(text)
     folder = Path(model).expanduser()
@@ -117,7 +117,7 @@ def _rank(
         tokenizer = load_tokenizer(source, "rank")
         progress(f"load {name}", 1, 1)
         batch = _batch(words, tokenizer, loaded, tokens, sequences)
-        from isospike.ranks_report import rank_report
+        from isospike.ranks.report import rank_report
 
         report = rank_report(loaded, batch, controls=controls, name=name, progress=progress)
     place = report.save(out or Path("out/rank") / short)
@@ -130,7 +130,7 @@ def _rank(
 
 def _load_port(folder: Path) -> Any:
     quiet_transformers()
-    from isospike.port import load
+    from isospike.porting import load
 
     with others(f"the port {str(folder)!r} could not be loaded"):
         return load(folder)

@@ -113,7 +113,7 @@ def positions_command(
         from dataclasses import replace
 
         from isospike.experiments import page
-        from isospike.experiments.cells import ROWS, WHAT, accuracy_table, overview, run_rows
+        from isospike.experiments.grid import ROWS, WHAT, accuracy_table, overview, run_rows
         from isospike.experiments.tasks import TASKS
 
         chosen = _list(tasks, list(TASKS), "--tasks")
@@ -146,7 +146,7 @@ def _list(given: str | None, known: list[str], option: str) -> list[str]:
 
 
 def _size(name: str) -> Any:
-    from isospike.experiments.cells import SIZES
+    from isospike.experiments.grid import SIZES
 
     if name not in SIZES:
         raise RangeError(f"isospike needs a --size of {', '.join(SIZES)}, got {name!r}.")
@@ -162,7 +162,7 @@ def _workers(given: int | None) -> int:
 
 
 def _write(path: Path, text: str) -> None:
-    from isospike.saving import atomic_write
+    from isospike.report.files import atomic_write
 
     atomic_write(path, text.encode())
 

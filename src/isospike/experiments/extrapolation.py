@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from isospike.experiments import FAILS, HOLDS, Progress, Result
-from isospike.experiments.cells import SOLVED, Size, token_result
+from isospike.experiments.grid import SOLVED, Size, token_result
 from isospike.positions import POSITIONS
 
 CLAIM = "No absolute encoding extrapolates: what it solves at training length it loses at twice it."

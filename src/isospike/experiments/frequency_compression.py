@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from isospike.experiments import CORRECTED, FAILS, HOLDS, Progress, Result
-from isospike.experiments.cells import SOLVED, Size, token_result
+from isospike.experiments.grid import SOLVED, Size, token_result
 
 CLAIM = "A transformer with the frequency-compressed sinusoid does not learn."
 TASKS = ("copy-1", "copy-8", "reversal", "separator-copy")

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from isospike.errors import IsospikeError
 from isospike.experiments import CORRECTED, FAILS, HOLDS, Progress, Result, Table
-from isospike.experiments.cells import HEADS, LAYERS, WIDTH, Size, find_task, score
+from isospike.experiments.grid import HEADS, LAYERS, WIDTH, Size, find_task, score
 from isospike.models.gated_output import GatedOutputProjection
+from isospike.models.training import train
 from isospike.models.transformer import Transformer
 from isospike.positions import make_position
 from isospike.ranks.heads import head_ambiguity
 from isospike.ranks.measure import measure
-from isospike.saving import atomic_write
-from isospike.training import train
+from isospike.report.files import atomic_write
 
 CLAIM = (
     "A position-gated output projection (PG-OP) partly restores the heads' identifiability, at "

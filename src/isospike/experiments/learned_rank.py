@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from isospike.experiments import CORRECTED, FAILS, HOLDS, Progress, Result
-from isospike.experiments.cells import Size, token_result
+from isospike.experiments.grid import Size, token_result
 
 CLAIM = "A learned vector for each rank does at least as well as the sinusoid at training length."
 TASKS = ("copy-1", "copy-8", "reversal", "separator-copy", "sort")

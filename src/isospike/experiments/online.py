@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from isospike.experiments import CORRECTED, FAILS, Progress, Result, Table
-from isospike.experiments.cells import Size, build, find_task
+from isospike.experiments.grid import Size, build, find_task
 from isospike.experiments.tasks import Task
+from isospike.memory.machine import SequenceMachine
+from isospike.models.training import IGNORE, train
 from isospike.protocol import MachineOperations, Online, Told, TransformerOperations, run_online
-from isospike.sequence import SequenceMachine
-from isospike.training import IGNORE, train
 
 CLAIM = "The sequence machine and the transformer are the same machine in five operations."
 TASKS = ("copy-1", "copy-8", "copy-32", "separator-copy", "recall", "text")

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from isospike.codes.orders import nof_m, random_orders, significance, similarity
 from isospike.experiments import CORRECTED, FAILS, Progress, Result, Table
 from isospike.memory.decoder import AddressDecoder
-from isospike.orders import nof_m, random_orders, significance, similarity
 
 CLAIM = (
     "The overlap of two reads of a sparse distributed memory falls off as exp(beta cos), so that "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isospike.experiments import Table
-from isospike.experiments.cells import (
+from isospike.experiments.grid import (
     FACTORS,
     HEADS,
     TEXT_FACTORS,
@@ -19,8 +19,8 @@ from isospike.experiments.cells import (
     accuracy_table,
     mean,
 )
+from isospike.porting.page import MUTED, Plot, page, place, plot_layout, section
 from isospike.positions import POSITIONS, Additive, RandomizedOrdered, make_position
-from isospike.report import MUTED, Plot, page, place, plot_layout, section
 
 Found = dict[tuple[str, str], list[dict[str, Any]]]
 
@@ -37,7 +37,7 @@ _GRID = '<div style="display:grid;grid-template-columns:repeat(auto-fit,minmax({
 
 
 def html(found: Found, tasks: Sequence[str], rows: Sequence[str], size: Size) -> str:
-    """The page of the runs in ``found``, see :func:`isospike.experiments.cells.run_rows`."""
+    """The page of the runs in ``found``, see :func:`isospike.experiments.grid.run_rows`."""
     plots: list[Plot] = []
     title = "Positional encodings, tested"
     chips = " &nbsp; ".join(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from isospike.experiments import FAILS, HOLDS, Progress, Result
-from isospike.experiments.cells import FACTORS, Size, token_result
+from isospike.experiments.grid import FACTORS, Size, token_result
 
 CLAIM = (
     "On y_t = (x_t + 1) mod 50, spike timing keeps its bits at every length as RoPE does; the "

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from isospike.experiments import CORRECTED, FAILS, HOLDS, Progress, Result
-from isospike.experiments.cells import Size, token_result
+from isospike.experiments.grid import Size, token_result
 
 CLAIM = (
     "Attention is invariant to the spike-timing map, so a transformer trains on spike times T/L as "

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from isospike.datasets import shakespeare
+from isospike.data.datasets import shakespeare
 from isospike.errors import RangeError
-from isospike.training import IGNORE
+from isospike.models.training import IGNORE
 
 
 @dataclass(frozen=True)

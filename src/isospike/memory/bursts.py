@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from isospike.kernels import stream
-from isospike.kernels.lines import OR, largest, write_cells
+from isospike.kernels.machine import stream
+from isospike.kernels.machine.locations import OR, largest, write_cells
 from isospike.memory.contexts import LineMemory
 from isospike.memory.layers import Burst, SpikingLayer
 

@@ -6,12 +6,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from isospike.codes.orders import random_orders
 from isospike.errors import RangeError
-from isospike.kernels import stream, votes
-from isospike.kernels.lines import OR
+from isospike.kernels.machine import backoff as votes
+from isospike.kernels.machine import stream
+from isospike.kernels.machine.locations import OR
 from isospike.memory.decoder import AddressDecoder
 from isospike.memory.sdm import RULES
-from isospike.orders import random_orders
 
 ADAPT = {None: stream.CONSTANT, "agreement": stream.AGREEMENT, "activity": stream.ACTIVITY}
 

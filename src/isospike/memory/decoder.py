@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from isospike.errors import RangeError
-from isospike.kernels.lines import BLOCK
+from isospike.kernels.machine.locations import BLOCK
 
 
 class AddressDecoder:
@@ -73,7 +73,7 @@ class AddressDecoder:
 
     @property
     def arrays(self) -> tuple[object, ...]:
-        """What the kernels of :mod:`isospike.kernels.lines` take."""
+        """What the kernels of :mod:`isospike.kernels.machine.locations` take."""
         return self.table, self.lines, self.fire
 
     def matrix(self) -> Tensor:

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from isospike.codes.orders import check_alpha
 from isospike.errors import RangeError, ShapeError
-from isospike.kernels import bursts
-from isospike.kernels.lines import largest
-from isospike.orders import check_alpha
+from isospike.kernels.machine import bursts
+from isospike.kernels.machine.locations import largest
 
 KINDS = ("wheel", "rdlif")
 Burst = tuple[Any, Any, Any]  # of every spike: the neuron, its gain, its time

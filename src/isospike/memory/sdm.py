@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from isospike.codes.orders import check_alpha, check_order
 from isospike.errors import RangeError, ShapeError, UnsupportedError
-from isospike.kernels import lines as kernels
+from isospike.kernels.machine import locations as kernels
 from isospike.memory.decoder import AddressDecoder
 from isospike.memory.layers import Burst, SpikingLayer
-from isospike.orders import check_alpha, check_order
 
 RULES = {
     "or": kernels.OR,

@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from isospike.dimension import participation_ratio, spectral_entropy, stable_rank
 from isospike.errors import RangeError, ShapeError
-from isospike.theory.dimension import participation_ratio, spectral_entropy, stable_rank
 
 
 class Collapse(NamedTuple):

@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.models.gated_output import GatedOutputProjection
-from isospike.port.modules import SpikingAttention, SpikingProduct
-from isospike.port.surgery import uses_interface
+from isospike.porting.instrument import uses_interface
+from isospike.porting.product import SpikingAttention, SpikingProduct
 from isospike.ranks.norms import is_norm
 
 ATTENTION = "isospike-rank"

@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isospike.codes import PhaseCode
+from isospike.codes.code import PhaseCode
 from isospike.errors import RangeError, ShapeError
 
 MOST_CASES = 200_000  # neurons of (4) that are built

@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
+from isospike.dimension import spectral_entropy
 from isospike.errors import RangeError, ShapeError
 from isospike.positions import BASE
-from isospike.theory.dimension import spectral_entropy
 
 
 def latency(

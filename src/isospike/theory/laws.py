@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isospike.codes import BernoulliCode, LinearCode, check_values
+from isospike.codes.code import BernoulliCode, LinearCode, check_values
 from isospike.errors import RangeError
 
 PUBLISHED_CONSTANT = 2.3

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isospike.codes import CODES, check_values, linear_code
+from isospike.codes.code import CODES, check_values, linear_code
 from isospike.errors import RangeError
 
 FORMS = {

@@ -1,0 +1,1 @@
+"""Circuits of spikes that a port runs in place of float functions."""

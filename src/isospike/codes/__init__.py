@@ -1,0 +1,1 @@
+"""Spike codes and firing orders."""

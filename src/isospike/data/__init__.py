@@ -1,0 +1,1 @@
+"""What the package ships, and readers of the user's files."""

@@ -1,0 +1,1 @@
+"""All that isospike knows of Hugging Face models."""

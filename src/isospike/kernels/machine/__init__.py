@@ -1,0 +1,1 @@
+"""The sequence machine's inner loops."""

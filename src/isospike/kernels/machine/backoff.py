@@ -1,0 +1,130 @@
+"""The inner loops of voting contexts: a context of every length counts what followed it.
+
+A context's synapses are found by a hash of its symbols, so contexts share synapses only by chance;
+each count is kept twice and the smaller is read (a count-min sketch with conservative update).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from isospike.kernels.machine.locations import largest
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+_SHIFT = np.uint64(29)
+_ONE = np.uint64(1)
+
+_DISCOUNT = 0.75  # taken off every count
+
+
+class Votes(NamedTuple):
+    """State of voting contexts, changed in place.
+
+    Attributes:
+        history: The last symbols, latest first.
+        filled: How many of them there are, ``[1]``.
+        seed: Of the hash, ``[1]``.
+        counts: What was counted after each context, ``[2, size]``, size a power of two.
+        totals, kinds: How many symbols were, and how many different ones, ``[2, size / 4]``.
+    """
+
+    history: Any
+    filled: Any
+    seed: Any
+    counts: Any
+    totals: Any
+    kinds: Any
+
+
+@njit(cache=True, nogil=True)
+def _mix(h, value):
+    h = (h ^ (np.uint64(value) + _ONE)) * _MIX
+    return h ^ (h >> _SHIFT)
+
+
+@njit(cache=True, nogil=True)
+def _context(votes, length):
+    """Hash of the last ``length`` symbols."""
+    h = _mix(votes.seed[0], length)
+    for i in range(length):
+        h = _mix(h, votes.history[i])
+    return h
+
+
+@njit(cache=True, nogil=True)
+def _least(table, h):
+    """The smaller of the two entries that ``h`` leads to."""
+    last = np.uint64(table.shape[1] - 1)
+    return min(table[0, h & last], table[1, (h >> np.uint64(32)) & last])
+
+
+@njit(cache=True, nogil=True)
+def _raise(table, h, value):
+    """Let neither entry be below ``value``."""
+    last = np.uint64(table.shape[1] - 1)
+    i, j = h & last, (h >> np.uint64(32)) & last
+    table[0, i] = max(table[0, i], value)
+    table[1, j] = max(table[1, j], value)
+
+
+@njit(cache=True, nogil=True)
+def score(votes, scores):
+    """Probability of each symbol: longer contexts correct shorter ones (Kneser and Ney)."""
+    scores[:] = 0
+    for length in range(votes.filled[0] + 1):
+        h = _context(votes, length)
+        total = _least(votes.totals, h)
+        if total <= 0:
+            return
+        if length == 0:
+            scores[:] = 1 / len(scores)
+        kinds = _least(votes.kinds, h)
+        # Each other kind was counted too, so shared synapses cannot lift a symbol above 1.
+        most = total - (kinds - 1)
+        scores *= _DISCOUNT * kinds / total
+        for s in range(len(scores)):
+            count = _least(votes.counts, _mix(h, s))
+            if count > 0:
+                scores[s] += (min(count, most) - _DISCOUNT) / total
+
+
+@njit(cache=True, nogil=True)
+def store(votes, symbol):
+    """Count ``symbol`` from the longest context down to the first that has met it."""
+    for length in range(votes.filled[0], -1, -1):
+        h = _context(votes, length)
+        cell = _mix(h, symbol)
+        total = _least(votes.totals, h)
+        # What a new context seems to have counted belongs to others.
+        count = _least(votes.counts, cell) if total > 0 else 0.0
+        _raise(votes.counts, cell, count + 1)
+        _raise(votes.totals, h, total + 1)
+        if count > 0:
+            return
+        _raise(votes.kinds, h, _least(votes.kinds, h) + 1)
+
+
+@njit(cache=True, nogil=True)
+def advance(votes, symbol):
+    """Put ``symbol`` into the context."""
+    for i in range(len(votes.history) - 1, 0, -1):
+        votes.history[i] = votes.history[i - 1]
+    if len(votes.history) > 0:
+        votes.history[0] = symbol
+        votes.filled[0] = min(votes.filled[0] + 1, len(votes.history))
+
+
+@njit(cache=True, nogil=True)
+def stream(votes, scores, ids, learn, guess, match, margin):
+    """Predict every symbol of ``ids``, then learn it, or only follow it."""
+    top = np.empty(min(2, len(scores)), np.int64)
+    for n in range(len(ids)):
+        score(votes, scores)
+        largest(scores, len(top), top)
+        guess[n] = top[0]
+        match[n] = scores[top[0]]
+        margin[n] = match[n] - (scores[top[1]] if len(top) > 1 else 0.0)
+        if learn:
+            store(votes, ids[n])
+        advance(votes, ids[n])

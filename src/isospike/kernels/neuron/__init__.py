@@ -1,0 +1,1 @@
+"""The neuron recurrence in three engines."""

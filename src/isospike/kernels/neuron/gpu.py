@@ -1,0 +1,212 @@
+"""The neuron in one pass over memory, compiled by Triton, for float32, bfloat16 and any spikes.
+
+A program keeps a block of neurons in registers through all steps. Sums and products are rounded one
+by one (``enable_fp_fusion=False``), so that spikes are those of the other engines. The gradient
+writes each step's h where the step's gradient of the input will be, or beside it if that is
+narrower, and reads it again on its way back.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isospike.errors import MissingExtraError
+from isospike.kernels.neuron.engine import Rule, Spread
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise MissingExtraError(
+        "engine='gpu' needs the package triton. Install isospike[gpu]."
+    ) from error
+
+BLOCK = 1024  # neurons of one program
+
+
+@triton.jit
+def _load(values, period, inner, place, mask):
+    return tl.load(values + (place // inner) % period, mask=mask, other=1.0)
+
+
+@triton.jit
+def _forward(
+    x, stride, steps, neurons, v, spikes, last, p0, p1, p2, p3, p4,
+    n0, n1, n2, n3, n4, i0, i1, i2, i3, i4,
+    hard: tl.constexpr, given: tl.constexpr, keep: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = place < neurons
+    decay, gain = _load(p0, n0, i0, place, mask), _load(p1, n1, i1, place, mask)
+    bias, threshold = _load(p2, n2, i2, place, mask), _load(p3, n3, i3, place, mask)
+    reset = _load(p4, n4, i4, place, mask)
+    now = tl.load(v + place, mask=mask, other=0.0) if given else tl.zeros([BLOCK], tl.float32)
+    for t in range(steps):
+        current = tl.load(x + t * stride + place, mask=mask, other=0.0).to(tl.float32)
+        h = decay * now + gain * current + bias
+        fires = h >= threshold
+        s = tl.where(fires, 1.0, 0.0).to(spikes.dtype.element_ty)
+        tl.store(spikes + t * neurons + place, s, mask=mask)
+        if hard:
+            now = tl.where(fires, reset, h)
+        else:
+            now = tl.where(fires, h - reset, h)
+    if keep:
+        tl.store(last + place, now, mask=mask)
+
+
+@triton.jit
+def _backward(
+    x, stride, steps, neurons, v, h_kept, grad_spikes, grad_last, grad_x, grad_v, grads,
+    p0, p1, p2, p3, p4, n0, n1, n2, n3, n4, i0, i1, i2, i3, i4, alpha,
+    hard: tl.constexpr, detach: tl.constexpr, kind: tl.constexpr, given: tl.constexpr,
+    has_spikes: tl.constexpr, has_last: tl.constexpr, learn: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = place < neurons
+    decay, gain = _load(p0, n0, i0, place, mask), _load(p1, n1, i1, place, mask)
+    bias, threshold = _load(p2, n2, i2, place, mask), _load(p3, n3, i3, place, mask)
+    reset = _load(p4, n4, i4, place, mask)
+    start = tl.load(v + place, mask=mask, other=0.0) if given else tl.zeros([BLOCK], tl.float32)
+    now = start
+    for t in range(steps):
+        current = tl.load(x + t * stride + place, mask=mask, other=0.0).to(tl.float32)
+        h = decay * now + gain * current + bias
+        tl.store(h_kept + t * neurons + place, h, mask=mask)
+        fires = h >= threshold
+        if hard:
+            now = tl.where(fires, reset, h)
+        else:
+            now = tl.where(fires, h - reset, h)
+    gv = (
+        tl.load(grad_last + place, mask=mask, other=0.0)
+        if has_last
+        else tl.zeros([BLOCK], tl.float32)
+    )
+    s0, s1, s2, s3, s4 = gv * 0, gv * 0, gv * 0, gv * 0, gv * 0
+    for back in range(steps):
+        t = steps - 1 - back
+        h = tl.load(h_kept + t * neurons + place, mask=mask, other=0.0)
+        u = h - threshold
+        if kind == 0:
+            e = tl.exp(-tl.abs(alpha * u))
+            slope = alpha * e / ((1 + e) * (1 + e))
+        elif kind == 1:
+            z = 1.5707963267948966 * alpha * u
+            slope = alpha / 2 / (1 + z * z)
+        elif kind == 2:
+            slope = alpha * tl.maximum(1 - tl.abs(alpha * u), 0.0)
+        elif kind == 3:
+            slope = alpha * 0.5641895835477563 * tl.exp(-(alpha * u) * (alpha * u))
+        else:
+            z = 1 + tl.abs(alpha * u)
+            slope = 1 / (z * z)
+        fires = h >= threshold
+        gs = tl.zeros([BLOCK], tl.float32)
+        if has_spikes:
+            gs = tl.load(grad_spikes + t * neurons + place, mask=mask, other=0.0).to(tl.float32)
+        held = tl.where(fires, gv, 0.0)
+        if hard:
+            if not detach:
+                gs += gv * (reset - h)
+            gu = gs * slope
+            gh = gu + (gv - held)
+        else:
+            if not detach:
+                gs -= gv * reset
+            gu = gs * slope
+            gh = gu + gv
+            held = -held
+        if learn:
+            before = start
+            if t > 0:
+                earlier = tl.load(h_kept + (t - 1) * neurons + place, mask=mask, other=0.0)
+                if hard:
+                    before = tl.where(earlier >= threshold, reset, earlier)
+                else:
+                    before = tl.where(earlier >= threshold, earlier - reset, earlier)
+            current = tl.load(x + t * stride + place, mask=mask, other=0.0).to(tl.float32)
+            s0 += gh * before
+            s1 += gh * current
+            s2 += gh
+            s3 -= gu
+            s4 += held
+        tl.store(grad_x + t * neurons + place, (gain * gh).to(grad_x.dtype.element_ty), mask=mask)
+        gv = decay * gh
+    if given:
+        tl.store(grad_v + place, gv, mask=mask)
+    if learn:
+        tl.store(grads + place, s0, mask=mask)
+        tl.store(grads + neurons + place, s1, mask=mask)
+        tl.store(grads + 2 * neurons + place, s2, mask=mask)
+        tl.store(grads + 3 * neurons + place, s3, mask=mask)
+        tl.store(grads + 4 * neurons + place, s4, mask=mask)
+
+
+def forward(
+    x: Tensor,
+    v: Tensor | None,
+    params: Sequence[Spread],
+    rule: Rule,
+    spikes: Tensor,
+    last: Tensor | None,
+) -> None:
+    """See :class:`isospike.kernels.neuron.engine.Engine`."""
+    x, grid, sizes = _layout(x)
+    if grid is None:
+        return
+    out = spikes.view(torch.uint8) if spikes.dtype == torch.bool else spikes
+    _forward[grid](
+        x, *sizes, _or(v, x), out, _or(last, x), *_split(params),
+        hard=rule.hard, given=v is not None, keep=last is not None, BLOCK=BLOCK,
+        enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def backward(
+    x: Tensor,
+    v: Tensor | None,
+    params: Sequence[Spread],
+    rule: Rule,
+    grad_spikes: Tensor | None,
+    grad_last: Tensor | None,
+    grad_x: Tensor,
+    grad_v: Tensor | None,
+    grad_params: Tensor | None,
+) -> None:
+    """See :class:`isospike.kernels.neuron.engine.Engine`."""
+    x, grid, sizes = _layout(x)
+    if grid is None:
+        return
+    kept = (
+        grad_x if grad_x.dtype == torch.float32 else torch.empty_like(grad_x, dtype=torch.float32)
+    )
+    _backward[grid](
+        x, *sizes, _or(v, x), kept, _or(grad_spikes, x), _or(grad_last, x), grad_x, _or(grad_v, x),
+        _or(grad_params, x), *_split(params), rule.alpha,
+        hard=rule.hard, detach=rule.detach, kind=rule.surrogate, given=v is not None,
+        has_spikes=grad_spikes is not None, has_last=grad_last is not None,
+        learn=grad_params is not None, BLOCK=BLOCK, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def _layout(x: Tensor) -> tuple[Tensor, tuple[int] | None, tuple[int, int, int]]:
+    """``x`` with dense steps, the programs, and step stride, steps and neurons."""
+    neurons = math.prod(x.shape[1:])
+    if not x[0].is_contiguous():
+        x = x.contiguous()
+    grid = (triton.cdiv(neurons, BLOCK),) if neurons else None
+    return x, grid, (x.stride(0), len(x), neurons)
+
+
+def _split(params: Sequence[Spread]) -> tuple[Any, ...]:
+    values = tuple(p.values.contiguous() for p in params)
+    return *values, *(len(p) for p in values), *(p.inner for p in params)
+
+
+def _or(x: Tensor | None, other: Tensor) -> Tensor:
+    """A pointer is needed even where it is not followed."""
+    return other if x is None else x.contiguous()

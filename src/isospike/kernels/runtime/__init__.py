@@ -1,0 +1,1 @@
+"""Buffers, threads and operators that the kernels share."""

@@ -1,0 +1,327 @@
+"""A copy of a model in which every matrix product reads spikes."""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isospike.circuits.arithmetic import Digits
+from isospike.codes.code import LinearCode, linear_code
+from isospike.errors import UnsupportedError
+from isospike.porting.audit import trace_nonlinear, trace_products
+from isospike.porting.functions import (
+    SpikingActivation,
+    SpikingGatedMLP,
+    SpikingNorm,
+    circuit_of,
+)
+from isospike.porting.product import Run, SpikingAttention, SpikingProduct
+from isospike.porting.sites import Site, tensor_version
+
+ATTENTION = "isospike"
+HANDLE = "isospike_attention"  # submodule that the surgery adds to each attention module
+# Arguments of the attention interface that change the scores in a way SpikingAttention does not.
+CHANGES_SCORES = ("softcap", "s_aux", "position_bias", "head_mask")
+# A product, its inputs, and how often the first had been written to in place.
+Found = tuple[nn.Module, tuple[Tensor, ...], int]
+
+
+def open_up(model: nn.Module, batch: Mapping[str, Any], nonlinear: str = "float") -> nn.Module:
+    """A copy of ``model`` with its products replaced, in the float phase, its sites discovered.
+
+    With ``nonlinear="spiking"``, what is no product is replaced too, by circuits of spikes.
+
+    Raises:
+        UnsupportedError: A matrix product outside Linear, Conv1D, Conv2d and the transformers
+            attention interface, or a non-linear function that no circuit computes, named by its
+            module.
+    """
+    ported = copy.deepcopy(model).eval().float()
+    run = Run(nonlinear=nonlinear)
+    if nonlinear == "spiking":
+        _place_circuits(ported, run)
+    replaced = {
+        name: ported.get_submodule(name)
+        for name, module in model.named_modules()
+        if _is_product(module)
+    }
+    for name, module in replaced.items():
+        ported.set_submodule(name, _replacement(name, module, run))
+    _route_attention(ported)
+    found: list[Found] = []  # keeps inputs alive: ids stay unique
+    run.discover = lambda module, inputs: found.append((module, inputs, tensor_version(inputs[0])))
+    _attach_run(ported, run)
+    _attach_attention(ported, run)
+    with torch.no_grad():
+        products = trace_products(ported, batch)
+    run.discover = None
+    for product in products:
+        module = ported.get_submodule(product.module)
+        if not isinstance(module, SpikingProduct | SpikingAttention) and product.contraction > 1:
+            raise UnsupportedError(
+                f"port needs every matrix product in a Linear, Conv1D, Conv2d or the transformers "
+                f"attention interface, got {product.op} in {product.module or 'the model'} "
+                f"({type(module).__name__}). This model cannot be ported."
+            )
+    reached = {id(module) for module, *_ in found}
+    if len(reached) < len(found):
+        names = [module.name for module, *_ in found]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UnsupportedError(
+            f"port needs each module to run once per input, got {twice} run {names.count(twice)} "
+            "times. Models that share weights between layers cannot be ported."
+        )
+    for name, module in replaced.items():
+        if id(ported.get_submodule(name)) not in reached:
+            ported.set_submodule(name, module)  # never called: leave it alone
+    for name, module in list(ported.named_modules()):
+        if isinstance(module, SpikingAttention) and id(module) not in reached:
+            delattr(ported.get_submodule(name.rpartition(".")[0]), HANDLE)
+    _group_sites(found)
+    if nonlinear == "spiking":
+        _place_relays(ported)
+        _check_nonlinear(ported, batch)
+    return ported
+
+
+CIRCUITS = (SpikingActivation, SpikingNorm, SpikingGatedMLP)
+
+
+def _place_circuits(ported: nn.Module, run: Run) -> None:
+    found = {}
+    for name, module in ported.named_modules():
+        circuit = circuit_of(name, module, run)
+        if circuit is not None:
+            found[name] = circuit
+    for name, circuit in found.items():  # an MLP comes before the activation within it
+        ported.set_submodule(name, circuit)
+
+
+def _place_relays(ported: nn.Module) -> None:
+    """Digits at what a rotation by position reads: queries and keys, after their norms if any."""
+    for name, module in list(ported.named_modules()):
+        if not isinstance(module, SpikingAttention) or not name.endswith(HANDLE):
+            continue
+        owner = ported.get_submodule(name.rpartition(".")[0])
+        if not _rotates(type(owner)):  # type: ignore[arg-type]
+            continue
+        for part in ("q", "k"):
+            source = getattr(owner, f"{part}_norm", getattr(owner, f"{part}_proj", None))
+            if not isinstance(source, SpikingProduct | SpikingNorm):
+                raise UnsupportedError(
+                    f"port needs nonlinear='float' for rotary positions in {module.name}, got "
+                    "'spiking', which needs them to follow q_proj and k_proj."
+                )
+            source.relay = Digits(1.0, 1)
+
+
+def _check_nonlinear(ported: nn.Module, batch: Mapping[str, Any]) -> None:
+    with torch.no_grad():
+        found = trace_nonlinear(ported, batch)
+    for name, operator in found:
+        module = ported.get_submodule(name)
+        if not isinstance(module, (*CIRCUITS, SpikingAttention)):
+            raise UnsupportedError(
+                f"port needs nonlinear='float' for {operator} in {name or 'the model'} "
+                f"({type(module).__name__}), got 'spiking', which has circuits for activation "
+                "modules, LayerNorm, RMSNorm and gated MLPs."
+            )
+
+
+def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> None:
+    """Perform in place the surgery of a saved port; its weights are still to be loaded."""
+    if run.nonlinear == "spiking":
+        _place_circuits(model, run)
+    found = {name: _saved_site(name, s) for name, s in spec["sites"].items()}
+    for name, site in spec["products"].items():
+        product = _replacement(name, model.get_submodule(name), run)
+        product.site = found[site]
+        # A storage of its own: an output layer may still be tied to the embedding.
+        product.weight = nn.Parameter(torch.empty_like(product.weight), requires_grad=False)
+        model.set_submodule(name, product)
+    _route_attention(model)
+    for name in spec["attention"]:
+        attention = SpikingAttention(name, run)
+        for kind in ("query", "key", "value", "probability"):
+            setattr(attention, kind, found[f"{name}:{kind}"])
+        heads, _, channels = attention.query.offset.shape
+        attention.gain = torch.zeros(heads, 1, channels)
+        attention.current = torch.zeros(heads, channels, 1)
+        attention.unit = torch.zeros(heads, 1, 1)
+        setattr(model.get_submodule(name), HANDLE, attention)
+    for name, parts in spec.get("digits", {}).items():
+        for part, (grid, steps) in parts.items():
+            setattr(model.get_submodule(name), part, Digits(grid, steps))
+    _attach_run(model, run)
+
+
+def saved_digits(ported: nn.Module) -> dict[str, dict[str, tuple[float, int]]]:
+    """Grid and steps of every circuit's digits, by module and attribute."""
+    found: dict[str, dict[str, tuple[float, int]]] = {}
+    for name, module in ported.named_modules():
+        for part in ("digits", "relay"):
+            digits = getattr(module, part, None)
+            if isinstance(digits, Digits):
+                found.setdefault(name, {})[part] = (digits.grid, digits.steps)
+    return found
+
+
+def _saved_site(name: str, spec: Mapping[str, Any]) -> Site:
+    site = Site(name, spec["kind"], linear_code(spec["code"], spec["steps"]), tuple(spec["shape"]))
+    site.fan_out, site.shared, site.fitted = spec["fan_out"], spec["shared"], True
+    return site
+
+
+def assign_codes(ported: nn.Module, code_of: Callable[[str], LinearCode]) -> None:
+    """Give every site its code, before calibration."""
+    for site in sites(ported):
+        site.code = code_of(site.name)
+
+
+def sites(ported: nn.Module) -> list[Site]:
+    """All sites, each once, in order of execution as far as the modules' order tells."""
+    seen: dict[int, Site] = {}
+    for module in products(ported):
+        if isinstance(module, SpikingProduct):
+            seen.setdefault(id(module.site), module.site)
+        else:
+            for site in (module.query, module.key, module.value, module.probability):
+                seen.setdefault(id(site), site)
+    return list(seen.values())
+
+
+def products(ported: nn.Module) -> Iterator[SpikingProduct | SpikingAttention]:
+    """All modules that multiply, in order."""
+    for module in ported.modules():
+        if isinstance(module, SpikingProduct | SpikingAttention):
+            yield module
+
+
+def _is_product(module: nn.Module) -> bool:
+    # transformers' Conv1D is a Linear with its weight transposed; by name, to stay import-free.
+    return type(module) in (nn.Linear, nn.Conv2d) or type(module).__name__ == "Conv1D"
+
+
+def _replacement(name: str, module: nn.Module, run: Run) -> SpikingProduct:
+    weight, bias = module.weight, module.bias
+    if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
+        raise UnsupportedError(f"port needs a plain weight in {name}, got {type(weight).__name__}.")
+    if not isinstance(module, nn.Conv2d):
+        transposed = not isinstance(module, nn.Linear)
+        return SpikingProduct(name, run, weight.t() if transposed else weight, bias, None)
+    if module.groups != 1 or isinstance(module.padding, str) or module.padding_mode != "zeros":
+        raise UnsupportedError(
+            f"port needs Conv2d with groups=1 and zero padding given as numbers, got {module} in "
+            f"{name}. This model cannot be ported."
+        )
+    conv = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+    return SpikingProduct(name, run, weight, bias, conv)
+
+
+def _attach_run(model: nn.Module, run: Run) -> None:
+    model.isospike_run = run  # type: ignore[assignment]
+    # A fast run computes in bfloat16; what the model returns keeps its type.
+    model.register_forward_hook(_return_float32)
+
+
+def _return_float32(module: nn.Module, args: Any, output: Any) -> Any:
+    return as_float32(output)
+
+
+def as_float32(output: Any) -> Any:
+    """A model's output with its bfloat16 tensors in float32; a cache stays as it is."""
+    if isinstance(output, Tensor):
+        return output.float() if output.dtype == torch.bfloat16 else output
+    if isinstance(output, Mapping):
+        for key, value in output.items():
+            output[key] = as_float32(value)  # type: ignore[index]
+        return output
+    return tuple(map(as_float32, output)) if type(output) is tuple else output
+
+
+def _route_attention(model: nn.Module) -> None:
+    """Send the model's attention through :func:`_attention`."""
+    if not hasattr(model, "set_attn_implementation"):
+        return
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+    AttentionInterface.register(ATTENTION, _attention)
+    AttentionMaskInterface.register(ATTENTION, eager_mask)
+    model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
+
+
+def _attach_attention(model: nn.Module, run: Run) -> None:
+    """Give every module that asks for the attention interface a SpikingAttention."""
+    for name, module in list(model.named_modules()):
+        if uses_interface(type(module)):  # type: ignore[arg-type]
+            setattr(module, HANDLE, SpikingAttention(name, run))
+
+
+@functools.cache
+def _rotates(kind: type[nn.Module]) -> bool:
+    return "rotary" in inspect.getsource(kind.forward)
+
+
+@functools.cache
+def uses_interface(kind: type[nn.Module]) -> bool:
+    """Whether a module class calls the transformers attention interface."""
+    try:
+        return "attention_interface" in inspect.getsource(kind.forward)
+    except (OSError, TypeError):
+        return False
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function registered with the transformers attention interface."""
+    handle = getattr(module, HANDLE, None)
+    if handle is None:
+        raise UnsupportedError(
+            f"attention implementation {ATTENTION!r} needs a ported model, got a plain "
+            f"{type(module).__name__}. Use isospike.port."
+        )
+    for argument in CHANGES_SCORES:
+        if kwargs.get(argument) is not None:
+            raise UnsupportedError(
+                f"port needs plain softmax attention, got {argument} in {handle.name}. This model "
+                "cannot be ported."
+            )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    y: Tensor = handle(query, key, value, attention_mask, scaling)
+    return y.transpose(1, 2).contiguous(), None
+
+
+def _group_sites(found: list[Found]) -> None:
+    """One site per distinct input: products that read the same tensor read the same neurons."""
+    by_input: dict[tuple[int, int], Site] = {}
+    for module, inputs, version in found:
+        if isinstance(module, SpikingProduct):
+            site = by_input.get((id(inputs[0]), version))
+            if site is None:
+                channels = (
+                    (module.in_channels,) if module.conv is None else (module.in_channels, 1, 1)
+                )
+                site = Site(module.name, module.kind, module.site.code, channels)
+                by_input[id(inputs[0]), version] = site
+            elif module.name != site.name:
+                site.shared = True
+            site.fan_out += module.fan_out
+            module.site = site
+        elif isinstance(module, SpikingAttention):
+            for old, x in zip((module.query, module.key, module.value), inputs, strict=True):
+                shape = (x.shape[1], 1, x.shape[-1])
+                new = Site(old.name, old.kind, old.code, shape)
+                setattr(module, old.kind, new)

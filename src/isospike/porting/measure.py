@@ -1,0 +1,432 @@
+"""Measure a calibrated port against the float model, on inputs it has not seen."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isospike.codes.code import LinearCode
+from isospike.dimension import (
+    Dimension,
+    EffectiveDimension,
+    Moments,
+    is_capped,
+    participation_ratio,
+    pca_count,
+)
+from isospike.energy import Counts
+from isospike.errors import RangeError, UnsupportedError
+from isospike.kernels.product.int8 import spike_steps
+from isospike.porting.audit import count_float_ops
+from isospike.porting.calibrate import Batch, batch_size, first_output, rows_of, valid_tokens
+from isospike.porting.functions import Use
+from isospike.porting.instrument import open_up, products, sites
+from isospike.porting.product import Run, SpikingAttention, SpikingProduct
+from isospike.porting.report import CircuitReport, Raster, SiteReport
+from isospike.porting.sites import Site
+
+TABLE_LEVELS = 2**16  # up to here spikes are counted by looking them up
+RASTER_NEURONS = 40  # ON neurons shown
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models' first outputs over unpadded tokens.
+
+    Attributes:
+        error: Root-mean-square difference over root-mean-square of the float output.
+        cosine: Mean over tokens.
+        cosine_pooled: Mean over inputs, of the outputs averaged over tokens.
+        agreement: Share of equal arg-max; None unless the model returns logits.
+        tokens: Tokens compared.
+        inputs: Rows compared.
+    """
+
+    error: float
+    cosine: float
+    cosine_pooled: float
+    agreement: float | None
+    tokens: int
+    inputs: int
+
+
+@dataclass
+class Tally:
+    """Sums over all values that passed one site."""
+
+    values: float = 0.0
+    spikes: float = 0.0
+    synaptic_ops: float = 0.0
+    macs: float = 0.0
+    squared_error: float = 0.0
+    squared: float = 0.0
+    moments: Moments | None = None
+
+
+@dataclass
+class Observer:
+    """Watches the sites of one run; see :class:`isospike.porting.product.Observe`."""
+
+    run: Run
+    dimension: bool
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    uses: list[Use] = field(default_factory=list)
+
+    def __call__(
+        self,
+        site: Site,
+        x: Tensor,
+        *,
+        fan_out: Tensor | float,
+        macs: bool = True,
+        live: Tensor | None = None,
+    ) -> None:
+        tally = self.tallies.setdefault(site.name, Tally())
+        keep = self._keep(x, live)
+        integers = site.integers(_channels_as_site(site, x), self.run.generator)
+        decoded = torch.addcmul(site.offset, integers, site.amplitude)
+        if site.kind == "conv":
+            integers, decoded = integers.movedim(1, -1), decoded.movedim(1, -1)
+        spikes = count_spikes(site.code, integers) * keep
+        tally.values += float(keep.sum())
+        tally.spikes += float(spikes.sum(dtype=torch.float64))
+        tally.synaptic_ops += float((spikes * fan_out).sum(dtype=torch.float64))
+        if macs:
+            tally.macs += float((keep * fan_out).sum(dtype=torch.float64))
+        tally.squared_error += float(((decoded - x).square() * keep).sum(dtype=torch.float64))
+        tally.squared += float((x.square() * keep).sum(dtype=torch.float64))
+        if self.dimension and site.kind != "probability":
+            rows = site_rows(self.run, site.kind, x)
+            tally.moments = tally.moments or Moments(rows.shape[1])
+            tally.moments.update(rows)
+
+    def _keep(self, x: Tensor, live: Tensor | None) -> Tensor:
+        """1 where a value belongs to an unpadded token, of the shape of ``x``."""
+        keep = torch.ones_like(x) if live is None else live.to(x.dtype).expand_as(x).clone()
+        valid = self.run.valid
+        if valid is None:
+            return keep
+        if x.dim() == 3 and x.shape[:2] == valid.shape:
+            return keep * valid[:, :, None]
+        if x.dim() == 4 and (x.shape[0], x.shape[2]) == tuple(valid.shape):
+            return keep * valid[:, None, :, None]
+        return keep
+
+
+def compare(
+    model: nn.Module, ported: nn.Module, batches: Sequence[Batch], dimension: bool | None = None
+) -> tuple[Comparison, dict[str, Tally], list[Use]]:
+    """Run both models on the same inputs.
+
+    Args:
+        model: The float model.
+        ported: Its calibrated port.
+        batches: Inputs neither was calibrated on.
+        dimension: Also watch the sites, with (True) or without (False) the covariance of their
+            values; None watches nothing.
+
+    Returns:
+        What came out, what passed the sites, and what the circuits of non-linear functions did.
+    """
+    run: Run = ported.isospike_run  # type: ignore[assignment]
+    observer = Observer(run, bool(dimension))
+    difference = power = cosine = pooled = agreement = 0.0
+    tokens = inputs = 0
+    has_logits = False
+    for batch in batches:
+        valid = valid_tokens(batch)
+        with torch.no_grad():
+            expected = model(**batch)
+            run.valid = valid
+            if dimension is not None:
+                run.observe, run.tally = observer, observer.uses.append
+            try:
+                got = ported(**batch)
+            finally:
+                run.valid = run.observe = run.tally = None
+        has_logits = hasattr(expected, "logits")
+        x, y = first_output(expected).double(), first_output(got).double()
+        if valid is None or x.shape[:2] != valid.shape:
+            valid = torch.ones(x.shape[: max(1, x.dim() - 1)], dtype=torch.bool)
+        difference += float((x - y)[valid].square().sum())
+        power += float(x[valid].square().sum())
+        cosine += float(F.cosine_similarity(x[valid], y[valid], dim=-1).sum())
+        agreement += float((x[valid].argmax(-1) == y[valid].argmax(-1)).sum())
+        pooled += float(F.cosine_similarity(_pool(x, valid), _pool(y, valid), dim=-1).sum())
+        tokens += int(valid.sum())
+        inputs += len(x)
+    comparison = Comparison(
+        error=(difference / max(power, 1e-300)) ** 0.5,
+        cosine=cosine / tokens,
+        cosine_pooled=pooled / inputs,
+        agreement=agreement / tokens if has_logits else None,
+        tokens=tokens,
+        inputs=inputs,
+    )
+    return comparison, observer.tallies, observer.uses
+
+
+def site_reports(
+    ported: nn.Module, tallies: dict[str, Tally], tokens: int, shares: Mapping[str, float]
+) -> list[SiteReport]:
+    """What was measured at each site, per token; ``shares`` is an allocation's prediction."""
+    reports = []
+    for site in sites(ported):
+        t = tallies.get(site.name)
+        if t is None or t.values == 0:
+            continue
+        pca95, participation = _dimension(t.moments)
+        neurons = t.values * site.code.neurons / tokens
+        centred = t.squared
+        if t.moments is not None:
+            centred -= t.moments.rows * float(t.moments.mean.square().sum())
+        reports.append(
+            SiteReport(
+                name=site.name,
+                layer=layer_of(site.name),
+                kind=site.kind,
+                code=site.code.name,
+                steps=site.code.steps,
+                values=t.values / tokens,
+                neurons=neurons,
+                spikes=t.spikes / tokens,
+                synaptic_ops=t.synaptic_ops / tokens,
+                neuron_updates=neurons * site.code.steps,
+                macs=t.macs / tokens,
+                error=(t.squared_error / max(centred, 1e-300)) ** 0.5,
+                pca95=pca95,
+                participation=participation,
+                capped=t.moments is not None
+                and pca95 is not None
+                and is_capped(float(pca95), t.moments.rows),
+                share=shares.get(site.name),
+            )
+        )
+    return reports
+
+
+def circuit_reports(uses: Sequence[Use], tokens: int) -> list[CircuitReport]:
+    """What each circuit did, per token, in order of execution."""
+    by_name: dict[tuple[str, str], list[Use]] = {}
+    for use in uses:
+        by_name.setdefault((use.name, use.kind), []).append(use)
+
+    def total(group: list[Use], what: str) -> float:
+        return sum((float(getattr(use, what)) for use in group), 0.0)
+
+    return [
+        CircuitReport(
+            name=name,
+            layer=layer_of(name),
+            kind=kind,
+            values=total(group, "values") / tokens,
+            neurons=total(group, "neurons") / tokens,
+            spikes=total(group, "spikes") / tokens,
+            synaptic_ops=total(group, "synaptic_ops") / tokens,
+            neuron_updates=total(group, "neuron_updates") / tokens,
+            error=(total(group, "squared_error") / max(total(group, "squared"), 1e-300)) ** 0.5,
+        )
+        for (name, kind), group in by_name.items()
+    ]
+
+
+def counts(
+    model: nn.Module,
+    ported: nn.Module,
+    reports: Sequence[SiteReport],
+    batch: Batch,
+    tokens: float,
+    circuits: Sequence[CircuitReport] = (),
+    left: Mapping[str, int] | None = None,
+) -> Counts:
+    """Operations per token of the whole model.
+
+    Args:
+        model: The float model.
+        ported: Its port.
+        reports: Its sites.
+        batch: Inputs to count the float model's operations on.
+        tokens: Mean number per input.
+        circuits: Its circuits.
+        left: Non-linear float operations found in the port, if functions run on spikes.
+    """
+    populations: list[SiteReport | CircuitReport] = [*reports, *circuits]
+    valid = valid_tokens(batch)
+    positions = float(batch_size(batch)) if valid is None else float(valid.numel())
+    if valid is None and isinstance(batch.get("input_ids"), Tensor):
+        positions = float(batch["input_ids"].numel())
+    return Counts(
+        macs=sum((s.macs for s in reports), 0.0),
+        synaptic_ops=sum((s.synaptic_ops for s in populations), 0.0),
+        spikes=sum((s.spikes for s in populations), 0.0),
+        neuron_updates=sum((s.neuron_updates for s in populations), 0.0),
+        neurons=sum((s.neurons for s in populations), 0.0),
+        bits=max(site.code.bits for site in sites(ported)),
+        float_ops={k: v / positions for k, v in count_float_ops(model, batch).items()},
+        weights=sum(p.weight.numel() for p in products(ported) if isinstance(p, SpikingProduct)),
+        activations=sum((s.values for s in reports), 0.0),
+        steps=max(s.steps for s in reports),
+        tokens_per_input=tokens,
+        spiking_float_ops=None if left is None else {k: float(v) for k, v in left.items()},
+    )
+
+
+def site_dimensions(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    make: Callable[[], EffectiveDimension],
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, tuple[str, Dimension]]:
+    """Kind and effective dimension of every site of a float model: nothing is coded.
+
+    Args:
+        model: The float model.
+        batches: Its inputs; only unpadded tokens count.
+        make: An estimator for each site.
+        progress: Told what is being done, how much of it is done, and of how much.
+
+    Returns:
+        By name of the site, in order of execution.
+
+    Raises:
+        UnsupportedError: The model has no site, or cannot be ported.
+        RangeError: NaN, infinity or constant values at a site, which is named.
+    """
+    opened = open_up(model, rows_of(batches[0], slice(0, 2)))
+    run: Run = opened.isospike_run  # type: ignore[assignment]
+    found: dict[str, tuple[str, EffectiveDimension]] = {}
+
+    def take(name: str, kind: str, x: Tensor) -> None:
+        estimator = found.setdefault(name, (kind, make()))[1]
+        with _at_site(name):
+            estimator.partial_fit(site_rows(run, kind, x))
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(module, SpikingProduct):
+            if module.site.name == module.name:
+                x = inputs[0] if module.conv is None else inputs[0].movedim(1, -1)
+                take(module.name, module.kind, x)
+        elif isinstance(module, SpikingAttention):
+            for site, x in zip((module.query, module.key, module.value), inputs, strict=True):
+                take(site.name, site.kind, x)
+
+    run.discover = watch
+    for done, batch in enumerate(batches, 1):
+        run.valid = valid_tokens(batch)
+        with torch.no_grad():
+            opened(**batch)
+        progress("run the model", done, len(batches))
+    if not found:
+        raise UnsupportedError(
+            f"dimension needs a model with matrix products, got a {type(model).__name__} without. "
+            "Give a transformer."
+        )
+    measured = {}
+    for done, (name, (kind, estimator)) in enumerate(found.items(), 1):
+        with _at_site(name):
+            measured[name] = kind, estimator.dimension_
+        progress("measure", done, len(found))
+    return measured
+
+
+@contextlib.contextmanager
+def _at_site(name: str) -> Iterator[None]:
+    try:
+        yield
+    except RangeError as error:
+        raise RangeError(f"at {name}: {error}") from None
+
+
+def site_rows(run: Run, kind: str, x: Tensor) -> Tensor:
+    """Values at a site, channels last, with one row per unpadded token."""
+    if kind in ("query", "key", "value"):
+        x = x.transpose(1, 2).flatten(2)
+    return run.rows(x)
+
+
+def _dimension(moments: Moments | None) -> tuple[int | None, float | None]:
+    """PCA-95 and participation ratio; None where nothing varies."""
+    if moments is None or moments.rows < 2:
+        return None, None
+    variances = moments.variances()
+    if variances[0] <= 0:
+        return None, None
+    return pca_count(variances), participation_ratio(variances)
+
+
+def record_raster(
+    ported: nn.Module, batch: Batch, describe: Callable[[Tensor], tuple[str, list[str]]] | None
+) -> Raster | None:
+    """The spikes of the first row of a batch at the model's first linear site."""
+    run: Run = ported.isospike_run  # type: ignore[assignment]
+    row = rows_of(batch, slice(0, 1))
+    seen: list[tuple[Site, Tensor]] = []
+
+    def watch(site: Site, x: Tensor, **_: Any) -> None:
+        if site.kind == "linear" and x.dim() == 3 and not seen:
+            seen.append((site, x))
+
+    run.observe = watch
+    try:
+        with torch.no_grad():
+            ported(**row)
+    finally:
+        run.observe = None
+    if not seen:
+        return None
+    site, x = seen[0]
+    valid = valid_tokens(row)
+    kept = slice(None) if valid is None else valid[0]
+    shown = min(RASTER_NEURONS, x.shape[-1])
+    words = site.words(x, run.generator)[0, kept, :shown]
+    steps = [s.bool().view(*words.shape, -1) for _, s in spike_steps(site.code, words)]
+    spikes = torch.stack(steps).permute(0, 3, 1, 2)  # [steps, neurons, tokens, shown]
+    text, labels = f"first held-back input of {x.shape[1]} tokens", None
+    if describe is not None and "input_ids" in row:
+        text, labels = describe(row["input_ids"][0][kept])
+    count = spikes.shape[2]
+    return Raster(
+        text=text,
+        site=site.name,
+        tokens=tuple(labels or [str(i) for i in range(count)])[:count],
+        neurons=shown * site.code.neurons,
+        steps=site.code.steps,
+        spikes=tuple(
+            (token, step, sign * shown + neuron)
+            for step, sign, token, neuron in spikes.nonzero().tolist()
+        ),
+    )
+
+
+def count_spikes(code: LinearCode, integers: Tensor) -> Tensor:
+    """Spikes that spell each integer."""
+    if code.levels >= TABLE_LEVELS:
+        return code.spell(integers).sum(tuple(range(code.neurons)))
+    every = torch.arange(code.levels + 1, dtype=torch.float32)
+    table = code.spell(every).sum(tuple(range(code.neurons)))
+    return table.to(integers.dtype)[integers.abs().long()]
+
+
+def layer_of(name: str) -> str:
+    """The block a module is in: its path up to and including the first number."""
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: i + 1])
+    return name
+
+
+def _channels_as_site(site: Site, x: Tensor) -> Tensor:
+    return x.movedim(-1, 1) if site.kind == "conv" else x
+
+
+def _pool(x: Tensor, valid: Tensor) -> Tensor:
+    """Mean over the tokens of each row."""
+    if x.dim() != 3:
+        return x
+    weight = valid[..., None].to(x.dtype)
+    return (x * weight).sum(1) / weight.sum(1).clamp_min(1)

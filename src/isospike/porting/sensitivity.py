@@ -1,0 +1,167 @@
+"""Measure how the output depends on every site's channels, and hand each site its resolution."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from isospike.codes.code import linear_code
+from isospike.errors import RangeError
+from isospike.porting.calibrate import Batch, first_output, valid_tokens
+from isospike.porting.instrument import products, sites
+from isospike.porting.product import GAINS, Run, SpikingAttention
+from isospike.porting.sites import Site
+from isospike.porting.water_filling import Allocation, Channels
+
+DRAWS = 2  # random directions for each batch
+
+
+def measure_channels(
+    opened: nn.Module, batches: Sequence[Batch], wanted: Mapping[str, Tensor] | None = None
+) -> dict[str, Channels]:
+    """Sensitivity and variance of every channel, by Hutchinson's estimate.
+
+    For v standard normal, ``E (d(v . y) / dx)^2`` is the squared norm of dy / dx: one gradient is
+    an estimate for every value of every site at once. Sums over tokens give each channel's.
+
+    Args:
+        opened: A model in the float phase, opened up.
+        batches: Its inputs.
+        wanted: Round to these amplitudes on the way, so that gradients are those of the model as
+            it will run: a saturated softmax has none until its scores move.
+
+    Returns:
+        By site, in order of execution.
+    """
+    run: Run = opened.isospike_run  # type: ignore[assignment]
+    by_name = {site.name: site for site in sites(opened)}
+    gradient = {n: torch.zeros(s.offset.shape, dtype=torch.float64) for n, s in by_name.items()}
+    first, second = ({n: torch.zeros_like(g) for n, g in gradient.items()} for _ in range(2))
+    count = dict.fromkeys(by_name, 0.0)
+    power = tokens = 0.0
+    for i, batch in enumerate(batches):
+        leaves: dict[str, Tensor] = {}
+        lives: dict[str, Tensor] = {}
+        valid = valid_tokens(batch)
+
+        def perturb(
+            site: Site,
+            x: Tensor,
+            leaves: dict[str, Tensor] = leaves,
+            lives: dict[str, Tensor] = lives,
+        ) -> Tensor:
+            if site.name not in leaves:
+                leaves[site.name] = torch.zeros_like(x, requires_grad=True)
+                lives[site.name] = live = _live(site, x.detach(), run.valid)
+                first[site.name] += _over_channels(site, x.detach() * live)
+                second[site.name] += _over_channels(site, x.detach().square() * live)
+                count[site.name] += float(live.expand_as(x).sum())
+            if wanted is not None:
+                a = wanted[site.name].to(x.dtype)
+                a = a.clamp(max=1.0) if site.kind == "probability" else a
+                rounded = torch.where(a.isinf(), x, (x / a).round() * a)
+                x = x + (rounded - x).detach()
+            return x + leaves[site.name]
+
+        run.perturb, run.valid = perturb, valid
+        try:
+            with torch.enable_grad():
+                y = first_output(opened(**batch))
+        finally:
+            run.perturb = run.valid = None
+        keep = torch.ones_like(y)
+        if valid is not None and y.shape[:2] == valid.shape:
+            keep *= valid.view(*valid.shape, *[1] * (y.dim() - 2))
+        power += float((y.detach().double() * keep).square().sum())
+        tokens += float(keep[..., 0].sum())
+        generator = torch.Generator().manual_seed(i)
+        for draw in range(DRAWS):
+            v = torch.randn(y.shape, generator=generator) * keep
+            found = torch.autograd.grad(
+                y, list(leaves.values()), v, retain_graph=draw < DRAWS - 1, allow_unused=True
+            )
+            for name, g in zip(leaves, found, strict=True):
+                if g is not None:  # a head that the output does not read has none
+                    gradient[name] += (
+                        _over_channels(by_name[name], g.square() * lives[name]) / DRAWS
+                    )
+    measured = {}
+    for name, site in by_name.items():
+        if not count[name]:
+            continue
+        each = count[name] / max(1, site.offset.numel())
+        variance = (second[name] / each - (first[name] / each).square()).clamp_min(0)
+        if site.kind == "probability":
+            variance = second[name] / each  # it rests at 0
+        measured[name] = Channels(gradient[name] / max(power, 1e-300), variance, each / tokens)
+    if not any(bool((c.sensitivity > 0).any()) for c in measured.values()):
+        raise RangeError(
+            "allocation needs an output that depends on some site, got gradients of 0 everywhere. "
+            "Check the model."
+        )
+    return measured
+
+
+def larger(a: Mapping[str, Channels], b: Mapping[str, Channels]) -> dict[str, Channels]:
+    """The larger sensitivity of each channel: two places where the model was measured."""
+    return {
+        name: Channels(torch.maximum(x.sensitivity, b[name].sensitivity), x.variance, x.values)
+        for name, x in a.items()
+    }
+
+
+def assign_amplitudes(ported: nn.Module, allocation: Allocation, code: str, most: int) -> None:
+    """Have every site take an allocation's amplitudes when its range is fitted.
+
+    A site that the first output does not depend on, a pooler say, is fitted with the most steps:
+    another output may depend on it.
+
+    Args:
+        ported: A freshly opened-up model.
+        allocation: Its amplitudes by site.
+        code: Name of the code.
+        most: Most steps of a site.
+    """
+    for site in sites(ported):
+        wanted = allocation.amplitude.get(site.name)
+        site.wanted = None if wanted is None or bool(wanted.isinf().all()) else wanted
+        site.code = linear_code(code, most)
+    for module in products(ported):
+        if isinstance(module, SpikingAttention):
+            _balance(module)
+
+
+def _balance(attention: SpikingAttention) -> None:
+    """Bring the products of query's and key's amplitudes within what their integer gain can span.
+
+    A head's largest product is 15 of its units; a product under two of them would be rounded up by
+    more than half, so the largest ones are lowered, which costs few spikes.
+    """
+    query, key = attention.query.wanted, attention.key.wanted
+    if query is None or key is None:
+        return
+    product = query * key.repeat_interleave(len(query) // len(key), 0)
+    least = product.amin(-1, keepdim=True)
+    excess = (product / (least * GAINS / 2)).clamp_min(1)
+    attention.query.wanted = torch.where(least.isinf(), query, query / excess)
+
+
+def _over_channels(site: Site, x: Tensor) -> Tensor:
+    """Sum over all axes but the site's channels, in the shape of its offset."""
+    shape = site.offset.shape
+    skipped = x.dim() - len(shape)
+    axes = [d for d in range(x.dim()) if d < skipped or shape[d - skipped] == 1]
+    return x.sum(axes, dtype=torch.float64).view(shape)
+
+
+def _live(site: Site, x: Tensor, valid: Tensor | None) -> Tensor:
+    """1 where a value belongs to an unpadded token, broadcastable to ``x``."""
+    if site.kind == "probability":
+        return (x > 0).to(x.dtype)
+    if valid is None:
+        return x.new_ones(())
+    if x.dim() == 3 and x.shape[:2] == valid.shape:
+        return valid[:, :, None].to(x.dtype)
+    if x.dim() == 4 and (x.shape[0], x.shape[2]) == tuple(valid.shape):
+        return valid[:, None, :, None].to(x.dtype)
+    return x.new_ones(())

@@ -1,0 +1,222 @@
+"""Products of binary spikes: zeros and ones are exact in eight bits and in bfloat16.
+
+``precision="exact"`` gives the float32 product, on a CPU with an eight-bit matrix unit from three
+planes of bytes (:mod:`isospike.kernels.product.planes`). ``precision="fast"`` takes bfloat16
+weights and gives a bfloat16 result, with float32 sums inside.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from isospike.errors import RangeError, ShapeError, UnsupportedError
+from isospike.kernels.product.int8 import can_pack
+from isospike.kernels.product.planes import add_planes, split_planes
+from isospike.kernels.runtime.buffers import fresh
+from isospike.kernels.runtime.torch_ops import define
+
+PRECISIONS = ("exact", "fast")
+SPIKES = (torch.float32, torch.bfloat16, torch.uint8, torch.bool)
+EXACT_COUNT = 256  # whole numbers up to here are exact in bfloat16
+# Without a matrix unit for it, a processor's bfloat16 product is the slower one.
+FAST_BFLOAT16 = torch.cpu._is_amx_tile_supported()
+
+
+def spike_linear(
+    s: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    precision: str = "exact",
+    pack: bool = False,
+) -> Tensor:
+    """``s @ weight.T + bias`` for spikes s.
+
+    Args:
+        s: Spikes in {0, 1}, ``[..., inputs]``; float32, bfloat16, uint8 or bool. Whole numbers up
+            to 255, sums of spikes, are as exact.
+        weight: ``[outputs, inputs]``, float32.
+        bias: ``[outputs]``, added in the result's type.
+        precision: ``exact``: float32; each weight rounded to at most 2^-23 of the largest of its
+            output, which together with the sums stays within the error of a float32 product;
+            ``fast``: bfloat16 weights and result. Under ``torch.autocast`` it is always ``fast``.
+        pack: Keep the spikes for the gradient as bits, an eighth of a byte each; for binary spikes
+            and a gradient taken once.
+
+    Returns:
+        ``[..., outputs]``, float32 or bfloat16.
+
+    Raises:
+        ShapeError: The last axis is not the weight's.
+        RangeError: A type is not one of these, floating spikes are no whole numbers in [0, 255], or
+            a weight is not finite (``exact``, with an eight-bit unit).
+        UnsupportedError: Unknown precision, or a second derivative of a packed product.
+
+    Gradient: of the weight, the bias and floating spikes, as often as wanted; its products are
+    torch's own, in float32, or in bfloat16 if fast.
+    """
+    if precision not in PRECISIONS:
+        raise UnsupportedError(
+            f"spike_linear needs precision to be one of {', '.join(PRECISIONS)}, got "
+            f"{precision!r}. Choose one."
+        )
+    if s.dtype not in SPIKES or weight.dtype != torch.float32:
+        raise RangeError(
+            "spike_linear needs float32, bfloat16, uint8 or bool spikes and float32 weights, got "
+            f"{s.dtype} and {weight.dtype}. Convert them first."
+        )
+    if weight.dim() != 2 or s.dim() == 0 or s.shape[-1] != weight.shape[1]:
+        raise ShapeError(
+            f"spike_linear needs spikes [..., inputs] and weights [outputs, inputs], got "
+            f"{tuple(s.shape)} and {tuple(weight.shape)}. Features are the last axis."
+        )
+    fast = precision == "fast" or torch.is_autocast_enabled(s.device.type)
+    y: Tensor = _SpikeLinear.apply(s, weight, fast, pack)  # type: ignore[no-untyped-call]
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+def spike_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` for binary operands: exact counts, in float32.
+
+    The product is taken in bfloat16, 256 terms at a time: no count exceeds what it holds exactly.
+
+    Args:
+        a: Spikes in {0, 1}, ``[..., rows, terms]``; float32, bfloat16, uint8 or bool.
+        b: Spikes in {0, 1}, ``[..., terms, columns]``.
+
+    Returns:
+        Counts, float32, ``[..., rows, columns]``, exact up to 2^24.
+
+    Raises:
+        ShapeError: The inner axes differ.
+        RangeError: A type is not one of these. That the values are 0 and 1 is not checked.
+
+    Gradient: of floating operands, as often as wanted; products with it are float32.
+    """
+    for x in (a, b):
+        if x.dtype not in SPIKES:
+            raise RangeError(
+                f"spike_matmul needs float32, bfloat16, uint8 or bool spikes, got {x.dtype}. "
+                "Convert them first."
+            )
+    if a.dim() < 2 or b.dim() < 2 or a.shape[-1] != b.shape[-2]:
+        raise ShapeError(
+            f"spike_matmul needs [..., rows, terms] and [..., terms, columns], got "
+            f"{tuple(a.shape)} and {tuple(b.shape)}. The inner axes must agree."
+        )
+    y: Tensor = _SpikeMatmul.apply(a, b)  # type: ignore[no-untyped-call]
+    return y
+
+
+def pack_spikes(s: Tensor) -> Tensor:
+    """Binary ``s [..., n]`` as bytes ``[..., ceil(n / 8)]``: entry i is bit ``i % 8`` of byte
+    ``i // 8``."""
+    padded = F.pad(s.to(torch.uint8), (0, -s.shape[-1] % 8))
+    bits = padded.view(*s.shape[:-1], -1, 8) << torch.arange(8, dtype=torch.uint8, device=s.device)
+    return bits.sum(-1, dtype=torch.uint8)
+
+
+def unpack_spikes(packed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """The first ``count`` entries that :func:`pack_spikes` packed, as ``dtype``."""
+    bits = packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)
+    spikes: Tensor = (bits & 1).flatten(-2)[..., :count].to(dtype)
+    return spikes
+
+
+def _run(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
+    rows = s.reshape(-1, s.shape[-1])
+    shape, dtype = (*s.shape[:-1], len(weight)), torch.bfloat16 if fast else torch.float32
+    counts = _bytes(rows).contiguous()
+    out = fresh(shape, dtype, s.device)
+    flat = out.view(-1, len(weight))
+    if fast:
+        torch.mm(counts.bfloat16(), weight.detach().bfloat16().t(), out=flat)
+    elif can_pack(weight):
+        add_planes(counts, split_planes(weight), flat.zero_())
+    else:
+        torch.mm(counts.float(), weight.detach().t(), out=flat)
+    return out
+
+
+def _run_fake(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
+    dtype = torch.bfloat16 if fast else torch.float32
+    return s.new_empty((*s.shape[:-1], len(weight)), dtype=dtype)
+
+
+def _bytes(s: Tensor) -> Tensor:
+    """Spikes as bytes; floating ones must be whole numbers that fit."""
+    if s.dtype == torch.bool:
+        return s.view(torch.uint8)
+    counts = s.to(torch.uint8)
+    if (
+        s.dtype.is_floating_point
+        and s.device.type == "cpu"
+        and not torch.equal(counts.to(s.dtype), s)
+    ):
+        wrong = s[counts.to(s.dtype) != s]
+        raise RangeError(
+            f"spike_linear needs spikes, whole numbers in [0, 255], got {wrong[0].item():g} "
+            f"({wrong.numel()} of {s.numel()} are none). Use torch.nn.functional.linear for others."
+        )
+    return counts
+
+
+_linear = define("spike_linear(Tensor s, Tensor weight, bool fast) -> Tensor", _run, _run_fake)
+
+
+class _SpikeLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, weight: Tensor, fast: bool, pack: bool) -> Tensor:
+        ctx.save_for_backward(pack_spikes(s) if pack else s, weight)
+        ctx.fast, ctx.packed, ctx.dtype = fast, s.shape[-1] if pack else None, s.dtype
+        out: Tensor = _linear(s, weight, fast)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        s, weight = ctx.saved_tensors
+        work = torch.bfloat16 if ctx.fast else torch.float32
+        if ctx.packed is not None:
+            if torch.is_grad_enabled():
+                raise UnsupportedError(
+                    "spike_linear needs pack=False to be differentiated twice, got pack=True. "
+                    "Keep the spikes as they are."
+                )
+            s = unpack_spikes(s, ctx.packed, work)
+        g = grads[0].to(work)
+        grad_s = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_s = (g @ weight.to(work)).to(ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            flat = s.reshape(-1, s.shape[-1]).to(work)
+            grad_weight = (g.reshape(-1, g.shape[-1]).t() @ flat).to(weight.dtype)
+        return grad_s, grad_weight, None, None
+
+
+class _SpikeMatmul(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        if a.device.type == "cpu" and not FAST_BFLOAT16:
+            return a.float() @ b.float()
+        a, b = a.bfloat16(), b.bfloat16()
+        terms = a.shape[-1]
+        parts = [slice(i, i + EXACT_COUNT) for i in range(0, max(1, terms), EXACT_COUNT)]
+        out = (a[..., parts[0]] @ b[..., parts[0], :]).float()
+        for part in parts[1:]:
+            out += a[..., part] @ b[..., part, :]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        grad_a = grad_b = None
+        if ctx.needs_input_grad[0]:
+            grad = grads[0] @ b.float().transpose(-1, -2)
+            grad_a = grad.sum_to_size(a.shape).to(a.dtype)
+        if ctx.needs_input_grad[1]:
+            grad = a.float().transpose(-1, -2) @ grads[0]
+            grad_b = grad.sum_to_size(b.shape).to(b.dtype)
+        return grad_a, grad_b

@@ -1,0 +1,1 @@
+"""Results for people: files, pages, tables, figures. Knows no subject."""
