@@ -1,6 +1,6 @@
 # make demo    port the real all-MiniLM-L6-v2 to spikes -> out/minilm/report.html
 # make test    the whole test suite
-# make check   formatting, lint, types, tests
+# make check   formatting, lint, types, layers, tests
 # make bench   speed, as ratios; make test-full adds the slow tests
 # make bench-kernels   neurons and spike products beside SpikingJelly's and snnTorch's (extra peers)
 
@@ -29,6 +29,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(MAKE) test
 
 bench: $(READY)

@@ -24,13 +24,12 @@ from spikingjelly.activation_based.model.spikformer import spikformer_cifar10
 from spikingjelly.activation_based.neuron import LIFNode
 from torch import Tensor
 
-from isospike.attention import spike_attention
 from isospike.kernels.neuron.cpu import Frozen
 from isospike.kernels.product.planes import add_planes, split_planes
 from isospike.models import spikformer as home
 from isospike.models.spikformer import Spikformer, fold, from_spikingjelly
 from isospike.neurons import LIF, spikingjelly_lif
-from isospike.products import spike_linear
+from isospike.products import spike_attention, spike_linear
 
 ROUNDS = 9
 

@@ -1,12 +1,27 @@
-"""Settings for every test: no network, and the same hypothesis examples in every run."""
+"""Settings for every test: no network, shapes checked, the same examples in every run."""
 
 import os
+import pkgutil
+from importlib.util import find_spec
 
+import jaxtyping
 from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# Shapes and types are checked at every call, but in compiled code.
+UNCHECKED = {"kernels", "__main__"}
+ROOT = find_spec("isospike")
+jaxtyping.install_import_hook(
+    [
+        f"isospike.{room.name}"
+        for room in pkgutil.iter_modules(ROOT.submodule_search_locations)
+        if room.name not in UNCHECKED
+    ],
+    "beartype.beartype",
+)
 
 # A busy machine is slow, and no fault of the test.
 settings.register_profile(

@@ -1,4 +1,4 @@
-"""Importing isospike loads nothing heavy but torch and numpy. (Layers: import-linter, pyproject.)"""
+"""Importing isospike loads nothing heavy but torch and numpy; import-linter checks layers."""
 
 import subprocess
 import sys

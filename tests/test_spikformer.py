@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isospike.attention import spike_attention
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.models import spikformer as home
 from isospike.models.spikformer import Spikformer, fold, from_spikingjelly
+from isospike.products import spike_attention
 
 SMALL = {"steps": 3, "classes": 5, "channels": 32, "heads": 4, "blocks": 2, "expansion": 2}
 

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from isospike.errors import (
+    InputError,
     IsospikeError,
     MissingExtraError,
     RangeError,
@@ -68,6 +69,7 @@ __all__ = [
     "GatedOutputProjection",
     "HeadAmbiguity",
     "HalfOctaveCode",
+    "InputError",
     "IsospikeError",
     "LatencyCode",
     "LinearCode",

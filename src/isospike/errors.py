@@ -5,6 +5,10 @@ class IsospikeError(ValueError):
     """Any mistake in what isospike was given."""
 
 
+class InputError(IsospikeError):
+    """A file, a name or data cannot be used."""
+
+
 class ShapeError(IsospikeError):
     """A tensor has the wrong shape."""
 

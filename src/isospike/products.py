@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isospike.errors import RangeError, ShapeError, UnsupportedError
+from isospike.kernels.product.attention import attend, laid_out
 from isospike.kernels.product.int8 import can_pack
 from isospike.kernels.product.planes import add_planes, split_planes
 from isospike.kernels.runtime.buffers import fresh
@@ -19,7 +20,12 @@ from isospike.kernels.runtime.torch_ops import define
 
 PRECISIONS = ("exact", "fast")
 SPIKES = (torch.float32, torch.bfloat16, torch.uint8, torch.bool)
+BYTES = (torch.uint8, torch.bool)
 EXACT_COUNT = 256  # whole numbers up to here are exact in bfloat16
+# Without VNNI the eight-bit product adds two products in 16 bits first, and saturates: 2 * 128 of
+# a weight's bytes times larger counts do not fit.
+HAS_VNNI = torch.cpu._is_vnni_supported()
+LARGEST_PAIRED = 127
 # Without a matrix unit for it, a processor's bfloat16 product is the slower one.
 FAST_BFLOAT16 = torch.cpu._is_amx_tile_supported()
 
@@ -110,6 +116,51 @@ def spike_matmul(a: Tensor, b: Tensor) -> Tensor:
     return y
 
 
+def spike_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 0.125) -> Tensor:
+    """``scale * q k^T v`` of binary q, k and v, head by head.
+
+    Every product counts spikes, so it may be taken in either order. Bytes on a CPU become sums of
+    rows, exact. Elsewhere it is ``q (k^T v)`` where there are more tokens than channels, ``(q k^T)
+    v`` else: the first product is exact in bfloat16 (see :func:`isospike.spike_matmul`), the second
+    one takes counts and is float32, exact up to 2^24.
+
+    Args:
+        q: Spikes in {0, 1}, ``[..., tokens, channels]``, one head; float32, bfloat16, uint8, bool.
+        k: Spikes, ``[..., keys, channels]``.
+        v: Spikes, ``[..., keys, values]``.
+        scale: Multiplies the counts; a power of two keeps them exact.
+
+    Returns:
+        ``[..., tokens, values]``, float32.
+
+    Raises:
+        ShapeError: The axes do not fit each other.
+        RangeError: A type is not one of these, or a byte is neither 0 nor 1. Floating values are
+            not checked.
+
+    Gradient: of floating operands, as often as wanted.
+
+    Reference: Zhou, Zhu, He, Wang, Yan, Tian, Yuan (2023), Spikformer: when spiking neural network
+    meets transformer. The scale 1/8 is theirs, whatever the number of channels.
+    """
+    if (
+        min(x.dim() for x in (q, k, v)) < 2
+        or q.shape[-1] != k.shape[-1]
+        or k.shape[-2] != v.shape[-2]
+    ):
+        raise ShapeError(
+            "spike_attention needs q [..., tokens, channels], k [..., keys, channels] and v "
+            f"[..., keys, values], got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}. "
+            "Split the heads first."
+        )
+    leading = {x.shape[:-2] for x in (q, k, v)}
+    if all(x.dtype in BYTES and x.device.type == "cpu" for x in (q, k, v)) and len(leading) == 1:
+        return _attend(*(x.view(torch.uint8) for x in (q, k, v)), scale)  # type: ignore[no-any-return]
+    if q.shape[-2] > q.shape[-1]:
+        return scale * (q.float() @ spike_matmul(k.transpose(-1, -2), v))
+    return scale * (spike_matmul(q, k.transpose(-1, -2)) @ v.float())
+
+
 def pack_spikes(s: Tensor) -> Tensor:
     """Binary ``s [..., n]`` as bytes ``[..., ceil(n / 8)]``: entry i is bit ``i % 8`` of byte
     ``i // 8``."""
@@ -133,7 +184,7 @@ def _run(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
     flat = out.view(-1, len(weight))
     if fast:
         torch.mm(counts.bfloat16(), weight.detach().bfloat16().t(), out=flat)
-    elif can_pack(weight):
+    elif can_pack(weight) and (HAS_VNNI or _largest(counts) <= LARGEST_PAIRED):
         add_planes(counts, split_planes(weight), flat.zero_())
     else:
         torch.mm(counts.float(), weight.detach().t(), out=flat)
@@ -143,6 +194,10 @@ def _run(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
 def _run_fake(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
     dtype = torch.bfloat16 if fast else torch.float32
     return s.new_empty((*s.shape[:-1], len(weight)), dtype=dtype)
+
+
+def _largest(counts: Tensor) -> int:
+    return int(counts.max()) if counts.numel() else 0
 
 
 def _bytes(s: Tensor) -> Tensor:
@@ -164,6 +219,15 @@ def _bytes(s: Tensor) -> Tensor:
 
 
 _linear = define("spike_linear(Tensor s, Tensor weight, bool fast) -> Tensor", _run, _run_fake)
+
+
+def _attend_fake(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return laid_out(q, v, lambda shape: q.new_empty(shape, dtype=torch.float32))
+
+
+_attend = define(
+    "spike_attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor", attend, _attend_fake
+)
 
 
 class _SpikeLinear(torch.autograd.Function):

@@ -17,13 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isospike.attention import spike_attention
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.kernels.product.int8 import can_pack
 from isospike.kernels.product.planes import Planes, add_planes, split_planes
 from isospike.kernels.runtime.buffers import scratch
 from isospike.neurons import LIF, affine, freeze, spikingjelly_lif
-from isospike.products import PRECISIONS
+from isospike.products import PRECISIONS, spike_attention
 
 AT_ONCE = 4  # images that a folded network takes at a time
 NEURONS = spikingjelly_lif(detach_reset=True)

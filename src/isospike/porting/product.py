@@ -75,7 +75,10 @@ _PLACEHOLDER = PhaseCode(1)
 # Integers this small leave room for the weights in float32's 24 bits, and are exact in bfloat16;
 # larger ones are added up in float64, so that a stepped and a collapsed run still agree.
 EXACT_LEVELS = 255
-_HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+# oneDNN has a bfloat16 product only on processors with AVX-512 or the like.
+_HAS_ONEDNN = (
+    hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+)
 # Largest integer gain between a query's and a key's channel.
 GAINS = 15
 

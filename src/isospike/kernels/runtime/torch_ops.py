@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-LIBRARY: Any = torch.library.Library("isospike", "FRAGMENT")  # type: ignore[no-untyped-call]
+LIBRARY: Any = torch.library.Library("isospike", "FRAGMENT")
 
 
 def define(
