@@ -57,7 +57,7 @@ OTHER_PORTS = {
     "bernoulli": {"code": "bernoulli", "steps": 16},
     "latency": {"code": "latency", "steps": 16},
     "stepped": {"steps": 4, "execution": "stepped"},
-    "by site": {"steps": {"*": 6, "*dense": 4}},
+    "by site": {"steps": (("*", 6), ("*dense", 4))},
     "curve": {"steps": 4, "curve": ("signed-digit", "rate")},
     "no such code": {"code": "morse"},
     "too low an error": {"max_error": 1e-9},
@@ -110,11 +110,14 @@ def refusal(run):
 
 
 @cache
-def ported(name, **arguments):
+def ported(name, steps=None, **arguments):
+    steps = dict(steps) if isinstance(steps, tuple) else steps
     calibration, held = models.batches(name)
     model = models.make(name)
     return models.seeded(  # Bernoulli spikes are drawn by torch's global generator
-        lambda: port(model, [calibration], held_back=[held], name=name, **arguments).report
+        lambda: (
+            port(model, [calibration], held_back=[held], name=name, steps=steps, **arguments).report
+        )
     )
 
 
@@ -124,7 +127,7 @@ def port_report(name, arguments, home):
 
 def other_port(arguments, home):
     """The headline only."""
-    found = refusal(lambda: plain(json.loads(ported.__wrapped__("bert", **arguments).to_json())))
+    found = refusal(lambda: plain(json.loads(ported("bert", **arguments).to_json())))
     return {key: value for key, value in found.items() if key not in ("sites", "counts", "raster")}
 
 
@@ -438,7 +441,11 @@ CASES = {
 }  # fmt: skip
 """By file and by case, what is computed; every function is given the folder of :func:`prepare`."""
 
-SLOW = ("port vit spiking", "port llama spiking", "port bert too low an error", RUNS[1])
+SLOW = (
+    *(f"port {name} {way}" for name in NAMES[1:] for way in ("spiking", "allocated")),
+    "port bert too low an error",
+    RUNS[1],
+)
 LINES = {"reports": 3, "cli_help": 3, "cli_errors": 2, "pages": 2, "hashes": 2}
 
 
