@@ -24,22 +24,22 @@ from test_cli import WORDS, make_folder
 from typer.testing import CliRunner
 
 # ------------------------------------------- the only names of isospike below: adapt them here
-import isospike.codes as codes
+import isospike.codes.code as codes
 import isospike.neurons as neurons
 from isospike import causal_report, make_position, port, rank_report
 from isospike.causal.simulate import random_dag, simulate
 from isospike.causal.table import parse_edges, parse_table
+from isospike.circuits.few_spike import few_spike
 from isospike.cli import app
-from isospike.datasets import sachs
+from isospike.codes.orders import nof_m, significance, similarity
+from isospike.data.datasets import sachs
 from isospike.errors import IsospikeError
-from isospike.experiments.cells import Size, run_rows
+from isospike.experiments.grid import Size, run_rows
 from isospike.experiments.page import html as positions_page
+from isospike.memory.machine import SequenceMachine
 from isospike.memory.sdm import SparseDistributedMemory
-from isospike.orders import nof_m, significance, similarity
+from isospike.porting.page import html as port_page
 from isospike.positions import POSITIONS
-from isospike.report import html as port_page
-from isospike.sequence import SequenceMachine
-from isospike.theory.few_spike import few_spike
 
 ENGINES = ("reference", "cpu")
 IF, LIF, PLIF, NeuronParams = neurons.IF, neurons.LIF, neurons.PLIF, neurons.NeuronParams
