@@ -1,6 +1,7 @@
 # make demo    port the real all-MiniLM-L6-v2 to spikes -> out/minilm/report.html
 # make test    the whole test suite
 # make check   formatting, lint, types, layers, tests
+# make test-wheel   the tests of the source archive against the wheel, in a clean environment
 # make bench   speed, as ratios; make test-full adds the slow tests
 # make bench-kernels   neurons and spike products beside SpikingJelly's and snnTorch's (extra peers)
 
@@ -12,7 +13,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-full check bench bench-kernels clean
+.PHONY: demo test test-full test-wheel check bench bench-kernels clean
 
 demo: $(READY)
 	$(BIN)/isospike port minilm --max-error 0.04 --out out/minilm
@@ -24,6 +25,17 @@ test: $(READY)
 test-full: $(READY)
 	$(PYTEST) -m ""
 	$(BIN)/pytest -q -o addopts="--strict-markers --strict-config" tests/test_compile.py
+
+# The wheel in a clean environment, and the tests that the source archive carries against it.
+test-wheel: $(READY)
+	rm -rf build dist
+	$(BIN)/pip install --quiet build
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[demo,dev]"
+	mkdir build/source && tar -xzf dist/*.tar.gz -C build/source --strip-components=1
+	rm -r build/source/src
+	cd build/source && OMP_NUM_THREADS=1 ../clean/bin/pytest -q -n 2 tests
 
 check: $(READY)
 	$(BIN)/ruff format --check .
