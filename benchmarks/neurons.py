@@ -24,8 +24,8 @@ from spikingjelly.activation_based.model.spikformer import spikformer_cifar10
 from spikingjelly.activation_based.neuron import LIFNode
 from torch import Tensor
 
-from isospike.kernels.neuron.cpu import Frozen
-from isospike.kernels.product.planes import add_planes, split_planes
+from isospike.kernels.neuron.cpu import CompiledNeuron
+from isospike.kernels.product.int8 import add_product, pack_float32
 from isospike.models import spikformer as home
 from isospike.models.spikformer import Spikformer, fold, from_spikingjelly
 from isospike.neurons import LIF, spikingjelly_lif
@@ -124,7 +124,7 @@ def linear() -> None:
     s = spikes((4, 32, 64, 384), 0.15, 0).to(torch.uint8)
     single = s.float()
     weight = 0.1 * torch.randn(1536, 384, generator=torch.Generator().manual_seed(1))
-    rows, planes, out = s.flatten(0, 2), split_planes(weight), torch.empty(4 * 32 * 64, 1536)
+    rows, planes, out = s.flatten(0, 2), pack_float32(weight), torch.empty(4 * 32 * 64, 1536)
     true = single.double() @ weight.double().t()
     for name, y in (
         ("float32", F.linear(single, weight)),
@@ -139,7 +139,7 @@ def linear() -> None:
         {
             "float32": lambda: F.linear(single, weight),
             "exact": lambda: spike_linear(s, weight),
-            "exact, weights packed before": lambda: add_planes(rows, planes, out.zero_()),
+            "exact, weights packed before": lambda: add_product(out.zero_(), rows, planes),
             "fast": lambda: spike_linear(s, weight, precision="fast"),
             "torch's bfloat16": lambda: F.linear(half, weights),
         },
@@ -244,20 +244,20 @@ def record_modules(model: torch.nn.Module, kind: type, run: Callable[[], object]
 def record_folded(run: Callable[[], object]) -> list[Tensor]:
     """The same of a folded network, whose images pass a few at a time."""
     seen: list[Tensor] = []
-    original = Frozen.__call__
+    original = CompiledNeuron.__call__
 
-    def recording(neurons: Frozen, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def recording(neurons: CompiledNeuron, x: Tensor, dtype: torch.dtype) -> Tensor:
         spikes = original(neurons, x, dtype)
         seen.append(spikes.float())
         return spikes
 
     at_once, home.AT_ONCE = home.AT_ONCE, 10**9
-    Frozen.__call__ = recording  # type: ignore[method-assign]
+    CompiledNeuron.__call__ = recording  # type: ignore[method-assign]
     try:
         run()
     finally:
         home.AT_ONCE = at_once
-        Frozen.__call__ = original  # type: ignore[method-assign]
+        CompiledNeuron.__call__ = original  # type: ignore[method-assign]
     return seen
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from isospike.kernels.product.int8 import spike_steps
+from isospike.kernels.product.trains import spike_steps
 
 VOCABULARY = 50
 LONGEST = 9

@@ -20,8 +20,8 @@ from isospike.neurons import (
     PLIF,
     NeuronParams,
     NeuronState,
+    compile_neuron,
     fold_norm,
-    freeze,
     norse_lif_box,
     run,
     snntorch_leaky,
@@ -360,15 +360,15 @@ def test_a_normalisation_folds_into_the_neuron():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.bool])
 @pytest.mark.parametrize("params", [spikingjelly_lif(), NeuronParams(reset_by=0.5)])
-def test_frozen_neurons_give_the_same_spikes(params, dtype):
+def test_compiled_neurons_give_the_same_spikes(params, dtype):
     params = params._replace(bias=torch.randn(6, generator=draw(0)))
-    frozen = freeze(params, 6)
+    neuron = compile_neuron(params, 6)
     for x in (torch.randn(3, 5, 4, 6, generator=draw(1)), torch.randn(1, 5, 6).expand(4, 5, 6)):
         spikes, _ = run(x, None, params, dtype=dtype)
-        assert torch.equal(frozen(x, dtype), spikes)
+        assert torch.equal(neuron(x, dtype), spikes)
         assert spikes.dtype == dtype
     with pytest.raises(ShapeError, match="needs bias broadcastable to one step"):
-        freeze(params, 7)
+        compile_neuron(params, 7)
 
 
 # Presets: other libraries' neurons, spike for spike.

@@ -11,10 +11,12 @@ import transformers
 from torch import nn
 
 import isospike
+from isospike.codes.code import PhaseCode
 from isospike.dimension import EffectiveDimension
 from isospike.porting.instrument import sites
 from isospike.porting.measure import compare, site_dimensions, site_reports
 from isospike.porting.product import SpikingProduct
+from isospike.porting.sites import Site
 from isospike.theory import steps as laws
 
 ARCHITECTURES = ("bert", "vit", "gpt2", "llama")
@@ -953,3 +955,14 @@ def test_site_dimensions_name_the_site_of_a_mistake():
         site_dimensions(model, [inputs], EffectiveDimension)
     with pytest.raises(isospike.UnsupportedError, match="a model with matrix products, got a Tanh"):
         site_dimensions(torch.nn.Tanh(), [{"input": torch.ones(2, 3)}], EffectiveDimension)
+
+
+def test_a_shared_site_keeps_long_trains_while_another_site_encodes():
+    first, second = (Site(name, "linear", PhaseCode(20), ()) for name in "ab")
+    first.shared = True
+    x = torch.rand(3, 4)
+    words = first.words(x)
+    expected = words.clone()
+    second.words(torch.rand(3, 4))
+    assert torch.equal(words, expected)
+    assert first.words(x) is words

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from isospike import products
 from isospike.errors import RangeError, ShapeError, UnsupportedError
+from isospike.kernels.product import int8
 from isospike.products import pack_spikes, spike_linear, spike_matmul, unpack_spikes
 
 TYPES = [torch.float32, torch.bfloat16, torch.uint8, torch.bool]
@@ -68,6 +69,20 @@ def test_sums_of_spikes_are_as_exact():
     true = s.double() @ weight.double().t()
     assert torch.equal(spike_linear(s, weight).double(), true)
     assert torch.equal(spike_linear(s.float(), weight).double(), true)
+
+
+@pytest.mark.parametrize("largest", [0, 128, 255])
+def test_counts_are_exact_whatever_the_eight_bit_unit_holds(monkeypatch, largest):
+    if largest > int8.largest_spike():
+        pytest.skip("this machine has no such unit")
+    monkeypatch.setattr(products, "largest_spike", lambda: largest)
+    monkeypatch.setattr(int8, "largest_spike", lambda: largest)
+    weight = torch.randint(-128, 128, (5, 40), generator=draw(1)).float()
+    weight[0], weight[1] = 127, -128
+    for top in (1, 127, 128, 129, 255):
+        s = torch.randint(0, top + 1, (9, 40), generator=draw(0), dtype=torch.uint8)
+        s[0] = top
+        assert torch.equal(spike_linear(s, weight).double(), s.double() @ weight.double().t())
 
 
 def test_without_an_eight_bit_unit_the_product_is_torchs(monkeypatch):

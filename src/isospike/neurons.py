@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from isospike.errors import RangeError, ShapeError, UnsupportedError
-from isospike.kernels.neuron.engine import neuron, spread
+from isospike.kernels.neuron.engine import broadcast_param, neuron
 from isospike.kernels.neuron.reference import run_steps
 from isospike.surrogate import ATan, Sigmoid, SuperSpike, Surrogate
 
@@ -167,7 +167,7 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return a.to(mean.dtype), b.to(mean.dtype)
 
 
-def freeze(params: NeuronParams, channels: int) -> Callable[[Tensor, torch.dtype], Tensor]:
+def compile_neuron(params: NeuronParams, channels: int) -> Callable[[Tensor, torch.dtype], Tensor]:
     """Neurons that only run, from rest and on a CPU: checked and laid out once.
 
     Args:
@@ -182,11 +182,11 @@ def freeze(params: NeuronParams, channels: int) -> Callable[[Tensor, torch.dtype
     Raises:
         RangeError, ShapeError: As for :func:`run`, of the parameters; the input is not checked.
     """
-    from isospike.kernels.neuron.cpu import Frozen  # imports the compiler
+    from isospike.kernels.neuron.cpu import CompiledNeuron  # imports the compiler
 
     values = _check_params(params, torch.empty(1, channels), torch.float32)
-    spreads = [spread(value.detach(), torch.Size([channels])) for value in values]
-    return Frozen(spreads, params.reset_to is not None)
+    spreads = [broadcast_param(value.detach(), torch.Size([channels])) for value in values]
+    return CompiledNeuron(spreads, params.reset_to is not None)
 
 
 def _run(

@@ -1,7 +1,7 @@
 """Products of binary spikes: zeros and ones are exact in eight bits and in bfloat16.
 
 ``precision="exact"`` gives the float32 product, on a CPU with an eight-bit matrix unit from three
-planes of bytes (:mod:`isospike.kernels.product.planes`). ``precision="fast"`` takes bfloat16
+planes of bytes (:mod:`isospike.kernels.product.int8`). ``precision="fast"`` takes bfloat16
 weights and gives a bfloat16 result, with float32 sums inside.
 """
 
@@ -13,19 +13,14 @@ from torch import Tensor
 
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.kernels.product.attention import attend, laid_out
-from isospike.kernels.product.int8 import can_pack
-from isospike.kernels.product.planes import add_planes, split_planes
-from isospike.kernels.runtime.buffers import fresh
+from isospike.kernels.product.int8 import add_product, can_pack, largest_spike, pack_float32
+from isospike.kernels.runtime.buffers import empty_pooled
 from isospike.kernels.runtime.torch_ops import define
 
 PRECISIONS = ("exact", "fast")
 SPIKES = (torch.float32, torch.bfloat16, torch.uint8, torch.bool)
 BYTES = (torch.uint8, torch.bool)
 EXACT_COUNT = 256  # whole numbers up to here are exact in bfloat16
-# Without VNNI the eight-bit product adds two products in 16 bits first, and saturates: 2 * 128 of
-# a weight's bytes times larger counts do not fit.
-HAS_VNNI = torch.cpu._is_vnni_supported()
-LARGEST_PAIRED = 127
 # Without a matrix unit for it, a processor's bfloat16 product is the slower one.
 FAST_BFLOAT16 = torch.cpu._is_amx_tile_supported()
 
@@ -180,12 +175,12 @@ def _run(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
     rows = s.reshape(-1, s.shape[-1])
     shape, dtype = (*s.shape[:-1], len(weight)), torch.bfloat16 if fast else torch.float32
     counts = _bytes(rows).contiguous()
-    out = fresh(shape, dtype, s.device)
+    out = empty_pooled(shape, dtype, s.device)
     flat = out.view(-1, len(weight))
     if fast:
         torch.mm(counts.bfloat16(), weight.detach().bfloat16().t(), out=flat)
-    elif can_pack(weight) and (HAS_VNNI or _largest(counts) <= LARGEST_PAIRED):
-        add_planes(counts, split_planes(weight), flat.zero_())
+    elif can_pack(weight) and _fit(counts, s.dtype):
+        add_product(flat.zero_(), counts, pack_float32(weight))
     else:
         torch.mm(counts.float(), weight.detach().t(), out=flat)
     return out
@@ -196,8 +191,12 @@ def _run_fake(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
     return s.new_empty((*s.shape[:-1], len(weight)), dtype=dtype)
 
 
-def _largest(counts: Tensor) -> int:
-    return int(counts.max()) if counts.numel() else 0
+def _fit(counts: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the eight-bit product of this machine counts so large bytes exactly."""
+    largest = largest_spike()
+    if largest == 255 or dtype == torch.bool or not counts.numel():
+        return True
+    return int(counts.max()) <= largest
 
 
 def _bytes(s: Tensor) -> Tensor:

@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isospike.errors import RangeError, ShapeError, UnsupportedError
-from isospike.kernels.product.int8 import can_pack
-from isospike.kernels.product.planes import Planes, add_planes, split_planes
-from isospike.kernels.runtime.buffers import scratch
-from isospike.neurons import LIF, affine, freeze, spikingjelly_lif
+from isospike.kernels.product.int8 import BytePlanes, add_product, can_pack, pack_float32
+from isospike.kernels.runtime.buffers import Purpose, workspace
+from isospike.neurons import LIF, affine, compile_neuron, spikingjelly_lif
 from isospike.products import PRECISIONS, spike_attention
 
 AT_ONCE = 4  # images that a folded network takes at a time
@@ -218,7 +217,7 @@ class Folded(NamedTuple):
         pool: Whether a maximum is taken over neighbours before the neurons.
     """
 
-    weight: Planes | Tensor
+    weight: BytePlanes | Tensor
     neurons: Callable[[Tensor, torch.dtype], Tensor]
     size: int
     pool: bool
@@ -226,7 +225,7 @@ class Folded(NamedTuple):
     @property
     def dtype(self) -> torch.dtype:
         """Of the spikes that it takes and gives."""
-        return torch.uint8 if isinstance(self.weight, Planes) else self.weight.dtype
+        return torch.uint8 if isinstance(self.weight, BytePlanes) else self.weight.dtype
 
 
 class FoldedSpikformer:
@@ -238,7 +237,7 @@ class FoldedSpikformer:
         self.steps = model.steps
         a, b = affine(stages[0].norm)
         self.image_weight = stages[0].conv.weight.detach() * a.view(-1, 1, 1, 1)
-        self.image_neurons = freeze(NEURONS._replace(bias=b * NEURONS.gain), len(b))
+        self.image_neurons = compile_neuron(NEURONS._replace(bias=b * NEURONS.gain), len(b))
         self.stages = [_fold(stage, precision) for stage in stages[1:]]
         self.position = _fold(model.position, precision)
         self.dtype = self.position.dtype
@@ -247,7 +246,7 @@ class FoldedSpikformer:
             for block in blocks
         ]
         self.heads = blocks[0].heads if blocks else 1
-        self.attention_neurons = freeze(ATTENTION, model.head.in_features)
+        self.attention_neurons = compile_neuron(ATTENTION, model.head.in_features)
         self.head = model.head
 
     @torch.no_grad()
@@ -298,7 +297,7 @@ def _fold(layer: Convolution | Projection, precision: str) -> Folded:
     a, b = affine(layer.norm)
     weight = layer.conv.weight if isinstance(layer, Convolution) else layer.linear.weight
     weight = weight.detach() * a.view(-1, *[1] * (weight.dim() - 1))
-    neurons = freeze(NEURONS._replace(bias=b * NEURONS.gain), len(b))
+    neurons = compile_neuron(NEURONS._replace(bias=b * NEURONS.gain), len(b))
     size, pool = weight.shape[-1] if weight.dim() == 4 else 1, False
     if isinstance(layer, Convolution):
         pool = layer.pool
@@ -306,21 +305,23 @@ def _fold(layer: Convolution | Projection, precision: str) -> Folded:
     if precision == "fast":
         return Folded(weight.bfloat16(), neurons, size, pool)
     rows = weight.permute(0, 2, 3, 1).flatten(1) if size > 1 else weight  # as patches lie
-    return Folded(split_planes(rows) if can_pack(rows) else weight, neurons, size, pool)
+    return Folded(pack_float32(rows) if can_pack(rows) else weight, neurons, size, pool)
 
 
 def _spikes(s: Tensor, layer: Folded, dtype: torch.dtype | None = None) -> Tensor:
     """Spikes ``[steps, ..., outputs]`` from ``[steps, ..., inputs]``, in the layer's type, which is
     that of the result too unless another is asked for."""
     weight, size = layer.weight, layer.size
-    if isinstance(weight, Planes):
+    if isinstance(weight, BytePlanes):
         rows = s.flatten(0, -2) if size == 1 else _patches(s.flatten(0, 1), size)
-        y = scratch("currents", (len(rows), len(weight.zeros)), torch.float32, s.device).zero_()
-        add_planes(rows, weight, y)
+        y = workspace(
+            Purpose.CURRENTS, (len(rows), weight.outputs), torch.float32, s.device
+        ).zero_()
+        add_product(y, rows, weight)
         y = y.view(*s.shape[:-1], -1)
     elif size == 1:
         rows = s.flatten(0, -2)
-        y = scratch("currents", (len(rows), len(weight)), s.dtype, s.device)
+        y = workspace(Purpose.CURRENTS, (len(rows), len(weight)), s.dtype, s.device)
         y = torch.mm(rows, weight.t(), out=y).view(*s.shape[:-1], -1)
     else:
         images = s.flatten(0, 1).permute(0, 3, 1, 2)
@@ -338,5 +339,5 @@ def _patches(images: Tensor, size: int) -> Tensor:
     padded = F.pad(images, (0, 0, half, half, half, half))
     windows = padded.unfold(1, size, 1).unfold(2, size, 1)  # [n, h, w, channels, size, size]
     windows = windows.permute(0, 1, 2, 4, 5, 3)
-    rows = scratch("patches", windows.shape, windows.dtype, windows.device).copy_(windows)
+    rows = workspace(Purpose.PATCHES, windows.shape, windows.dtype, windows.device).copy_(windows)
     return rows.view(-1, size * size * images.shape[-1])

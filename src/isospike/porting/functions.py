@@ -39,7 +39,7 @@ from isospike.circuits.arithmetic import (
 )
 from isospike.circuits.few_spike import SHIPPED
 from isospike.errors import RangeError, UnsupportedError
-from isospike.kernels.runtime.buffers import blocks
+from isospike.kernels.runtime.buffers import cache_blocks
 
 if TYPE_CHECKING:
     from isospike.porting.product import Run
@@ -138,7 +138,7 @@ class SpikingActivation(nn.Module):
         if shape.neuron is None:
             return x.clamp_min(0)
         y = torch.empty_like(x)
-        for part in blocks(x, x.numel()):
+        for part in cache_blocks(x, x.numel()):
             z = x[part]
             g = lookup(shape.neuron, self._cells(z), stepped=stepped)
             if shape.odd:
@@ -226,7 +226,7 @@ class SpikingNorm(nn.Module):
 
     def _spiking(self, x: Tensor) -> Tensor:
         y, stepped = torch.empty_like(x), self.run.execution == "stepped"
-        for part in blocks(x, x.numel()):
+        for part in cache_blocks(x, x.numel()):
             wide = x[part].to(self.weight.dtype)
             y[part] = layer_norm(
                 wide, self.weight, self.bias, self.eps, self.digits,

@@ -20,7 +20,7 @@ from isospike.dimension import (
 )
 from isospike.energy import Counts
 from isospike.errors import RangeError, UnsupportedError
-from isospike.kernels.product.int8 import spike_steps
+from isospike.kernels.product.trains import spike_steps
 from isospike.porting.audit import count_float_ops
 from isospike.porting.calibrate import Batch, batch_size, first_output, rows_of, valid_tokens
 from isospike.porting.functions import Use

@@ -25,16 +25,15 @@ from torch import Tensor, nn
 from isospike.circuits.arithmetic import Digits
 from isospike.codes.code import PhaseCode
 from isospike.kernels.product.int8 import (
-    LARGEST_WEIGHT,
-    PackedWeight,
+    MAX_WEIGHT,
+    BytePlanes,
     add_product,
     can_pack,
     new_membrane,
-    pack,
-    paired,
-    spike_steps,
+    pack_grid,
 )
-from isospike.kernels.runtime.buffers import blocks, scratch
+from isospike.kernels.product.trains import pair_weights, spike_steps
+from isospike.kernels.runtime.buffers import Purpose, cache_blocks, workspace
 from isospike.porting.functions import (
     Use,
     cells,
@@ -159,7 +158,7 @@ class SpikingProduct(nn.Module):
         self.relay: Digits | None = None
         self.register_buffer("step", torch.zeros(len(weight)))
         self._bfloat16: tuple[Tensor, Tensor] | None = None
-        self._packed: PackedWeight | None = None
+        self._packed: BytePlanes | None = None
 
     @property
     def kind(self) -> str:
@@ -193,9 +192,9 @@ class SpikingProduct(nn.Module):
         if run.execution == "stepped":
             return self._stepped(self._channels_last(site.words(x, run.generator)))
         if run.precision == "fast":
-            return self._fast(site.integers(x, run.generator, torch.bfloat16, into="linear"))
+            return self._fast(site.integers(x, run.generator, torch.bfloat16, into=Purpose.LINEAR))
         dtype = accumulator(self.weight, site)
-        integers = site.integers(x, run.generator, dtype, into="linear")
+        integers = site.integers(x, run.generator, dtype, into=Purpose.LINEAR)
         y = self._product(integers, self.weight.to(dtype)).to(self.weight.dtype)
         return y.add_(self._along(self.bias))
 
@@ -204,17 +203,17 @@ class SpikingProduct(nn.Module):
         code = self.site.code
         if self._can_pack():
             if self._packed is None:
-                self._packed = pack(self.weight, self.step[:, None], code.neurons)
+                self._packed = pack_grid(self.weight, self.step[:, None], code.neurons)
             flat, packed = words.reshape(-1, words.shape[-1]), self._packed
             y = self.weight.new_empty(len(flat), len(self.weight))
-            for part in blocks(flat, 2 * y.numel()):
+            for part in cache_blocks(flat, 2 * y.numel()):
                 membrane = new_membrane(packed, len(y[part]))
                 for weight, spikes in spike_steps(code, flat[part]):
                     add_product(membrane, spikes, packed, weight)
                 high, low = membrane.chunk(2, -1)
                 torch.add(high, low, out=y[part]).add_(self.bias)
             return y.view(*words.shape[:-1], -1)
-        both = paired(self.weight.to(accumulator(self.weight, self.site)), code.neurons, 1)
+        both = pair_weights(self.weight.to(accumulator(self.weight, self.site)), code.neurons, 1)
         y = torch.zeros((), dtype=both.dtype, device=both.device)
         for weight, spikes in spike_steps(code, words):
             s = spikes.to(both.dtype)
@@ -257,7 +256,7 @@ class SpikingProduct(nn.Module):
         if self.site.code.levels <= EXACT_LEVELS:
             reach = self._channels_last(self._product(integers.abs(), weight.abs()))
             reach = self.run.rows(reach).amax(0) / 2**23
-            finest = weight.abs().flatten(1).amax(1) / LARGEST_WEIGHT
+            finest = weight.abs().flatten(1).amax(1) / MAX_WEIGHT
             self.step = torch.exp2(torch.maximum(reach, finest).clamp_min(1e-30).log2().ceil())
             step = self.step.view(-1, *[1] * (weight.dim() - 1))
             weight = (weight / step).round() * step
@@ -398,7 +397,7 @@ class SpikingAttention(nn.Module):
         scores = batch * heads * queries * key.shape[-2]
         stepped = run.execution == "stepped"
         watched = run.observe is not None or run.tally is not None
-        parts = (slice(None),) if watched else blocks(query, scores)
+        parts = (slice(None),) if watched else cache_blocks(query, scores)
         for part in parts:
             q, k, v = query[part], key[part], value[part]
             z = self._stepped_scores(q, k) if stepped else self._scores(q, k)
@@ -426,17 +425,17 @@ class SpikingAttention(nn.Module):
     def _scores(self, query: Tensor, key: Tensor) -> Tensor:
         """(1)."""
         gain, current = self._gain_and_current()
-        k = self.key.integers(key, self.run.generator, gain.dtype, into="key")
-        q = self.query.integers(query, self.run.generator, gain.dtype, into="query")
+        k = self.key.integers(key, self.run.generator, gain.dtype, into=Purpose.KEY)
+        q = self.query.integers(query, self.run.generator, gain.dtype, into=Purpose.QUERY)
         torch.addcmul(current.transpose(1, 2), q, gain, out=q)
-        z = scratch("scores", (*q.shape[:-1], k.shape[-2]), q.dtype, q.device)
+        z = workspace(Purpose.SCORES, (*q.shape[:-1], k.shape[-2]), q.dtype, q.device)
         return torch.matmul(q, _repeat(k, q.shape[1] // k.shape[1]).transpose(-1, -2), out=z)
 
     def _sum(self, e: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Numerator and denominator of (3)."""
         dtype = accumulator(self.gain, self.probability, self.value)
-        integers = self.probability.integers(e, self.run.generator, dtype, into="probability")
-        v = self.value.integers(value, self.run.generator, dtype, into="value")
+        integers = self.probability.integers(e, self.run.generator, dtype, into=Purpose.PROBABILITY)
+        v = self.value.integers(value, self.run.generator, dtype, into=Purpose.VALUE)
         return integers @ _repeat(v, e.shape[1] // v.shape[1]), integers.sum(-1, keepdim=True)
 
     def _stepped_scores(self, query: Tensor, key: Tensor) -> Tensor:
@@ -444,7 +443,7 @@ class SpikingAttention(nn.Module):
         code, (heads, key_heads) = self.key.code, (query.shape[1], key.shape[1])
         # A head's current flows where its key's spikes arrive: [key heads, channels, group].
         gain, current = self._gain_and_current()
-        current = paired(current, code.neurons, 1).view(key_heads, heads // key_heads, -1)
+        current = pair_weights(current, code.neurons, 1).view(key_heads, heads // key_heads, -1)
         trace = gain.new_zeros(*key.shape[:-1], current.shape[-1])
         drive = gain.new_zeros(*key.shape[:-1], current.shape[1])
         for weight, spikes in self.key.spikes(key, self.run.generator):
@@ -474,7 +473,7 @@ class SpikingAttention(nn.Module):
 
     def _address(self, site: Site, x: Tensor, stored: Tensor, membrane: Tensor) -> Tensor:
         """``membrane + N stored``, the spikes of ``x`` reading the store step by step."""
-        stored = paired(stored, site.code.neurons, -2).flatten(0, 1)
+        stored = pair_weights(stored, site.code.neurons, -2).flatten(0, 1)
         y = membrane.clone(memory_format=torch.contiguous_format).flatten(0, 1)
         for weight, spikes in site.spikes(x, self.run.generator):
             y.baddbmm_(_dense(spikes, stored.dtype).flatten(0, 1), stored, alpha=weight)
@@ -536,7 +535,7 @@ def _repeat(x: Tensor, groups: int, axis: int = 1) -> Tensor:
 
 def _dense(spikes: Tensor, dtype: torch.dtype) -> Tensor:
     """Spikes in the type of the product they enter, valid until the next step."""
-    return scratch("dense", spikes.shape, dtype, spikes.device).copy_(spikes)
+    return workspace(Purpose.DENSE, spikes.shape, dtype, spikes.device).copy_(spikes)
 
 
 def _unpaired(trace: Tensor, neurons: int) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from isospike.codes.code import BernoulliCode, LinearCode
-from isospike.kernels.product.int8 import spell_words, spike_steps
-from isospike.kernels.runtime.buffers import blocks, scratch
+from isospike.kernels.product.trains import MAX_TABLE_STEPS, pack_trains, spike_steps
+from isospike.kernels.runtime.buffers import Purpose, cache_blocks, workspace
 from isospike.porting.ranges import fit_range
 from isospike.porting.water_filling import fewest_steps
 
@@ -84,7 +84,7 @@ class Site(nn.Module):
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float32,
         *,
-        into: str | None = None,
+        into: Purpose | None = None,
     ) -> Tensor:
         """(2), the collapsed form of the spike train.
 
@@ -92,25 +92,28 @@ class Site(nn.Module):
             x: Values, channels where ``offset`` has them.
             generator: Source of randomness of the Bernoulli code.
             dtype: Of the result; bfloat16 holds up to 8 bits and a sign. float64 stays float64.
-            into: Name of the scratch memory for a result that is used at once; by default it has
-                memory of its own.
+            into: The workspace for a result that is used at once; by default it has memory of its
+                own.
         """
         into = None if self.shared else into
         return self._once(x, dtype, lambda: self._integers(x, generator, dtype, into))
 
     def words(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The spike trains, each in a word: :func:`isospike.kernels.product.int8.spell_words`."""
+        """The spike trains, each in a word: :func:`isospike.kernels.product.trains.pack_trains`."""
         wide = self.offset.dtype
 
         def spell() -> Tensor:
-            return spell_words(self.code, self._integers(x, generator, wide, "words"))
+            # A long train stays integers; those that other readers will ask for are kept.
+            kept = self.shared and self.code.steps > MAX_TABLE_STEPS
+            into = None if kept else Purpose.TRAINS
+            return pack_trains(self.code, self._integers(x, generator, wide, into))
 
         return self._once(x, "words", spell)
 
     def spikes(
         self, x: Tensor, generator: torch.Generator | None = None
     ) -> Iterator[tuple[float, Tensor]]:
-        """Weight and spikes of each step; see :func:`isospike.kernels.product.int8.spike_steps`."""
+        """Weight and spikes of each step: :func:`isospike.kernels.product.trains.spike_steps`."""
         return spike_steps(self.code, self.words(x, generator))
 
     def _once(self, x: Tensor, what: object, compute: Callable[[], Tensor]) -> Tensor:
@@ -125,7 +128,7 @@ class Site(nn.Module):
         return result
 
     def _integers(
-        self, x: Tensor, generator: torch.Generator | None, dtype: torch.dtype, into: str | None
+        self, x: Tensor, generator: torch.Generator | None, dtype: torch.dtype, into: Purpose | None
     ) -> Tensor:
         code, x = self.code, x.detach()
         wide = self.offset.dtype
@@ -137,11 +140,11 @@ class Site(nn.Module):
         gain = code.levels / self.scale
         shift = 0.5 - self.offset * gain
         top = _representable(code.levels, wide)
-        memory = functools.partial(scratch, device=x.device)
+        memory = functools.partial(workspace, device=x.device)
         n = memory(into, x.shape, dtype) if into else x.new_empty(x.shape, dtype=dtype)
-        for part in blocks(x, x.numel()):
+        for part in cache_blocks(x, x.numel()):
             value = x[part]
-            block = n[part] if dtype == wide else memory("block", value.shape, wide)
+            block = n[part] if dtype == wide else memory(Purpose.ROUNDED, value.shape, wide)
             if x.dtype != wide:
                 value = block.copy_(value)
             if gain.dim():

@@ -19,9 +19,9 @@ from numba import njit, types
 from numba.extending import overload
 from torch import Tensor
 
-from isospike.kernels.neuron.engine import Rule, Spread
-from isospike.kernels.runtime.buffers import fresh
-from isospike.kernels.runtime.threads import share
+from isospike.kernels.neuron.engine import BroadcastParam, Gradients, Problem
+from isospike.kernels.runtime.buffers import empty_pooled
+from isospike.kernels.runtime.threads import parallel_for
 
 CHUNK = 1024  # neurons; their membranes and currents lie in the first-level cache
 KEPT = 2**13  # membranes of all steps that the gradient keeps at a time
@@ -338,51 +338,40 @@ def _backward(
             grad_params[:, first : first + size] = sums[:, :size]
 
 
-def forward(
-    x: Tensor,
-    v: Tensor | None,
-    params: Sequence[Spread],
-    rule: Rule,
-    spikes: Tensor,
-    last: Tensor | None,
-) -> None:
+def forward(problem: Problem, spikes: Tensor, last: Tensor | None) -> None:
     """See :class:`isospike.kernels.neuron.engine.Engine`."""
-    _run(x, v, _split(params), rule.hard, spikes, last)
+    params = _split(problem.params)
+    _run(problem.x, problem.v, params, problem.rule.hard, spikes, last)
 
 
-class Frozen:
+class CompiledNeuron:
     """Neurons that run from rest, and whose parameters no longer change: laid out once.
 
     Args:
-        params: See :class:`isospike.kernels.neuron.engine.Engine`.
+        params: See :class:`isospike.kernels.neuron.engine.Problem`.
         hard: Whether they are reset to a value.
     """
 
-    def __init__(self, params: Sequence[Spread], hard: bool) -> None:
+    def __init__(self, params: Sequence[BroadcastParam], hard: bool) -> None:
         self.params = _split(params)
         self.hard = hard
 
     def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Spikes of ``x [steps, *shape]``, of type ``dtype``."""
-        spikes = fresh(x.shape, dtype, x.device)
+        spikes = empty_pooled(x.shape, dtype, x.device)
         _run(x, None, self.params, self.hard, spikes, None)
         return spikes
 
 
 def _run(
-    x: Tensor,
-    v: Tensor | None,
-    params: Split,
-    hard: bool,
-    spikes: Tensor,
-    last: Tensor | None,
+    x: Tensor, v: Tensor | None, params: Split, hard: bool, spikes: Tensor, last: Tensor | None
 ) -> None:
     flat, stride = _by_step(x)
     arguments = (
         flat, stride, len(x), _optional(v, np.float32), *params, hard, _numpy(spikes).reshape(-1),
         _signs(spikes.dtype), _optional(last, np.float32),
     )  # fmt: skip
-    share(_forward, arguments, math.prod(x.shape[1:]), _threads(x))
+    parallel_for(_forward, arguments, math.prod(x.shape[1:]), _threads(x))
 
 
 @functools.cache
@@ -391,27 +380,19 @@ def _signs(dtype: torch.dtype) -> Any:
     return _numpy(torch.tensor([0, 1], dtype=dtype))
 
 
-def backward(
-    x: Tensor,
-    v: Tensor | None,
-    params: Sequence[Spread],
-    rule: Rule,
-    grad_spikes: Tensor | None,
-    grad_last: Tensor | None,
-    grad_x: Tensor,
-    grad_v: Tensor | None,
-    grad_params: Tensor | None,
-) -> None:
+def backward(problem: Problem, grads: Gradients) -> None:
     """See :class:`isospike.kernels.neuron.engine.Engine`."""
+    x, rule = problem.x, problem.rule
     flat, stride = _by_step(x)
     alpha = (np.float32(rule.alpha),) * (rule.surrogate + 1)
+    grad_x = _numpy(grads.x)
     arguments = (
-        flat, stride, len(x), _optional(v, np.float32), *_split(params), rule.hard, rule.detach,
-        alpha, _optional(grad_spikes, _numpy(grad_x).dtype),
-        _optional(grad_last, np.float32), _numpy(grad_x).reshape(-1), _optional(grad_v, np.float32),
-        np.empty((0, 0), np.float32) if grad_params is None else _numpy(grad_params.flatten(1)),
+        flat, stride, len(x), _optional(problem.v, np.float32), *_split(problem.params),
+        rule.hard, rule.detach, alpha, _optional(grads.spikes, grad_x.dtype),
+        _optional(grads.last, np.float32), grad_x.reshape(-1), _optional(grads.v, np.float32),
+        np.empty((0, 0), np.float32) if grads.params is None else _numpy(grads.params.flatten(1)),
     )  # fmt: skip
-    share(_backward, arguments, math.prod(x.shape[1:]), _threads(x))
+    parallel_for(_backward, arguments, math.prod(x.shape[1:]), _threads(x))
 
 
 def _threads(x: Tensor) -> int:
@@ -419,7 +400,7 @@ def _threads(x: Tensor) -> int:
     return max(1, min(torch.get_num_threads(), x.numel() // SMALL, math.prod(x.shape[1:])))
 
 
-def _split(params: Sequence[Spread]) -> Split:
+def _split(params: Sequence[BroadcastParam]) -> Split:
     """Values, how many neurons share one, and the numbers themselves where all neurons share all
     but the bias: the compiled code is then one with fewer loads."""
     values = tuple(_numpy(p.values.contiguous()) for p in params)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from isospike.errors import UnsupportedError
-from isospike.kernels.runtime.buffers import fresh
+from isospike.kernels.runtime.buffers import empty_pooled
 from isospike.kernels.runtime.torch_ops import define
 
 
-class Rule(NamedTuple):
+class NeuronRule(NamedTuple):
     """What a neuron does, apart from its parameters; see ``run_steps``."""
 
     hard: bool
@@ -26,37 +26,7 @@ class Rule(NamedTuple):
     alpha: float
 
 
-class Engine(Protocol):
-    """The two passes; tensors to be filled are arguments."""
-
-    def forward(
-        self,
-        x: Tensor,
-        v: Tensor | None,
-        params: "Sequence[Spread]",
-        rule: Rule,
-        spikes: Tensor,
-        last: Tensor | None,
-    ) -> None:
-        """Fill ``spikes`` and, unless it is None, ``last``."""
-
-    def backward(
-        self,
-        x: Tensor,
-        v: Tensor | None,
-        params: "Sequence[Spread]",
-        rule: Rule,
-        grad_spikes: Tensor | None,
-        grad_last: Tensor | None,
-        grad_x: Tensor,
-        grad_v: Tensor | None,
-        grad_params: Tensor | None,
-    ) -> None:
-        """Fill ``grad_x`` and, unless they are None, ``grad_v`` and ``grad_params [5, *shape]``: of
-        each neuron, summed over the steps."""
-
-
-class Spread(NamedTuple):
+class BroadcastParam(NamedTuple):
     """A parameter of the neurons in memory order: neuron n has ``values[(n // inner) % period]``.
 
     Attributes:
@@ -68,16 +38,61 @@ class Spread(NamedTuple):
     inner: int
 
 
-def spread(value: Tensor, shape: torch.Size) -> Spread:
+class Problem(NamedTuple):
+    """What an engine is given.
+
+    Attributes:
+        x: The input ``[steps, *shape]``.
+        v: The first membrane ``[*shape]``; None is rest.
+        params: The five parameters of ``run_steps``, in order.
+        rule: The kind of reset and of gradient.
+    """
+
+    x: Tensor
+    v: Tensor | None
+    params: Sequence[BroadcastParam]
+    rule: NeuronRule
+
+
+class Gradients(NamedTuple):
+    """Gradients that an engine is given, and those that it fills.
+
+    Attributes:
+        spikes: Given, of the spikes; None is 0.
+        last: Given, of the last membrane; None is 0.
+        x: To be filled, of the input.
+        v: To be filled, of the first membrane, unless it is None.
+        params: To be filled, ``[5, *shape]``, of each neuron's parameters, summed over the steps,
+            unless it is None.
+    """
+
+    spikes: Tensor | None
+    last: Tensor | None
+    x: Tensor
+    v: Tensor | None
+    params: Tensor | None
+
+
+class Engine(Protocol):
+    """The two passes over memory."""
+
+    def forward(self, problem: Problem, spikes: Tensor, last: Tensor | None) -> None:
+        """Fill ``spikes`` and, unless it is None, ``last``."""
+
+    def backward(self, problem: Problem, grads: Gradients) -> None:
+        """Fill the gradients that are to be filled."""
+
+
+def broadcast_param(value: Tensor, shape: torch.Size) -> BroadcastParam:
     """``value``, broadcastable to ``shape``, without expanding it where its axes are neighbours."""
     own = (1,) * (len(shape) - value.dim()) + tuple(value.shape)
     varying = [axis for axis, size in enumerate(own) if size != 1]
     if not varying:
-        return Spread(value.reshape(1), 1)
+        return BroadcastParam(value.reshape(1), 1)
     first, last = varying[0], varying[-1]
     if own[first : last + 1] != tuple(shape[first : last + 1]):
-        return Spread(value.expand(shape).reshape(-1), 1)
-    return Spread(value.reshape(-1), shape[last + 1 :].numel())
+        return BroadcastParam(value.expand(shape).reshape(-1), 1)
+    return BroadcastParam(value.reshape(-1), shape[last + 1 :].numel())
 
 
 def _engine(name: str) -> Engine:
@@ -85,65 +100,49 @@ def _engine(name: str) -> Engine:
     return cast(Engine, import_module(f"isospike.kernels.neuron.{name}"))
 
 
-def _run(
-    x: Tensor,
-    v: Tensor | None,
-    params: list[Tensor],
-    hard: bool,
-    detach: bool,
-    surrogate: int,
-    alpha: float,
-    dtype: torch.dtype,
-    keep: bool,
-    engine: str,
-) -> tuple[Tensor, Tensor]:
-    shape, rule = x.shape[1:], Rule(hard, detach, surrogate, alpha)
-    spikes = fresh(x.shape, dtype, x.device)
-    last = fresh(shape if keep else (0,), params[0].dtype, x.device)
-    _engine(engine).forward(
-        x, v, [spread(p, shape) for p in params], rule, spikes, last if keep else None
-    )
+def _problem(x: Tensor, v: Tensor | None, params: list[Tensor], rule: Sequence[Any]) -> Problem:
+    return Problem(x, v, [broadcast_param(p, x.shape[1:]) for p in params], NeuronRule(*rule))
+
+
+# The operators' arguments are flat: x, v, params, the four of the rule, and their own.
+
+
+def _run(x: Tensor, v: Tensor | None, params: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+    *rule, dtype, keep, engine = rest
+    spikes = empty_pooled(x.shape, dtype, x.device)
+    last = empty_pooled(x.shape[1:] if keep else (0,), params[0].dtype, x.device)
+    _engine(engine).forward(_problem(x, v, params, rule), spikes, last if keep else None)
     return spikes, last
 
 
 def _run_fake(
-    x: Tensor, v: Tensor | None, params: list[Tensor], hard: bool, detach: bool, surrogate: int,
-    alpha: float, dtype: torch.dtype, keep: bool, engine: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x: Tensor, v: Tensor | None, params: list[Tensor], *rest: Any
+) -> tuple[Tensor, Tensor]:
+    *_, dtype, keep, _ = rest
     spikes = x.new_empty(x.shape, dtype=dtype)
     return spikes, x.new_empty(x.shape[1:] if keep else (0,), dtype=params[0].dtype)
 
 
 def _run_backward(
-    x: Tensor,
-    v: Tensor | None,
-    params: list[Tensor],
-    hard: bool,
-    detach: bool,
-    surrogate: int,
-    alpha: float,
-    engine: str,
-    grad_spikes: Tensor | None,
-    grad_last: Tensor | None,
-    learn: bool,
+    x: Tensor, v: Tensor | None, params: list[Tensor], *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape, rule = x.shape[1:], Rule(hard, detach, surrogate, alpha)
-    membrane = params[0].dtype
-    grad_x = fresh(x.shape, x.dtype, x.device)
-    grad_v = fresh((0,) if v is None else shape, membrane, x.device)
-    grad_params = fresh((len(params) if learn else 0, *shape), membrane, x.device)
-    _engine(engine).backward(
-        x, v, [spread(p, shape) for p in params], rule, grad_spikes, grad_last,
-        grad_x, None if v is None else grad_v, grad_params if learn else None,
+    *rule, engine, grad_spikes, grad_last, learn = rest
+    shape, membrane = x.shape[1:], params[0].dtype
+    grad_x = empty_pooled(x.shape, x.dtype, x.device)
+    grad_v = empty_pooled((0,) if v is None else shape, membrane, x.device)
+    grad_params = empty_pooled((len(params) if learn else 0, *shape), membrane, x.device)
+    grads = Gradients(
+        grad_spikes, grad_last, grad_x,
+        None if v is None else grad_v, grad_params if learn else None,
     )  # fmt: skip
+    _engine(engine).backward(_problem(x, v, params, rule), grads)
     return grad_x, grad_v, grad_params
 
 
 def _run_backward_fake(
-    x: Tensor, v: Tensor | None, params: list[Tensor], hard: bool, detach: bool, surrogate: int,
-    alpha: float, engine: str, grad_spikes: Tensor | None, grad_last: Tensor | None, learn: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    membrane = params[0]
+    x: Tensor, v: Tensor | None, params: list[Tensor], *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    membrane, learn = params[0], rest[-1]
     return (
         x.new_empty(x.shape),
         membrane.new_empty((0,) if v is None else x.shape[1:]),
@@ -182,7 +181,8 @@ def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _refuse(ctx: Any, *grads: Tensor) -> Any:
     raise UnsupportedError(
-        "run needs engine='reference' to be differentiated twice, got a compiled engine. Choose it."
+        "run needs engine='reference' to be differentiated twice, got a compiled engine. "
+        "Call it with engine='reference'."
     )
 
 
@@ -210,6 +210,6 @@ neuron = define(
 
 ``x [steps, *shape]`` is the input and ``v [*shape]`` the first membrane, None at rest; ``params``
 are the five of ``run_steps`` in order, all of the membrane's type; ``hard`` to ``alpha`` are those
-of :class:`Rule`; ``dtype`` is that of the spikes; unless ``keep``, an empty tensor comes in place
-of the last membrane; ``engine`` is cpu or gpu.
+of :class:`NeuronRule`; ``dtype`` is that of the spikes; unless ``keep``, an empty tensor comes in
+place of the last membrane; ``engine`` is cpu or gpu.
 """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from isospike.errors import MissingExtraError
-from isospike.kernels.neuron.engine import Rule, Spread
+from isospike.kernels.neuron.engine import BroadcastParam, Gradients, Problem
 
 try:
     import triton
@@ -146,50 +146,33 @@ def _backward(
         tl.store(grads + 4 * neurons + place, s4, mask=mask)
 
 
-def forward(
-    x: Tensor,
-    v: Tensor | None,
-    params: Sequence[Spread],
-    rule: Rule,
-    spikes: Tensor,
-    last: Tensor | None,
-) -> None:
+def forward(problem: Problem, spikes: Tensor, last: Tensor | None) -> None:
     """See :class:`isospike.kernels.neuron.engine.Engine`."""
-    x, grid, sizes = _layout(x)
+    x, grid, sizes = _layout(problem.x)
     if grid is None:
         return
     out = spikes.view(torch.uint8) if spikes.dtype == torch.bool else spikes
     _forward[grid](
-        x, *sizes, _or(v, x), out, _or(last, x), *_split(params),
-        hard=rule.hard, given=v is not None, keep=last is not None, BLOCK=BLOCK,
+        x, *sizes, _or(problem.v, x), out, _or(last, x), *_split(problem.params),
+        hard=problem.rule.hard, given=problem.v is not None, keep=last is not None, BLOCK=BLOCK,
         enable_fp_fusion=False,
     )  # fmt: skip
 
 
-def backward(
-    x: Tensor,
-    v: Tensor | None,
-    params: Sequence[Spread],
-    rule: Rule,
-    grad_spikes: Tensor | None,
-    grad_last: Tensor | None,
-    grad_x: Tensor,
-    grad_v: Tensor | None,
-    grad_params: Tensor | None,
-) -> None:
+def backward(problem: Problem, grads: Gradients) -> None:
     """See :class:`isospike.kernels.neuron.engine.Engine`."""
-    x, grid, sizes = _layout(x)
+    x, grid, sizes = _layout(problem.x)
     if grid is None:
         return
-    kept = (
-        grad_x if grad_x.dtype == torch.float32 else torch.empty_like(grad_x, dtype=torch.float32)
-    )
+    v, rule = problem.v, problem.rule
+    wide = grads.x.dtype == torch.float32
+    kept = grads.x if wide else torch.empty_like(grads.x, dtype=torch.float32)
     _backward[grid](
-        x, *sizes, _or(v, x), kept, _or(grad_spikes, x), _or(grad_last, x), grad_x, _or(grad_v, x),
-        _or(grad_params, x), *_split(params), rule.alpha,
+        x, *sizes, _or(v, x), kept, _or(grads.spikes, x), _or(grads.last, x), grads.x,
+        _or(grads.v, x), _or(grads.params, x), *_split(problem.params), rule.alpha,
         hard=rule.hard, detach=rule.detach, kind=rule.surrogate, given=v is not None,
-        has_spikes=grad_spikes is not None, has_last=grad_last is not None,
-        learn=grad_params is not None, BLOCK=BLOCK, enable_fp_fusion=False,
+        has_spikes=grads.spikes is not None, has_last=grads.last is not None,
+        learn=grads.params is not None, BLOCK=BLOCK, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -202,7 +185,7 @@ def _layout(x: Tensor) -> tuple[Tensor, tuple[int] | None, tuple[int, int, int]]
     return x, grid, (x.stride(0), len(x), neurons)
 
 
-def _split(params: Sequence[Spread]) -> tuple[Any, ...]:
+def _split(params: Sequence[BroadcastParam]) -> tuple[Any, ...]:
     values = tuple(p.values.contiguous() for p in params)
     return *values, *(len(p) for p in values), *(p.inner for p in params)
 

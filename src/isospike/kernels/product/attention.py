@@ -17,8 +17,8 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from isospike.errors import RangeError
-from isospike.kernels.runtime.buffers import fresh
-from isospike.kernels.runtime.threads import share
+from isospike.kernels.runtime.buffers import empty_pooled
+from isospike.kernels.runtime.threads import parallel_for
 
 BYTES = 8  # of a word
 GATHER = np.uint64(0x0102040810204080)  # times a word of zeros and ones: byte i is bit i of the top
@@ -113,7 +113,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     Raises:
         RangeError: One of them is neither 0 nor 1.
     """
-    out = laid_out(q, v, lambda shape: fresh(shape, torch.float32, q.device))
+    out = laid_out(q, v, lambda shape: empty_pooled(shape, torch.float32, q.device))
     zero = np.zeros((), np.int16 if q.shape[-1] * k.shape[-2] < 2**15 else np.int32)
     faults = np.zeros(1, np.uint8)
     v = v if v.stride(-1) == 1 else v.contiguous()
@@ -125,7 +125,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     )  # fmt: skip
     groups = four[0].shape[0] * four[0].shape[1]
     threads = max(1, min(torch.get_num_threads(), groups, q.numel() // SMALL))
-    share(_attend, arguments, groups, threads)
+    parallel_for(_attend, arguments, groups, threads)
     if faults[0]:
         raise RangeError(
             "spike_attention needs spikes, 0 or 1, got larger bytes. Sums of spikes are none."

@@ -1,133 +1,161 @@
-"""Products of binary spikes with integer weights, exact in eight-bit arithmetic.
+"""Products of spikes with weights of two or three bytes, exact in eight-bit arithmetic.
 
-A weight on a 16-bit grid, ``W = step * w`` with w an integer, splits into two bytes, ``w = 256 h +
-l``. Spikes are 0 or 1, so the sums over h and over l are small integers, which eight-bit matrix
-units count exactly; put together they are the float32 product, bit for bit where that one is exact.
+(1)  W = step * w, w a whole number
+(2)  w = 256 h + l                 two signed bytes: weights on a 16-bit grid
+     w = 65536 a + 256 b + c       three: any float32, rounded to 2^-23 of its output's largest
+(3)  s W^T = step (256 s h^T + s l^T), likewise with three
+
+Spikes are small whole numbers, so that an eight-bit matrix unit counts the product of spikes with
+one plane of bytes exactly. The planes are put together in float32: of two, each has its own sum,
+which makes a stepped product equal the float32 product bit for bit where that one is exact; the
+three of a float32 weight are added one after the other.
 """
 
 import functools
-from collections.abc import Iterator
+import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
-from isospike.codes.code import LinearCode
-from isospike.kernels.runtime.buffers import blocks, scratch
+from isospike.errors import RangeError
+from isospike.kernels.product.trains import pair_weights
+from isospike.kernels.runtime.buffers import Purpose, workspace
 
-LARGEST_WEIGHT = 126 * 256 + 127  # |w| that two signed bytes hold, in either sign
-MOST_STEPS = 16  # longest train that is read from a table
-# Types of one neuron's bits and of a pair's, for trains of up to 8 and of up to 16 steps.
-_HALVES = ((torch.uint8, torch.int16), (torch.int16, torch.int32))
-
-
-def spell_words(code: LinearCode, integers: Tensor) -> Tensor:
-    """Each integer's train as the bits of one word: step t is bit t, an OFF neuron's in the upper
-    half. Trains too long for a table stay ``integers``."""
-    if code.steps > MOST_STEPS:
-        return integers
-    table = _words(code).to(integers.device)
-    low = -code.levels if code.neurons == 2 else 0
-    words = torch.empty_like(integers, dtype=table.dtype)
-    for part in blocks(integers, integers.numel()):
-        index = (integers[part] - low).int()
-        words[part] = table.index_select(0, index.flatten()).view(index.shape)
-    return words
+MAX_WEIGHT = 126 * 256 + 127  # |w| that two signed bytes hold, in either sign
+MAX_WIDE_WEIGHT = 127 * 65536 + 127 * 256 + 127  # |w| of three
+# Without instructions for it (VNNI and the like) a processor adds two products in 16 bits, where
+# sums saturate: 2 * 128 * 128 is the largest that fits.
+MAX_PAIRED_SPIKE = 128
 
 
-def spike_steps(code: LinearCode, words: Tensor) -> Iterator[tuple[float, Tensor]]:
-    """The trains of :func:`spell_words`, ``[..., channels]``, one step at a time.
+class BytePlanes(NamedTuple):
+    """Weights laid out for :func:`add_product`.
 
-    Yields:
-        The integer weight that a spike of this step has when counted as 1, divided by the one
-        number it is shown as; and the spikes, unsigned bytes ``[..., channels]``, zero or that
-        number, valid until the next step. An ON/OFF pair gives ``[..., 2 channels]``, the two
-        neurons of a value side by side; see :func:`paired`.
+    Attributes:
+        packed: Planes, highest first; each is the weight of one product. Two planes that have
+            their own sums are one, side by side.
+        scales: What a count of each row of a plane is multiplied by.
+        zeros: The zero points, all 0.
+        outputs: Rows of the weight.
     """
-    if code.steps > MOST_STEPS:
-        for weight, spikes in zip(code.step_weights, code.spell(words), strict=True):
-            both = spikes.movedim(0, -1).flatten(-2) if code.neurons == 2 else spikes
-            yield float(weight), both.to(torch.uint8)
-        return
-    half, _ = _HALVES[code.steps > 8]
-    both = 1 if code.neurons == 1 else 1 + (1 << 8 * half.itemsize)  # the bits of step 0
-    out = scratch("spikes", words.shape, words.dtype, words.device)
-    for t, weight in enumerate(code.step_weights):
-        if code.steps <= 8:  # a spike is shown as its bit: no shift, one pass less
-            bits = torch.tensor(both << t).to(words)
-            yield weight / (1 << t), torch.bitwise_and(words, bits, out=out).view(half)
-        else:
-            torch.bitwise_right_shift(words, t, out=out).bitwise_and_(both)
-            yield float(weight), out.view(half).to(torch.uint8)
 
-
-def paired(weight: Tensor, neurons: int, axis: int = -1) -> Tensor:
-    """``weight`` for the spikes of :func:`spike_steps`: an OFF spike counts negative."""
-    if neurons == 1:
-        return weight
-    axis %= weight.dim()
-    return torch.stack([weight, -weight], axis + 1).flatten(axis, axis + 1)
-
-
-class PackedWeight(NamedTuple):
-    """Weights laid out for :func:`add_product`: both bytes, one column per neuron."""
-
-    packed: Tensor
-    scales: Tensor
+    packed: tuple[Tensor, ...]
+    scales: tuple[Tensor, ...]
     zeros: Tensor
     outputs: int
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether this build of torch and this device have the eight-bit product."""
+    """Whether ``weight`` is a float32 matrix on a CPU that has the eight-bit product."""
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and weight.dim() == 2
-        and "onednn" in torch.backends.quantized.supported_engines
-        and hasattr(torch.ops.onednn, "qlinear_prepack")
+        and largest_spike() > 0
     )
 
 
-def pack(weight: Tensor, step: Tensor, neurons: int) -> PackedWeight:
-    """Lay out ``weight [out, in]``, whole multiples of ``step [out, 1]``, |w| <=
-    ``LARGEST_WEIGHT``.
+@functools.cache
+def largest_spike() -> int:
+    """The largest byte that this machine's eight-bit product counts exactly: 255 with VNNI or its
+    like, ``MAX_PAIRED_SPIKE`` without, 0 where torch has no such product. Found by trying."""
+    weight = torch.tensor([[127] * 8, [-128] * 8], dtype=torch.int8)
+    for spike in (255, MAX_PAIRED_SPIKE):
+        try:
+            planes = _pack([weight], [torch.ones(2)], 2)
+            out = torch.zeros(4, 2)
+            add_product(out, torch.full((4, 8), spike, dtype=torch.uint8), planes)
+        except (AttributeError, RuntimeError, NotImplementedError):
+            return 0
+        if torch.equal(out, (8.0 * spike * weight[:, 0]).expand(4, 2)):
+            return spike
+    return 0
+
+
+def pack_grid(weight: Tensor, step: Tensor, neurons: int) -> BytePlanes:
+    """Two planes, each with its own sum, of weights on a grid.
 
     Args:
-        weight: The weights.
-        step: The grid of each output, a power of two.
+        weight: ``[outputs, inputs]``, whole multiples w of ``step``, |w| <= ``MAX_WEIGHT``.
+        step: The grid of each output ``[outputs, 1]``, a power of two.
         neurons: Neurons per input channel, 1 or 2.
     """
-    w = paired((weight / step).round(), neurons)
-    high = ((w + 128) / 256).floor()
-    both = torch.cat([high, w - 256 * high])
+    high, low = _split(pair_weights(weight, neurons), step.flatten(), 2)
     scales = torch.cat([256 * step.flatten(), step.flatten()])
-    packed = torch.ops.onednn.qlinear_prepack(both.to(torch.int8).contiguous(), None)
-    return PackedWeight(packed, scales, torch.zeros(len(scales), dtype=torch.int32), len(weight))
+    return _pack([torch.cat([high, low])], [scales], len(weight))
 
 
-def new_membrane(weight: PackedWeight, rows: int) -> Tensor:
-    """Zeros ``[rows, 2 out]``: one accumulator for each byte of the weights; scratch memory."""
+def pack_float32(weight: Tensor) -> BytePlanes:
+    """Three planes with one sum, of ``weight [outputs, inputs]``, float32 on a CPU.
+
+    Raises:
+        RangeError: Some weight is NaN or infinite, which no byte can show.
+    """
+    if not weight.isfinite().all():
+        wrong = int((~weight.isfinite()).sum())
+        raise RangeError(
+            f"spike_linear needs finite weights, got {wrong} of {weight.numel()} that are NaN or "
+            "infinite. Look at what made them."
+        )
+    step = np.empty(len(weight), np.float32)
+    _find_steps(weight.detach().contiguous().numpy(), step)
+    planes = _split(weight, torch.from_numpy(step), 3)
+    return _pack(planes, [torch.from_numpy(p * step) for p in (65536, 256, 1)], len(weight))
+
+
+def new_membrane(weight: BytePlanes, rows: int) -> Tensor:
+    """Zeros ``[rows, 2 outputs]``, a sum for each byte of :func:`pack_grid`; a workspace."""
     shape = (rows, 2 * weight.outputs)
-    return scratch("membrane", shape, torch.float32, weight.packed.device).zero_()
+    return workspace(Purpose.MEMBRANE, shape, torch.float32, torch.device("cpu")).zero_()
 
 
-def add_product(membrane: Tensor, spikes: Tensor, weight: PackedWeight, scale: float) -> None:
-    """``membrane += scale * spikes @ W.T`` in place, for bytes ``spikes [rows, in]``."""
-    torch.ops.onednn.qlinear_pointwise.binary(
-        spikes, scale, 0, weight.packed, weight.scales, weight.zeros, membrane,
-        None, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
-    )  # fmt: skip
+def add_product(out: Tensor, spikes: Tensor, weight: BytePlanes, scale: float = 1.0) -> None:
+    """``out += scale * spikes @ W.T`` in place, for bytes ``spikes [rows, inputs]`` up to
+    :func:`largest_spike`, and float32 ``out``: ``[rows, outputs]`` of :func:`pack_float32`,
+    ``[rows, 2 outputs]`` of :func:`pack_grid`."""
+    for packed, scales in zip(weight.packed, weight.scales, strict=True):
+        torch.ops.onednn.qlinear_pointwise.binary(
+            spikes, scale, 0, packed, scales, weight.zeros, out,
+            None, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
+        )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=32)
-def _words(code: LinearCode) -> Tensor:
-    """The words of every integer, from the lowest; see :func:`spell_words`."""
-    half, word = _HALVES[code.steps > 8]
-    low = -code.levels if code.neurons == 2 else 0
-    trains = code.spell(torch.arange(low, code.levels + 1, dtype=torch.float32)).long()
-    place = torch.arange(code.steps).view(-1, *[1] * (trains.dim() - 1))
-    bits = (trains << place).sum(0)
-    if code.neurons == 1:
-        return bits.to(half)
-    return (bits[0] | (bits[1] << (8 * half.itemsize))).to(word)
+def _pack(planes: list[Tensor], scales: list[Tensor], outputs: int) -> BytePlanes:
+    packed = tuple(torch.ops.onednn.qlinear_prepack(plane, None) for plane in planes)
+    zeros = torch.zeros(len(scales[0]), dtype=torch.int32)
+    return BytePlanes(packed, tuple(scales), zeros, outputs)
+
+
+def _split(weight: Tensor, step: Tensor, count: int) -> list[Tensor]:
+    """(2): ``count`` planes of ``weight``, highest first."""
+    digits = np.empty((count, *weight.shape), np.int8)
+    _digits(weight.detach().contiguous().numpy(), step.contiguous().numpy(), digits)
+    return list(torch.from_numpy(digits))
+
+
+@njit(cache=True, nogil=True)
+def _find_steps(weight, steps):
+    """The power of two that brings the largest weight of each row into three bytes."""
+    for i in range(len(weight)):
+        largest = 0.0
+        for w in weight[i]:
+            largest = max(largest, abs(w))
+        steps[i] = 2.0 ** math.ceil(math.log2(max(largest, 1e-30) / MAX_WIDE_WEIGHT))
+
+
+@njit(cache=True, nogil=True)
+def _digits(weight, steps, digits):
+    """The bytes of ``weight / steps``, rounded; the highest takes what is left."""
+    last = len(digits) - 1
+    for i in range(len(weight)):
+        step = np.float64(steps[i])
+        for j in range(weight.shape[1]):
+            w = np.int64(round(weight[i, j] / step))
+            for plane in range(last):
+                low = (w + 128) % 256 - 128
+                digits[last - plane, i, j] = low
+                w = (w - low) // 256
+            digits[0, i, j] = w

@@ -19,7 +19,9 @@ import torch
 _Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def share(kernel: Callable[..., None], arguments: tuple[Any, ...], count: int, parts: int) -> None:
+def parallel_for(
+    kernel: Callable[..., None], arguments: tuple[Any, ...], count: int, parts: int
+) -> None:
     """Run ``kernel(*arguments, start, stop)`` over ``parts`` equal ranges of ``count``, one for
     each thread, and raise what it raises. It should release the interpreter's lock."""
     if parts <= 1:
@@ -36,12 +38,12 @@ def share(kernel: Callable[..., None], arguments: tuple[Any, ...], count: int, p
         except BaseException as error:  # noqa: BLE001 - OpenMP's threads cannot raise it
             errors.append(error)
 
-    start_team(work, parts)
+    run_on_threads(work, parts)
     if errors:
         raise errors[0]
 
 
-def start_team(work: Callable[[Any], None], threads: int) -> None:
+def run_on_threads(work: Callable[[Any], None], threads: int) -> None:
     """Call ``work`` once in each of so many threads, of which one is this, and wait for all."""
     parallel = None if _forked.is_set() else _openmp()
     if parallel is not None:
