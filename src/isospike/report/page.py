@@ -1,0 +1,169 @@
+"""A page for people: one HTML file that makes no request and can be read from disk years later."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, ClassVar, Union
+
+from markupsafe import Markup
+
+from isospike.report import figures
+from isospike.report.figures import Figure
+from isospike.report.table import Table
+
+if TYPE_CHECKING:
+    import jinja2
+
+Block = Union[str, "Note", "Items", "Details", "Grid", "Drawing", Table, Figure]
+"""A part of a section. Text is escaped; a :class:`markupsafe.Markup` is written as it is."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph set apart.
+
+    Attributes:
+        text: Of the paragraph.
+        tone: ``fine`` (small print), ``aside`` (worth knowing) or ``warn``.
+    """
+
+    kind: ClassVar[str] = "note"
+
+    text: str
+    tone: str = "fine"
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list.
+
+    Attributes:
+        texts: Of the items.
+        numbered: Whether they are counted.
+    """
+
+    kind: ClassVar[str] = "items"
+
+    texts: tuple[str, ...]
+    numbered: bool = False
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks that are shown on demand.
+
+    Attributes:
+        summary: What is behind it.
+        blocks: Shown when it is opened.
+    """
+
+    kind: ClassVar[str] = "details"
+
+    summary: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Blocks side by side, as many in a row as there is room for.
+
+    Attributes:
+        blocks: From left to right.
+        width: Least width of each, in pixels.
+    """
+
+    kind: ClassVar[str] = "grid"
+
+    blocks: tuple[Block, ...]
+    width: int = 420
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An SVG element of our own making; texts from outside must be escaped in it.
+
+    Attributes:
+        svg: The element.
+    """
+
+    kind: ClassVar[str] = "drawing"
+
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page.
+
+    Attributes:
+        heading: Its heading.
+        meaning: One paragraph: what it shows and how to read it.
+        blocks: What it shows.
+    """
+
+    heading: str
+    meaning: str
+    blocks: tuple[Block, ...] = ()
+
+
+def render(
+    title: str,
+    *,
+    verdict: str = "",
+    warnings: Sequence[str] = (),
+    cards: Mapping[str, str] | None = None,
+    sections: Sequence[Section] = (),
+    footer: Sequence[str] = (),
+) -> str:
+    """The page as HTML.
+
+    Args:
+        title: Heading of the page.
+        verdict: What was found, in one or two sentences.
+        warnings: What to beware of, a paragraph each.
+        cards: Value by name; further lines of a value are small print.
+        sections: The page's parts.
+        footer: Small print at the end, a line each.
+
+    Returns:
+        The page. Every text is escaped. Plotly, 5 MB, is in it only where there is a figure. An
+        error in one of its scripts is added to the attribute ``data-errors`` of the root element.
+    """
+    plots = [block for section in sections for block in _figures(section.blocks)]
+    library = ""
+    if plots:
+        from plotly.offline import get_plotlyjs
+
+        library = get_plotlyjs()
+    return _template("page.html").render(
+        title=title, verdict=verdict, warnings=warnings, cards=cards or {}, sections=sections,
+        footer=footer, plots=plots, library=Markup(library), colours=figures,
+    )  # fmt: skip
+
+
+def _figures(blocks: Iterable[Block]) -> Iterator[Figure]:
+    """All figures among the blocks, also inside others."""
+    for block in blocks:
+        if isinstance(block, Figure):
+            yield block
+        elif isinstance(block, Details | Grid):
+            yield from _figures(block.blocks)
+
+
+@cache
+def _template(name: str) -> "jinja2.Template":
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["script_json"] = _script_json
+    text = files("isospike.report").joinpath(name).read_text(encoding="utf-8")
+    return environment.from_string(text)
+
+
+def _script_json(value: Any) -> Markup:
+    """JSON that cannot end the script element it is written into."""
+    return Markup(json.dumps(value, allow_nan=False).replace("<", "\\u003c"))
