@@ -52,7 +52,9 @@ def test_a_loaded_port_gives_equal_outputs_bit_for_bit(name, tmp_path):
     result = ported(name)
     path = result.save(tmp_path / "deep" / "port")
     assert path == tmp_path / "deep" / "port"
-    assert set(contents(path)) == {"config.json", "model.safetensors", "report.json"}
+    assert set(contents(path)) == {
+        "config.json", "model.safetensors", "report.json", "isospike.json",
+    }  # fmt: skip
     inputs = models.batch(name, seed=9)
     for execution in ("collapsed", "stepped"):
         model = isospike.load(path, execution=execution)
@@ -165,7 +167,9 @@ def test_further_files_are_written_by_name(tmp_path):
     assert (path / "notes.txt").read_text(encoding="utf-8") == "naïve\n"
     assert (path / "raw.bin").read_bytes() == b"\x00\x01"
     ported().save(path)  # a folder with further files is still ours
-    assert set(contents(path)) == {"config.json", "model.safetensors", "report.json"}
+    assert set(contents(path)) == {
+        "config.json", "model.safetensors", "report.json", "isospike.json",
+    }  # fmt: skip
 
 
 # Where a port may be written.

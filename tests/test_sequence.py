@@ -18,7 +18,7 @@ from safetensors.numpy import save as to_bytes
 
 from isospike import IsospikeError, RangeError, SequenceMachine
 from isospike.memory.machine import Prediction
-from isospike.report.files import atomic_write
+from isospike.report.files import write_file
 
 CONTEXTS = ("combined", "layer", "shift")  # those that address lines
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
@@ -618,10 +618,10 @@ def test_a_write_that_fails_is_one_line_and_leaves_no_file(tmp_path):
         with pytest.raises(IsospikeError, match=r"^save needs to write [^\n]*$"):
             small("ab").save(place)
         with pytest.raises((IsADirectoryError, NotADirectoryError, FileExistsError)):
-            atomic_write(place, b"new")
+            write_file(place, b"new")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
     assert (tmp_path / "file").read_text() == "old"
-    atomic_write(tmp_path / "file", b"new")
+    write_file(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_text() == "new"
 
 

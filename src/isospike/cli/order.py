@@ -139,7 +139,7 @@ def _order(
     from isospike.causal.report import causal_report
     from isospike.causal.table import parse_edges, parse_scales, parse_table, parse_tiers
     from isospike.data.datasets import read_text, sachs
-    from isospike.report.files import atomic_write
+    from isospike.report.files import write_file
 
     known = None
     if file == "sachs":
@@ -176,7 +176,7 @@ def _order(
     files = {"report.html": report.html(), "report.json": report.to_json(),
              "edges.csv": lines.getvalue()}  # fmt: skip
     for name, content in files.items():
-        atomic_write(out / name, content.encode())
+        write_file(out / name, content.encode())
     if as_json:
         print(report.to_json())
         return

@@ -474,11 +474,11 @@ def _show_embeddings(lines: list[str], units: Any, norms: Any) -> None:
 def _write_array(path: Path, array: Any) -> None:
     import numpy as np
 
-    from isospike.report.files import atomic_write
+    from isospike.report.files import write_file
 
     packed = io.BytesIO()
     np.save(packed, array.numpy(), allow_pickle=False)
-    atomic_write(path, packed.getvalue())
+    write_file(path, packed.getvalue())
 
 
 # ---------------------------------------------------------------------- generate
@@ -585,7 +585,7 @@ def _check_place(folder: Path) -> None:
     The writer decides, and it loads torch; only a folder that exists has to wait for it.
     """
     if folder.exists():
-        from isospike.porting.files import check_destination
+        from isospike.report.files import check_destination
 
         check_destination(folder)
 

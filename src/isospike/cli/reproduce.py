@@ -162,9 +162,9 @@ def _workers(given: int | None) -> int:
 
 
 def _write(path: Path, text: str) -> None:
-    from isospike.report.files import atomic_write
+    from isospike.report.files import write_file
 
-    atomic_write(path, text.encode())
+    write_file(path, text.encode())
 
 
 def _versions() -> dict[str, str]:

@@ -24,7 +24,7 @@ from isospike.models.transformer import Transformer
 from isospike.positions import make_position
 from isospike.ranks.heads import head_ambiguity
 from isospike.ranks.measure import measure
-from isospike.report.files import atomic_write
+from isospike.report.files import write_file
 
 CLAIM = (
     "A position-gated output projection (PG-OP) partly restores the heads' identifiability, at "
@@ -46,7 +46,7 @@ def run(size: Size, folder: Path, workers: int, progress: Progress) -> Result:
         name = f"gated-output_{task}_{'gated' if gated else 'plain'}_{2 * size.steps}_{seed}.json"
         file = folder / name
         if not file.exists():
-            atomic_write(file, json.dumps(_train(task, gated, seed, size)).encode())
+            write_file(file, json.dumps(_train(task, gated, seed, size)).encode())
         found.setdefault((task, gated), []).append(_read(file))
     progress("gated output", len(cells), len(cells))
     numbers: dict[str, float] = {}

@@ -36,7 +36,7 @@ from isospike.experiments.tasks import TASKS, Task
 from isospike.models.training import IGNORE, train
 from isospike.models.transformer import Transformer
 from isospike.positions import POSITIONS, NoPE, Sinusoidal, make_position
-from isospike.report.files import atomic_write
+from isospike.report.files import write_file
 
 WIDTH, HEADS, LAYERS = 32, 4, 2
 FACTORS = {"x1": 1.0, "x1.5": 1.5, "x2": 2.0, "x3": 3.0}
@@ -229,7 +229,7 @@ def run_cells(
 
     def finished(cell: Cell, result: dict[str, Any]) -> None:
         nonlocal done
-        atomic_write(folder / cell.file, json.dumps(result).encode())
+        write_file(folder / cell.file, json.dumps(result).encode())
         done += 1
         progress(what, done, len(wanted))
 

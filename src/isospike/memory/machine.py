@@ -15,7 +15,7 @@ from isospike.memory.bursts import BurstMemory
 from isospike.memory.contexts import ADAPT, LineMemory, Memory, VoteMemory
 from isospike.memory.layers import KINDS
 from isospike.memory.sdm import RULES
-from isospike.report.files import atomic_write
+from isospike.report.files import write_file
 
 CONTEXTS = ("combined", "layer", "shift", "voting")
 FORMAT = 1
@@ -287,7 +287,7 @@ class SequenceMachine:
         }  # fmt: skip
         tensors = {**self._memory.tensors(), "right": self._right, "seen": self._seen}
         try:
-            atomic_write(Path(path), save(tensors, metadata={"isospike": json.dumps(about)}))
+            write_file(Path(path), save(tensors, metadata={"isospike": json.dumps(about)}))
         except OSError as error:
             raise IsospikeError(
                 f"save needs to write {path}, got {error.strerror or error}. Free space or choose "

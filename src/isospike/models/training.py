@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from isospike.errors import IsospikeError, RangeError
-from isospike.report.files import atomic_write
+from isospike.report.files import write_file
 
 IGNORE = -100
 """Target of a position that is not scored."""
@@ -129,7 +129,7 @@ def _save(
         "watched": history.watched,
     }  # fmt: skip
     packed = {name: t.contiguous().clone() for name, t in tensors.items()}
-    atomic_write(path, save(packed, metadata={"isospike": json.dumps(about)}))
+    write_file(path, save(packed, metadata={"isospike": json.dumps(about)}))
 
 
 def _resume(

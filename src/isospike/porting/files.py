@@ -1,9 +1,7 @@
 """A ported model as a folder: safetensors and JSON, written whole or not at all."""
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,12 @@ from isospike.errors import IsospikeError, RangeError, UnsupportedError
 from isospike.porting.instrument import rebuild, saved_digits, sites
 from isospike.porting.product import Run, SpikingAttention, SpikingProduct
 from isospike.porting.sites import Site
+from isospike.report.files import Content
 
 FORMAT = 1
 EXECUTIONS = ("collapsed", "stepped")
 PRECISIONS = ("exact", "fast")
 NONLINEAR = ("float", "spiking")
-Writer = str | Callable[[Path], None]
 
 
 def check_mode(execution: str, precision: str, levels: int) -> None:
@@ -41,61 +39,7 @@ def check_nonlinear(nonlinear: str) -> None:
         raise RangeError(f"nonlinear needs one of {', '.join(NONLINEAR)}, got {nonlinear!r}.")
 
 
-def check_destination(path: Path) -> None:
-    """Raise unless ``path`` is free, an empty folder, or a folder that isospike wrote.
-
-    Raises:
-        IsospikeError: It holds something else.
-    """
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise IsospikeError(f"save needs a folder, got the file {path}. Choose another name.")
-    present = {p.name for p in path.iterdir()}
-    if not present:
-        return
-    try:
-        ours = set(json.loads((path / "config.json").read_text())["isospike"]["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = set()
-    if not ours or present - ours:
-        other = sorted(present - ours)[0]
-        raise IsospikeError(
-            f"save needs a new folder or one it wrote itself, got {path} holding {other!r}. "
-            "Choose another folder or empty it."
-        )
-
-
-def write_folder(path: Path, files: Mapping[str, Writer]) -> None:
-    """Write all files beside ``path``, then put them in its place in one rename.
-
-    An error, a full disk or Ctrl-C leaves what was there before, and nothing else.
-    """
-    check_destination(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    try:
-        fresh.mkdir()
-        for name, content in files.items():
-            if isinstance(content, str):
-                (fresh / name).write_text(content, encoding="utf-8")
-            else:
-                content(fresh / name)
-        if path.exists():
-            path.rename(old)
-        fresh.rename(path)
-    except BaseException:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def model_files(ported: nn.Module, files: Mapping[str, Writer]) -> dict[str, Writer]:
+def model_files(ported: nn.Module, files: Mapping[str, Content]) -> dict[str, Content]:
     """``model.safetensors`` and ``config.json`` of a port, beside the caller's own files.
 
     Raises:
@@ -114,8 +58,7 @@ def model_files(ported: nn.Module, files: Mapping[str, Writer]) -> dict[str, Wri
         _keep_buffers(ported)
         save_model(ported, str(path))
 
-    names = sorted({"model.safetensors", "config.json", *files})
-    described = {**config.to_dict(), "isospike": {**_describe(ported), "files": names}}
+    described = {**config.to_dict(), "isospike": _describe(ported)}
     text = json.dumps(described, indent=1, default=str)
     return {"model.safetensors": write_weights, "config.json": text, **files}
 

@@ -16,20 +16,14 @@ from isospike.codes.code import CODES, LinearCode, linear_code
 from isospike.errors import RangeError, UnsupportedError
 from isospike.porting.audit import Audit, audit
 from isospike.porting.calibrate import Batch, batch_size, calibrate, merge, rows_of, valid_tokens
-from isospike.porting.files import (
-    Writer,
-    check_destination,
-    check_mode,
-    check_nonlinear,
-    model_files,
-    write_folder,
-)
+from isospike.porting.files import check_mode, check_nonlinear, model_files
 from isospike.porting.instrument import assign_codes, open_up, sites
 from isospike.porting.measure import circuit_reports, compare, counts, record_raster, site_reports
 from isospike.porting.product import EXACT_LEVELS, Run
 from isospike.porting.report import CurvePoint, PortReport
 from isospike.porting.sensitivity import assign_amplitudes, larger, measure_channels
 from isospike.porting.water_filling import Channels, check_allocation, water_fill
+from isospike.report.files import Content, write_folder
 from isospike.theory.steps import FIT_AT, FORMS, MOST_STEPS, Law, fit_law
 
 DEFAULT_CODE = "signed-digit"
@@ -63,7 +57,7 @@ class PortResult:
     model: nn.Module
     report: PortReport
 
-    def save(self, path: str | Path, files: Mapping[str, Writer] | None = None) -> Path:
+    def save(self, path: str | Path, files: Mapping[str, Content] | None = None) -> Path:
         """Write ``model.safetensors``, ``config.json`` and ``report.json`` to a folder.
 
         The folder appears whole or not at all; one that isospike wrote before is replaced.
@@ -76,9 +70,8 @@ class PortResult:
             IsospikeError: The folder holds something else.
             UnsupportedError: The model is not a transformers model.
         """
-        extra: dict[str, Writer] = {"report.json": self.report.to_json(), **(files or {})}
+        extra: dict[str, Content] = {"report.json": self.report.to_json(), **(files or {})}
         path = Path(path).absolute()
-        check_destination(path)
         write_folder(path, model_files(self.model, extra))
         return path
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from isospike.errors import MissingExtraError, RangeError
 from isospike.ranks.measure import Pass, SiteRow, measure
 from isospike.ranks.numerical import span
-from isospike.report.files import atomic_write
+from isospike.report.files import write_file
 
 TABLES = ("sites", "norms", "heads", "layers", "projections")
 ALIKE, NARROW, SHARP, DOMINATES = 0.9, 0.1, 0.1, 3.0
@@ -183,7 +183,7 @@ class RankReport:
                 writer.writerows(rows)
             files[f"{table}.csv"] = text.getvalue()
         for name, content in files.items():
-            atomic_write(folder / name, content.encode())
+            write_file(folder / name, content.encode())
         return folder
 
 
