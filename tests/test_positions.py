@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isospike.errors import RangeError, ShapeError, UnsupportedError
+from isospike.errors import InputError, RangeError, ShapeError, UnsupportedError
 from isospike.positions import (
     FIRE,
     POSITIONS,
@@ -25,7 +25,7 @@ from isospike.positions import (
     Sinusoidal,
     SpikeTiming,
     T5Buckets,
-    make_position,
+    position,
     sinusoid,
 )
 
@@ -38,12 +38,12 @@ def draw(seed):
 
 
 def made(name, causal=True):
-    position = make_position(name, WIDTH, HEADS, LENGTH, causal)
+    encoding = position(name, width=WIDTH, heads=HEADS, length=LENGTH, causal=causal)
     generator = draw(5)
     with torch.no_grad():  # learned parts start at zero or one: give each its own value
-        for parameter in position.parameters():
+        for parameter in encoding.parameters():
             parameter.add_(torch.rand(parameter.shape, generator=generator))
-    return position.eval()
+    return encoding.eval()
 
 
 def scores(position, q, k, at):
@@ -333,8 +333,8 @@ def test_randomized_passes_on_what_its_base_does():
 
 
 def test_an_unknown_encoding_is_answered_with_those_known():
-    with pytest.raises(RangeError, match=r"an encoding of none, sinusoidal, .*, got 'rotary'"):
-        make_position("rotary", 8, 2, 4)
+    with pytest.raises(InputError, match=r"got 'rotary'. Use one of none, sinusoidal, .*\."):
+        position("rotary", width=8, heads=2, length=4)
 
 
 @pytest.mark.parametrize(
@@ -358,10 +358,16 @@ def test_an_unknown_encoding_is_answered_with_those_known():
         (lambda: FIRE(2, 0.0), "FIRE needs a threshold above 0, got 0"),
         (lambda: GrayCode(2, 63), "GrayCode needs 1 to 62 bits, got 63"),
         (lambda: LogDistance(-1), "LogDistance needs heads >= 1, got -1"),
-        (lambda: make_position("rope", 12, 0, 8), "make_position needs heads >= 1, got 0"),
-        (lambda: make_position("rope", 12, 4, 8), "RoPE needs an even head_width, .*, got 3"),
-        (lambda: make_position("alibi", 10, 4, 8), "a width that 4 heads divide, got 10"),
-        (lambda: make_position("alibi", 8, 4, 0), "make_position needs length >= 1, got 0"),
+        (lambda: position("rope", width=12, heads=0, length=8), "position needs heads >= 1"),
+        (
+            lambda: position("rope", width=12, heads=4, length=8),
+            "RoPE needs an even head_width, .*, got 3",
+        ),
+        (
+            lambda: position("alibi", width=10, heads=4, length=8),
+            "a width that 4 heads divide, got 10",
+        ),
+        (lambda: position("alibi", width=8, heads=4, length=0), "needs length >= 1, got 0"),
         (lambda: NoPE().index(-1), "index needs length and start >= 0, got -1"),
     ],
 )

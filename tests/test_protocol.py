@@ -6,7 +6,7 @@ from isospike.codes.orders import nof_m, significance
 from isospike.errors import RangeError, UnsupportedError
 from isospike.memory.machine import SequenceMachine
 from isospike.models.transformer import Transformer
-from isospike.positions import RandomizedOrdered, Sinusoidal, make_position
+from isospike.positions import RandomizedOrdered, Sinusoidal, position
 from isospike.protocol import MachineOperations, Told, TransformerOperations, run_online
 
 LETTERS = "abcdefgh"
@@ -19,8 +19,8 @@ def machine(context="combined", **settings):
     return SequenceMachine(LETTERS, context, **settings)
 
 
-def transformer(position="rope", seed=0):
-    model = Transformer(8, 16, 2, 2, make_position(position, 16, 2, 40))
+def transformer(name="rope", seed=0):
+    model = Transformer(8, 16, 2, 2, position(name, width=16, heads=2, length=40))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -91,9 +91,9 @@ def test_a_machine_that_keeps_the_maximum_is_a_maximum_per_line():
         operations.context(code)
 
 
-@pytest.mark.parametrize("position", ["rope", "sinusoidal", "alibi", "none", "fire"])
-def test_the_transformer_told_token_by_token_says_what_one_pass_says(position):
-    model = transformer(position)
+@pytest.mark.parametrize("name", ["rope", "sinusoidal", "alibi", "none", "fire"])
+def test_the_transformer_told_token_by_token_says_what_one_pass_says(name):
+    model = transformer(name)
     operations = TransformerOperations(model, LETTERS)
     word = words(1, 1, 30)[0]
     with torch.no_grad():

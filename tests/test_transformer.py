@@ -16,7 +16,7 @@ from isospike.positions import (
     RankLearned,
     RoPE,
     Sinusoidal,
-    make_position,
+    position,
 )
 
 VOCABULARY, LENGTH = 11, 12
@@ -28,8 +28,8 @@ def draw(seed):
 
 
 def made(name="none", causal=True, **settings):
-    position = make_position(name, 16, 2, LENGTH, causal)
-    model = Transformer(VOCABULARY, 16, 2, 2, position, causal=causal, **settings)
+    encoding = position(name, width=16, heads=2, length=LENGTH, causal=causal)
+    model = Transformer(VOCABULARY, 16, 2, 2, encoding, causal=causal, **settings)
     generator = draw(3)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from isospike.porting.files import load
     from isospike.porting.port import PortResult, port
     from isospike.porting.report import PortReport
-    from isospike.positions import Position, make_position
+    from isospike.positions import Position, position
     from isospike.products import spike_linear, spike_matmul
     from isospike.protocol import (
         FiveOperations,
@@ -103,11 +103,11 @@ __all__ = [
     "head_ambiguity",
     "linear_code",
     "load",
-    "make_position",
     "nof_m",
     "norm_rank",
     "numerical_rank",
     "port",
+    "position",
     "random_orders",
     "rank_report",
     "recover_heads",
@@ -128,7 +128,7 @@ _HOMES = {
     "isospike.memory.sdm": ("SparseDistributedMemory",),
     "isospike.models.gated_output": ("GatedOutputProjection",),
     "isospike.models.transformer": ("Transformer",),
-    "isospike.positions": ("Position", "make_position"),
+    "isospike.positions": ("Position", "position"),
     "isospike.protocol": (
         "FiveOperations",
         "MachineOperations",

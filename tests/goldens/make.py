@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 # ------------------------------------------- the only names of isospike below: adapt them here
 import isospike.codes.code as codes
 import isospike.neurons as neurons
-from isospike import causal_report, make_position, port, rank_report
+from isospike import causal_report, port, positions, rank_report
 from isospike.causal.simulate import random_dag, simulate
 from isospike.causal.table import parse_edges, parse_table
 from isospike.circuits.few_spike import few_spike
@@ -39,7 +39,6 @@ from isospike.experiments.page import html as positions_page
 from isospike.memory.machine import SequenceMachine
 from isospike.memory.sdm import SparseDistributedMemory
 from isospike.porting.page import html as port_page
-from isospike.positions import POSITIONS
 
 ENGINES = ("reference", "cpu")
 IF, LIF, PLIF, NeuronParams = neurons.IF, neurons.LIF, neurons.PLIF, neurons.NeuronParams
@@ -395,7 +394,7 @@ def memory(home):
 
 
 def position(name, home):
-    encoding = models.seeded(lambda: make_position(name, 24, 3, 20)).eval()
+    encoding = models.seeded(lambda: positions.position(name, width=24, heads=3, length=20)).eval()
     x, q, at = spread(2, 12, 24), spread(2, 3, 12, 8), torch.arange(12)
     rotated, bias = encoding.rotate(q, q), encoding.bias(at, at)
     parts = {"add": encoding.add(x) - x, "rotate": rotated[0] - q, "bias": bias}
@@ -429,7 +428,7 @@ HASHES = {
        for context in ("combined", "layer", "shift", "voting")
        for layers in ((None,) if context == "voting" else (None, "wheel", "rdlif"))},
     "memory": memory,
-    **{f"position {name}": partial(position, name) for name in POSITIONS},
+    **{f"position {name}": partial(position, name) for name in positions.POSITIONS},
 }  # fmt: skip
 CASES = {
     "reports": REPORTS,

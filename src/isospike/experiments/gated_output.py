@@ -21,7 +21,7 @@ from isospike.experiments.grid import HEADS, LAYERS, WIDTH, Size, find_task, sco
 from isospike.models.gated_output import GatedOutputProjection
 from isospike.models.training import train
 from isospike.models.transformer import Transformer
-from isospike.positions import make_position
+from isospike.positions import position
 from isospike.ranks.heads import head_ambiguity
 from isospike.ranks.measure import measure
 from isospike.report.files import write_file
@@ -149,9 +149,11 @@ def _train(name: str, gated: bool, seed: int, size: Size) -> dict[str, Any]:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        position = make_position("rope", WIDTH, HEADS, task.length, task.causal)
+        encoding = position(
+            "rope", width=WIDTH, heads=HEADS, length=task.length, causal=task.causal
+        )
         model = Transformer(
-            task.vocabulary, WIDTH, HEADS, LAYERS, position, causal=task.causal, gated=gated
+            task.vocabulary, WIDTH, HEADS, LAYERS, encoding, causal=task.causal, gated=gated
         )
         watch(model.eval())
         history = train(

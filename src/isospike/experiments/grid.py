@@ -35,7 +35,7 @@ from isospike.experiments import Progress, Result, Table
 from isospike.experiments.tasks import TASKS, Task
 from isospike.models.training import IGNORE, train
 from isospike.models.transformer import Transformer
-from isospike.positions import POSITIONS, NoPE, Sinusoidal, make_position
+from isospike.positions import POSITIONS, NoPE, Sinusoidal, position
 from isospike.report.files import write_file
 
 WIDTH, HEADS, LAYERS = 32, 4, 2
@@ -118,14 +118,14 @@ def build(task: Task, row: str) -> Transformer:
     if row not in ROWS:
         raise RangeError(f"build needs a row of {', '.join(ROWS)}, got {row!r}.")
     if row == "shuffled":
-        position: Any = Shuffled(WIDTH)
+        encoding: Any = Shuffled(WIDTH)
     elif row == "no-attention":
-        position = NoPE()
+        encoding = NoPE()
     else:
         name = row.removesuffix("-rescaled")
-        position = make_position(name, WIDTH, HEADS, task.length, task.causal)
+        encoding = position(name, width=WIDTH, heads=HEADS, length=task.length, causal=task.causal)
     return Transformer(
-        task.vocabulary, WIDTH, HEADS, LAYERS, position, causal=task.causal,
+        task.vocabulary, WIDTH, HEADS, LAYERS, encoding, causal=task.causal,
         scale=1 / task.length if row.endswith("-rescaled") else 1.0,
         attention=row != "no-attention",
     )  # fmt: skip

@@ -20,7 +20,7 @@ from isospike.experiments.grid import (
     mean,
 )
 from isospike.porting.page import MUTED, Plot, page, place, plot_layout, section
-from isospike.positions import POSITIONS, Additive, RandomizedOrdered, make_position
+from isospike.positions import POSITIONS, Additive, RandomizedOrdered, position
 
 Found = dict[tuple[str, str], list[dict[str, Any]]]
 
@@ -218,18 +218,18 @@ def likeness(row: str, length: int) -> Tensor:
     """How alike an encoding makes two positions, ``[length, length]``, before training."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        position = make_position(row, WIDTH, HEADS, length).eval()
-    at = position.index(length)
-    if isinstance(position, RandomizedOrdered):
-        position = position.base
-    bias = position.bias(at, at)
+        encoding = position(row, width=WIDTH, heads=HEADS, length=length).eval()
+    at = encoding.index(length)
+    if isinstance(encoding, RandomizedOrdered):
+        encoding = encoding.base
+    bias = encoding.bias(at, at)
     if bias is not None:
         return bias[0]
-    if isinstance(position, Additive):
-        table = torch.nn.functional.normalize(position.table(at), dim=-1)
+    if isinstance(encoding, Additive):
+        table = torch.nn.functional.normalize(encoding.table(at), dim=-1)
         return table @ table.T
     unit = torch.ones(length, WIDTH // HEADS) / (WIDTH // HEADS) ** 0.5
-    q, k = position.rotate(unit, unit, at)
+    q, k = encoding.rotate(unit, unit, at)
     return q @ k.T
 
 

@@ -17,7 +17,7 @@ from torch.nn.functional import layer_norm
 
 from isospike.dimension import spectral_entropy
 from isospike.errors import RangeError, ShapeError
-from isospike.positions import BASE
+from isospike.positions.base import BASE
 
 
 def latency(
