@@ -32,10 +32,9 @@ from isospike.causal.metrics import order_divergence, structural_hamming_distanc
 from isospike.causal.networks import parse_bif
 from isospike.causal.schur import schur_sort
 from isospike.causal.scores import SCORES, precision
-from isospike.causal.simulate import MECHANISMS, random_dag, simulate, topological
+from isospike.causal.simulate import MECHANISMS, random_dag, simulate, topological_order
 from isospike.causal.splines import spline_sort
-from isospike.causal.table import parse_edges, parse_table
-from isospike.data.datasets import sachs as sachs_data
+from isospike.causal.table import read_table
 from isospike.errors import RangeError
 
 CURVED = ("sin", "quadratic", "gp", "mlp")
@@ -209,7 +208,7 @@ def dagma(seeds):
                     weights = search.fit(data.data, lr=0.004, warm_iter=200, max_iter=400)
                 rows[3].append(time.process_time() - start)
                 graph = weights != 0
-                order = np.array(topological(graph))
+                order = np.array(topological_order(graph))
                 rows[0].append(order_divergence(order, data.truth))
                 rows[1].append(structural_hamming_distance(graph, data.truth))
                 rows[2].append(int(graph.sum()))
@@ -380,12 +379,10 @@ def bnlearn(seeds, folder):
 
 def sachs(_seeds):
     """Sachs, 853 cells, 17 edges; as they are and as logarithms."""
-    text, edges = sachs_data()
-    table = parse_table(text)
-    truth = parse_edges("\n".join(map(",".join, edges)), table.names)
+    table = read_table("sachs")
     print("| | D | SHD | SID | TPR | FDR | edges |\n|---|--:|--:|--:|--:|--:|--:|")
     for name, rows in (("raw", table.rows), ("log", np.log(table.rows))):
-        report = causal_report(rows, truth)
+        report = causal_report(rows, table.truth)
         for m in report.methods:
             turned = "" if m.divergence is None else f"{m.divergence:g}"
             print(

@@ -5,14 +5,16 @@ import pytest
 import torch
 
 import isospike
-from isospike.causal.denoising import denoising_score
+from isospike.causal.background import BackgroundKnowledge
+from isospike.causal.denoising import DenoisingSettings, denoising_score
 from isospike.causal.edges import parent_slopes
 from isospike.causal.metrics import order_divergence
 from isospike.causal.networks import parse_bif
 from isospike.causal.schur import leaf_rows
 from isospike.causal.scores import precision
 from isospike.causal.simulate import random_dag, simulate
-from isospike.errors import RangeError
+from isospike.errors import InputError, RangeError
+from isospike.progress import shown_by
 
 
 def made(mechanism, d=8, rows=600, seed=0):
@@ -21,7 +23,8 @@ def made(mechanism, d=8, rows=600, seed=0):
 
 
 def learn(x, **options):
-    return denoising_score(x, generator=torch.Generator().manual_seed(0), **options)
+    settings = DenoisingSettings(**options)
+    return denoising_score(x, settings, generator=torch.Generator().manual_seed(0))
 
 
 def test_a_network_starts_as_the_score_of_a_gaussian():
@@ -59,18 +62,19 @@ def test_a_large_lasso_leaves_the_gaussian():
     assert norms[1] < norms[0]
 
 
-def test_progress_is_told_and_ends():
-    said = []
-    learn(made("sin").data, steps=30, progress=lambda *a: said.append(a))
-    assert said[0] == ("score", 0, 30)
-    assert said[-1] == ("score", 30, 30)
+def test_training_reports_its_progress_to_the_end():
+    updates = []
+    with shown_by(lambda *a: updates.append(a)):
+        learn(made("sin").data, steps=30)
+    assert updates[0] == ("score", 0, 30)
+    assert updates[-1] == ("score", 30, 30)
 
 
 @pytest.mark.parametrize(
     "option", [{"noise": 0.0}, {"steps": 0}, {"lasso": -1.0}, {"held_out": 0.0}]
 )
 def test_options_of_the_network_out_of_range_are_refused(option):
-    with pytest.raises(RangeError, match="denoising_score needs noise, rate, width and steps"):
+    with pytest.raises(RangeError, match="denoising_score needs noise, learning_rate, width"):
         learn(made("sin").data, **option)
 
 
@@ -87,7 +91,7 @@ def test_slopes_see_a_parabola_that_linear_weights_do_not():
     order = np.array([0, 1])
     assert abs(leaf_rows(precision(x), order)[0, 1]) < 0.5
     assert parent_slopes(x, order)[0, 1] > 0.8
-    fit = isospike.ScoreSchurSort(prune="slopes", required=[(0, 1)]).fit(x)
+    fit = isospike.ScoreSchurSort(prune="slopes", background=BackgroundKnowledge([(0, 1)])).fit(x)
     assert fit.adjacency_.tolist() == [[False, True], [False, False]]
 
 
@@ -115,12 +119,16 @@ def test_a_network_is_read_and_sampled():
     ("old", "new", "got"),
     [
         (ASIA, "nothing", "variables of type discrete, got none"),
-        ("( c | b, a )", "( c | d, a )", "tables of its variables, got 'd'"),
-        ("probability ( a ) { table 0.2, 0.8; }", "", "a table of each variable, got none of a"),
+        ("( c | b, a )", "( c | d, a )", "probabilities of declared variables, got 'd'"),
+        (
+            "probability ( a ) { table 0.2, 0.8; }",
+            "",
+            "probabilities of each variable, got none of a",
+        ),
         ("0.1, 0.2, 0.7", "0.1, 0.2, 0.6", "sum to 1, got 0.9 for b"),
         ("(x, yes)", "(w, yes)", r"known states and 2 probabilities, got \(w, yes\)"),
     ],
 )
 def test_networks_that_are_none_are_refused(old, new, got):
-    with pytest.raises(RangeError, match=got):
+    with pytest.raises(InputError, match=got):
         parse_bif(ASIA.replace(old, new))

@@ -13,7 +13,7 @@ from isospike.causal.simulate import random_dag, simulate
 from isospike.causal.table import parse_edges, parse_table
 from isospike.cli import app
 from isospike.data.datasets import sachs
-from isospike.errors import RangeError, ShapeError
+from isospike.errors import InputError, ShapeError
 
 
 def run(*args):
@@ -40,15 +40,15 @@ def test_separator_header_and_decimal_mark_are_found_out(header, separator, deci
     names = None if header is None else [f'"{h}"' for h in header]
     table = parse_table(csv_text(rows, names, separator, decimal))
     np.testing.assert_allclose(table.rows, rows, atol=1e-6)
-    assert list(table.names) == (header or ["x0", "x1", "x2"])
-    assert ("no header" in table.form) == (header is None)
-    assert ("decimal commas" in table.form) == (decimal == ",")
+    assert list(table.columns) == (header or ["x0", "x1", "x2"])
+    assert ("no header" in table.file_format) == (header is None)
+    assert ("decimal commas" in table.file_format) == (decimal == ",")
 
 
 def test_columns_may_be_aligned_by_spaces():
     table = parse_table("a   bb\n 1  2.5\n10  -3e1\n")
     assert table.rows.tolist() == [[1, 2.5], [10, -30]]
-    assert table.form == "space-separated, a header"
+    assert table.file_format == "space-separated, a header"
 
 
 def test_missing_cells_are_not_a_number_whatever_they_are_called():
@@ -66,7 +66,7 @@ def test_missing_cells_are_not_a_number_whatever_they_are_called():
     ],
 )
 def test_tables_that_are_none_are_refused(text, got):
-    with pytest.raises(RangeError, match=got):
+    with pytest.raises(InputError, match=got):
         parse_table(text)
 
 
@@ -79,7 +79,7 @@ def test_tables_that_are_none_are_refused(text, got):
     ],
 )
 def test_truths_that_are_none_are_refused(text, got):
-    with pytest.raises(RangeError, match=got):
+    with pytest.raises(InputError, match=got):
         parse_edges(text, ["a", "b", "c"])
 
 
@@ -92,10 +92,10 @@ def test_sachs_is_853_cells_and_an_acyclic_graph_of_17_edges():
     text, edges = sachs()
     table = parse_table(text)
     assert table.rows.shape == (853, 11)
-    assert parse_edges("\n".join(map(",".join, edges)), table.names).sum() == 17
+    assert parse_edges("\n".join(map(",".join, edges)), table.columns).sum() == 17
     cyclic = "pip2,pip3\npip3,plc\nplc,pip2\n"  # in the file of 18 edges
-    with pytest.raises(RangeError, match="without cycles"):
-        parse_edges(cyclic, table.names)
+    with pytest.raises(InputError, match="without cycles"):
+        parse_edges(cyclic, table.columns)
 
 
 def test_the_report_puts_simple_ways_beside_the_fit():
@@ -166,7 +166,7 @@ def test_order_of_sachs_stands_beside_the_empty_graph(tmp_path):
         ("a\n1\n2\n3\n", "at least two columns"),
         ("a,b\nx,y\nz,t\nu,v\n", "numbers, got 'x'"),
         ("a,b\n1,2\n1,4\n1,6\n", "the constant column a"),
-        ("a,b\n1,2\n2,4\n3,6\n", "got b, which a gives exactly"),
+        ("a,b\n1,2\n2,4\n3,6\n", "got b, which is a multiple of a"),
         ("a,b,c\n1,2,7\n2,4.5,9\n3,1,1\n", "more rows than columns"),
     ],
 )
@@ -207,10 +207,10 @@ def test_order_takes_what_is_known(tmp_path):
 @pytest.mark.parametrize(
     ("option", "text", "got"),
     [
-        ("--tiers", "a,b\nq\n", "got 'q' which is no column"),
+        ("--tiers", "a,b\nq\n", "got 'q', which is not a column"),
         ("--tiers", "a,b\nb\n", "got 'b' twice"),
         ("--noise-scale", "a,1\nb,-2\n", "a positive number on each line, got 'b -2'"),
-        ("--noise-scale", "a,1\n", "a line for each column, got none of 'b'"),
+        ("--noise-scale", "a,1\n", "a line for each column, got none for 'b'"),
         ("--required", "a,b\nb,a\n", "a graph without cycles"),
         ("--forbidden", "a,z\n", "names of columns, got 'z'"),
     ],

@@ -28,11 +28,10 @@ import isospike.codes.code as codes
 import isospike.neurons as neurons
 from isospike import causal_report, port, positions, rank_report
 from isospike.causal.simulate import random_dag, simulate
-from isospike.causal.table import parse_edges, parse_table
+from isospike.causal.table import read_table
 from isospike.circuits.few_spike import few_spike
 from isospike.cli import app
 from isospike.codes.orders import nof_m, significance, similarity
-from isospike.data.datasets import sachs
 from isospike.errors import IsospikeError
 from isospike.experiments.grid import Size, run_rows
 from isospike.experiments.page import html as positions_page
@@ -142,10 +141,8 @@ def ranks_json(name, home):
 @cache
 def order(mechanism):
     if mechanism == "sachs":
-        table = parse_table(sachs()[0])
-        return causal_report(
-            table.rows, parse_edges("\n".join(map(",".join, sachs()[1])), table.names)
-        )
+        table = read_table("sachs")
+        return causal_report(table.rows, table.truth)
     draw = torch.Generator().manual_seed(0)
     made = simulate(random_dag(6, 1.0, "er", draw), 300, mechanism, generator=draw)
     return causal_report(made.data, made.truth, form="simulated")

@@ -1,7 +1,7 @@
 """The estimator: data in, order, layers, margins and graph out."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from isospike.causal.background import BackgroundKnowledge
 from isospike.causal.denoising import denoising_score
 from isospike.causal.edges import parent_slopes, prune, threshold_edges
 from isospike.causal.guards import (
@@ -21,15 +22,20 @@ from isospike.causal.guards import (
     warn_of_noise,
     warn_of_scale,
 )
-from isospike.causal.metrics import descendants
-from isospike.causal.schur import SchurOrder, schur_sort
+from isospike.causal.schur import SchurOrder, sample_sort, schur_sort
 from isospike.causal.scores import SCORES, information, score_covariance
 from isospike.causal.splines import spline_sort
-from isospike.errors import MissingExtraError, RangeError, ShapeError, UnsupportedError
+from isospike.errors import (
+    InputError,
+    MissingExtraError,
+    RangeError,
+    ShapeError,
+    UnsupportedError,
+)
 
 CORRECTIONS = ("regression", "mean", "per-sample", "winsorised")
 PRUNES = ("cam", "row", "slopes")
-WINSORISE = 0.1
+WINSORISED_SHARE = 0.1
 
 Score = Callable[[Float[np.ndarray, "n d"]], np.ndarray]
 
@@ -37,45 +43,54 @@ Score = Callable[[Float[np.ndarray, "n d"]], np.ndarray]
 class ScoreSchurSort:
     """Causal order of observational data by Schur complements, and a graph along it.
 
-    Assumes additive noise of one variance in the columns' own units. Rescaled columns break that;
-    the fit warns where it shows.
+    Assumes additive noise of one variance in the columns' own units. Rescaled columns break that
+    assumption; the fit warns if they look rescaled. The class follows the conventions of
+    scikit-learn, so that ``clone``, pipelines and grid searches accept it.
 
     ==========  =================================================================================
     correction
     ==========  =================================================================================
-    regression  roots first, by what sparse regressions on splines of those before leave: additive
-                models
+    regression  roots first, by the residual variance of sparse spline regressions on the variables
+                before: additive models
     mean        leaves first, in the mean information matrix: the paper, exact for linear models
-    per-sample  the same in every row's Jacobian: additive models without error of their own
-    winsorised  the same, the tenth of the rows that lie furthest out pulled in
+    per-sample  leaves first, in every row's Jacobian: exact for additive models
+    winsorised  the same, with the most extreme tenth of the rows pulled in
     ==========  =================================================================================
 
+    >>> x = np.random.default_rng(0).normal(size=(200, 2))
+    >>> x[:, 0] += 2 * x[:, 1]
+    >>> fit = ScoreSchurSort().fit(x)
+    >>> fit.order_.tolist(), fit.adjacency_.tolist()
+    ([1, 0], [[False, False], [True, False]])
+
     Args:
-        score: Where the information matrix comes from: ``precision``, ``shrinkage``, ``glasso``,
-            ``stein`` or ``denoising``; or a function of the rows that gives scores ``[n, d]``
-            (their covariance is taken), the matrix ``[d, d]``, or negative Jacobians ``[n, d, d]``.
-            The last two corrections need Jacobians, which ``denoising`` gives too; ``regression``
-            takes only ``precision``: it fits its own.
-        correction: See the table.
+        score: Method for the information matrix: ``precision``, ``shrinkage``, ``glasso``,
+            ``stein`` or ``denoising``; or a function of the rows that returns scores ``[n, d]``
+            (their covariance is used), the matrix ``[d, d]``, or negated Jacobians ``[n, d, d]``.
+            ``per-sample`` and ``winsorised`` need Jacobians, from a function or ``denoising``;
+            ``regression`` only accepts ``precision``, since it fits its own model.
+        correction: A name from the table.
         prune: ``cam`` for spline F-tests, ``row`` for linear weights above ``threshold``,
-            ``slopes`` for root mean squared slopes above it, by Stein's score: one estimate each.
-        level: False edges allowed for by ``cam``, as a share of those found.
-        threshold: Of ``row`` and ``slopes``, in units of the child over units of the parent.
-        ridge, gamma: As in :func:`isospike.causal.schur.schur_sort`.
-        noise_scale: Each noise's scale, up to a common factor, where they differ.
-        required, forbidden: Edges by names or indices, ``(parent, child)``.
-        tiers: Groups of variables, earlier groups before later ones; others are free.
+            ``slopes`` for root mean squared slopes above it, by Stein's score.
+        level: Target false discovery rate of ``cam``.
+        threshold: Smallest edge weight kept by ``row`` and ``slopes``, in units of the child over
+            units of the parent.
+        ridge: Value added to each pivot (:func:`isospike.causal.schur.schur_sort`).
+        gamma: Variables within this relative tolerance of the minimum are removed in the same step.
+        noise_scale: Scale of each variable's noise, up to a common factor, where they differ.
+        background: Known edges and tiers.
 
     Attributes:
-        order_: Variables by index, causes first.
-        layers_: The same, grouped into what was within ``gamma`` and removed at once.
-        margins_: By variable, how clear its choice was (:class:`isospike.causal.schur.SchurOrder`).
+        order_: Indices of the variables, causes first.
+        layers_: The variables in groups that were within ``gamma`` and removed in one step.
+        margins_: How clear each variable's choice was
+            (:class:`isospike.causal.schur.SchurOrder`).
         adjacency_: The graph ``[parent, child]``.
-        names_: The columns' names.
-        sortability_: Var-, R2- and score-sortability along the graph found.
-        rescaled_: Whether the columns are of one standard deviation or one range.
-        noise_spread_: How unequal the noises are that the order leaves
-            (:func:`isospike.causal.guards.noise_spread`); 0 for other corrections than
+        names_: Names of the columns.
+        sortability_: Var-, R2- and score-sortability along the estimated graph.
+        rescaled_: Whether all columns have one standard deviation or one range.
+        noise_spread_: How much the residual variances differ
+            (:func:`isospike.causal.guards.noise_spread`); 0 unless ``correction`` is
             ``regression``.
         uneven_noise_: Share of variables whose noise is not additive; with ``cam``.
     """
@@ -91,64 +106,45 @@ class ScoreSchurSort:
         ridge: float = 0.0,
         gamma: float = 0.05,
         noise_scale: Sequence[float] | Float[np.ndarray, "d"] | None = None,
-        required: Iterable[tuple[Any, Any]] = (),
-        forbidden: Iterable[tuple[Any, Any]] = (),
-        tiers: Iterable[Iterable[Any]] = (),
+        background: BackgroundKnowledge | None = None,
     ) -> None:
         self.score, self.correction, self.prune = score, correction, prune
         self.level, self.threshold, self.ridge, self.gamma = level, threshold, ridge, gamma
-        self.noise_scale, self.required, self.forbidden = noise_scale, required, forbidden
-        self.tiers = tiers
+        self.noise_scale, self.background = noise_scale, background
 
     def fit(self, X: Any, y: None = None) -> "ScoreSchurSort":  # noqa: ARG002
-        """Order the columns of a table, an array or a data frame.
+        """Order the columns of a table.
+
+        Args:
+            X: An array or a data frame; a data frame's columns give the names.
+            y: Not used; scikit-learn passes it.
+
+        Returns:
+            The estimator itself.
 
         Raises:
-            ShapeError: Not a table.
-            RangeError: Unusable data, options or background knowledge.
+            ShapeError: The data are not a table.
+            InputError: The data, an option's name or the background knowledge cannot be used.
+            RangeError: A number is out of range.
+            UnsupportedError: The options do not fit together.
             MissingExtraError: scikit-learn or SciPy is needed and not installed.
         """
         self._check_options()
         columns = getattr(X, "columns", None)
         names = None if columns is None else [str(c) for c in columns]
         x = check_data(X, names, "ScoreSchurSort.fit")
-        d = x.shape[1]
-        self.names_ = names or [f"x{i}" for i in range(d)]
-        self.n_features_in_ = d
-        if self.noise_scale is not None:
-            scale = np.asarray(self.noise_scale, np.float64)
-            if scale.shape != (d,) or not (scale > 0).all():
-                raise RangeError(
-                    f"ScoreSchurSort.fit needs a positive noise_scale for each of {d} columns, got "
-                    f"{scale.tolist()}."
-                )
-            x = x / scale
+        self.n_features_in_ = x.shape[1]
+        self.names_ = names or [f"x{i}" for i in range(x.shape[1])]
+        x = self._scaled(x)
         self.rescaled_ = self.noise_scale is None and looks_rescaled(x)
-        required = self._edges(self.required, "required")
-        forbidden = self._edges(self.forbidden, "forbidden")
-        if (required & forbidden).any():
-            raise RangeError("ScoreSchurSort.fit needs no edge both required and forbidden.")
-        known = required | self._tiers()
-        before = descendants(known, "ScoreSchurSort.fit") if known.any() else None
-        found = self._sort(x, before)
-        self.order_, self.layers_, self.margins_ = found.order, found.layers, found.margins
-        # Other corrections leave the expectation gap in their pivots.
-        left = found.pivots if self.correction == "regression" else np.ones(d)
-        self.noise_spread_ = noise_spread(left)
-        warn_of_scale(self.rescaled_, uneven_scale(left, len(x)))
-        if self.prune == "cam":
-            self.adjacency_, residuals = prune(
-                x, found.order, self.level, forbidden=forbidden, required=required
-            )
-            self.uneven_noise_ = uneven_noise(x, residuals, self.adjacency_)
-            warn_of_noise(self.uneven_noise_)
-        elif self.prune == "slopes":
-            slopes = parent_slopes(x, found.order)
-            self.adjacency_ = (slopes > self.threshold) & ~forbidden | required
-        else:
-            named = self.score if isinstance(self.score, str) else "precision"
-            rows = threshold_edges(information(x, named), found.order, self.threshold)
-            self.adjacency_ = rows & ~forbidden | required
+        known = (self.background or BackgroundKnowledge()).constraints(self.names_)
+        order = self._sort(x, known.before)
+        self.order_, self.layers_, self.margins_ = order.order, order.layers, order.margins
+        # The pivots of other corrections contain the expectation gap.
+        variances = order.pivots if self.correction == "regression" else np.ones(x.shape[1])
+        self.noise_spread_ = noise_spread(variances)
+        warn_of_scale(self.rescaled_, uneven_scale(variances, len(x)))
+        self.adjacency_ = self._select(x, known.required, known.forbidden)
         self.sortability_ = sortability(x, self.adjacency_)
         return self
 
@@ -172,16 +168,36 @@ class ScoreSchurSort:
         )
         return graph
 
+    # scikit-learn's interface. Its BaseEstimator would make every import of this file load
+    # scikit-learn, which only two of the scores need.
+
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002
-        """The arguments, as scikit-learn asks for them."""
+        """The arguments by name, for scikit-learn.
+
+        Args:
+            deep: Not used; no argument is an estimator.
+
+        Returns:
+            A dictionary of the arguments.
+        """
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def set_params(self, **params: Any) -> "ScoreSchurSort":
-        """Change arguments by name."""
+        """Change arguments by name.
+
+        Args:
+            params: The new values.
+
+        Returns:
+            The estimator itself.
+
+        Raises:
+            InputError: There is no argument of that name.
+        """
         for name, value in params.items():
             if name not in self.get_params():
-                raise RangeError(
-                    f"set_params needs an argument of ScoreSchurSort, got {name!r}. It has "
+                raise InputError(
+                    f"set_params needs an argument of ScoreSchurSort, got {name!r}. Use one of "
                     f"{', '.join(self.get_params())}."
                 )
             setattr(self, name, value)
@@ -196,8 +212,9 @@ class ScoreSchurSort:
         for name, known in (("correction", CORRECTIONS), ("prune", PRUNES), ("score", SCORES)):
             value = getattr(self, name)
             if value not in known and not (name == "score" and callable(value)):
-                raise RangeError(
-                    f"ScoreSchurSort needs {name} of {', '.join(known)}, got {value!r}."
+                raise InputError(
+                    f"ScoreSchurSort needs a known {name}, got {value!r}. Choose one of "
+                    f"{', '.join(known)}."
                 )
         if self.correction == "regression" and self.score != "precision":
             raise UnsupportedError(
@@ -208,8 +225,20 @@ class ScoreSchurSort:
         if self.correction in CORRECTIONS[2:] and not gives:
             raise UnsupportedError(
                 f"ScoreSchurSort needs a score that gives Jacobians with correction="
-                f"{self.correction!r}, got {self.score!r}. Give denoising, or a function."
+                f"{self.correction!r}, got {self.score!r}. Use denoising, or a function."
             )
+
+    def _scaled(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+        if self.noise_scale is None:
+            return x
+        d = x.shape[1]
+        scale = np.asarray(self.noise_scale, np.float64)
+        if scale.shape != (d,) or not (scale > 0).all():
+            raise RangeError(
+                f"ScoreSchurSort.fit needs a positive noise_scale for each of {d} columns, got "
+                f"{scale.tolist()}. Give {d} positive numbers."
+            )
+        return x / scale
 
     def _sort(
         self, x: Float[np.ndarray, "n d"], before: Bool[np.ndarray, "d d"] | None
@@ -218,7 +247,7 @@ class ScoreSchurSort:
         options: dict[str, Any] = {"gamma": self.gamma, "before": before}
         if self.correction == "regression":
             if n <= d:
-                raise RangeError(
+                raise InputError(
                     f"ScoreSchurSort.fit needs more rows than columns, got {n} rows and {d} "
                     "columns. Use the score shrinkage or glasso with the correction mean."
                 )
@@ -231,85 +260,41 @@ class ScoreSchurSort:
             draw = torch.Generator().manual_seed(0)
             values = denoising_score(x, generator=draw).jacobians(x)
         if self.correction == "mean":
-            if values.shape not in ((n, d), (d, d), (n, d, d)):
-                raise ShapeError(
-                    f"ScoreSchurSort needs scores {(n, d)}, a matrix {(d, d)} or Jacobians "
-                    f"{(n, d, d)}, got {values.shape}."
-                )
-            matrix = values if values.shape == (d, d) else values.mean(0)
-            if values.shape == (n, d):
-                matrix = score_covariance(values)
+            matrix = _mean_information(values, n, d)
             return schur_sort((matrix + matrix.T) / 2, ridge=self.ridge, **options)
-        return sample_sort(values, WINSORISE if self.correction == "winsorised" else 0.0, before)
+        share = WINSORISED_SHARE if self.correction == "winsorised" else 0.0
+        return sample_sort(values, share, before)
 
-    def _edges(self, edges: Iterable[tuple[Any, Any]], what: str) -> Bool[np.ndarray, "d d"]:
-        out = np.zeros((len(self.names_),) * 2, bool)
-        for parent, child in edges:
-            out[self._index(parent, what), self._index(child, what)] = True
-        return out
-
-    def _tiers(self) -> Bool[np.ndarray, "d d"]:
-        out = np.zeros((len(self.names_),) * 2, bool)
-        tiers = [[self._index(v, "tiers") for v in tier] for tier in self.tiers]
-        for earlier, later in zip(tiers, tiers[1:], strict=False):
-            out[np.ix_(earlier, later)] = True
-        return out
-
-    def _index(self, variable: Any, what: str) -> int:
-        if variable in self.names_:
-            return self.names_.index(variable)
-        if isinstance(variable, int | np.integer) and 0 <= variable < len(self.names_):
-            return int(variable)
-        raise RangeError(
-            f"ScoreSchurSort needs {what} of known columns, got {variable!r}. They are "
-            f"{', '.join(self.names_[:8])}{' ...' if len(self.names_) > 8 else ''}."
-        )
+    def _select(
+        self,
+        x: Float[np.ndarray, "n d"],
+        required: Bool[np.ndarray, "d d"],
+        forbidden: Bool[np.ndarray, "d d"],
+    ) -> Bool[np.ndarray, "d d"]:
+        """The graph along the order."""
+        order = self.order_
+        if self.prune == "cam":
+            graph, residuals = prune(x, order, self.level, forbidden=forbidden, required=required)
+            self.uneven_noise_ = uneven_noise(x, residuals, graph)
+            warn_of_noise(self.uneven_noise_)
+            return graph
+        if self.prune == "slopes":
+            edges = parent_slopes(x, order) > self.threshold
+        else:
+            named = self.score if isinstance(self.score, str) else "precision"
+            edges = threshold_edges(information(x, named), order, self.threshold)
+        return np.asarray(edges & ~forbidden | required)
 
 
-def sample_sort(
-    jacobians: Float[np.ndarray, "n d d"],
-    winsorise: float = 0.0,
-    before: Bool[np.ndarray, "d d"] | None = None,
-) -> SchurOrder:
-    """Leaves first, by the mean diagonal, with the Schur complement taken in every row.
-
-    (1)  H_n <- H_n - h_n h_n^T / mean(H_ll),  h_n the leaf's column in row n
-
-    Without error of its own where each function is a sum over its parents; with interactions the
-    noise of h is squared, against which the rows furthest out can be pulled in.
-
-    Args:
-        jacobians: ``-grad^2 log p`` at every row.
-        winsorise: Share of the rows whose entries of h are pulled in to the nearest others.
-        before: ``before[i, j]`` if i must come before j, with all that follows from it.
-
-    Raises:
-        RangeError: A diagonal entry is not positive.
-    """
-    n, d, _ = jacobians.shape
-    h = jacobians.astype(np.float64)
-    ahead = np.zeros((d, d), bool) if before is None else before
-    left, waiting = np.ones(d, bool), ahead.sum(1)
-    pivots, margins, back = np.empty(d), np.empty(d), []
-    while left.any():
-        value = np.where(left & (waiting == 0), np.einsum("nii->i", h) / n, np.inf)
-        p = int(value.argmin())
-        if not value[p] > 0 or not np.isfinite(value[p]):
-            raise RangeError(
-                f"sample_sort needs positive mean diagonals, got {value[p]:.3g} at variable {p}. "
-                "Smooth the score, or use correction='mean'."
-            )
-        left[p] = False
-        back.append(p)
-        waiting = waiting - ahead[:, p]
-        pivots[p] = value[p]
-        others = np.einsum("nii->i", h)[left] / n
-        margins[p] = others.min() / value[p] - 1 if len(others) else np.inf
-        column = h[:, :, p].copy()
-        if winsorise:
-            low, high = np.quantile(column, [winsorise / 2, 1 - winsorise / 2], axis=0)
-            column = np.clip(column, low, high)
-        column[:, ~left] = 0
-        h -= column[:, :, None] * column[:, None, :] / value[p]  # (1)
-    order = np.array(back[::-1], np.int64)
-    return SchurOrder(order, tuple((int(i),) for i in order), pivots, margins)
+def _mean_information(values: np.ndarray, n: int, d: int) -> Float[np.ndarray, "d d"]:
+    """The information matrix from what a user's score function returned."""
+    if values.shape == (n, d):
+        return score_covariance(values)
+    if values.shape == (d, d):
+        return values
+    if values.shape == (n, d, d):
+        return np.asarray(values.mean(0))
+    raise ShapeError(
+        f"ScoreSchurSort needs scores {(n, d)}, a matrix {(d, d)} or Jacobians {(n, d, d)}, got "
+        f"{values.shape}. Return one of these from the score function."
+    )

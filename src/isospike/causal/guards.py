@@ -1,4 +1,4 @@
-"""What the data must be, and what in them would make an order look better than it is."""
+"""Checks of the data, and warnings where they break an assumption or make the task too easy."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,27 +8,28 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from isospike.causal.scores import precision
-from isospike.causal.simulate import topological
-from isospike.errors import RangeError, ShapeError
+from isospike.causal.simulate import topological_order
+from isospike.errors import InputError, ShapeError
 
 
 class ScaleWarning(UserWarning):
-    """The columns look rescaled: their common noise, which the order rests on, is gone."""
+    """The columns look rescaled: the equal noise that the order relies on is lost."""
 
 
 class NoiseWarning(UserWarning):
-    """The residuals are not those of an additive noise model."""
+    """The residuals do not fit an additive noise model."""
 
 
 class Sortability(NamedTuple):
-    """Share of a graph's directed paths along which a quantity grows; .5 says nothing.
+    """Share of a graph's directed paths along which a quantity grows; .5 is the chance level.
 
-    Near 1, sorting by that quantity alone would have given the order.
+    Near 1, sorting the variables by that quantity alone would give the order.
 
     Attributes:
-        var: Variance.
-        r2: Share of variance that all other variables explain linearly; 0.5 if n <= d.
-        score: Less precision given all others: the diagonal of the information matrix falls.
+        var: The quantity is the variance.
+        r2: The quantity is the share of variance that all other variables explain linearly; 0.5 if
+            there are no more rows than columns.
+        score: The quantity is the negated diagonal of the information matrix.
 
     Reference: Reisach, Seiler, Weichwald (2021), Beware of the simulated DAG; Reisach et al.
     (2023), A scale-invariant sorting criterion; Montagna et al. (2023), arXiv 2310.14246.
@@ -40,60 +41,93 @@ class Sortability(NamedTuple):
 
 
 def sortability(x: Float[np.ndarray, "n d"], graph: Bool[np.ndarray, "d d"]) -> Sortability:
-    """All three of data and a graph, by paths of every length; NaN for a graph without edges."""
+    """Compute var-, R2- and score-sortability over paths of every length.
+
+    >>> graph = np.array([[False, True], [False, False]])
+    >>> x = np.random.default_rng(0).normal(size=(100, 2)) @ [[1, 1], [0, 1]]
+    >>> sortability(x, graph).var
+    1.0
+
+    Args:
+        x: The rows.
+        graph: An acyclic graph, ``[parent, child]``.
+
+    Returns:
+        The three shares; NaN for a graph without edges.
+
+    Raises:
+        InputError: The graph has a cycle.
+    """
     variance = x.var(0, ddof=1)
     try:
         diagonal = precision(x).diagonal()
         r2, score = 1 - 1 / (diagonal * variance), -diagonal
-    except RangeError:
+    except InputError:
         r2 = score = np.zeros(len(variance))
     return Sortability(*(_grows(v, graph) for v in (variance, r2, score)))
 
 
 def check_data(x: Any, names: Sequence[str] | None = None, who: str = "fit") -> np.ndarray:
-    """The rows as floats.
+    """Check that a table can be ordered.
+
+    Args:
+        x: An array or a data frame.
+        names: Names of the columns, for error messages.
+        who: Name of the public function, for error messages.
+
+    Returns:
+        The rows as float64.
 
     Raises:
-        ShapeError: Not a table of at least two columns and rows.
-        RangeError: Not numbers, missing or infinite values, a constant or a duplicated column.
+        ShapeError: The table has fewer than two columns or three rows.
+        InputError: There are values that are not finite numbers, or a column that is constant or a
+            multiple of another.
     """
     try:
         table = np.asarray(x, np.float64)
     except (TypeError, ValueError):
-        raise RangeError(
+        raise InputError(
             f"{who} needs numbers, got values that are not. Drop or encode columns of text."
         ) from None
     if table.ndim != 2 or table.shape[1] < 2 or table.shape[0] < 3:
         raise ShapeError(
-            f"{who} needs a table of at least 3 rows and 2 columns, got shape {table.shape}."
+            f"{who} needs a table of at least 3 rows and 2 columns, got shape {table.shape}. Give "
+            "one row for each observation and one column for each variable."
         )
     names = list(names) if names is not None else [f"x{i}" for i in range(table.shape[1])]
     bad = ~np.isfinite(table)
     if bad.any():
         row, column = (int(i[0]) for i in np.nonzero(bad))
         kind = "missing" if np.isnan(table[row, column]) else "infinite"
-        raise RangeError(
+        raise InputError(
             f"{who} needs finite numbers, got {int(bad.sum())} that are not, the first {kind} in "
             f"row {row + 1}, column {names[column]}. Drop those rows."
         )
     constant = np.flatnonzero(np.ptp(table, axis=0) <= 1e-12 * np.abs(table).max(0))
     if len(constant):
-        raise RangeError(
+        raise InputError(
             f"{who} needs columns that vary, got the constant column {names[constant[0]]}. Drop it."
         )
     z = (table - table.mean(0)) / table.std(0)
     same = np.triu(np.abs(z.T @ z) / len(z) > 1 - 1e-10, 1)
     if same.any():
         a, b = (int(i[0]) for i in np.nonzero(same))
-        raise RangeError(
-            f"{who} needs different columns, got {names[b]}, which {names[a]} gives exactly. "
-            "Drop one."
+        raise InputError(
+            f"{who} needs different columns, got {names[b]}, which is a multiple of {names[a]}. "
+            "Drop one of them."
         )
     return table
 
 
 def looks_rescaled(x: Float[np.ndarray, "n d"]) -> bool:
-    """Whether all columns have one standard deviation, or one smallest and one largest value."""
+    """Whether all columns have the same standard deviation, or the same minimum and maximum.
+
+    Args:
+        x: The rows.
+
+    Returns:
+        True if the columns were probably standardised or scaled to one range.
+    """
     sd, low, high = x.std(0), x.min(0), x.max(0)
     width = float((high - low).max())
     boxed = np.ptp(low) < 1e-6 * width and np.ptp(high) < 1e-6 * width
@@ -101,14 +135,17 @@ def looks_rescaled(x: Float[np.ndarray, "n d"]) -> bool:
 
 
 def noise_spread(variances: Float[np.ndarray, "d"]) -> float:
-    """Log of the lower quartile of the noises' variances over the least.
+    """Log ratio of the lower quartile of the residual variances to the smallest one.
 
-    What an order leaves of each variable is one number, up to chance and to parents that were
-    missed, if all noises are of one variance. Rescaled columns break that, and so do noises that
-    differ. The lower quarter is used since missed parents only add.
+    If all noises have one variance, all residual variances given an order are equal, up to chance
+    and to missed parents. Rescaled columns break that, and so do noises that differ. The ratio uses
+    the lower quartile because missed parents only increase a variance.
 
     Args:
-        variances: What is left of each variable by those before it.
+        variances: Residual variance of each variable given those before it.
+
+    Returns:
+        The log ratio; 0 for equal variances.
     """
     return float(np.log(np.quantile(variances, 0.25) / variances.min()))
 
@@ -116,16 +153,29 @@ def noise_spread(variances: Float[np.ndarray, "d"]) -> float:
 def uneven_scale(variances: Float[np.ndarray, "d"], rows: int) -> bool:
     """Whether :func:`noise_spread` is above ``.08 + 2 sqrt(2 / rows)``.
 
-    The log of a variance from Gaussian rows has a standard deviation of ``sqrt(2 / rows)``.
+    The log of a variance estimated from Gaussian rows has a standard deviation of
+    ``sqrt(2 / rows)``.
+
+    Args:
+        variances: Residual variance of each variable given those before it.
+        rows: Number of rows they were estimated from.
+
+    Returns:
+        True if the noises differ in size by more than chance.
     """
     return bool(noise_spread(variances) > 0.08 + 2 * (2 / rows) ** 0.5)
 
 
 def warn_of_scale(rescaled: bool, uneven: bool) -> None:
-    """Warn loudly if the columns look rescaled, or else if the noises differ in size."""
+    """Warn if the columns look rescaled, or else if the noises differ in size.
+
+    Args:
+        rescaled: Result of :func:`looks_rescaled`.
+        uneven: Result of :func:`uneven_scale`.
+    """
     if rescaled:
         warnings.warn(
-            "The columns look standardised. The order rests on noise of one scale in the columns' "
+            "The columns look standardised. The order relies on noise of one scale in the columns' "
             "own units: on standardised data it is near chance or worse. Give the data in their "
             "units, or each noise's scale as noise_scale.",
             ScaleWarning,
@@ -133,9 +183,9 @@ def warn_of_scale(rescaled: bool, uneven: bool) -> None:
         )
     elif uneven:
         warnings.warn(
-            "The noises that the order leaves differ in size. The order rests on noise of one "
-            "scale in the columns' own units: were the columns rescaled, each in its own way, or "
-            "are their units different? Give each noise's scale as noise_scale if it is known.",
+            "The residuals differ in size. The order relies on noise of one scale in the columns' "
+            "own units: were the columns rescaled, each in its own way, or do their units differ? "
+            "Give each noise's scale as noise_scale if it is known.",
             ScaleWarning,
             stacklevel=3,
         )
@@ -146,11 +196,20 @@ def uneven_noise(
     residuals: Float[np.ndarray, "n d"],
     graph: Bool[np.ndarray, "d d"],
 ) -> float:
-    """Share of the variables with parents whose noise changes its size with what is predicted.
+    """Share of the variables with parents whose noise varies with the predicted value.
 
-    For each, squared residuals are regressed on the fitted value and its square; ``n R^2`` above 20
-    (chance 5e-5 under an additive model, chi-squared of 2) counts. Noise that passes through a
-    curve, as in post-nonlinear models, shows here; so do interactions that an additive fit misses.
+    For each variable, squared residuals are regressed on the fitted value and its square. The
+    variable counts if ``n R^2`` is above 20, which has probability 5e-5 under an additive model
+    (chi-squared with 2 degrees of freedom). Post-nonlinear models show here, and so do interactions
+    that an additive fit misses.
+
+    Args:
+        x: The rows.
+        residuals: Residuals of each variable given its parents.
+        graph: The graph, ``[parent, child]``.
+
+    Returns:
+        The share; 0 for a graph without edges.
 
     Reference: Breusch, Pagan (1979), A simple test for heteroscedasticity.
     """
@@ -167,19 +226,23 @@ def uneven_noise(
 
 
 def warn_of_noise(share: float) -> None:
-    """Warn if the noise of many variables is uneven."""
+    """Warn if the noise of more than 40 % of the variables is uneven.
+
+    Args:
+        share: Result of :func:`uneven_noise`.
+    """
     if share > 0.4:
         warnings.warn(
-            f"The noise of {share:.0%} of the variables with parents depends on their causes: this "
-            "is no additive noise model (perhaps a post-nonlinear one), and the order is not to be "
-            "trusted.",
+            f"The noise of {share:.0%} of the variables with parents depends on their causes. The "
+            "data do not fit an additive noise model (perhaps they are post-nonlinear), so the "
+            "order is not reliable.",
             NoiseWarning,
             stacklevel=3,
         )
 
 
 def _grows(value: Float[np.ndarray, "d"], graph: Bool[np.ndarray, "d d"]) -> float:
-    topological(graph)  # raises on a cycle
+    topological_order(graph, "sortability")  # raises on a cycle
     more = (value[None, :] > value[:, None]) + 0.5 * (value[None, :] == value[:, None])
     paths, right, total = graph.copy(), 0.0, 0
     while paths.any():

@@ -12,10 +12,10 @@ import numpy as np
 from isospike.causal.edges import prune
 from isospike.causal.estimator import ScoreSchurSort
 from isospike.causal.guards import NoiseWarning, ScaleWarning, check_data
-from isospike.causal.metrics import compare
+from isospike.causal.metrics import compare_to_truth
 from isospike.causal.schur import schur_sort
 from isospike.causal.scores import precision
-from isospike.errors import RangeError, ShapeError
+from isospike.errors import InputError, ShapeError
 from isospike.porting.page import INK, MUTED, ON, page
 
 _RANDOM_ORDERS = 10
@@ -141,19 +141,19 @@ def _compare_all(
 ) -> tuple[MethodRow, ...]:
     d = x.shape[1]
     small = d <= 60
-    rows = [_row("this fit", [compare(model.order_, model.adjacency_, truth, small)])]
+    rows = [_row("this fit", [compare_to_truth(model.order_, model.adjacency_, truth, small)])]
     draw = np.random.default_rng(seed)
     ways: list[tuple[str, list[Any]]] = []
     try:
         ways.append(("inverse covariance", [schur_sort(precision(x)).order]))
-    except RangeError:
+    except InputError:
         pass  # too few rows
     ways.append(("sorted by variance", [x.var(0).argsort(kind="stable")]))
     ways.append(("random orders", [draw.permutation(d) for _ in range(_RANDOM_ORDERS)]))
     for name, orders in ways:
-        found = [compare(o, prune(x, o, model.level)[0], truth, small) for o in orders]
+        found = [compare_to_truth(o, prune(x, o, model.level)[0], truth, small) for o in orders]
         rows.append(_row(name, found))
-    empty = compare(np.arange(d), np.zeros((d, d), bool), truth, small)
+    empty = compare_to_truth(np.arange(d), np.zeros((d, d), bool), truth, small)
     rows.append(dataclasses.replace(_row("empty graph", [empty]), divergence=None))
     return tuple(rows)
 

@@ -1,9 +1,9 @@
 """Information matrices from data: what :func:`isospike.causal.schur.schur_sort` eliminates.
 
-For smooth densities the mean Jacobian of the score is its covariance, E[-ds/dx] = E[s s^T], so any
-score gives a matrix that is positive semidefinite, without a Jacobian. The score of the Gaussian
-with the data's covariance gives the inverse covariance: the default, and the yardstick, since its
-Schur complements are exactly its marginals'.
+For smooth densities the negated mean Jacobian of the score equals the score's covariance,
+E[-ds/dx] = E[s s^T]. So any score gives a positive semidefinite matrix without a Jacobian. For
+Gaussian data the matrix is the inverse covariance, which is the default and the reference: its
+Schur complements are exactly the inverse covariances of the marginals.
 """
 
 import math
@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Float
 
 from isospike.causal.denoising import denoising_score
-from isospike.errors import MissingExtraError, RangeError
+from isospike.errors import InputError, MissingExtraError
 
 SCORES = ("precision", "shrinkage", "glasso", "stein", "denoising")
 
 
 def information(x: Float[np.ndarray, "n d"], score: str = "precision") -> Float[np.ndarray, "d d"]:
-    """An estimate of E[-grad^2 log p], by name.
+    """Estimate E[-grad^2 log p] by one of five methods.
 
     =========  ==================================================================================
     precision  the inverse covariance; needs more rows than columns
@@ -31,12 +31,21 @@ def information(x: Float[np.ndarray, "n d"], score: str = "precision") -> Float[
     denoising  mean Jacobian of a network (:func:`isospike.causal.denoising.denoising_score`)
     =========  ==================================================================================
 
+    >>> import numpy as np
+    >>> information(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])).round(6)
+    array([[1.5, 0. ],
+           [0. , 1.5]])
+
     Args:
         x: The rows.
-        score: See the table.
+        score: A name from the table.
+
+    Returns:
+        The information matrix, symmetric.
 
     Raises:
-        RangeError: An unknown score; too few rows for ``precision``.
+        InputError: The score is unknown, the columns are linearly dependent, or there are too few
+            rows for ``precision``.
         MissingExtraError: ``shrinkage`` or ``glasso`` without scikit-learn.
     """
     if score == "precision":
@@ -51,18 +60,26 @@ def information(x: Float[np.ndarray, "n d"], score: str = "precision") -> Float[
     if score == "denoising":
         draw = torch.Generator().manual_seed(0)
         return denoising_score(x, generator=draw).information(x)
-    raise RangeError(f"information needs a score of {', '.join(SCORES)}, got {score!r}.")
+    raise InputError(
+        f"information needs a known score, got {score!r}. Choose one of {', '.join(SCORES)}."
+    )
 
 
 def precision(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"]:
     """Inverse of the covariance.
 
+    Args:
+        x: The rows.
+
+    Returns:
+        The inverse covariance.
+
     Raises:
-        RangeError: No more rows than columns, or linearly dependent columns.
+        InputError: There are no more rows than columns, or columns are linearly dependent.
     """
     n, d = x.shape
     if n <= d:
-        raise RangeError(
+        raise InputError(
             f"precision needs more rows than columns, got {n} rows and {d} columns. Use the score "
             "shrinkage or glasso (with the correction mean)."
         )
@@ -76,7 +93,10 @@ def graphical_lasso(
 
     Args:
         x: The rows.
-        penalty: On each off-diagonal entry; ``sqrt(log d / n)`` by default.
+        penalty: Weight of each off-diagonal entry; ``sqrt(log d / n)`` by default.
+
+    Returns:
+        The sparse inverse covariance, in the units of the data.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -98,6 +118,9 @@ def score_covariance(scores: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d
 
     Args:
         scores: ``grad log p`` at each row.
+
+    Returns:
+        The information matrix.
     """
     return np.asarray(scores.T @ scores / len(scores))
 
@@ -111,8 +134,11 @@ def stein_score(
 
     Args:
         x: The rows.
-        width: Of the kernel; the median distance of two rows by default.
-        ridge: Against noise; shrinks the score towards 0.
+        width: Width of the kernel; the median distance of two rows by default.
+        ridge: Regularisation against noise; it shrinks the score towards 0.
+
+    Returns:
+        The score at each row.
 
     Reference: Li, Turner (2018), Gradient estimators for implicit models.
     """
@@ -122,7 +148,7 @@ def stein_score(
     if width is None:
         width = math.sqrt(float(np.median(square[np.triu_indices(n, 1)])))
     kernel = np.exp(-square / (2 * width**2))
-    # grad over m of k(x_m, x_j), summed: (x_j - x_m) k / width^2
+    # The gradient of k(x_m, x_j) with respect to x_m, summed over m: (x_j - x_m) k / width^2.
     slope = (kernel.sum(1)[:, None] * x - kernel @ x) / width**2
     return np.linalg.solve(kernel + ridge * np.eye(n), -slope)
 
@@ -135,9 +161,9 @@ def _inverse(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
     except np.linalg.LinAlgError:
         lower = np.zeros_like(correlation)
     if lower.diagonal().min() < 1e-6:  # R^2 of 1 - 1e-12 with the columns before
-        raise RangeError(
-            "precision needs linearly independent columns, got some that others give exactly. "
-            "Drop them, or use the score shrinkage."
+        raise InputError(
+            "precision needs linearly independent columns, got some that are linear combinations "
+            "of others. Drop them, or use the score shrinkage."
         )
     root = np.linalg.inv(lower)
     inverse: Float[np.ndarray, "d d"] = root.T @ root / np.outer(scale, scale)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from isospike.errors import RangeError
+from isospike.errors import InputError, RangeError, UnsupportedError
 
 MECHANISMS = ("linear", "sin", "quadratic", "gp", "additive-gp", "mlp", "post-nonlinear")
 _FEATURES = 200  # random Fourier features of a Gaussian process
@@ -19,14 +19,14 @@ Function = Callable[[Tensor], Tensor]  # [..., parents] -> [...]
 
 @dataclass(frozen=True)
 class Simulation:
-    """A data set and what made it.
+    """A data set and the model that generated it.
 
     Attributes:
         data: The rows.
         truth: The graph, ``[parent, child]``.
         noise: Standard deviation of each variable's noise.
-        functions: Each variable's mechanism, of its parents by index.
-        mechanism: Its name.
+        functions: Each variable's mechanism, a function of its parents in order of their indices.
+        mechanism: Name of the mechanism.
     """
 
     data: Float[np.ndarray, "n d"]
@@ -36,10 +36,16 @@ class Simulation:
     mechanism: str
 
     def hessians(self, rows: int | None = None) -> Float[np.ndarray, "rows d d"]:
-        """``-grad^2 log p(x)`` at the first rows, exact: the oracle that no estimator beats.
+        """Exact ``-grad^2 log p(x)`` at the first rows; no estimator can do better.
+
+        Args:
+            rows: Number of rows; all of them by default.
+
+        Returns:
+            A symmetric matrix for each row.
 
         Raises:
-            RangeError: A post-nonlinear model.
+            UnsupportedError: The model is post-nonlinear.
         """
         self._check_additive("hessians")
         x = torch.from_numpy(self.data[:rows]).requires_grad_()
@@ -52,16 +58,26 @@ class Simulation:
         return torch.stack(rows_of, 1).numpy()
 
     def gradients(self, child: int) -> Float[np.ndarray, "n d"]:
-        """Gradient of one variable's mechanism at every row, zero but for its parents."""
+        """Gradient of one variable's mechanism at every row; zero except for its parents.
+
+        Args:
+            child: Index of the variable.
+
+        Returns:
+            The gradients, a row for each row of the data.
+        """
         x = torch.from_numpy(self.data).requires_grad_()
         value = self.functions[child](x[:, self.truth[:, child]])
         return torch.autograd.grad(value.sum(), x)[0].numpy()
 
     def scores(self) -> Float[np.ndarray, "n d"]:
-        """``grad log p`` at every row, exact.
+        """Exact ``grad log p`` at every row.
+
+        Returns:
+            The scores, a row for each row of the data.
 
         Raises:
-            RangeError: A post-nonlinear model.
+            UnsupportedError: The model is post-nonlinear.
         """
         self._check_additive("scores")
         e = np.empty_like(self.data)
@@ -72,7 +88,10 @@ class Simulation:
 
     def _check_additive(self, who: str) -> None:
         if self.mechanism == "post-nonlinear":
-            raise RangeError(f"{who} needs an additive noise model, got a post-nonlinear one.")
+            raise UnsupportedError(
+                f"Simulation.{who} needs an additive noise model, got a post-nonlinear one. "
+                "Simulate with another mechanism."
+            )
 
 
 def random_dag(
@@ -81,25 +100,33 @@ def random_dag(
     kind: str = "er",
     generator: torch.Generator | None = None,
 ) -> Bool[np.ndarray, "d d"]:
-    """A random acyclic graph whose columns are shuffled.
+    """A random acyclic graph whose variables are in random order.
+
+    >>> int(random_dag(5, 2.0).sum())  # all ten pairs
+    10
 
     Args:
-        variables: Its size, at least 2.
-        edges_per_variable: Expected edges over variables: 1 for ER1, 2 for ER2.
-        kind: ``er``, each pair alike (Erdos-Renyi), or ``sf``, scale-free: each new variable draws
-            its parents in proportion to their edges.
+        variables: Number of variables, at least 2.
+        edges_per_variable: Expected number of edges divided by the number of variables: 1 for ER1,
+            2 for ER2.
+        kind: ``er`` (Erdos-Renyi): every pair has the same probability. ``sf`` (scale-free): each
+            new variable draws its parents in proportion to their number of edges.
         generator: Source of randomness.
 
+    Returns:
+        The graph, ``[parent, child]``.
+
     Raises:
-        RangeError: A size or density out of range, or another kind.
+        RangeError: The size or the density is out of range.
+        InputError: The kind is unknown.
     """
     if variables < 2 or not 0 < edges_per_variable <= (variables - 1) / 2:
         raise RangeError(
             "random_dag needs variables >= 2 and edges_per_variable in (0, (variables - 1) / 2], "
-            f"got {variables} and {edges_per_variable}."
+            f"got {variables} and {edges_per_variable}. Use more variables or fewer edges."
         )
     if kind not in ("er", "sf"):
-        raise RangeError(f"random_dag needs kind er or sf, got {kind!r}.")
+        raise InputError(f"random_dag needs a known kind, got {kind!r}. Choose er or sf.")
     upper = torch.zeros(variables, variables, dtype=torch.bool)
     if kind == "er":
         draws = torch.rand(variables, variables, generator=generator, dtype=torch.float64)
@@ -122,7 +149,7 @@ def simulate(
     unequal: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Simulation:
-    """Rows of an additive noise model with Gaussian noise on a given graph.
+    """Draw rows of an additive noise model with Gaussian noise on a given graph.
 
     ==============  ========================================================================
     linear          w . z, weights +-U[.5, 2]
@@ -131,27 +158,38 @@ def simulate(
     gp              one draw of a Gaussian process of all parents, length scale 1, amplitude 1.5
     additive-gp     a sum of such draws, one for each parent
     mlp             100 sigmoid units, weights +-U[.5, 2]
-    post-nonlinear  2 tanh(gp + e): no additive noise model; methods for those should fail
+    post-nonlinear  2 tanh(gp + e): not an additive noise model; such methods should fail on it
     ==============  ========================================================================
+
+    >>> chain = np.eye(3, k=1, dtype=bool)
+    >>> simulate(chain, 100, "sin").data.shape
+    (100, 3)
 
     Args:
         truth: The graph, acyclic.
-        rows: How many.
-        mechanism: See the table.
+        rows: Number of rows.
+        mechanism: A name from the table.
         noise: Standard deviation of the noise.
-        unequal: Noise differs by up to this factor either way, log-uniform; 1 for equal noise.
+        unequal: Largest factor by which a variable's noise may differ either way, log-uniform; 1
+            for equal noise.
         generator: Source of randomness.
 
+    Returns:
+        The data with the model that generated it.
+
     Raises:
-        RangeError: An unknown mechanism, a number out of range, a graph with a cycle.
+        InputError: The mechanism is unknown, or the graph has a cycle.
+        RangeError: A number is out of range.
     """
     if mechanism not in MECHANISMS:
-        raise RangeError(
-            f"simulate needs a mechanism of {', '.join(MECHANISMS)}, got {mechanism!r}."
+        raise InputError(
+            f"simulate needs a known mechanism, got {mechanism!r}. Choose one of "
+            f"{', '.join(MECHANISMS)}."
         )
     if not (rows >= 1 and noise > 0 and unequal >= 1):
         raise RangeError(
-            f"simulate needs rows >= 1, noise > 0 and unequal >= 1, got {rows}, {noise}, {unequal}."
+            f"simulate needs rows >= 1, noise > 0 and unequal >= 1, got {rows}, {noise} and "
+            f"{unequal}. Choose numbers in these ranges."
         )
     d = len(truth)
     draw = torch.rand(d, generator=generator, dtype=torch.float64)
@@ -159,7 +197,7 @@ def simulate(
     e = torch.randn(rows, d, generator=generator, dtype=torch.float64) * scale
     x = torch.zeros_like(e)
     functions: list[Function] = [_nothing] * d
-    for i in topological(truth):
+    for i in topological_order(truth, "simulate"):
         z = x[:, truth[:, i]]
         if z.shape[1]:
             functions[i] = _draw_function(mechanism, z, generator)
@@ -169,11 +207,18 @@ def simulate(
     return Simulation(x.numpy(), truth, scale.numpy(), tuple(functions), mechanism)
 
 
-def topological(graph: Bool[np.ndarray, "d d"]) -> list[int]:
-    """The variables of a graph, parents first; those that are free, by index.
+def topological_order(graph: Bool[np.ndarray, "d d"], who: str = "topological_order") -> list[int]:
+    """The variables of a graph, parents first; variables without an order between them by index.
+
+    Args:
+        graph: An acyclic graph, ``[parent, child]``.
+        who: Name of the public function, for the error message.
+
+    Returns:
+        The indices of the variables.
 
     Raises:
-        RangeError: The graph has a cycle.
+        InputError: The graph has a cycle.
     """
     waiting, order = graph.sum(0), []
     ready = np.flatnonzero(waiting == 0).tolist()
@@ -186,12 +231,15 @@ def topological(graph: Bool[np.ndarray, "d d"]) -> list[int]:
                 ready.append(child)
     if len(order) < len(graph):
         stuck = int(np.flatnonzero(waiting > 0)[0])
-        raise RangeError(f"topological needs a graph without cycles, got one at variable {stuck}.")
+        raise InputError(
+            f"{who} needs a graph without cycles, got one at variable {stuck}. Remove an edge of "
+            "the cycle."
+        )
     return order
 
 
 def _nothing(z: Tensor) -> Tensor:
-    return z.sum(-1)  # of no parents: 0
+    return z.sum(-1)  # 0, since there are no parents
 
 
 def _draw_function(mechanism: str, z: Tensor, generator: torch.Generator | None) -> Function:

@@ -133,41 +133,28 @@ def _order(
     import csv
     import io
 
-    import numpy as np
-
+    from isospike.causal.background import read_background
     from isospike.causal.estimator import ScoreSchurSort
     from isospike.causal.report import causal_report
-    from isospike.causal.table import parse_edges, parse_scales, parse_table, parse_tiers
-    from isospike.data.datasets import read_text, sachs
+    from isospike.causal.table import parse_edges, parse_scales, read_table
+    from isospike.data.datasets import read_text
     from isospike.report.files import write_file
 
-    known = None
-    if file == "sachs":
-        text, edges = sachs()
-        known = "\n".join(f"{a},{b}" for a, b in edges)
-    else:
-        text = read_text(file)
-    table = parse_table(text, file)
-    say("read", f"{file}: {len(table.rows):,} rows, {len(table.names)} columns, {table.form}")
+    table = read_table(file)
+    columns = table.columns
+    say("read", f"{file}: {len(table.rows):,} rows, {len(columns)} columns, {table.file_format}")
+    graph = table.truth
     if truth is not None:
-        known = read_text(truth)
-    graph = None if known is None else parse_edges(known, table.names, str(truth or file))
-    names = table.names
-    for what, path in known_files.items():
-        if path is None:
-            continue
-        said = read_text(path)
-        if what == "tiers":
-            options[what] = parse_tiers(said, names, str(path))
-        elif what == "noise_scale":
-            options[what] = parse_scales(said, names, str(path))
-        else:
-            pairs = parse_edges(said, names, str(path), acyclic=what == "required")
-            options[what] = [(names[i], names[j]) for i, j in np.argwhere(pairs)]
+        graph = parse_edges(read_text(truth), columns, str(truth))
+    scale = known_files.pop("noise_scale")
+    if any(known_files.values()):
+        options["background"] = read_background(columns, **known_files)
+    if scale is not None:
+        options["noise_scale"] = parse_scales(read_text(scale), columns, str(scale))
     model = ScoreSchurSort(**options)
     with Progress(quiet=as_json) as progress:
         progress("order", 0, 1)
-        report = causal_report(_Frame(table), graph, model, form=table.form)
+        report = causal_report(table, graph, model, form=table.file_format)
         progress("order", 1, 1)
     for warning in report.warnings:
         say("warning", warning)
@@ -217,13 +204,3 @@ def _show(report: Any) -> None:
             m.name, turned, f"{m.shd:g}", f"{m.tpr:.2f}", f"{m.fdr:.2f}", f"{m.edges:g}"
         )
     Console().print(against)
-
-
-class _Frame:
-    """A table with named columns, as a data frame has them."""
-
-    def __init__(self, table: Any) -> None:
-        self.columns, self._rows = table.names, table.rows
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:  # noqa: ARG002
-        return self._rows
