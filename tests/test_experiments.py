@@ -425,7 +425,7 @@ def test_mistakes_end_in_one_line_and_exit_2(arguments, text, tmp_path):
 @pytest.mark.slow
 def test_an_interrupt_ends_in_one_line_and_leaves_whole_files(tmp_path):
     script = [
-        sys.executable, "-m", "isospike.cli", "positions", "--tasks", "copy-1", "--workers", "2",
+        sys.executable, "-m", "isospike", "positions", "--tasks", "copy-1", "--workers", "2",
         "--encodings", "no-attention,none,alibi,rope", "--out", str(tmp_path),
     ]  # fmt: skip
     started = subprocess.Popen(

@@ -145,7 +145,7 @@ def test_learn_and_recall(tmp_path):
     text = tmp_path / "song.txt"
     text.write_text("row row row your boat gently down the stream\n" * 5)
     model = tmp_path / "out" / "song"
-    done = call("learn", text, "--model", model, "--json")
+    done = call("learn", text, "--out", model, "--json")
     assert done.exit_code == 0
     result = json.loads(done.stdout)
     assert result["symbols"] == 225
@@ -154,8 +154,8 @@ def test_learn_and_recall(tmp_path):
     done = call("recall", model, "--prompt", "gently d", "--symbols", 14)
     assert done.stdout == "gently down the stream\n"
     # A machine that is there learns on, and keeps its unit.
-    assert json.loads(call("learn", text, "--model", model, "--json").stdout)["accuracy"] > 0.9
-    done = call("learn", text, "--model", model, "--unit", "word")
+    assert json.loads(call("learn", text, "--out", model, "--json").stdout)["accuracy"] > 0.9
+    done = call("learn", text, "--out", model, "--unit", "word")
     assert done.exit_code == 2
     assert "unit" in done.stderr
 
@@ -164,7 +164,7 @@ def test_learn_and_recall(tmp_path):
 def test_units(tmp_path, unit):
     text = tmp_path / "song.txt"
     text.write_text("one two\nthree\n" * 4)
-    assert call("learn", text, "--unit", unit, "--model", tmp_path / "m", "--json").exit_code == 0
+    assert call("learn", text, "--unit", unit, "--out", tmp_path / "m", "--json").exit_code == 0
     done = call("recall", tmp_path / "m", "--prompt", "one two", "--symbols", 1)
     assert done.stdout.split() == ["one", "two", "three"]
 
@@ -175,15 +175,15 @@ def test_units(tmp_path, unit):
         (("learn", "none.txt"), "existing file"),
         (("learn", "shakespeare", "--limit", "0"), "--limit"),
         (("recall", "none"), "machine's file"),
-        (("learn", "chorales", "--limit", "20", "--model", "{}/m"), None),
-        (("recall", "{}/m", "--prompt", "x"), "has met"),
-        (("recall", "{}/m", "--symbols", "-1"), "count >= 0"),
+        (("learn", "chorales", "--limit", "20", "--out", "{}/m"), None),
+        (("recall", "{}/m", "--prompt", "x"), "has learned"),
+        (("recall", "{}/m", "--symbols", "-1"), "--symbols of at least 0"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path_factory, arguments, message):
     place = tmp_path_factory.getbasetemp() / "mistakes"
-    if message in ("has met", "count >= 0"):
-        call("learn", "chorales", "--limit", "20", "--model", place / "m")
+    if message in ("has learned", "--symbols of at least 0"):
+        call("learn", "chorales", "--limit", "20", "--out", place / "m")
     done = call(*[a.format(place) for a in arguments])
     if message is None:
         assert done.exit_code == 0

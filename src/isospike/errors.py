@@ -1,5 +1,7 @@
 """The errors isospike raises: one line, what was needed, what was got, what to do."""
 
+import errno
+
 
 class IsospikeError(ValueError):
     """Any mistake in what isospike was given."""
@@ -23,3 +25,20 @@ class UnsupportedError(IsospikeError):
 
 class MissingExtraError(ImportError):
     """An optional package is not installed; the message names the extra."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the error of a library says that the disk is full."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    words = ("No space left on device", "File too large")  # of safetensors
+    return full or any(word in str(error) for word in words)
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first line of what a library said, at a readable length, with a full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = lines or [type(error).__name__]
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]  # a heading says little
+    if len(line) > 200:
+        line = f"{line[:200].rsplit(' ', 1)[0]} ..."
+    return line if line.endswith((".", "!", "?")) else f"{line}."

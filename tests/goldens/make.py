@@ -169,8 +169,8 @@ RUNS = (
     f"{PORT} --max-error 1e-9 --sentences 8",
     "embed ported --text lines.txt --json",
     "rank bert --text text.txt --tokens 16 --no-controls",
-    "learn text.txt --model out/m.safetensors --json",
-    "learn text.txt --unit word --model out/m.safetensors --limit 99",
+    "learn text.txt --out out/m.safetensors --json",
+    "learn text.txt --unit word --out out/m.safetensors --limit 99",
     "recall machine.safetensors --prompt w1 --symbols 30",
     "order data.csv --out out/order",
     "order data.csv --truth edges.csv --out out/order --json",
@@ -180,7 +180,7 @@ RUNS = (
 MISTAKES = (
     "prot", "port", "port bert --steps many", f"{PORT} --steps 0", f"{PORT} --steps 33",
     f"{PORT} --code morse", f"{PORT} --steps 8 --max-error 0.1", f"{PORT} --max-error nan",
-    f"{PORT} --allocate", f"{PORT} --sentences 1", f"{PORT} --nonlinear both",
+    f"{PORT} --per-channel", f"{PORT} --sentences 1", f"{PORT} --functions both",
     f"{PORT} --precision fast --execution stepped", "port ./nowhere", "port text.txt",
     "port bert --text missing.txt", "port bert --text empty.txt", "port ported --text text.txt",
     "port bert --text text.txt --out other",
@@ -192,7 +192,7 @@ MISTAKES = (
     "dimension bert --sentences 0", "dimension bert --text missing.txt", "dimension ./nowhere",
     "rank bert --sequences 0", "rank bert --tokens 1", "rank bert --tokens 999", "rank ./nowhere",
     "rank bert --text empty.txt", "learn missing.txt", "learn text.txt --limit 0",
-    "learn text.txt --unit page", "learn empty.txt", "learn text.txt --unit word --model "
+    "learn text.txt --unit page", "learn empty.txt", "learn text.txt --unit word --out "
     "machine.safetensors", "recall missing.safetensors", "recall text.txt",
     "recall machine.safetensors --prompt Z", "recall machine.safetensors --symbols -1",
     "order missing.csv", "order lines.txt", "order empty.txt", "order data.csv --truth missing.csv",
@@ -221,7 +221,7 @@ def prepare(home):
     (home / "edges.csv").write_text("a,b\na,c\nb,c\nb,d\n")
     for line in (
         "port bert --text text.txt --out ported --steps 4 --sentences 8 --no-curve",
-        "learn text.txt --model machine.safetensors --limit 2000",
+        "learn text.txt --out machine.safetensors --limit 2000",
     ):
         if call(home, line)["exit"] != 0:
             raise RuntimeError(line)

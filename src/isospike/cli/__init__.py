@@ -1,6 +1,6 @@
-"""The command line; handlers import what is heavy, so that ``isospike --help`` answers at once."""
+"""The command line; commands import what is heavy, so that ``isospike --help`` answers at once."""
 
-from isospike.cli import dimension, machine, order, port, rank, reproduce
+from isospike.cli import port, use, analyse, sequence, reproduce  # noqa: I001 - the order of the help
 from isospike.cli.app import app, main
 
-__all__ = ["app", "dimension", "machine", "main", "order", "port", "rank", "reproduce"]
+__all__ = ["analyse", "app", "main", "port", "reproduce", "sequence", "use"]

