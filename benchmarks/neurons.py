@@ -28,7 +28,8 @@ from isospike.kernels.neuron.cpu import CompiledNeuron
 from isospike.kernels.product.int8 import add_product, pack_float32
 from isospike.models import spikformer as home
 from isospike.models.spikformer import Spikformer, fold, from_spikingjelly
-from isospike.neurons import LIF, spikingjelly_lif
+from isospike.neurons import LIF
+from isospike.presets import spikingjelly_lif
 from isospike.products import spike_attention, spike_linear
 
 ROUNDS = 9

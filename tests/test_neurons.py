@@ -22,12 +22,10 @@ from isospike.neurons import (
     NeuronState,
     compile_neuron,
     fold_norm,
-    norse_lif_box,
     run,
-    snntorch_leaky,
-    spikingjelly_lif,
     step,
 )
+from isospike.presets import norse_lif_box, snntorch_leaky, spikingjelly_lif
 from isospike.surrogate import SURROGATES
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "neurons.json").read_text(encoding="utf-8"))
@@ -491,15 +489,25 @@ def test_input_that_is_not_one_of_three_types_is_refused(dtype):
 @pytest.mark.parametrize("decay", [-0.1, 1.0001, float("nan")])
 def test_a_decay_outside_its_range_is_refused(decay):
     for value in (decay, torch.tensor([0.5, decay])):
-        with pytest.raises(RangeError, match="^run needs decay (in|finite)"):
+        with pytest.raises(RangeError, match="^run needs decay (in|to be finite)"):
             run(torch.zeros(2, 2), None, NeuronParams(decay=value))
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, float("inf")])
 def test_a_threshold_that_is_not_above_zero_is_refused(threshold):
     for value in (threshold, torch.tensor([1.0, threshold])):
-        with pytest.raises(RangeError, match="^run needs threshold (above|finite)"):
+        with pytest.raises(RangeError, match="^run needs threshold (above|to be finite)"):
             run(torch.zeros(2, 2), None, NeuronParams(threshold=value))
+
+
+def test_a_layer_refuses_its_parameters_when_it_is_made_and_in_its_own_name():
+    with pytest.raises(RangeError) as error:
+        LIF(NeuronParams(decay=2.0))
+    assert str(error.value) == ("LIF needs decay in [0, 1], got 2. Use 0.5, or 1 for no leak.")
+    with pytest.raises(RangeError, match="^IF needs threshold above 0, got -1 to 1. Use 1"):
+        IF(NeuronParams(threshold=torch.tensor([1.0, -1.0])))
+    with pytest.raises(ShapeError, match="^PLIF needs at least one step"):
+        PLIF()(torch.zeros(0, 3))
 
 
 def test_two_kinds_of_reset_are_refused():
@@ -519,7 +527,7 @@ def test_a_parameter_of_another_type_is_refused():
 
 
 def test_an_unknown_engine_and_one_for_another_device_are_refused(monkeypatch):
-    with pytest.raises(UnsupportedError, match="one of auto, reference, cpu, gpu, got 'cuda'"):
+    with pytest.raises(UnsupportedError, match="a known engine, got 'cuda'. Use one of auto, ref"):
         run(torch.zeros(2, 3), engine="cuda")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(
@@ -556,10 +564,14 @@ def test_byte_spikes_have_no_gradient():
     ("call", "match"),
     [
         (lambda: spikingjelly_lif(1.0), "needs tau > 1, got 1.0"),
-        (lambda: snntorch_leaky(1.5), "needs decay in"),
+        (lambda: spikingjelly_lif(v_reset=2.0), "spikingjelly_lif needs threshold above 0, got -1"),
+        (lambda: snntorch_leaky(1.5), "snntorch_leaky needs decay in"),
         (lambda: snntorch_leaky(0.5, 0.0), "needs threshold above 0, got 0"),
-        (lambda: snntorch_leaky(0.0), "beta > 0 to subtract later"),
-        (lambda: norse_lif_box(2000.0), "needs decay in"),
+        (
+            lambda: snntorch_leaky(0.0),
+            "beta > 0 to subtract at the next step, got 0. Use reset_mechanism='zero'",
+        ),
+        (lambda: norse_lif_box(2000.0), "norse_lif_box needs decay in"),
         (lambda: norse_lif_box(v_leak=2.0), "needs threshold above 0"),
         (lambda: PLIF(NeuronParams(decay=1.0)), "strictly between 0 and 1 to start from, got 1.0"),
     ],

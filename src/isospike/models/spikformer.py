@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.kernels.product.int8 import BytePlanes, add_product, can_pack, pack_float32
 from isospike.kernels.runtime.buffers import Purpose, workspace
-from isospike.neurons import LIF, affine, compile_neuron, spikingjelly_lif
+from isospike.neurons import LIF, compile_neuron, scale_and_shift
+from isospike.presets import spikingjelly_lif
 from isospike.products import PRECISIONS, spike_attention
 
 AT_ONCE = 4  # images that a folded network takes at a time
@@ -235,7 +236,7 @@ class FoldedSpikformer:
         stages = [cast(Convolution, stage) for stage in model.stages]
         blocks = [cast(Block, block) for block in model.blocks]
         self.steps = model.steps
-        a, b = affine(stages[0].norm)
+        a, b = scale_and_shift(stages[0].norm)
         self.image_weight = stages[0].conv.weight.detach() * a.view(-1, 1, 1, 1)
         self.image_neurons = compile_neuron(NEURONS._replace(bias=b * NEURONS.gain), len(b))
         self.stages = [_fold(stage, precision) for stage in stages[1:]]
@@ -294,7 +295,7 @@ def fold(model: Spikformer, precision: str = "exact") -> FoldedSpikformer:
 
 
 def _fold(layer: Convolution | Projection, precision: str) -> Folded:
-    a, b = affine(layer.norm)
+    a, b = scale_and_shift(layer.norm)
     weight = layer.conv.weight if isinstance(layer, Convolution) else layer.linear.weight
     weight = weight.detach() * a.view(-1, *[1] * (weight.dim() - 1))
     neurons = compile_neuron(NEURONS._replace(bias=b * NEURONS.gain), len(b))
