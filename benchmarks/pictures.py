@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from isospike.codes.code import CODES
+from isospike.codes import CODES
 from isospike.codes.orders import random_orders, similarity
 from isospike.data.datasets import passages, shakespeare
 from isospike.dimension import Moments, participation_ratio, pca_count
@@ -118,7 +118,8 @@ def laws() -> go.Figure:
         measured = []
         for code in codes:
             x = code.low + (1 - code.low) * torch.rand(20_000, generator=draw).double()
-            error = code.quantize(x, generator=draw) - x
+            drawn = {"generator": draw} if name == "bernoulli" else {}
+            error = code.quantize(x, **drawn) - x
             measured.append(float(error.square().mean().sqrt()))
         figure.add_trace(
             go.Scatter(x=list(steps), y=measured, mode="markers", showlegend=False,

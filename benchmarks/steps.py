@@ -33,13 +33,14 @@ from stories import Tokenizer, load_llama2c, sample
 from stsb import load_minilm, make_batches, read_pairs
 from torch import Tensor, nn
 
-from isospike.codes.code import CODES, linear_code
+from isospike import codes
+from isospike.codes import CODES, Law, fit_law
 from isospike.dimension import Moments, pca_count
 from isospike.porting.calibrate import rows_of, valid_tokens
 from isospike.porting.instrument import open_up, sites
 from isospike.porting.ranges import fit_range
 from isospike.theory.laws import published_steps
-from isospike.theory.steps import Law, fit_law, law_alone
+from isospike.theory.steps import law_alone
 
 DIGITS = ("signed-digit", "half-octave", "phase")
 SHORT = {  # steps of the short calibration
@@ -190,14 +191,15 @@ def site_rows(model: Model) -> dict[str, tuple[str, Tensor, Tensor]]:
 
 def coding_error(kind: str, code: str, fit_on: Tensor, rows: Tensor, steps: int) -> float:
     """Relative error of a site's code on values its range was not set from."""
-    made = linear_code(code, steps)
+    made = codes.code(code, steps)
     rows = rows[:96] if code == "bernoulli" else rows
     if kind == "probability":
         offset, scale = torch.zeros(1), torch.ones(1)
     else:
         offset, scale = fit_range(fit_on, made)
     u = ((rows - offset) / scale).clamp(made.low, 1)
-    got = offset + scale * made.quantize(u, generator=torch.Generator().manual_seed(steps))
+    drawn = {"generator": torch.Generator().manual_seed(steps)} if code == "bernoulli" else {}
+    got = offset + scale * made.quantize(u, **drawn)
     return float((got - rows).norm() / (rows - rows.mean(0)).norm())
 
 
@@ -228,7 +230,7 @@ def site_cells(every: list[Model]) -> list[Cell]:
         by: dict[tuple[str, bool], list[float]] = {}
         for kind, fit_on, _ in rows.values():
             for pair in (False, True):
-                code = linear_code("signed-digit" if pair else "phase", 6)
+                code = codes.code("signed-digit" if pair else "phase", 6)
                 scale = torch.ones(1) if kind == "probability" else fit_range(fit_on, code).scale
                 crest = scale.norm() * math.sqrt(len(fit_on)) / (fit_on - fit_on.mean(0)).norm()
                 by.setdefault((kind, pair), []).append(float(crest))

@@ -17,7 +17,7 @@ from isospike.circuits.arithmetic import (
     relative_error,
     softmax,
 )
-from isospike.codes.code import CODES, BernoulliCode, linear_code
+from isospike.codes import CODES, BernoulliCode
 from isospike.dimension import EffectiveDimension
 from isospike.theory.approximation import (
     EquivariantTable,
@@ -46,9 +46,10 @@ def codes() -> None:
     print("\n| code | T | law, RMS | measured |\n|---|--:|--:|--:|")
     for name in CODES:
         for steps in (4, 8, 16):
-            code = linear_code(name, steps)
+            code = CODES[name](steps)
             x = code.low + (1 - code.low) * torch.rand(400_000, generator=seeded(0)).double()
-            error = (code.quantize(x, generator=seeded(1)) - x).square().mean().sqrt()
+            drawn = {"generator": seeded(1)} if name == "bernoulli" else {}
+            error = (code.quantize(x, **drawn) - x).square().mean().sqrt()
             law = code.mean_square_error**0.5
             print(f"| {name} | {steps} | {law:.3g} | {float(error):.3g} |")
 

@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import isospike
-from isospike.codes.code import PhaseCode, SignedDigitCode
+from isospike.codes import PhaseCode, SignedDigitCode
+from isospike.codes.law import shortest_code, water_level
 from isospike.errors import RangeError, UnsupportedError
 from isospike.porting.instrument import open_up, sites
 from isospike.porting.sensitivity import measure_channels
-from isospike.porting.water_filling import Channels, fewest_steps, water_fill
-from isospike.theory.laws import rate_distortion, water_level
+from isospike.porting.water_filling import Channels, water_fill
+from isospike.theory.laws import rate_distortion
 
 positive = st.floats(0.01, 100)
 
@@ -74,9 +75,9 @@ def test_the_water_level_holds_the_total(powers, part):
 
 def test_the_fewest_steps_reach_the_widest_channel():
     span, amplitude = torch.tensor([1.0, 7.0]), torch.tensor([0.5, 1.0])
-    assert fewest_steps(SignedDigitCode(8), span, amplitude) == SignedDigitCode(3)
-    assert fewest_steps(SignedDigitCode(8), span * 1.01, amplitude) == SignedDigitCode(4)
-    assert fewest_steps(PhaseCode(2), span, amplitude) == PhaseCode(2)
+    assert shortest_code(SignedDigitCode(8), span, amplitude) == SignedDigitCode(3)
+    assert shortest_code(SignedDigitCode(8), span * 1.01, amplitude) == SignedDigitCode(4)
+    assert shortest_code(PhaseCode(2), span, amplitude) == PhaseCode(2)
 
 
 def opened(name):

@@ -6,7 +6,6 @@ import random
 import shutil
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import models
@@ -20,7 +19,7 @@ import isospike.hf.load
 from isospike.cli import app, emit
 from isospike.cli import port as cli
 from isospike.cli.use import SHOWN_LINES
-from isospike.codes.code import CODES
+from isospike.codes import CODES
 from isospike.errors import InputError
 
 WORDS = [f"w{i}" for i in range(models.VOCABULARY - 4)]
@@ -187,13 +186,8 @@ def test_wrong_usage_exits_with_2(arguments):
 
 
 def test_port_writes_a_folder_and_prints_the_headline(bert, text, tmp_path, monkeypatch):
-    few = {
-        "2^-T": (2, 4),
-        "2^-T/2": (3,),
-        "T^-1": (4,),
-        "T^-1/2": (4,),
-    }  # the whole sweep is test_port's
-    monkeypatch.setattr(import_module("isospike.porting.port"), "CURVE_STEPS", few)
+    for kind in CODES.values():  # the whole sweep is test_port's
+        monkeypatch.setattr(kind, "sweep_steps", (2, 4) if kind.error_law == "2^-T" else (4,))
     out = tmp_path / "new" / "port"
     done = call("port", bert, "--text", text, "--out", out, "--steps", 5, "--sentences", 20)
     assert done.exit_code == 0, done.stderr

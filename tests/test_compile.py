@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import isospike
-from isospike.codes.code import CODES
+from isospike.codes import CODES
 
 # Dynamo itself makes an instance of the autograd functions it traces.
 tracing = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -15,8 +15,8 @@ def test_a_code_compiles_to_one_graph_and_gives_the_same_spikes(name):
     code = CODES[name](6)
     x = torch.rand(5, 7, generator=torch.Generator().manual_seed(0))
     integers = code.integers(x)
-    compiled = torch.compile(code.spell, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(integers), code.spell(integers))
+    compiled = torch.compile(code.encode_integers, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(integers), code.encode_integers(integers))
 
 
 def test_a_ported_model_compiles_and_gives_the_same_output():

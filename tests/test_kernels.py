@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import isospike.kernels
-from isospike.codes.code import CODES, linear_code
+from isospike import codes
+from isospike.codes import CODES
 from isospike.kernels.product import int8
 from isospike.kernels.product.int8 import (
     MAX_PAIRED_SPIKE,
@@ -46,9 +47,9 @@ def random_integers(code, shape, seed):
 @pytest.mark.parametrize("name", CODES)
 @pytest.mark.parametrize("steps", [2, 7, 8, 9, 16, 17])
 def test_packed_trains_hold_the_spikes_of_the_code(name, steps):
-    code = linear_code(name, steps)
+    code = codes.code(name, steps)
     integers = random_integers(code, (5, 3), seed=steps)
-    expected = code.spell(integers)
+    expected = code.encode_integers(integers)
     seen = list(spike_steps(code, pack_trains(code, integers)))
     assert len(seen) == steps
     total = torch.zeros(5, 3, dtype=torch.float64)
@@ -65,7 +66,7 @@ def test_packed_trains_hold_the_spikes_of_the_code(name, steps):
 
 def test_by_hand_a_pair_of_three_steps():
     # 3 = 4 - 1: ON at step 0, OFF at step 2; in the word ON is the low byte, OFF the high one.
-    code = linear_code("signed-digit", 3)
+    code = codes.code("signed-digit", 3)
     words = pack_trains(code, torch.tensor([[3.0, -3.0]]))
     assert words.tolist() == [[0b001 + (0b100 << 8), 0b100 + (0b001 << 8)]]
     steps = [(w, s.tolist()) for w, s in spike_steps(code, words)]
@@ -90,7 +91,7 @@ def test_stepped_products_in_bytes_equal_the_integer_product(
     step = torch.exp2(torch.randint(-20, 3, (outputs, 1), generator=draw).float())
     if not can_pack(weight.float()):
         pytest.skip("this build of torch has no eight-bit product")
-    code = linear_code(name, steps)
+    code = codes.code(name, steps)
     integers = random_integers(code, (rows, channels), seed)
     packed = pack_grid(weight * step, step, code.neurons)
     membrane = new_membrane(packed, rows)

@@ -11,13 +11,12 @@ import transformers
 from torch import nn
 
 import isospike
-from isospike.codes.code import PhaseCode
+from isospike.codes import CODES, Law, PhaseCode, fit_law
 from isospike.dimension import EffectiveDimension
 from isospike.porting.instrument import sites
 from isospike.porting.measure import compare, site_dimensions, site_reports
 from isospike.porting.product import SpikingProduct
 from isospike.porting.sites import Site
-from isospike.theory import steps as laws
 
 ARCHITECTURES = ("bert", "vit", "gpt2", "llama")
 TEXT = ("bert", "gpt2", "llama")
@@ -330,7 +329,7 @@ def test_every_neuron_spikes_at_most_once_per_step_and_spikes_are_binary(name, c
 
     def watch(site, x, **_):
         x = x.movedim(-1, 1) if site.kind == "conv" else x
-        spikes = site.code.spell(site.integers(x))
+        spikes = site.code.encode_integers(site.integers(x))
         assert torch.equal(models.train(site, x).to(spikes.dtype), spikes)
         assert ((spikes == 0) | (spikes == 1)).all()
         lead = (steps, 2) if site.code.neurons == 2 else (steps,)
@@ -593,12 +592,12 @@ def test_max_error_takes_the_fewest_steps_predicted_to_reach_it(code):
     assert report.error_predicted <= 0.05
     assert 1 / 2 < report.error / report.error_predicted < 2
     assert report.law.fewest_steps(0.05) <= report.steps
-    assert report.law.steps == laws.FIT_AT[laws.FORMS[code]]
+    assert report.law.steps == CODES[code].fit_steps
 
 
 @pytest.mark.parametrize(("code", "most"), [("signed-digit", 4), ("latency", 6)])
 def test_a_max_error_out_of_reach_stops_at_the_most_steps_and_says_so(monkeypatch, code, most):
-    monkeypatch.setitem(laws.MOST_STEPS, laws.FORMS[code], most)
+    monkeypatch.setattr(CODES[code], "search_limit", most)
     report = quick(code=code, max_error=1e-3).report
     assert not report.reached
     assert report.steps == most
@@ -608,7 +607,7 @@ def test_a_max_error_out_of_reach_stops_at_the_most_steps_and_says_so(monkeypatc
 
 def test_a_max_error_below_the_floor_of_the_law_is_refused_with_the_floor(monkeypatch):
     home = importlib.import_module("isospike.porting.port")
-    monkeypatch.setattr(home, "fit_law", lambda code, errors: laws.Law(code, 1.0, 3.0, 0.07))
+    monkeypatch.setattr(home, "fit_law", lambda code, errors: Law(code, 1.0, 3.0, 0.07))
     with pytest.raises(
         isospike.RangeError, match="the floor of its law, 0.07, got 0.05: no number"
     ):
@@ -627,7 +626,7 @@ def test_a_model_without_products_is_refused():
 @pytest.mark.parametrize("code", ["signed-digit", "rate"])
 def test_steps_are_raised_where_the_measured_error_exceeds_the_prediction(monkeypatch, code):
     def hopeful(code, errors):
-        law = laws.fit_law(code, errors)
+        law = fit_law(code, errors)
         return replace(law, scale=law.scale / 3)
 
     monkeypatch.setattr(importlib.import_module("isospike.porting.port"), "fit_law", hopeful)
@@ -781,7 +780,14 @@ def test_a_loss_is_not_the_first_output():
 # The report.
 
 
-CURVE = {"2^-T": (2, 5), "2^-T/2": (3, 9), "T^-1": (4, 16), "T^-1/2": (4, 16)}
+CURVE = {
+    "signed-digit": (2, 5),
+    "phase": (2, 5),
+    "half-octave": (3, 9),
+    "rate": (4, 16),
+    "bernoulli": (4, 16),
+    "latency": (4, 16),
+}
 
 
 @pytest.fixture(scope="module")
@@ -789,9 +795,10 @@ def full():
     """A report with everything in it, and what progress was told."""
     told = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("isospike.porting.port"), "CURVE_STEPS", CURVE)
+        for code, steps in CURVE.items():
+            patch.setattr(CODES[code], "sweep_steps", steps)
         result = isospike.port(
-            float_model("bert"), models.batches("bert"), max_error=0.2, curve=tuple(laws.FORMS),
+            float_model("bert"), models.batches("bert"), max_error=0.2, curve=tuple(CURVE),
             name="tiny", describe=lambda ids: (" ".join(map(str, ids.tolist())), ["a"] * len(ids)),
             progress=lambda *now: told.append(now),
         )  # fmt: skip
@@ -811,9 +818,8 @@ def test_a_report_is_the_same_after_a_round_trip_through_json(full):
 def test_the_curve_sweeps_the_codes_asked_for(full):
     report, _ = full
     points = [(p.code, p.steps) for p in report.curve]
-    forms = laws.FORMS.items()
-    assert sorted(points) == sorted((code, t) for code, form in forms for t in CURVE[form])
-    for code in laws.FORMS:
+    assert sorted(points) == sorted((code, t) for code, steps in CURVE.items() for t in steps)
+    for code in CURVE:
         errors = [p.error for p in report.curve if p.code == code]
         assert errors[1] < errors[0]
         spikes = [p.spikes for p in report.curve if p.code == code]

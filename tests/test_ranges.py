@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isospike.codes.code import PhaseCode, RateCode, SignedDigitCode
+from isospike.codes import PhaseCode, RateCode, SignedDigitCode
 from isospike.porting.ranges import fit_range
 from isospike.porting.sites import Site
 
@@ -76,7 +76,7 @@ def test_a_silent_channel_costs_no_spike():
     x = normal(200, 5, 3).relu() * (normal(200, 5, 4) > 0)
     site = Site("x", "linear", PAIR, (5,))
     site.fit(x)
-    assert PAIR.spell(site.integers(torch.zeros(1, 5))).sum() == 0
+    assert PAIR.encode_integers(site.integers(torch.zeros(1, 5))).sum() == 0
 
 
 # What the bounds promise.

@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from isospike.codes import Law
 from isospike.energy import Counts
 from isospike.porting import page as reports
 from isospike.porting.report import CurvePoint, PortReport, Raster, SiteReport
-from isospike.theory.steps import Law
 
 KINDS = ("linear", "query", "key", "probability", "value", "linear", "linear", "linear")
 NAMES = (

@@ -1,24 +1,17 @@
 """Steps for an error: the law alone, a fit and its interval, the choice of a code."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isospike.codes.code import CODES, linear_code
-from isospike.errors import RangeError
-from isospike.theory.steps import (
-    FIT_AT,
-    FORMS,
-    MOST_STEPS,
-    Law,
-    bootstrap_steps,
-    choose,
-    fit_law,
-    law_alone,
-)
+from isospike import codes
+from isospike.codes import CODES, Law, fit_law
+from isospike.errors import InputError, RangeError
+from isospike.theory.steps import bootstrap_steps, choose, law_alone
 
 names = st.sampled_from(sorted(CODES))
 factors = st.floats(0.01, 100)
@@ -27,10 +20,45 @@ POINTS = (4, 6, 9, 12)
 
 
 def test_every_code_has_a_law_fitted_within_its_steps():
-    assert FORMS.keys() == CODES.keys()
-    for name, form in FORMS.items():
-        assert set(FIT_AT[form]) <= set(range(CODES[name].min_steps, MOST_STEPS[form] + 1))
-        assert MOST_STEPS[form] <= CODES[name].max_steps
+    for kind in CODES.values():
+        allowed = range(kind.min_steps, kind.search_limit + 1)
+        assert {*kind.fit_steps, *kind.sweep_steps} <= {*allowed}
+        assert kind.search_limit <= kind.max_steps
+
+
+@pytest.mark.parametrize("kind", CODES.values(), ids=CODES)
+def test_what_a_code_says_of_its_error_is_how_its_error_falls(kind):
+    base, power = kind.error_law.split("^-")
+    few, many = 6, 12
+    if base == "T":
+        assert kind.error_power == float(Fraction(power))
+        fall = (few / many) ** kind.error_power
+        assert kind.steps_per_octave is None
+    else:
+        assert kind.error_power is None
+        assert kind.error_law == ("2^-T" if kind.steps_per_octave == 1 else "2^-T/2")
+        fall = 2.0 ** (-(many - few) / kind.steps_per_octave)
+    errors = [kind(steps).mean_square_error ** 0.5 for steps in (few, many)]
+    assert errors[1] / errors[0] == pytest.approx(fall, rel=0.2)
+
+
+@pytest.mark.parametrize("kind", CODES.values(), ids=CODES)
+def test_an_octave_costs_the_spikes_that_a_code_says(kind):
+    if kind.spikes_per_octave is None:
+        return
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(20_000, generator=draw, dtype=torch.float64) / 2
+    octave = kind.steps_per_octave
+    few, many = (kind(steps * octave).count(x).double().mean().item() for steps in (5, 13))
+    assert (many - few) / 8 == pytest.approx(kind.spikes_per_octave, rel=0.02)
+
+
+def test_more_steps_are_those_of_the_law_within_the_limit():
+    assert Law("rate", 1.0, 1.0).more_steps(10, 1.5) == 15
+    assert Law("bernoulli", 1.0, 1.0).more_steps(10, 1.5) == 23
+    assert Law("phase", 1.0, 1.0).more_steps(10, 1.5) == 11
+    assert Law("rate", 1.0, 1.0).more_steps(200, 2.0) == 256
+    assert Law("phase", 1.0, 1.0).more_steps(16, 2.0) is None
 
 
 def test_the_law_by_hand():
@@ -42,10 +70,11 @@ def test_the_law_by_hand():
 @pytest.mark.parametrize("name", CODES)
 @pytest.mark.parametrize("steps", [3, 6])
 def test_the_law_alone_is_the_error_of_uniform_values(name, steps):
-    code = linear_code(name, steps)
+    code = codes.code(name, steps)
     draw = torch.Generator().manual_seed(0)
     x = code.low + (1 - code.low) * torch.rand(100_000, generator=draw).double()
-    error = float((code.quantize(x, generator=draw) - x).norm() / (x - x.mean()).norm())
+    drawn = {"generator": draw} if name == "bernoulli" else {}
+    error = float((code.quantize(x, **drawn) - x).norm() / (x - x.mean()).norm())
     crest = math.sqrt(12) if code.low == 0 else math.sqrt(3)
     assert law_alone(name, crest).error(steps) == pytest.approx(error, rel=0.03)
 
@@ -107,7 +136,7 @@ def test_the_fewest_steps_reach_the_target_and_one_fewer_does_not(name, exponent
     found = Law(name, exponent, scale)
     steps = found.fewest_steps(target)
     if steps is None:
-        assert found.error(MOST_STEPS[found.form]) > target
+        assert found.error(found.kind.search_limit) > target
         return
     assert found.error(steps) <= target
     assert steps == CODES[name].min_steps or found.error(steps - 1) > target
@@ -150,7 +179,6 @@ def test_the_best_code_depends_on_what_is_counted():
         (lambda: fit_law("phase", {3: 0.1, 5: math.nan}), "finite errors .*got nan at 5 steps"),
         (lambda: fit_law("phase", {3: 0.1, 5: -1.0}), "got -1.0 at 5 steps"),
         (lambda: law_alone("phase", 0.0), "crest above 0 and finite, got 0"),
-        (lambda: law_alone("morse", 1.0), "got 'morse'"),
         (lambda: law_alone("phase", 1.0).fewest_steps(math.nan), "target above 0 and finite"),
         (lambda: choose(1e-9, [law_alone("rate", 1.0)]), "least error of these laws is 0.00113"),
         (lambda: choose(0.1, [law_alone("rate", 1.0)], by="luck"), "got 'luck'"),
@@ -165,3 +193,8 @@ def test_the_best_code_depends_on_what_is_counted():
 def test_mistakes_are_named(call, says):
     with pytest.raises(RangeError, match=says):
         call()
+
+
+def test_the_law_of_an_unknown_code_is_refused():
+    with pytest.raises(InputError, match="got 'morse'"):
+        law_alone("morse", 1.0)

@@ -20,19 +20,23 @@ from isospike.errors import (
 if TYPE_CHECKING:
     from isospike.causal.estimator import ScoreSchurSort
     from isospike.causal.report import CausalReport, causal_report
-    from isospike.codes.code import (
+    from isospike.codes import (
         BernoulliCode,
         Code,
         HalfOctaveCode,
         LatencyCode,
-        LinearCode,
         PhaseCode,
         RankOrderCode,
         RateCode,
         SignedDigitCode,
-        linear_code,
+        Similarity,
+        WeightedCode,
+        code,
+        nof_m,
+        random_orders,
+        significance,
+        similarity,
     )
-    from isospike.codes.orders import Similarity, nof_m, random_orders, significance, similarity
     from isospike.dimension import EffectiveDimension
     from isospike.memory.machine import Prediction, SequenceMachine
     from isospike.memory.sdm import SparseDistributedMemory
@@ -72,7 +76,6 @@ __all__ = [
     "InputError",
     "IsospikeError",
     "LatencyCode",
-    "LinearCode",
     "MachineOperations",
     "MissingExtraError",
     "NeuronParams",
@@ -97,11 +100,12 @@ __all__ = [
     "Transformer",
     "TransformerOperations",
     "UnsupportedError",
+    "WeightedCode",
     "affine_rank",
     "audit",
     "causal_report",
+    "code",
     "head_ambiguity",
-    "linear_code",
     "load",
     "nof_m",
     "norm_rank",
@@ -121,7 +125,6 @@ __all__ = [
 _HOMES = {
     "isospike.causal.estimator": ("ScoreSchurSort",),
     "isospike.porting": ("Audit", "PortReport", "PortResult", "audit", "load", "port"),
-    "isospike.codes.orders": ("Similarity", "nof_m", "random_orders", "significance", "similarity"),
     "isospike.products": ("spike_linear", "spike_matmul"),
     "isospike.neurons": ("IF", "LIF", "PLIF", "NeuronParams", "NeuronState"),
     "isospike.causal.report": ("CausalReport", "causal_report"),
@@ -151,7 +154,7 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name not in __all__:
             raise AttributeError(f"module 'isospike' has no attribute {name!r}")
-        value = getattr(import_module(_HOME.get(name, "isospike.codes.code")), name)
+        value = getattr(import_module(_HOME.get(name, "isospike.codes")), name)
         super().__setattr__(name, value)
         return value
 

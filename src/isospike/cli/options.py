@@ -87,7 +87,7 @@ CodeOption = Annotated[
     option(
         "CODE",
         "How numbers become spikes: signed-digit, half-octave, phase, rate, bernoulli or latency.",
-        choices="isospike.codes.code:CODES",
+        choices="isospike.codes:CODES",
     ),
 ]
 ExecutionOption = Annotated[

@@ -111,14 +111,15 @@ def port(
     folder = out if out is not None else Path("out") / source.label
     check_destination(folder)
     calibration, evaluation = _passages(text, sentences)
-    from isospike.codes.code import CODES, linear_code
+    from isospike import codes
+    from isospike.codes import CODES
     from isospike.porting.files import check_mode, check_nonlinear
     from isospike.porting.port import port as port_model
 
     if max_error is None:
         steps = DEFAULT_STEPS if steps is None else steps
     check_nonlinear(functions)
-    check_mode(execution, precision, linear_code(code, steps or DEFAULT_STEPS).levels)
+    check_mode(execution, precision, codes.code(code, steps or DEFAULT_STEPS).levels)
     text_model = _load(source)
     result = port_model(
         text_model.model,

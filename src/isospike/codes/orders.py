@@ -12,12 +12,14 @@ neural codes.
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from isospike.codes.base import Code, check_spikes, weighted_sum, widen
 from isospike.errors import RangeError, ShapeError
 
 
@@ -121,6 +123,66 @@ def bits(n: int, m: int, ordered: bool = True) -> float:
     if not 0 <= n <= m:
         raise RangeError(f"bits needs 0 <= n <= m, got n={n} and m={m}.")
     return math.log2(math.comb(m, n)) + (math.log2(math.factorial(n)) if ordered else 0.0)
+
+
+@dataclass(frozen=True)
+class RankOrderCode(Code):
+    """N-of-M rank order: the N largest of M values spike, one per step, the largest first.
+
+    ``decode`` gives each spiking value its significance ``alpha^rank`` and the others 0. Values are
+    compared within the last axis; equal values spike in index order. The code depends on the order
+    only: any increasing map of ``x`` leaves the spikes unchanged.
+
+    Attributes:
+        steps: N, the number of spikes per vector.
+        alpha: Ratio of the significance of consecutive ranks, in (0, 1].
+
+    Reference: Furber, Brown, Bose, Cumpstey, Marshall, Shapiro (2007), Sparse distributed memory
+    using rank-order neural codes.
+    """
+
+    alpha: float = 0.9
+
+    name = "rank-order"
+    summary = "order of the N largest of M values"
+    low = -math.inf
+    max_steps = 65536
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_alpha(self.alpha, "RankOrderCode")
+
+    def encode(self, x: Float[Tensor, "*shape"]) -> Tensor:
+        """Spikes ``[N, ..., M]``: step r holds the one spike of the value of rank r.
+
+        Raises:
+            ShapeError: The last axis has fewer than ``steps`` values.
+            RangeError: Some value is NaN, or ``x`` is not floating point.
+        """
+        if x.dim() == 0 or x.shape[-1] < self.steps:
+            raise ShapeError(
+                f"RankOrderCode needs at least steps={self.steps} values in the last axis, got "
+                f"shape {tuple(x.shape)}. Give longer vectors or a smaller N."
+            )
+        if not x.dtype.is_floating_point:
+            raise RangeError(
+                f"RankOrderCode needs floating-point values, got {x.dtype}. Convert x first."
+            )
+        if x.isnan().any():
+            raise RangeError(
+                "RankOrderCode needs ordered values, got NaN "
+                f"({int(x.isnan().sum())} of {x.numel()}). Remove them first."
+            )
+        order = nof_m(x, self.steps)
+        spikes = torch.zeros(self.steps, *x.shape, dtype=x.dtype, device=x.device)
+        return spikes.scatter_(-1, order.movedim(-1, 0).unsqueeze(-1), 1.0)
+
+    def decode(self, spikes: Tensor) -> Tensor:
+        check_spikes(self, spikes)
+        ranks = torch.arange(self.steps, dtype=torch.float64, device=spikes.device)
+        s = widen(self, spikes)
+        # One spike per value at most, so the sum has one term and is exact.
+        return weighted_sum((self.alpha**ranks).to(s.dtype), s).to(spikes.dtype)
 
 
 def check_order(order: Tensor, n: int, m: int, who: str) -> None:

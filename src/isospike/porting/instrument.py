@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isospike import codes
 from isospike.circuits.arithmetic import Digits
-from isospike.codes.code import LinearCode, linear_code
+from isospike.codes import WeightedCode
 from isospike.errors import UnsupportedError
 from isospike.porting.audit import trace_nonlinear, trace_products
 from isospike.porting.functions import (
@@ -171,12 +172,12 @@ def saved_digits(ported: nn.Module) -> dict[str, dict[str, tuple[float, int]]]:
 
 
 def _saved_site(name: str, spec: Mapping[str, Any]) -> Site:
-    site = Site(name, spec["kind"], linear_code(spec["code"], spec["steps"]), tuple(spec["shape"]))
+    site = Site(name, spec["kind"], codes.code(spec["code"], spec["steps"]), tuple(spec["shape"]))
     site.fan_out, site.shared, site.fitted = spec["fan_out"], spec["shared"], True
     return site
 
 
-def assign_codes(ported: nn.Module, code_of: Callable[[str], LinearCode]) -> None:
+def assign_codes(ported: nn.Module, code_of: Callable[[str], WeightedCode]) -> None:
     """Give every site its code, before calibration."""
     for site in sites(ported):
         site.code = code_of(site.name)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isospike.codes.code import LinearCode
+from isospike.codes import WeightedCode
 from isospike.dimension import (
     Dimension,
     EffectiveDimension,
@@ -402,12 +402,12 @@ def record_raster(
     )
 
 
-def count_spikes(code: LinearCode, integers: Tensor) -> Tensor:
+def count_spikes(code: WeightedCode, integers: Tensor) -> Tensor:
     """Spikes that spell each integer."""
     if code.levels >= TABLE_LEVELS:
-        return code.spell(integers).sum(tuple(range(code.neurons)))
+        return code.encode_integers(integers).sum(tuple(range(code.neurons)))
     every = torch.arange(code.levels + 1, dtype=torch.float32)
-    table = code.spell(every).sum(tuple(range(code.neurons)))
+    table = code.encode_integers(every).sum(tuple(range(code.neurons)))
     return table.to(integers.dtype)[integers.abs().long()]
 
 

@@ -12,25 +12,15 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from isospike.codes.code import CODES
+from isospike.codes import CODES, Law
 from isospike.energy import TABLES, EnergyRow, energy, memory_moved_bytes
 from isospike.porting.report import CircuitReport, PortReport, Raster, SiteReport
-from isospike.theory.steps import Law
 
 if TYPE_CHECKING:
     import rich.console
 
 _Points = list[tuple[int, float, SiteReport]]
 _Marks = dict[str, tuple[str, str]]
-
-CODE_COLOURS = {
-    "signed-digit": "#1f6f8b",
-    "half-octave": "#3a9db0",
-    "phase": "#7b5ea7",
-    "rate": "#c8553d",
-    "bernoulli": "#c99a2e",
-    "latency": "#5b8c5a",
-}
 
 KIND_MARKS: _Marks = {
     "linear": ("#33658a", "circle"),
@@ -929,7 +919,7 @@ def _decades(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _code_colour(code: str) -> str:
-    return CODE_COLOURS.get(code, MUTED)
+    return CODES[code].colour if code in CODES else MUTED
 
 
 def _plot_text(text: str) -> str:
@@ -969,7 +959,8 @@ def _number(value: float | None) -> str:
 
 
 def _law_html(law: Law) -> str:
-    base, _, power = law.form.partition("^")
+    form = law.kind.error_law if law.code in CODES else law.code
+    base, _, power = form.partition("^")
     return f"{escape(base)}<sup>{escape(power).replace('-', '−')}</sup>"
 
 

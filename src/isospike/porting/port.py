@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from isospike.codes.code import CODES, LinearCode, linear_code
+from isospike import codes
+from isospike.codes import CODES, Law, WeightedCode, fit_law
 from isospike.errors import RangeError, UnsupportedError
 from isospike.porting.audit import Audit, audit
 from isospike.porting.calibrate import Batch, batch_size, calibrate, merge, rows_of, valid_tokens
@@ -24,16 +25,9 @@ from isospike.porting.report import CurvePoint, PortReport
 from isospike.porting.sensitivity import assign_amplitudes, larger, measure_channels
 from isospike.porting.water_filling import Channels, check_allocation, water_fill
 from isospike.report.files import Content, write_folder
-from isospike.theory.steps import FIT_AT, FORMS, MOST_STEPS, Law, fit_law
 
 DEFAULT_CODE = "signed-digit"
 DEFAULT_STEPS = 8
-CURVE_STEPS = {
-    "2^-T": (2, 4, 6, 8),
-    "2^-T/2": (3, 7, 11, 15),
-    "T^-1": (8, 32, 128),
-    "T^-1/2": (4, 16),
-}
 CURVE_ROWS = 32  # calibration rows per point of the curve; a quarter as many are held back
 AUDIT_ROWS = 2
 ROUNDS = 5  # most calibrations that correct an allocation
@@ -141,7 +135,7 @@ def port(
     _check_arguments(code, steps, max_error, allocate, curve)
     check_nonlinear(nonlinear)
     known = steps if isinstance(steps, int) else DEFAULT_STEPS
-    check_mode(execution, precision, linear_code(code, known).levels)
+    check_mode(execution, precision, codes.code(code, known).levels)
     _check_model(model)
     calibration, held = _split(batches, held_back)
     tell = progress or (lambda what, done, total: None)
@@ -184,17 +178,17 @@ def port(
         steps = DEFAULT_STEPS if steps is None else steps
         assigned = _assignment(reference, sample, code, steps)
         highest = max(assigned.values())
-        check_mode(execution, precision, linear_code(code, highest).levels)
+        check_mode(execution, precision, codes.code(code, highest).levels)
         tell("calibrate", 0, 1)
-        ported, _ = make(_codes(lambda site: linear_code(code, assigned[site])))
+        ported, _ = make(_codes(lambda site: codes.code(code, assigned[site])))
         tell("calibrate", 1, 1)
         tell("measure", 0, 1)
         comparison, tallies, uses = compare(reference, ported, held, dimension=True)
         while max_error is not None and law and comparison.error > max_error:
-            raised = _raise(law, highest, comparison.error / max_error)
+            raised = law.more_steps(highest, comparison.error / max_error)
             if raised is None:
                 break
-            check_mode(execution, precision, linear_code(code, raised).levels)
+            check_mode(execution, precision, codes.code(code, raised).levels)
             highest = raised
             predicted = law.error(highest)
             assigned = dict.fromkeys(assigned, highest)
@@ -276,7 +270,7 @@ def _check_arguments(
             )
     for each_steps in steps.values() if isinstance(steps, Mapping) else [steps]:
         if each_steps is not None:
-            linear_code(code, each_steps)
+            codes.code(code, each_steps)
 
 
 def _check_model(model: nn.Module) -> None:
@@ -335,7 +329,7 @@ def _assignment(
     """Steps of every site."""
     names = [site.name for site in sites(open_up(model, sample))]
     if not isinstance(steps, Mapping):
-        linear_code(code, steps)
+        codes.code(code, steps)
         return dict.fromkeys(names, steps)
     assigned = {}
     for name in names:
@@ -355,24 +349,24 @@ def _assignment(
     return assigned
 
 
-def _codes(code_of: Callable[[str], LinearCode]) -> Given:
+def _codes(code_of: Callable[[str], WeightedCode]) -> Given:
     """Give sites their codes by name."""
     return lambda ported: assign_codes(ported, code_of)
 
 
 def _uniform(code: str, steps: int) -> Given:
     """Give every site the same code."""
-    fixed = linear_code(code, steps)
+    fixed = codes.code(code, steps)
     return _codes(lambda site: fixed)
 
 
 def _fit(code: str, make: Make, tell: Progress) -> Law:
-    form = FORMS[code]
     errors = {}
-    for done, steps in enumerate(FIT_AT[form]):
-        tell("fit the error law", done, len(FIT_AT[form]))
+    fit_steps = CODES[code].fit_steps
+    for done, steps in enumerate(fit_steps):
+        tell("fit the error law", done, len(fit_steps))
         _, errors[steps] = make(_uniform(code, steps))
-    tell("fit the error law", len(FIT_AT[form]), len(FIT_AT[form]))
+    tell("fit the error law", len(fit_steps), len(fit_steps))
     return fit_law(code, errors)
 
 
@@ -383,16 +377,8 @@ def _choose(law: Law, max_error: float) -> tuple[int, float]:
             f"{max_error:.3g}: no number of {law.code} steps reaches it. Ask for more error, or "
             "try another code."
         )
-    steps = law.fewest_steps(max_error) or MOST_STEPS[law.form]
+    steps = law.fewest_steps(max_error) or law.kind.search_limit
     return steps, law.error(steps)
-
-
-def _raise(law: Law, steps: int, excess: float) -> int | None:
-    """More steps where the measured error is ``excess`` times too large; None at the most."""
-    factor = {"T^-1": excess, "T^-1/2": excess**2}.get(law.form)
-    raised = steps + 1 if factor is None else math.ceil(steps * factor)
-    raised = min(max(raised, steps + 1), MOST_STEPS[law.form])
-    return raised if raised > steps else None
 
 
 class _Plan(NamedTuple):
@@ -431,7 +417,7 @@ def _allocated(
     order leaves out is found by porting: the aim moves until the error is right, and sites get more
     steps where their ranges hold it up.
     """
-    longest = MOST_STEPS[FORMS[code]]
+    longest = CODES[code].search_limit
     if plan is None:
         tell("measure sensitivities", 0, 2)
         channels = measure_channels(opened, batches)
@@ -439,7 +425,7 @@ def _allocated(
         wanted = water_fill(channels, target).amplitude
         channels = larger(channels, measure_channels(opened, batches, wanted))
         tell("measure sensitivities", 2, 2)
-        most = max(t for t in range(1, longest + 1) if linear_code(code, t).levels <= EXACT_LEVELS)
+        most = max(t for t in range(1, longest + 1) if codes.code(code, t).levels <= EXACT_LEVELS)
         aim = target
     else:
         channels, most, aim = plan.channels, plan.most, plan.aim * target / max(plan.reached, 1e-12)
@@ -456,7 +442,7 @@ def _allocated(
         if before is not None and error > target:
             stuck = error / before[1] > (aim / before[0]) ** 0.5 and aim < before[0]
             if stuck and most < longest and precision != "fast":
-                most = min(longest, most + (4 if FORMS[code] == "2^-T/2" else 2))
+                most = min(longest, most + 2 * (CODES[code].steps_per_octave or 1))
         before = aim, error
         aim *= min(3.0, max(0.2, (1 + NEAR) / 2 * target / max(error, 1e-12)))
     tell("allocate steps", ROUNDS, ROUNDS)
@@ -480,7 +466,7 @@ def _sweep(
     calibration = rows_of(merged, slice(0, CURVE_ROWS))
     sample = rows_of(merged, slice(0, 2))
     few = [rows_of(held[0], slice(0, CURVE_ROWS // 4))]
-    cells = [(code, steps) for code in codes for steps in CURVE_STEPS[FORMS[code]]]
+    cells = [(code, steps) for code in codes for steps in CODES[code].sweep_steps]
     points = []
     for done, (code, steps) in enumerate(cells):
         tell("compare codes", done, len(cells))

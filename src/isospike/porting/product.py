@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isospike.circuits.arithmetic import Digits
-from isospike.codes.code import PhaseCode
+from isospike.codes import PhaseCode
 from isospike.kernels.product.int8 import (
     MAX_WEIGHT,
     BytePlanes,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isospike.codes.code import LinearCode
+from isospike.codes import WeightedCode
 
 # Candidate bounds, as multiples of the largest value seen; 1 is one of them, because the few huge
 # activations of a transformer repeat the same value, which is then spelled exactly.
@@ -35,7 +35,7 @@ class Range(NamedTuple):
     scale: Tensor
 
 
-def fit_range(x: Tensor, code: LinearCode) -> Range:
+def fit_range(x: Tensor, code: WeightedCode) -> Range:
     """The range of each channel for this code.
 
     An ON/OFF pair rests at the median, where most values are, and is silent there; its range is

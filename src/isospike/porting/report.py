@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from isospike.codes import Law
 from isospike.energy import Counts
-from isospike.theory.steps import Law
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from isospike.codes.code import linear_code
+from isospike import codes
 from isospike.errors import RangeError
 from isospike.porting.calibrate import Batch, first_output, valid_tokens
 from isospike.porting.instrument import products, sites
@@ -125,7 +125,7 @@ def assign_amplitudes(ported: nn.Module, allocation: Allocation, code: str, most
     for site in sites(ported):
         wanted = allocation.amplitude.get(site.name)
         site.wanted = None if wanted is None or bool(wanted.isinf().all()) else wanted
-        site.code = linear_code(code, most)
+        site.code = codes.code(code, most)
     for module in products(ported):
         if isinstance(module, SpikingAttention):
             _balance(module)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isospike.codes.code import BernoulliCode, LinearCode
+from isospike.codes import BernoulliCode, WeightedCode
+from isospike.codes.law import shortest_code
 from isospike.kernels.product.trains import MAX_TABLE_STEPS, pack_trains, spike_steps
 from isospike.kernels.runtime.buffers import Purpose, cache_blocks, workspace
 from isospike.porting.ranges import fit_range
-from isospike.porting.water_filling import fewest_steps
 
 
 class Site(nn.Module):
@@ -40,7 +40,7 @@ class Site(nn.Module):
     offset: Tensor
     scale: Tensor
 
-    def __init__(self, name: str, kind: str, code: LinearCode, channels: tuple[int, ...]) -> None:
+    def __init__(self, name: str, kind: str, code: WeightedCode, channels: tuple[int, ...]) -> None:
         super().__init__()
         self.name = name
         self.kind = kind
@@ -75,7 +75,7 @@ class Site(nn.Module):
         coarsest = span if self.kind == "probability" else 4 * span
         amplitude = torch.minimum(self.wanted.to(span), coarsest)
         amplitude = torch.maximum(amplitude, span / self.code.levels)
-        self.code = fewest_steps(self.code, span, amplitude)
+        self.code = shortest_code(self.code, span, amplitude)
         self.scale, self.wanted = amplitude * self.code.levels, None
 
     def integers(

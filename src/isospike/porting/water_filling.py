@@ -5,7 +5,7 @@ moves (1). An octave of resolution costs every value that is not silent the same
 the least number of spikes every value adds the same error (3), whatever site it belongs to.
 
     (1)  e^2 = sum_i S_i s_i^2,  s_i^2 = a_i^2 / 12, at most the variance l_i
-    (2)  spikes = sum_i n_i (c_i - r log2 a_i),  r = 1/3 for signed digits, 1/2 for binary ones
+    (2)  spikes = sum_i n_i (c_i - r log2 a_i),  r = the code's spikes_per_octave
     (3)  S_i s_i^2 = min(n_i w, S_i l_i),  so  a_i = sqrt(12 w n_i / S_i)
 
 i counts the channels of all sites, a is the value of a code's integer 1, n the values per token, S
@@ -20,12 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from isospike.codes.code import LinearCode
+from isospike.codes import CODES
+from isospike.codes.law import water_level
 from isospike.errors import RangeError, UnsupportedError
-from isospike.theory.laws import water_level
-
-OCTAVE = {"signed-digit": 1 / 3, "half-octave": 1 / 4, "phase": 1 / 2}
-"""Spikes per value that one more octave of resolution costs: r of (2)."""
 
 
 class Channels(NamedTuple):
@@ -59,9 +56,10 @@ class Allocation(NamedTuple):
 
 def check_allocation(code: str) -> None:
     """Raise UnsupportedError unless a code's spikes follow (2)."""
-    if code not in OCTAVE:
+    digits = [name for name, kind in CODES.items() if kind.spikes_per_octave is not None]
+    if code not in digits:
         raise UnsupportedError(
-            f"allocation needs a code of digits, {' or '.join(OCTAVE)}, got {code!r}, whose spikes "
+            f"allocation needs a code of digits, {' or '.join(digits)}, got {code!r}, whose spikes "
             "do not grow by octaves. Use one of them, or give steps by site."
         )
 
@@ -105,17 +103,3 @@ def water_fill(sites: Mapping[str, Channels], error: float) -> Allocation:
         math.sqrt(total),
         {name: part / total if total else 0.0 for name, part in zip(sites, spent, strict=True)},
     )
-
-
-def fewest_steps(code: LinearCode, span: Tensor, amplitude: Tensor) -> LinearCode:
-    """The shortest code of a kind whose levels reach every channel's range.
-
-    Args:
-        code: The longest that may be taken.
-        span: Range of each channel, of one sign if the code has a neuron for each.
-        amplitude: Value of the integer 1, likewise.
-    """
-    needed = float((span / amplitude).max()) * (1 - 1e-6)
-    kind = type(code)
-    shorter = (kind(steps) for steps in range(kind.min_steps, code.steps))
-    return next((c for c in shorter if c.levels >= needed), code)

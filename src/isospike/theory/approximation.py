@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isospike.codes.code import PhaseCode
+from isospike.codes import PhaseCode
 from isospike.errors import RangeError, ShapeError
 
 MOST_CASES = 200_000  # neurons of (4) that are built
@@ -125,7 +125,7 @@ class EquivariantTable:
         if not bool(((x >= 0) & (x <= 1)).all()):
             raise RangeError("EquivariantTable needs values in [0, 1]. Rescale x first.")
         integers = (x.double() * 2**self.bits).floor().clamp_max(2**self.bits - 1)
-        digits = PhaseCode(self.bits).spell(integers)  # [bits, batch, tokens, channels]
+        digits = PhaseCode(self.bits).encode_integers(integers)  # [bits, batch, tokens, channels]
         # A cell's weights: +1 for each digit it has, -1 for each it has not; threshold: their sum.
         wanted = self._digits_of_cells()
         potential = torch.einsum("sbnd,scd->bnc", digits, 2 * wanted - 1)
@@ -140,7 +140,7 @@ class EquivariantTable:
     def _digits_of_cells(self) -> Tensor:
         places = 2 ** (self.bits * torch.arange(self.channels))
         integers = torch.arange(self.cells)[:, None] // places % 2**self.bits
-        return PhaseCode(self.bits).spell(integers.double())
+        return PhaseCode(self.bits).encode_integers(integers.double())
 
     def bound(self, lipschitz: float) -> float:
         """Largest error for a map of that Lipschitz constant, in the largest-value norm."""

@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isospike.codes.code import BernoulliCode, LinearCode, check_values
+from isospike.codes import BernoulliCode, WeightedCode
+from isospike.codes.base import check_values
+from isospike.codes.law import water_level
 from isospike.errors import RangeError
 
 PUBLISHED_CONSTANT = 2.3
@@ -19,7 +21,7 @@ PUBLISHED_CONSTANT = 2.3
 # ------------------------------------------------------------------- one value
 
 
-def square_error(code: LinearCode, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def square_error(code: WeightedCode, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Mean square error of a code at each value, ``E (decode(encode(x)) - x)^2``.
 
     (1)  Bernoulli: x (1 - x) / T. It is unbiased, so this is its variance.
@@ -234,22 +236,6 @@ def rate_distortion(variances: Float[Tensor, "width"], mean_square: float) -> fl
     if math.isinf(level):
         return 0.0
     return float((values / level).log2().clamp_min(0).sum() / 2)
-
-
-def water_level(powers: Tensor, total: float, weights: Tensor | None = None) -> float:
-    """The level w with ``sum_i min(powers_i, weights_i w) = total``; infinite if they sum to less.
-
-    Weights are 1 if not given.
-    """
-    weights = torch.ones_like(powers) if weights is None else weights
-    if total >= float(powers.sum()):
-        return math.inf
-    heights, order = (powers / weights).sort()
-    # With the i lowest under water: w = (total - their powers) / (the weight of the others).
-    below = torch.cat([powers.new_zeros(1), powers[order].cumsum(0)[:-1]])
-    others = weights[order].flip(0).cumsum(0).flip(0)
-    levels = (total - below) / others
-    return float(levels[(levels <= heights).nonzero()[0, 0]])
 
 
 def spike_bits(spikes: int, slots: int) -> float:

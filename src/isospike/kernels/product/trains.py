@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from isospike.codes.code import LinearCode
+from isospike.codes import WeightedCode
 from isospike.kernels.runtime.buffers import Purpose, cache_blocks, workspace
 
 MAX_TABLE_STEPS = 16  # longest train that is read from a table
@@ -14,7 +14,7 @@ MAX_TABLE_STEPS = 16  # longest train that is read from a table
 _HALVES = ((torch.uint8, torch.int16), (torch.int16, torch.int32))
 
 
-def pack_trains(code: LinearCode, integers: Tensor) -> Tensor:
+def pack_trains(code: WeightedCode, integers: Tensor) -> Tensor:
     """Each integer's train as the bits of one word: step t is bit t, an OFF neuron's in the upper
     half. Trains too long for a table stay ``integers``."""
     if code.steps > MAX_TABLE_STEPS:
@@ -28,7 +28,7 @@ def pack_trains(code: LinearCode, integers: Tensor) -> Tensor:
     return words
 
 
-def spike_steps(code: LinearCode, words: Tensor) -> Iterator[tuple[float, Tensor]]:
+def spike_steps(code: WeightedCode, words: Tensor) -> Iterator[tuple[float, Tensor]]:
     """The trains of :func:`pack_trains`, ``[..., channels]``, one step at a time.
 
     Yields:
@@ -38,7 +38,7 @@ def spike_steps(code: LinearCode, words: Tensor) -> Iterator[tuple[float, Tensor
         neurons of a value side by side; see :func:`pair_weights`.
     """
     if code.steps > MAX_TABLE_STEPS:
-        for weight, spikes in zip(code.step_weights, code.spell(words), strict=True):
+        for weight, spikes in zip(code.step_weights, code.encode_integers(words), strict=True):
             both = spikes.movedim(0, -1).flatten(-2) if code.neurons == 2 else spikes
             yield float(weight), both.to(torch.uint8)
         return
@@ -63,11 +63,11 @@ def pair_weights(weight: Tensor, neurons: int, axis: int = -1) -> Tensor:
 
 
 @functools.lru_cache(maxsize=32)
-def _words(code: LinearCode) -> Tensor:
+def _words(code: WeightedCode) -> Tensor:
     """The words of every integer, from the lowest; see :func:`pack_trains`."""
     half, word = _HALVES[code.steps > 8]
     low = -code.levels if code.neurons == 2 else 0
-    trains = code.spell(torch.arange(low, code.levels + 1, dtype=torch.float32)).long()
+    trains = code.encode_integers(torch.arange(low, code.levels + 1, dtype=torch.float32)).long()
     place = torch.arange(code.steps).view(-1, *[1] * (trains.dim() - 1))
     bits = (trains << place).sum(0)
     if code.neurons == 1:
