@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import math
 import os
@@ -13,35 +12,38 @@ import torch
 from test_report import browse, needs_chromium
 from typer.testing import CliRunner
 
+from isospike import progress
 from isospike.cli import app
-from isospike.errors import IsospikeError, RangeError
-from isospike.experiments import (
+from isospike.errors import InputError, RangeError
+from isospike.experiments import grid, overlap_kernel, page, positions
+from isospike.experiments.grid import (
+    GRIDS,
+    VARIANTS,
+    Preset,
+    TrainingRun,
+    build,
+    train_all,
+    train_grid,
+    train_one,
+)
+from isospike.experiments.study import (
     CORRECTED,
-    EXPERIMENTS,
     FAILS,
     HOLDS,
-    Result,
-    Table,
-    find_experiment,
-    geometry,
-    grid,
-    lemma,
-    overlap_kernel,
-    page,
+    Context,
+    StudyReport,
+    find_studies,
+    find_study,
+    reproduce,
 )
-from isospike.experiments.grid import ROWS, SIZES, Cell, Size, build, compute, run_cells, run_rows
 from isospike.experiments.tasks import TASKS, Recall
 from isospike.models.training import IGNORE
 
-TINY = Size("tiny", 3, 2, (0.003, 0.01), tests=8)
+TINY = Preset("tiny", 3, 2, (0.003, 0.01), tests=8)
 
 
 def draw(seed):
     return torch.Generator().manual_seed(seed)
-
-
-def quiet(*_):
-    pass
 
 
 # Tasks.
@@ -101,21 +103,21 @@ def test_test_text_is_not_training_text():
     assert not any(tuple(row.tolist()) in seen for row in test.unfold(1, 32, 1).flatten(0, 1))
 
 
-# Cells.
+# Training runs.
 
 
 def test_models_of_one_task_differ_by_their_encoding_only():
     for task in (TASKS["copy-1"], TASKS["reversal"]):
         plain = sum(p.numel() for p in build(task, "none").parameters())
-        for row in ROWS:
-            model = build(task, row)
+        for variant in VARIANTS:
+            model = build(task, variant)
             own = sum(p.numel() for p in model.position.parameters())
             more = sum(p.numel() for p in model.parameters()) - own - plain
-            assert more == (-128 if row == "no-attention" else 0)  # two norms less
+            assert more == (-128 if variant == "no-attention" else 0)  # two norms less
             assert model.causal == task.causal
 
 
-def test_shuffled_positions_are_dealt_out_anew():
+def test_shuffled_positions_have_a_new_order_in_every_pass():
     position = build(TASKS["copy-1"], "shuffled").position
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -134,7 +136,7 @@ def test_score_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("task", "row"),
+    ("task", "variant"),
     [
         ("copy-1", "rope"),
         ("reversal", "shuffled"),
@@ -142,133 +144,134 @@ def test_score_by_hand():
         ("sort", "rank-learned"),
     ],
 )
-def test_a_cell_is_reproducible_whatever_the_world_drew(task, row):
-    cell = Cell(task, row, 0.01, 3, 4, 8)
-    first = compute(cell)
+def test_a_training_run_is_reproducible_and_leaves_the_global_generator_alone(task, variant):
+    run = TrainingRun(task, variant, 0.01, 3, 4, 8)
+    first = train_one(run)
     torch.rand(5)
     before = torch.get_rng_state()
-    second = compute(cell)
-    assert torch.equal(torch.get_rng_state(), before), "and leaves the world as it was"
+    second = train_one(run)
+    assert torch.equal(torch.get_rng_state(), before)
     for name in first:
         assert first[name] == second[name] or name == "seconds"
-    assert (first["token"]["x2"] is None) == (row == "rank-learned")
+    assert (first["token"]["x2"] is None) == (variant == "rank-learned")
 
 
-def test_a_started_run_goes_on_with_what_is_missing(tmp_path, monkeypatch):
-    wanted = [Cell("copy-1", row, 0.01, 0, 2, 4) for row in ("none", "alibi", "no-attention")]
-    done = []
+def test_a_grid_that_stopped_goes_on_with_what_is_missing(tmp_path, monkeypatch):
+    runs = [TrainingRun("copy-1", v, 0.01, 0, 2, 4) for v in ("none", "alibi", "no-attention")]
+    started = []
 
-    def count(cell):
-        done.append(cell.row)
-        if len(done) == 3:
+    def count(run):
+        started.append(run.variant)
+        if len(started) == 3:
             raise KeyboardInterrupt
-        return compute(cell)
+        return train_one(run)
 
-    monkeypatch.setattr(grid, "compute", count)
+    monkeypatch.setattr(grid, "train_one", count)
     with pytest.raises(KeyboardInterrupt):
-        run_cells(wanted, tmp_path, 1, quiet, "cells")
+        train_all(runs, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
-    told = []
-    found = run_cells(wanted, tmp_path, 1, lambda *now: told.append(now), "cells")
-    assert done == ["none", "alibi", "no-attention", "no-attention"]
-    assert told == [("cells", 2, 3), ("cells", 3, 3)]
-    assert [result["cell"]["row"] for result in found] == ["none", "alibi", "no-attention"]
+    reported = []
+    with progress.shown_by(lambda *now: reported.append(now)):
+        results = train_all(runs, tmp_path, label="runs")
+    assert started == ["none", "alibi", "no-attention", "no-attention"]
+    assert reported == [("runs", 2, 3), ("runs", 3, 3)]
+    assert [result["run"]["variant"] for result in results] == ["none", "alibi", "no-attention"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "empty"])
-def test_a_damaged_cell_is_named(damage, tmp_path):
-    cell = Cell("copy-1", "none", 0.01, 0, 2, 4)
-    run_cells([cell], tmp_path, 1, quiet, "cells")
-    path = tmp_path / cell.file
+def test_a_damaged_file_is_named(damage, tmp_path):
+    run = TrainingRun("copy-1", "none", 0.01, 0, 2, 4)
+    train_all([run], tmp_path)
+    path = tmp_path / run.file
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:50])
     elif damage == "empty":
         path.write_text("[]")
     else:
         other = json.loads(path.read_bytes())
-        other["cell"]["model"]["width"] = 64
+        other["run"]["model"]["width"] = 64
         path.write_text(json.dumps(other))
-    with pytest.raises(IsospikeError, match=r"^run_cells needs .*copy-1_none_.*\. Remove it"):
-        run_cells([cell], tmp_path, 1, quiet, "cells")
+    with pytest.raises(InputError, match=r"^train_all needs .*copy-1_none_.*\. Remove it"):
+        train_all([run], tmp_path)
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_does(tmp_path):
-    wanted = [Cell("copy-1", row, 0.01, 1, 2, 4) for row in ("none", "rope", "shuffled")]
-    one = run_cells(wanted, tmp_path / "one", 1, quiet, "cells")
-    two = run_cells(wanted, tmp_path / "two", 2, quiet, "cells")
+def test_two_processes_compute_what_one_does(tmp_path):
+    runs = [TrainingRun("copy-1", v, 0.01, 1, 2, 4) for v in ("none", "rope", "shuffled")]
+    one = train_all(runs, tmp_path / "one", 1)
+    two = train_all(runs, tmp_path / "two", 2)
     for a, b in zip(one, two, strict=True):
         assert a["token"] == b["token"]
         assert a["curve"] == b["curve"]
 
 
-def test_rows_choose_their_rate_on_seed_0(tmp_path, monkeypatch):
-    def pretend(cell):
-        wins = {"rope": 0.003, "none": 0.01}[cell.row]
-        bits = 1.0 if cell.rate == wins else 2.0
+def test_a_variant_chooses_its_rate_on_seed_0(tmp_path, monkeypatch):
+    def pretend(run):
+        wins = {"rope": 0.003, "none": 0.01}[run.variant]
+        bits = 1.0 if run.rate == wins else 2.0
         flat = dict.fromkeys(grid.FACTORS, 0.5)
-        return {"cell": cell.about, "bits": {**flat, "x1": bits}, "token": flat, "sequence": flat,
+        return {"run": run.settings, "bits": {**flat, "x1": bits}, "token": flat, "sequence": flat,
                 "parameters": 1, "steps_to_95": None, "curve": [[1, 1.0]], "seconds": 0.0,
                 "versions": {}}  # fmt: skip
 
-    monkeypatch.setattr(grid, "compute", pretend)
-    found = run_rows(("copy-1", "sort"), ("rope", "none"), TINY, tmp_path)
-    assert {key: [r["cell"]["rate"] for r in results] for key, results in found.items()} == {
+    monkeypatch.setattr(grid, "train_one", pretend)
+    found = train_grid(("copy-1", "sort"), ("rope", "none"), TINY, tmp_path)
+    assert {key: [r["run"]["rate"] for r in results] for key, results in found.items()} == {
         ("copy-1", "rope"): [0.003, 0.003], ("sort", "rope"): [0.003, 0.003],
         ("copy-1", "none"): [0.01, 0.01], ("sort", "none"): [0.01, 0.01],
     }  # fmt: skip
-    assert [r["cell"]["seed"] for r in found["sort", "none"]] == [0, 1]
+    assert [r["run"]["seed"] for r in found["sort", "none"]] == [0, 1]
 
 
 def test_means_and_tables():
     def result(seed, x1, x3, steps):
         return {"token": {"x1": x1, "x1.5": x1, "x2": x1, "x3": x3}, "steps_to_95": steps,
-                "cell": {"rate": 0.01}, "parameters": 7}  # fmt: skip
+                "run": {"rate": 0.01}, "parameters": 7}  # fmt: skip
 
     found = {("copy-1", "none"): [result(0, 0.5, None, None), result(1, 0.7, None, 20)],
              ("copy-1", "rope"): [result(0, 1.0, 0.9, 10), result(1, 1.0, 0.7, 30)]}  # fmt: skip
     value, half = grid.mean(found["copy-1", "rope"], "token", "x3")
     assert value == pytest.approx(0.8)
     assert half == pytest.approx(1.96 * 0.1 * 2**0.5 / 2**0.5)
-    table = grid.accuracy_table(found, "copy-1", ("none", "rope"), "token", "T")
+    table = grid.accuracy_table(found, "copy-1", ("none", "rope"), "token")
     assert table.rows[0] == ("none", *["0.600 +- 0.196"] * 3, "n.a.", "--", "0.01", "7")
     assert table.rows[1][-3] == "20"
     assert grid.overview(found, ("copy-1",), ("none",)).rows == (("none", "0.60 / 0.60"),)
-    assert (
-        Table("T", ("a", "b"), (("1", "2"),)).markdown() == "T\n\n| a | b |\n|---|--:|\n| 1 | 2 |"
-    )
 
 
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda f: run_rows(("copy-9",), ("none",), TINY, f), "a task of successor, .*'copy-9'"),
-        (lambda f: run_rows(("sort",), ("rotary",), TINY, f), "an encoding of none, .*'rotary'"),
-        (lambda f: build(TASKS["sort"], "rotary"), "a row of none, .*, got 'rotary'"),
-        (lambda f: find_experiment("table"), "an experiment of published-table, .*, got 'table'"),
+        (lambda f: train_grid(("copy-9",), ("none",), TINY, f), "a task of succ.*, got 'copy-9'"),
+        (lambda f: train_grid(("sort",), ("rotary",), TINY, f), "variants of none, .*'rotary'"),
+        (lambda f: build(TASKS["sort"], "rotary"), "a variant of none, .*, got 'rotary'"),
+        (lambda f: find_study("table"), "a study of extrapolation, .*, got 'table'"),
     ],
 )
 def test_unknown_names_are_answered_with_those_known(call, text, tmp_path):
-    with pytest.raises(RangeError, match=text):
+    with pytest.raises(InputError, match=text):
         call(tmp_path)
 
 
-# Experiments.
+# Claims.
 
 
-def test_every_experiment_states_a_claim():
-    for name in EXPERIMENTS:
-        experiment = find_experiment(name)
-        assert experiment.CLAIM.endswith(".")
-        assert callable(experiment.run)
-        assert experiment.holds.__doc__
+def test_every_claim_has_a_statement_a_source_and_a_verdict_of_three():
+    claims = find_studies()
+    assert set(positions.CLAIMS) < set(claims)
+    for one in claims.values():
+        assert one.statement.endswith(".")
+        assert one.question.endswith("?")
+        assert one.source
+        assert one.decide is not None
+        assert set(one.presets) == {"tiny", "small", "full"}
 
 
-def test_geometry_and_the_lemma_hold_corrected(tmp_path):
-    for experiment in (geometry, lemma):
-        result = experiment.run(TINY, tmp_path, 1, quiet)
-        assert experiment.holds(result) == CORRECTED
-        json.dumps(result.json(experiment.CLAIM, CORRECTED), allow_nan=False)
+def test_geometry_and_the_lemma_hold_corrected():
+    for name in ("geometry", "lemma-1"):
+        report = reproduce(name, "full")
+        assert report.decision == CORRECTED
+        assert StudyReport.from_json(report.to_json()) == report
 
 
 def test_the_overlap_kernel_is_near_an_exponential_and_not_one():
@@ -282,39 +285,41 @@ def test_the_overlap_kernel_is_near_an_exponential_and_not_one():
 
 
 def verdict(name, numbers):
-    return find_experiment(name).holds(Result(name, numbers))
+    return find_study(name).decide(numbers)
 
 
 def test_verdicts_follow_the_numbers():
-    position = find_experiment("spike-timing")
+    position = positions.CLAIMS["spike-timing"]
     for timing, rescaled, expected in ((1.0, 1.0, HOLDS), (0.2, 1.0, CORRECTED), (0.2, 0.5, FAILS)):
         numbers = {}
-        for task in position.TASKS:
+        for task in position.tasks:
             numbers |= {f"{task} sinusoidal x1": 1.0, f"{task} spike-timing x1": timing,
                         f"{task} spike-timing-rescaled x1": rescaled}  # fmt: skip
         assert verdict("spike-timing", numbers) == expected
-    tasks = find_experiment("frequency-compression").TASKS
+    tasks = positions.CLAIMS["frequency-compression"].tasks
     for failing, expected in ((len(tasks), HOLDS), (1, CORRECTED), (0, FAILS)):
         numbers = {f"{t} sinusoidal x1": 1.0 for t in tasks}
         numbers |= {f"{t} frequency-compressed x1": 0.2 if i < failing else 1.0
                     for i, t in enumerate(tasks)}  # fmt: skip
         assert verdict("frequency-compression", numbers) == expected
-    tasks = find_experiment("learned-rank").TASKS
-    numbers = {f"{t} {row} x1": 1.0 for t in tasks for row in ("sinusoidal", "rank-learned")}
+    tasks = positions.CLAIMS["learned-rank"].tasks
+    numbers = {
+        f"{t} {variant} x1": 1.0 for t in tasks for variant in ("sinusoidal", "rank-learned")
+    }
     assert verdict("learned-rank", {**numbers, "sort rank-learned x1": 0.9}) == CORRECTED
     for rank, expected in ((0.995, HOLDS), (0.9, FAILS)):
         numbers = {f"{t} sinusoidal x1": 1.0 for t in tasks} | {
             f"{t} rank-learned x1": rank for t in tasks
         }
         assert verdict("learned-rank", numbers) == expected
-    far = find_experiment("extrapolation")
+    far = positions.CLAIMS["extrapolation"]
     for there, expected in ((0.5, HOLDS), (0.97, FAILS)):
-        numbers = {f"{t} {r} x1": 1.0 for t in far.TASKS for r in far.ROWS}
-        numbers |= {f"{t} {r} x2": there for t in far.TASKS for r in far.ROWS}
+        numbers = {f"{t} {r} x1": 1.0 for t in far.tasks for r in far.variants}
+        numbers |= {f"{t} {r} x2": there for t in far.tasks for r in far.variants}
         assert verdict("extrapolation", numbers) == expected
-    table = find_experiment("published-table")
+    table = positions.CLAIMS["published-table"]
     for control, expected in ((1.0, FAILS), (0.1, HOLDS)):
-        numbers = {f"successor {r} {f}": control for r in table.ROWS for f in grid.FACTORS}
+        numbers = {f"successor {r} {f}": control for r in table.variants for f in grid.FACTORS}
         assert verdict("published-table", numbers) == expected
     for best, expected in ((0.1, CORRECTED), (1.0, FAILS)):
         numbers = {"recall: rope transformer, trained": best, "recall: last symbol": 1.0}
@@ -322,16 +327,15 @@ def test_verdicts_follow_the_numbers():
 
 
 @pytest.mark.parametrize("name", ["published-table", "spike-timing"])
-def test_an_experiment_that_trains_runs_from_its_cells(name, tmp_path):
-    experiment = find_experiment(name)
-    tiny = dataclasses.replace(TINY, seeds=1, rates=(0.01,), steps=1, tests=2)
-    result = experiment.run(tiny, tmp_path, 1, quiet)
+def test_a_claim_about_positions_runs_from_its_files(name, tmp_path):
+    context = Context(tmp_path)
+    report = find_study(name).run("tiny", context)
     count = len(list(tmp_path.iterdir()))
-    again = experiment.run(tiny, tmp_path, 1, quiet)
-    assert result == again
+    again = find_study(name).run("tiny", context)
+    assert report == again
     tasks = 1 if name == "published-table" else 5
-    assert len(list(tmp_path.iterdir())) == count == tasks * len(experiment.ROWS)
-    assert experiment.holds(result) in (HOLDS, CORRECTED, FAILS)
+    assert len(list(tmp_path.iterdir())) == count == tasks * len(positions.CLAIMS[name].variants)
+    assert report.decision in (HOLDS, CORRECTED, FAILS)
 
 
 # The page and the command line.
@@ -344,11 +348,9 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("positions")
-    grid.SIZES["tiny"] = dataclasses.replace(TINY, steps=1, tests=2, rates=(0.01,))
-    done = run("positions", "--size", "tiny", "--tasks", "copy-1,reversal", "--out", place,
-               "--encodings", "none,rope,rank-learned,t5", "--workers", 1)  # fmt: skip
-    yield place, done
-    del grid.SIZES["tiny"]
+    done = run("positions", "--preset", "tiny", "--seeds", 2, "--tasks", "copy-1,reversal",
+               "--out", place, "--encodings", "none,rope,rank-learned,t5", "--workers", 1)  # fmt: skip
+    return place, done
 
 
 def test_positions_leaves_a_page_and_tables(folder):
@@ -379,7 +381,7 @@ def test_the_browser_draws_the_page_without_a_word(folder):
 
 
 def test_gram_matrices_show_likeness():
-    for name in ROWS[:14]:
+    for name in VARIANTS[:14]:
         if name == "none":
             continue
         values = page.likeness(name, 20)
@@ -392,12 +394,12 @@ def test_gram_matrices_show_likeness():
 def test_reproduce_lists_and_runs(tmp_path):
     listed = run("reproduce")
     assert listed.exit_code == 0
-    assert all(name in listed.output for name in EXPERIMENTS)
+    assert all(name in listed.output for name in find_studies())
     done = run("reproduce", "geometry", "--out", tmp_path, "--json")
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert told["verdict"] == CORRECTED
-    assert told == json.loads((tmp_path / "geometry-small.json").read_text())
+    printed = json.loads(done.stdout)
+    assert printed["decision"] == CORRECTED
+    assert printed == json.loads((tmp_path / "geometry-small.json").read_text())
     plain = run("reproduce", "geometry", "--out", tmp_path)
     assert "verdict  holds corrected" in plain.output
 
@@ -405,8 +407,11 @@ def test_reproduce_lists_and_runs(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("reproduce", "gravity"), "error: reproduce needs an experiment of published-table, "),
-        (("reproduce", "geometry", "--size", "huge"), "a --size of small, full.*, got 'huge'"),
+        (("reproduce", "gravity"), "error: reproduce needs a study of extrapolation, "),
+        (
+            ("reproduce", "geometry", "--preset", "huge"),
+            "a preset of tiny, small, full.*, got 'huge'",
+        ),
         (("reproduce", "geometry", "--workers", "0"), "--workers of at least 1, got 0"),
         (("positions", "--tasks", "copy-1,juggle"), "--tasks of successor, .*, got 'juggle'"),
         (("positions", "--encodings", "rotary"), "--encodings of none, .*, got 'rotary'"),
@@ -445,4 +450,4 @@ def test_an_interrupt_ends_in_one_line_and_leaves_whole_files(tmp_path):
     assert said.splitlines()[-1].startswith("interrupted: what was computed is kept")
     for path in tmp_path.glob("cells/*"):
         json.loads(path.read_bytes())
-    assert SIZES["small"].steps == 150
+    assert GRIDS["small"].steps == 150

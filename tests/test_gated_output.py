@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import isospike
-from isospike.errors import IsospikeError, RangeError, ShapeError
-from isospike.experiments import CORRECTED, FAILS, HOLDS, Result, find_experiment, gated_output
-from isospike.experiments.grid import Size
+from isospike.errors import InputError, RangeError, ShapeError
+from isospike.experiments import gated_output
+from isospike.experiments.study import CORRECTED, FAILS, HOLDS, Context, find_study
 from isospike.models.gated_output import GatedOutputProjection
 
 
@@ -81,21 +81,21 @@ def test_gates_leave_the_kernel_and_the_gauge_and_tell_equal_maps_apart():
     }  # fmt: skip
 
 
-def test_a_small_run_of_the_experiment(tmp_path):
-    size = Size("tiny", 3, 2, (0.01,), tests=4)
-    result = gated_output.run(size, tmp_path, 1, lambda *_: None)
+def test_a_short_run_of_the_study(tmp_path):
+    preset, context = gated_output.Preset(6, 2, 4), Context(tmp_path)
+    found = gated_output.train_gated(preset, context)
     assert len(list(tmp_path.iterdir())) == 8
-    assert gated_output.holds(result) == CORRECTED
-    assert result.numbers["sort gated gate"] > 0
-    assert result.numbers["sort plain gate"] == 0
-    assert result.tables[1].head == ("steps", "0", "1", "2", "3", "4", "5", "6")
-    assert gated_output.run(size, tmp_path, 1, lambda *_: None).numbers == result.numbers
-    assert find_experiment("gated-output") is gated_output
+    assert gated_output.decide(found.numbers) == CORRECTED
+    assert found.numbers["sort gated gate"] > 0
+    assert found.numbers["sort plain gate"] == 0
+    assert found.tables[1].head == ("steps", "0", "1", "2", "3", "4", "5", "6")
+    assert gated_output.train_gated(preset, context).numbers == found.numbers
+    assert find_study("gated-output").function is gated_output.train_gated
     file = sorted(tmp_path.iterdir())[0]
     for damaged in (b"", b"{", b"[1]", b'{"bits": 1}', b"\xff"):
         file.write_bytes(damaged)
-        with pytest.raises(IsospikeError, match=r"needs whole result files, got .* Remove it"):
-            gated_output.run(size, tmp_path, 1, lambda *_: None)
+        with pytest.raises(InputError, match=r"needs whole result files, got .* Remove it"):
+            gated_output.train_gated(preset, context)
 
 
 def test_verdicts_follow_the_numbers():
@@ -111,7 +111,7 @@ def test_verdicts_follow_the_numbers():
         ({"kernel, gated": 0}, HOLDS),
     )
     for change, verdict in cases:
-        assert gated_output.holds(Result("gated-output", base | change)) == verdict
+        assert gated_output.decide(base | change) == verdict
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from isospike.cli import app
 from isospike.codes import CODES, RankOrderCode
 from isospike.codes.orders import nof_m, significance, similarity
 from isospike.errors import IsospikeError
-from isospike.experiments.grid import Size, run_rows
+from isospike.experiments.grid import Preset, train_grid
 from isospike.experiments.page import html as positions_page
 from isospike.memory.machine import SequenceMachine
 from isospike.memory.sdm import SparseDistributedMemory
@@ -197,8 +197,8 @@ MISTAKES = (
     "order missing.csv", "order lines.txt", "order empty.txt", "order data.csv --truth missing.csv",
     "order data.csv --truth lines.txt", "order data.csv --score best", "order data.csv --gamma 2",
     "order data.csv --level 2", "order data.csv --correction per-sample", "reproduce nothing",
-    "reproduce geometry --size huge", "reproduce geometry --workers 0", "positions --tasks chess",
-    "positions --encodings rotary", "positions --size huge", "positions --seeds 0",
+    "reproduce geometry --preset huge", "reproduce geometry --workers 0", "positions --tasks chess",
+    "positions --encodings rotary", "positions --preset huge", "positions --seeds 0",
 )  # fmt: skip
 
 
@@ -280,10 +280,10 @@ def outline(page):
 
 
 def positions_outline(home):
-    size = Size("tiny", 3, 2, (0.003, 0.01), tests=8)
-    tasks, rows = ("copy-1", "sort"), ("rope", "none")
-    found = run_rows(tasks, rows, size, home / "cells")
-    return outline(positions_page(found, tasks, rows, size))
+    preset = Preset("tiny", 3, 2, (0.003, 0.01), tests=8)
+    tasks, variants = ("copy-1", "sort"), ("rope", "none")
+    runs = train_grid(tasks, variants, preset, home / "cells")
+    return outline(positions_page(runs, tasks, variants, preset))
 
 
 # ------------------------------------------------------------------------ hashes

@@ -1,12 +1,10 @@
 """``isospike reproduce`` and ``positions``: claims tested, encodings compared."""
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from isospike import progress
 from isospike.cli.app import command
 from isospike.cli.emit import Outcome
 from isospike.cli.options import WorkersOption, argument, option, out_option
@@ -14,12 +12,13 @@ from isospike.errors import InputError, RangeError
 
 KEPT = "what was computed is kept; the same command goes on from there."
 
-SizeOption = Annotated[
+PresetOption = Annotated[
     str,
     option(
-        "SIZE",
-        "[b]small[/] takes minutes; [b]full[/] makes the tables of the documentation.",
-        "--size",
+        "NAME",
+        "[b]tiny[/] takes seconds, [b]small[/] minutes; [b]full[/] makes the tables of the "
+        "documentation.",
+        "--preset",
     ),
 ]
 OutOption = Annotated[
@@ -30,44 +29,53 @@ OutOption = Annotated[
 
 @command(
     "Research",
-    examples=("isospike reproduce geometry", "isospike reproduce spike-timing --size full"),
+    examples=("isospike reproduce geometry", "isospike reproduce spike-timing --preset full"),
     kept=KEPT,
-    smaller="--size",
+    smaller="--preset",
 )
 def reproduce(
     name: Annotated[
         str | None,
-        argument("[NAME]", "An experiment; without one, they are listed."),
+        argument("[NAME]", "A claim; without one, they are listed."),
     ] = None,
-    size: SizeOption = "small",
+    preset: PresetOption = "small",
+    studies: Annotated[
+        str,
+        option("PACKAGE", "Where studies are; [b]benchmarks[/] in a copy of the repository."),
+    ] = "isospike.experiments",
+    data: Annotated[
+        Path | None,
+        option("DIR", "Data sets that a study needs.", default="$ISOSPIKE_DATA"),
+    ] = None,
     workers: WorkersOption = None,
     out: OutOption = Path("out/positions"),
 ) -> Outcome:
     """Test a published claim: what it says, what was measured, whether it holds."""
-    from isospike.experiments import EXPERIMENTS, find_experiment
+    from isospike.experiments import study
 
     if name is None:
-        claims = {known: find_experiment(known).CLAIM for known in EXPERIMENTS}
-        text = "\n".join(f"{known:<24}{claim}" for known, claim in claims.items())
-        return Outcome(data=claims, text=text)
-    experiment = find_experiment(name)
-    result = experiment.run(_size(size), out / "cells", _workers(workers), progress.update)
-    verdict = experiment.holds(result)
-    full = {**result.json(experiment.CLAIM, verdict), "versions": _versions()}
-    _write(out / f"{name}-{size}.json", json.dumps(full, indent=1))
-    tables = "".join(f"\n\n{table.markdown()}" for table in result.tables)
-    text = f"claim    {experiment.CLAIM}\nverdict  {verdict}{tables}"
-    return Outcome(data=json.dumps(full), text=text)
+        known = {
+            one.name: one.statement or one.question for one in study.find_studies(studies).values()
+        }
+        return Outcome(data=known, text="\n".join(f"{n:<24}{text}" for n, text in known.items()))
+    report = study.reproduce(
+        name, preset, package=studies, folder=out / "cells", data=data, workers=_workers(workers)
+    )
+    study.store(report, out)
+    tables = "".join(f"\n\n{t.title}\n\n{t.markdown()}" for t in report.results)
+    first = f"claim    {report.statement}\nverdict  {report.decision}"
+    text = (first if report.statement else report.verdict()) + tables
+    return Outcome(data=report.to_json(), text=text)
 
 
 @command(
     "Research",
     examples=(
-        "isospike positions --size small",
+        "isospike positions --preset small",
         "isospike positions --tasks copy-8,reversal --encodings none,sinusoidal,rope",
     ),
     kept=KEPT,
-    smaller="--size",
+    smaller="--preset",
 )
 def positions(
     tasks: Annotated[str | None, option("A,B", "Tasks.", default="all")] = None,
@@ -75,10 +83,10 @@ def positions(
         str | None,
         option("A,B", "Encodings and controls.", default="all"),
     ] = None,
-    size: SizeOption = "small",
+    preset: PresetOption = "small",
     seeds: Annotated[
         int | None,
-        option("N", "Seeds of each row.", default="as the size says"),
+        option("N", "Seeds of each row.", default="as the preset says"),
     ] = None,
     workers: WorkersOption = None,
     out: OutOption = Path("out/positions"),
@@ -91,28 +99,35 @@ def positions(
     from dataclasses import replace
 
     from isospike.experiments import page
-    from isospike.experiments.grid import ROWS, WHAT, accuracy_table, overview, run_rows
+    from isospike.experiments.grid import (
+        GRIDS,
+        METRICS,
+        VARIANTS,
+        accuracy_table,
+        overview,
+        train_grid,
+    )
     from isospike.experiments.tasks import TASKS
 
     chosen = _list(tasks, list(TASKS), "tasks")
-    rows = _list(encodings, list(ROWS), "encodings")
-    wanted = _size(size)
+    variants = _list(encodings, list(VARIANTS), "encodings")
+    if preset not in GRIDS:
+        raise InputError(
+            f"positions needs a preset of {', '.join(GRIDS)}, got {preset!r}. Choose one of them."
+        )
+    grid = GRIDS[preset]
     if seeds is not None:
         if seeds < 1:
             raise RangeError(f"positions needs seeds of at least 1, got {seeds}. Try 2.")
-        wanted = replace(wanted, seeds=seeds)
-    found = run_rows(chosen, rows, wanted, out / "cells", _workers(workers), progress.update)
-    _write(out / "report.html", page.html(found, chosen, rows, wanted))
-    summary = overview(found, chosen, rows)
-    tables = [summary.markdown()]
-    tables += [
-        accuracy_table(found, task, rows, what, f"{task}: {label}").markdown()
-        for task in chosen
-        for what, label in WHAT.items()
-    ]
-    _write(out / "tables.md", "\n\n".join(tables) + "\n")
-    data = {"head": summary.head, "rows": summary.rows}
-    return Outcome(data=data, text=summary.markdown(), saved=out / "report.html")
+        grid = replace(grid, seeds=seeds)
+    runs = train_grid(chosen, variants, grid, out / "cells", _workers(workers))
+    _write(out / "report.html", page.html(runs, chosen, variants, grid))
+    tables = [overview(runs, chosen, variants)]
+    tables += [accuracy_table(runs, t, variants, metric) for t in chosen for metric in METRICS]
+    texts = [f"{table.title}\n\n{table.markdown()}" for table in tables]
+    _write(out / "tables.md", "\n\n".join(texts) + "\n")
+    data = {"head": tables[0].head, "rows": tables[0].rows}
+    return Outcome(data=data, text=texts[0], saved=out / "report.html")
 
 
 def _list(given: str | None, known: list[str], option: str) -> list[str]:
@@ -123,14 +138,6 @@ def _list(given: str | None, known: list[str], option: str) -> list[str]:
             f"positions needs {option} of {', '.join(known)}, got {wrong!r}. Choose from those."
         )
     return list(dict.fromkeys(names))
-
-
-def _size(name: str) -> Any:
-    from isospike.experiments.grid import SIZES
-
-    if name not in SIZES:
-        raise InputError(f"reproduce needs size of {', '.join(SIZES)}, got {name!r}. Choose one.")
-    return SIZES[name]
 
 
 def _workers(given: int | None) -> int:
@@ -145,9 +152,3 @@ def _write(path: Path, text: str) -> None:
     from isospike.report.files import write_file
 
     write_file(path, text.encode())
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("isospike", "torch", "numpy")}

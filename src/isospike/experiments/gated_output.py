@@ -6,69 +6,60 @@ questions that need no training stand beside: the dimension of the heads' output
 sum, and that of the changes of weights that give the same function (null space of its Jacobian).
 """
 
-import json
 import statistics
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from isospike.errors import IsospikeError
-from isospike.experiments import CORRECTED, FAILS, HOLDS, Progress, Result, Table
-from isospike.experiments.grid import HEADS, LAYERS, WIDTH, Size, find_task, score
+from isospike import progress
+from isospike.errors import InputError
+from isospike.experiments.grid import HEADS, LAYERS, WIDTH, find_task, score
+from isospike.experiments.study import CORRECTED, FAILS, HOLDS, Context, Findings, claim, shown
 from isospike.models.gated_output import GatedOutputProjection
 from isospike.models.training import train
 from isospike.models.transformer import Transformer
 from isospike.positions import position
 from isospike.ranks.heads import head_ambiguity
 from isospike.ranks.measure import measure
-from isospike.report.files import write_file
+from isospike.report.table import Table
 
-CLAIM = (
-    "A position-gated output projection (PG-OP) partly restores the heads' identifiability, at "
-    "less than 1.6 % more parameters."
-)
 TASKS = ("sort", "text")
 RATE = 0.01
 LOOKS = 6
 MEASURED = {"bits", "token", "at", "evolution", "entropic", "kernel", "gain", "gate", "parameters"}
 AUDITED = {"BERT-base, GPT-2": (768, 12), "BERT-large": (1024, 16), "MiniLM": (384, 12)}
 
-
-def run(size: Size, folder: Path, workers: int, progress: Progress) -> Result:
-    """Train every seed of every task with and without gates; then the two questions."""
-    cells = [(t, g, s) for t in TASKS for s in range(size.seeds) for g in (False, True)]
-    found: dict[tuple[str, bool], list[dict[str, Any]]] = {}
-    for done, (task, gated, seed) in enumerate(cells):
-        progress("gated output", done, len(cells))
-        name = f"gated-output_{task}_{'gated' if gated else 'plain'}_{2 * size.steps}_{seed}.json"
-        file = folder / name
-        if not file.exists():
-            write_file(file, json.dumps(_train(task, gated, seed, size)).encode())
-        found.setdefault((task, gated), []).append(_read(file))
-    progress("gated output", len(cells), len(cells))
-    numbers: dict[str, float] = {}
-    for (task, gated), results in found.items():
-        for what in ("bits", "token", "entropic", "kernel", "gain", "gate"):
-            label = f"{task} {'gated' if gated else 'plain'} {what}"
-            numbers[label] = statistics.mean(r[what] for r in results)
-    for task in TASKS:
-        pairs = zip(found[task, False], found[task, True], strict=True)
-        numbers[f"{task} bits saved"] = statistics.mean(a["bits"] - b["bits"] for a, b in pairs)
-    numbers |= kernels() | null_spaces()
-    numbers |= {
-        f"overhead {name}": GatedOutputProjection(*sizes).overhead
-        for name, sizes in AUDITED.items()
-    }
-    tables = (_trained(found, size), _evolution(found), _identified(numbers))
-    return Result("gated-output", numbers, tables, {**asdict(size), "rate": RATE})
+Trained = Mapping[tuple[str, bool], list[dict[str, Any]]]
+"""``[(task, gated)]``: what was measured, seed by seed."""
 
 
-def holds(result: Result) -> str:
-    """Corrected if the parameters are as few and it identifies what the docstring says, no more."""
-    n = result.numbers
+@dataclass(frozen=True)
+class Preset:
+    """How much is run.
+
+    Attributes:
+        steps: Number of training steps, at least 6.
+        seeds: Number of seeds.
+        tests: Number of test sequences of 32 tokens.
+    """
+
+    steps: int
+    seeds: int
+    tests: int = 128
+
+
+def decide(numbers: Mapping[str, float]) -> str:
+    """Corrected if the parameters are as few and gates tell apart only heads with equal maps.
+
+    Args:
+        numbers: Overheads and dimensions.
+    """
+    n = numbers
     fewer = n["overhead BERT-base, GPT-2"] < 0.016
     same = n["kernel, gated"] == n["kernel, plain"] and n["null, gated"] == n["null, plain"]
     apart = n["null, equal maps, gated"] < n["null, equal maps, plain"]
@@ -77,6 +68,47 @@ def holds(result: Result) -> str:
     if not same:
         return HOLDS
     return CORRECTED if apart else FAILS
+
+
+@claim(
+    "gated-output",
+    source="the abstract of arXiv 2604.23681 and public summaries",
+    statement="A position-gated output projection (PG-OP) partly restores the heads' "
+    "identifiability, at less than 1.6 % more parameters.",
+    verdict=decide,
+    question="What does a gate on the output projection change, and what does it identify?",
+    presets={"tiny": Preset(6, 1, 8), "small": Preset(300, 2), "full": Preset(600, 5)},
+)
+def train_gated(preset: Preset, context: Context) -> Findings:
+    """Train every seed of every task with and without gates; then count dimensions.
+
+    Args:
+        preset: How much is run.
+        context: Its folder keeps the finished runs.
+    """
+    runs = [(t, g, s) for t in TASKS for s in range(preset.seeds) for g in (False, True)]
+    found: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    for done, (task, gated, seed) in enumerate(runs):
+        progress.update("gated output", done, len(runs))
+        name = f"gated-output_{task}_{'gated' if gated else 'plain'}_{preset.steps}_{seed}"
+        result = context.cached(name, partial(_train, task, gated, seed, preset))
+        found.setdefault((task, gated), []).append(_check(context.folder / name, result))
+    progress.update("gated output", len(runs), len(runs))
+    numbers: dict[str, float] = {}
+    for (task, gated), results in found.items():
+        for metric in ("bits", "token", "entropic", "kernel", "gain", "gate"):
+            label = f"{task} {'gated' if gated else 'plain'} {metric}"
+            numbers[label] = statistics.mean(r[metric] for r in results)
+    for task in TASKS:
+        pairs = zip(found[task, False], found[task, True], strict=True)
+        numbers[f"{task} bits saved"] = statistics.mean(a["bits"] - b["bits"] for a, b in pairs)
+    numbers |= kernels() | null_spaces()
+    numbers |= {
+        f"overhead {name}": GatedOutputProjection(*sizes).overhead
+        for name, sizes in AUDITED.items()
+    }
+    tables = (_trained(found, preset), _evolution(found), _identified(numbers))
+    return Findings(numbers, tables)
 
 
 def kernels(tokens: int = 5) -> dict[str, float]:
@@ -131,8 +163,8 @@ def null_spaces(heads: int = 3, head_width: int = 2, tokens: int = 60) -> dict[s
     return found
 
 
-def _train(name: str, gated: bool, seed: int, size: Size) -> dict[str, Any]:
-    task, steps = find_task(name), 2 * size.steps
+def _train(name: str, gated: bool, seed: int, preset: Preset) -> dict[str, Any]:
+    task, steps = find_task(name), preset.steps
     generator = torch.Generator().manual_seed(1000 + seed)
     looked = task.sample(2, task.length, torch.Generator().manual_seed(500 + seed))[0]
     evolution: list[dict[str, float]] = []
@@ -161,7 +193,7 @@ def _train(name: str, gated: bool, seed: int, size: Size) -> dict[str, Any]:
             generator=generator, watch=watch, every=steps // LOOKS,
         )  # fmt: skip
         draw = torch.Generator().manual_seed(10_000 + seed)
-        count = max(1, size.tests * 32 // task.length)
+        count = max(1, preset.tests * 32 // task.length)
         inputs, targets = task.sample(count, task.length, draw, test=True)
         with torch.no_grad():
             tested = score(model(inputs), targets)
@@ -180,21 +212,16 @@ def _train(name: str, gated: bool, seed: int, size: Size) -> dict[str, Any]:
     }
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        result: dict[str, Any] = json.loads(file.read_bytes())
-        missing = MEASURED - result.keys()
-    except (ValueError, AttributeError) as error:
-        raise _damaged(file, str(error)) from error
+def _check(file: Path, result: Any) -> dict[str, Any]:
+    """The result if it is whole."""
+    missing = MEASURED - result.keys() if isinstance(result, dict) else MEASURED
     if missing:
-        raise _damaged(file, f"without {', '.join(sorted(missing))}")
-    return result
-
-
-def _damaged(file: Path, why: str) -> IsospikeError:
-    return IsospikeError(
-        f"gated-output needs whole result files, got {file} ({why}). Remove it and run again."
-    )
+        raise InputError(
+            f"gated-output needs whole result files, got {file}.json without "
+            f"{', '.join(sorted(missing))}. Remove it and run again."
+        )
+    whole: dict[str, Any] = result
+    return whole
 
 
 def _gate_spread(model: torch.nn.Module, tokens: Tensor) -> float:
@@ -214,45 +241,43 @@ def _gate_spread(model: torch.nn.Module, tokens: Tensor) -> float:
     return statistics.mean(spreads) if spreads else 0.0
 
 
-def _shown(values: list[float], digits: int = 3) -> str:
-    spread = 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} +- {spread:.{digits}f}"
-
-
-def _trained(found: dict[tuple[str, bool], list[dict[str, Any]]], size: Size) -> Table:
+def _trained(found: Trained, preset: Preset) -> Table:
     rows = tuple(
         (
             f"{task}, {'gated' if gated else 'plain'}",
-            *(_shown([r[what] for r in results]) for what in ("bits", "token")),
-            _shown([r["entropic"] for r in results], 1),
+            *(shown([r[metric] for r in results]) for metric in ("bits", "token")),
+            shown([r["entropic"] for r in results], 1),
             f"{max(r['kernel'] for r in results)}",
             f"{max(r['gain'] for r in results):.3g}",
-            _shown([r["gate"] for r in results], 2),
+            shown([r["gate"] for r in results], 2),
             str(results[0]["parameters"]),
         )
         for (task, gated), results in found.items()
     )
     head = ("task", "bits", "tokens right", "entropic rank", "lost a token", "largest gain",
             "spread of gates", "parameters")  # fmt: skip
-    return Table(f"After {2 * size.steps} steps, {size.seeds} seeds, rate {RATE:g}", head, rows)
+    meaning = "Differences between plain and gated are within their intervals."
+    title = f"After {preset.steps} steps, {preset.seeds} seeds, rate {RATE:g}"
+    return Table(title, head, rows, meaning)
 
 
-def _evolution(found: dict[tuple[str, bool], list[dict[str, Any]]]) -> Table:
+def _evolution(found: Trained) -> Table:
     at = next(iter(found.values()))[0]["at"]
     rows = tuple(
         (
             f"{task}, {'gated' if gated else 'plain'}: {label}",
             *(
-                f"{statistics.mean(r['evolution'][i][what] for r in results):.{digits}f}"
+                f"{statistics.mean(r['evolution'][i][metric] for r in results):.{digits}f}"
                 for i in range(len(at))
             ),
         )
         for (task, gated), results in found.items()
-        for what, label, digits in (
+        for metric, label, digits in (
             ("entropic", "entropic rank", 1), ("cosine", "cosine", 2), ("ratio", "s2/s1", 2),
         )
     )  # fmt: skip
-    return Table("During training, last layer", ("steps", *map(str, at)), rows)
+    meaning = "Rank and likeness of tokens develop alike with and without gates."
+    return Table("During training, last layer", ("steps", *map(str, at)), rows, meaning)
 
 
 def _identified(n: dict[str, float]) -> Table:
@@ -265,4 +290,5 @@ def _identified(n: dict[str, float]) -> Table:
         "Dimensions that are not identified",
         ("of", "plain", "gated"),
         tuple((t, f"{n[f'{k}, plain']:.0f}", f"{n[f'{k}, gated']:.0f}") for t, k in rows),
+        "Gates change the count only where heads have equal maps.",
     )

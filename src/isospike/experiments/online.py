@@ -1,21 +1,20 @@
-"""The sequence machine and a trained transformer, told the same sequences by the same harness."""
+"""The sequence machine and a trained transformer: the same sequences, the same harness."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from isospike.experiments import CORRECTED, FAILS, Progress, Result, Table
-from isospike.experiments.grid import Size, build, find_task
+from isospike import progress
+from isospike.experiments.grid import build, find_task
+from isospike.experiments.study import CORRECTED, FAILS, Context, Findings, claim
 from isospike.experiments.tasks import Task
 from isospike.memory.machine import SequenceMachine
 from isospike.models.training import IGNORE, train
 from isospike.protocol import MachineOperations, Online, Told, TransformerOperations, run_online
+from isospike.report.table import Table
 
-CLAIM = "The sequence machine and the transformer are the same machine in five operations."
 TASKS = ("copy-1", "copy-8", "copy-32", "separator-copy", "recall", "text")
-TESTED = 30  # sequences
 SMALLER = {"decoder": (8, 11, 4096), "rule": "add"}
 MACHINES = {
     "last symbol": ("shift", {"depth": 1, **SMALLER}),
@@ -26,23 +25,68 @@ MACHINES = {
 POSITION = "rope"
 
 
-def run(size: Size, folder: Path, workers: int, progress: Progress) -> Result:
+@dataclass(frozen=True)
+class Preset:
+    """How much is run.
+
+    Attributes:
+        steps: Training steps of the transformer.
+        tested: Number of test sequences; a store that lasts has seen four times as many before.
+        tasks: Names of the tasks.
+    """
+
+    steps: int
+    tested: int = 30
+    tasks: tuple[str, ...] = TASKS
+
+
+def decide(numbers: Mapping[str, float]) -> str:
+    """Corrected: the same operations, not the same machine; each solves what the other does not.
+
+    Args:
+        numbers: Shares of tokens right.
+    """
+    best: dict[str, dict[bool, float]] = {}
+    for key, value in numbers.items():
+        task, label = key.split(": ")
+        mine = best.setdefault(task, {})
+        trained = "transformer" in label
+        mine[trained] = max(mine.get(trained, 0.0), value)
+    machine = any(b[False] > 0.95 and b[True] < 0.5 for b in best.values())
+    trained = any(b[True] > 0.95 and b[False] < 0.5 for b in best.values())
+    return CORRECTED if machine or trained else FAILS
+
+
+@claim(
+    "online",
+    source="arXiv 2605.00662 and its public scripts",
+    statement="The sequence machine and the transformer are the same machine in five operations.",
+    verdict=decide,
+    question="Do the sequence machine and a transformer solve the same tasks on line?",
+    presets={
+        "tiny": Preset(2, 2, ("copy-1", "recall")),
+        "small": Preset(150),
+        "full": Preset(300),
+    },
+)
+def compare_machines(preset: Preset, context: Context) -> Findings:
     """Each machine with an empty store for each sequence and with one that lasts; the transformer.
 
-    A store that lasts has seen as many sequences before, and the transformer was trained on
-    ``size.steps`` batches.
+    Args:
+        preset: How much is run.
+        context: Not used.
     """
     rows, numbers = [], {}
-    for done, name in enumerate(TASKS):
-        progress("on line", done, len(TASKS))
+    for done, name in enumerate(preset.tasks):
+        progress.update("on line", done, len(preset.tasks))
         task = find_task(name)
         draw = torch.Generator().manual_seed(7)
-        tested = _sequences(task, TESTED, draw, test=True)
-        before = _sequences(task, 4 * TESTED, draw, test=False)
-        runs = {f"{POSITION} transformer, trained": _transformer(task, size.steps, tested)}
-        for label, (context, settings) in MACHINES.items():
+        tested = _sequences(task, preset.tested, draw, test=True)
+        before = _sequences(task, 4 * preset.tested, draw, test=False)
+        runs = {f"{POSITION} transformer, trained": _transformer(task, preset.steps, tested)}
+        for label, (kind, settings) in MACHINES.items():
             machine = MachineOperations(
-                SequenceMachine(range(task.vocabulary), context, **settings)  # type: ignore[arg-type]
+                SequenceMachine(range(task.vocabulary), kind, **settings)  # type: ignore[arg-type]
             )
             runs[f"{label}, empty store"] = run_online(machine, tested, forget=True)
             machine.forget()
@@ -55,24 +99,13 @@ def run(size: Size, folder: Path, workers: int, progress: Progress) -> Result:
                 name, label, f"{found.token:.3f}", f"{found.sequence:.3f}", f"{found.bits:.2f}",
                 f"{found.largest_state:,}",
             ))  # fmt: skip
-    progress("on line", len(TASKS), len(TASKS))
+    progress.update("on line", len(preset.tasks), len(preset.tasks))
     head = ("task", "machine", "token", "sequence", "bits", "largest state")
-    title = f"On line, {TESTED} sequences of training length"
-    settings = {**asdict(size), "tested": TESTED, "position": POSITION}
-    return Result("online", numbers, (Table(title, head, tuple(rows)),), settings)
-
-
-def holds(result: Result) -> str:
-    """The same operations, not the same machine: each solves a task on which the other fails."""
-    best: dict[str, dict[bool, float]] = {}
-    for key, value in result.numbers.items():
-        task, label = key.split(": ")
-        mine = best.setdefault(task, {})
-        trained = "transformer" in label
-        mine[trained] = max(mine.get(trained, 0.0), value)
-    machine = any(b[False] > 0.95 and b[True] < 0.5 for b in best.values())
-    trained = any(b[True] > 0.95 and b[False] < 0.5 for b in best.values())
-    return CORRECTED if machine or trained else FAILS
+    title = f"On line, {preset.tested} sequences of training length"
+    meaning = (
+        "Share of tokens and of sequences right: recall is the machine's, copy-8 the transformer's."
+    )
+    return Findings(numbers, [Table(title, head, tuple(rows), meaning)])
 
 
 def _transformer(task: Task, steps: int, tested: Sequence[Told]) -> Online:
@@ -91,10 +124,10 @@ def _transformer(task: Task, steps: int, tested: Sequence[Told]) -> Online:
 
 def _sequences(task: Task, count: int, draw: torch.Generator, test: bool) -> list[Told]:
     inputs, targets = task.sample(count, task.length, draw, test=test)
-    told = []
+    sequences = []
     for x, y in zip(inputs.tolist(), targets.tolist(), strict=True):
         scored = [symbol != IGNORE for symbol in y]
-        if task.next_token:  # All that is told is stored, as a cache does.
+        if task.next_token:  # All symbols are stored, as in a cache.
             y = [*x[1:], y[-1]]  # noqa: PLW2901
-        told.append(Told(x, [None if s == IGNORE else s for s in y], scored))
-    return told
+        sequences.append(Told(x, [None if s == IGNORE else s for s in y], scored))
+    return sequences

@@ -1,20 +1,19 @@
-"""How alike the firing lines of two addresses are, against how alike the addresses are."""
+"""Similarity of the firing lines of two addresses, against the similarity of the addresses."""
 
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from isospike import progress
 from isospike.codes.orders import nof_m, random_orders, significance, similarity
-from isospike.experiments import CORRECTED, FAILS, Progress, Result, Table
+from isospike.experiments.study import CORRECTED, FAILS, Context, Findings, claim
 from isospike.memory.decoder import AddressDecoder
+from isospike.report.table import Table
 
-CLAIM = (
-    "The overlap of two reads of a sparse distributed memory falls off as exp(beta cos), so that "
-    "reading it approximates softmax attention."
-)
-SPIKES, NEURONS, BASES = 11, 256, 200
+SPIKES, NEURONS = 11, 256
 DECODERS = {  # alpha, (a, w, W)
     "binary, W = 4096, w = 16": (1.0, (20, 16, 4096)),
     "alpha .9, W = 4096, w = 16": (0.9, (20, 16, 4096)),
@@ -22,6 +21,17 @@ DECODERS = {  # alpha, (a, w, W)
     "alpha .9, W = 16384, w = 11, a = 8": (0.9, (8, 11, 16384)),
     "alpha .5, W = 4096, w = 16": (0.5, (20, 16, 4096)),
 }
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How many addresses are compared.
+
+    Attributes:
+        bases: Number of addresses whose spikes are moved.
+    """
+
+    bases: int = 200
 
 
 class Fit(NamedTuple):
@@ -47,6 +57,15 @@ def measure(
     """Move 0, 1, .. all spikes of random addresses and compare the lines that fire.
 
     (1)  k(x, y) = phi(x) . phi(y) / phi(x) . phi(x), phi(x) = significance(nof_m(A x; w))
+
+    Args:
+        alpha: Factor from one rank of a spike to the next.
+        decoder: Connections a line, firing lines, lines.
+        bases: Number of addresses.
+        generator: Of the connections and addresses.
+
+    Returns:
+        The kernel and its fit.
     """
     connections, fire, lines = decoder
     matrix = AddressDecoder(NEURONS, connections, fire, lines, alpha, generator).matrix()
@@ -80,28 +99,47 @@ def measure(
     )
 
 
-def run(size: object, folder: Path, workers: int, progress: Progress) -> Result:
-    """The kernel of five decoders; nothing is trained."""
+def decide(numbers: Mapping[str, float]) -> str:
+    """Corrected: within a tenth of the exponential on average, for the decoders in use.
+
+    Args:
+        numbers: Errors of the fits.
+    """
+    errors = [v for k, v in numbers.items() if k.startswith("error") and ".5" not in k]
+    return CORRECTED if max(errors) < 0.1 else FAILS
+
+
+@claim(
+    "overlap-kernel",
+    source="Bricken, Pehlevan 2021, for Kanerva's memory",
+    statement="The overlap of two reads of a sparse distributed memory falls off as exp(beta cos), "
+    "so that reading it approximates softmax attention.",
+    verdict=decide,
+    question="Does reading a sparse distributed memory approximate softmax attention?",
+    presets={"tiny": Preset(20), "small": Preset(), "full": Preset()},
+)
+def measure_kernels(preset: Preset, context: Context) -> Findings:
+    """The kernel of five decoders; nothing is trained.
+
+    Args:
+        preset: Number of addresses.
+        context: Not used.
+    """
     numbers: dict[str, float] = {}
     rows = []
     for done, (name, (alpha, decoder)) in enumerate(DECODERS.items()):
-        progress("overlap kernel", done, len(DECODERS))
-        fit = measure(alpha, decoder, BASES, torch.Generator().manual_seed(done))
+        progress.update("overlap kernel", done, len(DECODERS))
+        fit = measure(alpha, decoder, preset.bases, torch.Generator().manual_seed(done))
         numbers |= {f"beta, {name}": fit.beta, f"error, {name}": fit.error}
         half = min(range(len(fit.cosine)), key=lambda i: abs(fit.cosine[i] - 0.5))
         rows.append((
             name, f"{fit.beta:.2f}", f"{fit.error:.3f}", f"{fit.spread:.3f}",
             f"{fit.kernel[half]:.3f} at {fit.cosine[half]:.2f}", f"{fit.kernel[-1]:.4f}",
         ))  # fmt: skip
-    progress("overlap kernel", len(DECODERS), len(DECODERS))
+    progress.update("overlap kernel", len(DECODERS), len(DECODERS))
     head = (
         "decoder", "beta", "error of the mean", "spread of pairs", "k near cos .5", "k at cos 0",
     )  # fmt: skip
-    title = f"Overlap kernel, {SPIKES}-of-{NEURONS} addresses, {BASES} of them"
-    return Result("overlap-kernel", numbers, (Table(title, head, tuple(rows)),))
-
-
-def holds(result: Result) -> str:
-    """Within a tenth of the exponential on average, for the decoders in use."""
-    errors = [v for k, v in result.numbers.items() if k.startswith("error") and ".5" not in k]
-    return CORRECTED if max(errors) < 0.1 else FAILS
+    title = f"Overlap kernel, {SPIKES}-of-{NEURONS} addresses, {preset.bases} of them"
+    meaning = "The means follow exp(beta (cos - 1)) within .06; single pairs scatter more."
+    return Findings(numbers, [Table(title, head, tuple(rows), meaning)])

@@ -1,28 +1,25 @@
-"""The page of ``isospike positions``: accuracy against length, Gram matrices, learning curves."""
+"""The page of ``isospike positions``: accuracy against length, learning curves, Gram matrices."""
 
 import statistics
 from collections.abc import Sequence
-from html import escape
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from isospike.experiments import Table
 from isospike.experiments.grid import (
     FACTORS,
     HEADS,
+    METRICS,
     TEXT_FACTORS,
-    WHAT,
     WIDTH,
-    Size,
+    Preset,
+    Runs,
     accuracy_table,
     mean,
 )
-from isospike.porting.page import MUTED, Plot, page, place, plot_layout, section
 from isospike.positions import POSITIONS, Additive, RandomizedOrdered, position
-
-Found = dict[tuple[str, str], list[dict[str, Any]]]
+from isospike.report.figures import Axis, Figure, Series, heatmap, line
+from isospike.report.page import Details, Grid, Section, render
 
 COLOURS = {
     "none": "#22303a", "sinusoidal": "#c8553d", "spike-timing": "#e0a458",
@@ -33,192 +30,138 @@ COLOURS = {
 }  # fmt: skip
 DASHES = {"none": "dot", "no-attention": "dash", "shuffled": "dot", "spike-timing-rescaled": "dash"}
 GRAM_LENGTH = 48
-_GRID = '<div style="display:grid;grid-template-columns:repeat(auto-fit,minmax({}px,1fr));gap:8px">'
 
 
-def html(found: Found, tasks: Sequence[str], rows: Sequence[str], size: Size) -> str:
-    """The page of the runs in ``found``, see :func:`isospike.experiments.grid.run_rows`."""
-    plots: list[Plot] = []
-    title = "Positional encodings, tested"
-    chips = " &nbsp; ".join(
-        f'<span style="color:{COLOURS[row]};white-space:nowrap">'
-        f"{'┄┄' if row in DASHES else '━━'} {escape(row)}</span>"
-        for row in rows
+def html(runs: Runs, tasks: Sequence[str], variants: Sequence[str], preset: Preset) -> str:
+    """The page of a grid of training runs.
+
+    Args:
+        runs: What :func:`isospike.experiments.grid.train_grid` returned.
+        tasks: Names of the tasks.
+        variants: Variants of the model.
+        preset: How much was run.
+
+    Returns:
+        The page.
+    """
+    learned = f"{preset.seeds} seed{'s' * (preset.seeds > 1)}"
+    verdict = (
+        f"One small transformer, {preset.steps} steps of training, {len(variants)} ways to give it "
+        f"the positions of its tokens, {learned}. Three of them are controls: none is no encoding, "
+        "no-attention has no way to look at another token, and shuffled gives every token a random "
+        "position."
     )
-    header = (
-        f"<header><h1>{title}</h1><p>One small transformer, {size.steps} steps of training, "
-        f"{len(rows)} ways to tell it where a token stands, {size.seeds} "
-        f"seed{'s' * (size.seeds > 1)}. Three of the rows are controls: none is no encoding, "
-        "no-attention has no way to look at another token, and "
-        f'shuffled deals positions out at random.</p><p class="fine">{chips}</p></header>'
-    )
-    grams = [row for row in rows if row in POSITIONS and row != "none"]
+    grams = [variant for variant in variants if variant in POSITIONS and variant != "none"]
     sections = [
-        section(
+        Section(
             "What each encoding solves",
             "Share of scored tokens that are right, at the length of training and at twice that "
             "length; mean over seeds. Empty: past the encoding's last position.",
-            place(_overview(found, tasks, rows, "x1", "plot-overview"), plots),
-            place(_overview(found, tasks, rows, "x2", "plot-overview-x2"), plots),
+            tuple(_overview(runs, tasks, variants, factor) for factor in ("x1", "x2")),
         ),
-        section(
+        Section(
             "Accuracy against length",
             "Share of scored tokens that are right in sequences longer than those of training; "
             "bars are 95 % intervals over seeds. Hover for names.",
-            _GRID.format(420),
-            *(place(_lengths(found, task, rows), plots) for task in tasks),
-            "</div>",
+            (Grid(tuple(_lengths(runs, task, variants) for task in tasks)),),
         ),
-        section(
+        Section(
             "Learning curves",
             "Bits per scored token of the training batches, mean over seeds.",
-            _GRID.format(420),
-            *(place(_curves(found, task, rows), plots) for task in tasks),
-            "</div>",
+            (Grid(tuple(_curves(runs, task, variants) for task in tasks)),),
         ),
-        section(
+        Section(
             "Gram matrices",
             f"How alike two of the first {GRAM_LENGTH} positions are before training: cosine of "
             "the vectors that are added, product of two equal vectors once they are rotated, or "
-            "bias of the first head, each on its own range (light is alike). Learned ones are as "
-            "they start; that of t5 starts flat.",
-            _GRID.format(200),
-            *(place(_gram(row), plots) for row in grams),
-            "</div>",
+            "bias of the first head, each on its own range (light is alike). Learned ones are "
+            "shown as they start; that of t5 starts flat.",
+            (Grid(tuple(_gram(variant) for variant in grams), 200),),
         ),
-        section(
+        Section(
             "Figures",
             "Mean over seeds with 95 % intervals (normal). Steps to 95 %: median, if most seeds "
             "get there.",
-            *(_details(accuracy_table(found, task, rows, what, f"{task}: {label}"))
-              for task in tasks for what, label in WHAT.items()),
+            tuple(_details(runs, task, variants, metric) for task in tasks for metric in METRICS),
         ),
-    ]  # fmt: skip
-    versions = found[tasks[0], rows[0]][0]["versions"]
-    footer = "".join(f"{escape(k)} {escape(v)}" for k, v in versions.items())
-    return page(
-        title, header, sections, f"<footer>Size {escape(size.name)}. {footer}</footer>", plots
-    )
-
-
-def _overview(
-    found: Found, tasks: Sequence[str], rows: Sequence[str], factor: str, name: str
-) -> Plot:
-    values = []
-    for row in reversed(rows):
-        means = [mean(found[task, row], "token", factor) for task in tasks]
-        values.append([None if m is None else round(m[0], 3) for m in means])
-    data = {
-        "type": "heatmap",
-        "x": list(tasks),
-        "y": list(reversed(rows)),
-        "z": values,
-        "text": [["" if v is None else f"{v:.2f}" for v in line] for line in values],
-        "texttemplate": "%{text}",
-        "hovertemplate": "%{y}, %{x}: %{z}<extra></extra>",
-        "zmin": 0,
-        "zmax": 1,
-        "colorscale": [[0, "#f6f1ea"], [0.8, "#a9cdd2"], [1, "#1f6f8b"]],
-        "showscale": False,
-        "xgap": 2,
-        "ygap": 2,
-    }
-    layout = plot_layout(
-        title={"text": f"length {factor}", "font": {"size": 14}, "x": 0.01},
-        xaxis={"side": "top", "showline": False, "ticks": "", "type": "category"},
-        yaxis={"showline": False, "ticks": "", "type": "category"},
-        margin={"l": 64, "r": 24, "t": 80, "b": 16},
-    )
-    return Plot(name, f"Accuracy at length {factor}", 110 + 26 * len(rows), [data], layout)
-
-
-def _lengths(found: Found, task: str, rows: Sequence[str]) -> Plot:
-    factors = TEXT_FACTORS if task == "text" else FACTORS
-    traces = []
-    for row in rows:
-        points = [(factors[f], mean(found[task, row], "token", f)) for f in factors]
-        known = [(x, m) for x, m in points if m is not None]
-        traces.append({
-            **_line(row),
-            "mode": "lines+markers",
-            "x": [x for x, _ in known],
-            "y": [m[0] for _, m in known],
-            "error_y": {"array": [m[1] for _, m in known], "thickness": 1, "width": 2},
-        })  # fmt: skip
-    layout = plot_layout(
-        title={"text": task, "font": {"size": 14}, "x": 0.02},
-        xaxis={"title": {"text": "length, of that of training"},
-               "tickvals": list(factors.values()), "ticktext": list(factors)},
-        yaxis={"title": {"text": "tokens right"}, "range": [-0.02, 1.03]},
-        showlegend=False,
-    )  # fmt: skip
-    return Plot(f"plot-length-{task}", f"Accuracy against length, {task}", 330, traces, layout)
-
-
-def _curves(found: Found, task: str, rows: Sequence[str]) -> Plot:
-    traces = []
-    for row in rows:
-        curves = [result["curve"] for result in found[task, row]]
-        traces.append({
-            **_line(row),
-            "mode": "lines",
-            "x": [step for step, _ in curves[0]],
-            "y": [round(statistics.mean(c[i][1] for c in curves), 4)
-                  for i in range(len(curves[0]))],
-        })  # fmt: skip
-    layout = plot_layout(
-        title={"text": task, "font": {"size": 14}, "x": 0.02},
-        xaxis={"title": {"text": "steps"}},
-        yaxis={"title": {"text": "bits"}, "rangemode": "tozero"},
-        showlegend=False,
-    )
-    return Plot(f"plot-curve-{task}", f"Learning curves, {task}", 330, traces, layout)
-
-
-def _line(row: str) -> dict[str, Any]:
-    style = {"color": COLOURS[row], "width": 2, "dash": DASHES.get(row, "solid")}
-    return {"type": "scatter", "name": row, "line": style, "marker": {"size": 5}}
-
-
-def _gram(row: str) -> Plot:
-    values = likeness(row, GRAM_LENGTH)
-    low, high = float(values.min()), float(values.max())
-    data = {
-        "type": "heatmap",
-        "z": [[round(v, 3) for v in line] for line in values.tolist()],
-        "zmin": low,
-        "zmax": max(high, low + 1e-6),
-        "colorscale": "Viridis",
-        "showscale": False,
-        "hovertemplate": "%{x}, %{y}: %{z}<extra></extra>",
-    }
-    quiet = {"showticklabels": False, "ticks": "", "showline": False, "showgrid": False}
-    layout = plot_layout(
-        title={"text": row, "font": {"size": 13}, "x": 0.05},
-        xaxis=quiet,
-        yaxis={**quiet, "autorange": "reversed", "scaleanchor": "x"},
-        margin={"l": 8, "r": 8, "t": 34, "b": 8},
-    )
-    layout["annotations"] = [
-        {
-            "text": f"{low + 0.0:.3g} to {high + 0.0:.3g}",
-            "showarrow": False,
-            "xref": "paper",
-            "yref": "paper",
-            "x": 0.95,
-            "y": 1.14,
-            "font": {"size": 11, "color": MUTED},
-        }
     ]
-    return Plot(f"plot-gram-{row}", f"Gram matrix of {row}", 220, [data], layout)
+    versions = runs[tasks[0], variants[0]][0]["versions"]
+    footer = f"Preset {preset.name}; " + ", ".join(f"{k} {v}" for k, v in versions.items())
+    return render(
+        "Positional encodings, tested", verdict=verdict, sections=sections, footer=(footer,)
+    )
+
+
+def _overview(runs: Runs, tasks: Sequence[str], variants: Sequence[str], factor: str) -> Figure:
+    values = []
+    for variant in variants:
+        means = [mean(runs[task, variant], "token", factor) for task in tasks]
+        values.append([None if m is None else round(m[0], 3) for m in means])
+    return heatmap(
+        "plot-overview" if factor == "x1" else f"plot-overview-{factor}",
+        f"Accuracy at length {factor}", values, list(tasks), list(variants), limits=(0, 1),
+        title=f"length {factor}", texts=".2f",
+        scale=((0, "#f6f1ea"), (0.8, "#a9cdd2"), (1, "#1f6f8b")),
+    )  # fmt: skip
+
+
+def _lengths(runs: Runs, task: str, variants: Sequence[str]) -> Figure:
+    factors = TEXT_FACTORS if task == "text" else FACTORS
+    series = []
+    for variant in variants:
+        points = [(factors[f], mean(runs[task, variant], "token", f)) for f in factors]
+        known = [(x, m) for x, m in points if m is not None]
+        series.append(
+            Series(
+                variant, [x for x, _ in known], [m[0] for _, m in known], COLOURS[variant],
+                DASHES.get(variant, "solid"), spread=[m[1] for _, m in known],
+            )
+        )  # fmt: skip
+    return line(
+        f"plot-length-{task}", f"Accuracy against length, {task}", series,
+        Axis("length, relative to training", ticks={v: k for k, v in factors.items()}),
+        Axis("tokens right", limits=(-0.02, 1.03)), height=330, title=task, legend=False,
+    )  # fmt: skip
+
+
+def _curves(runs: Runs, task: str, variants: Sequence[str]) -> Figure:
+    series = []
+    for variant in variants:
+        curves = [result["curve"] for result in runs[task, variant]]
+        bits = [round(statistics.mean(c[i][1] for c in curves), 4) for i in range(len(curves[0]))]
+        steps = [step for step, _ in curves[0]]
+        dash = DASHES.get(variant, "solid")
+        series.append(Series(variant, steps, bits, COLOURS[variant], dash, symbol=""))
+    return line(
+        f"plot-curve-{task}", f"Learning curves, {task}", series, Axis("steps"),
+        Axis("bits", from_zero=True), height=330, title=task, legend=False,
+    )  # fmt: skip
+
+
+def _gram(variant: str) -> Figure:
+    values = likeness(variant, GRAM_LENGTH)
+    low, high = float(values.min()) + 0.0, float(values.max()) + 0.0
+    return heatmap(
+        f"plot-gram-{variant}", f"Gram matrix of {variant}", values.tolist(),
+        limits=(low, max(high, low + 1e-6)), title=f"{variant}: {low:.3g} to {high:.3g}",
+        scale="Viridis",
+    )  # fmt: skip
 
 
 @torch.no_grad()
-def likeness(row: str, length: int) -> Tensor:
-    """How alike an encoding makes two positions, ``[length, length]``, before training."""
+def likeness(variant: str, length: int) -> Tensor:
+    """How alike an encoding makes two positions before training.
+
+    Args:
+        variant: An encoding.
+        length: Number of positions.
+
+    Returns:
+        ``[length, length]``.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoding = position(row, width=WIDTH, heads=HEADS, length=length).eval()
+        encoding = position(variant, width=WIDTH, heads=HEADS, length=length).eval()
     at = encoding.index(length)
     if isinstance(encoding, RandomizedOrdered):
         encoding = encoding.base
@@ -233,13 +176,6 @@ def likeness(row: str, length: int) -> Tensor:
     return q @ k.T
 
 
-def _details(table: Table) -> str:
-    def cells(row: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
-
-    body = "".join(cells(row, "td") for row in table.rows)
-    return (
-        f"<details><summary>{escape(table.title)}</summary><div class='scroll'>"
-        f"<table><thead>{cells(table.head, 'th')}</thead><tbody>{body}</tbody></table>"
-        "</div></details>"
-    )
+def _details(runs: Runs, task: str, variants: Sequence[str], metric: str) -> Details:
+    table = accuracy_table(runs, task, variants, metric)
+    return Details(table.title, (table,))

@@ -15,15 +15,15 @@ from isospike.models.training import IGNORE
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """Inputs and, position by position, what is to be said there.
+    """Inputs and the target of each position.
 
     Attributes:
         name: On the command line and in files.
         causal: Whether a model may only look back.
         next_token: Whether targets are the tokens that follow.
-        length: Tokens of a training sequence.
-        batch: Sequences of a training step.
-        symbols: Different symbols of the content.
+        length: Number of tokens of a training sequence.
+        batch: Number of sequences of a training step.
+        symbols: Number of different symbols of the content.
     """
 
     name: ClassVar[str]
@@ -35,16 +35,24 @@ class Task(ABC):
 
     @property
     def vocabulary(self) -> int:
-        """Tokens, those that are no content included."""
+        """Number of different tokens, separators included."""
         return self.symbols
 
     @abstractmethod
     def sample(
         self, count: int, length: int, generator: torch.Generator, *, test: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Tokens and targets, ``[count, length]`` each; a target of ``IGNORE`` is not scored.
+        """Draw sequences.
 
-        ``test`` asks for data that training does not see, where there is such a difference.
+        Args:
+            count: Number of sequences.
+            length: Tokens of each.
+            generator: Of the symbols.
+            test: Whether to draw from data that training does not see, where there is such a
+                difference.
+
+        Returns:
+            Tokens and targets, ``[count, length]`` each; a target of ``IGNORE`` is not scored.
         """
 
     def _content(self, count: int, length: int, generator: torch.Generator) -> Tensor:
@@ -53,7 +61,7 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Successor(Task):
-    """The task of the published table: the next symbol of the alphabet. Needs no position at all.
+    """The task of the published table, the next symbol of the alphabet: needs no position.
 
     ``y_t = (x_t + 1) mod symbols``
     """
@@ -104,7 +112,7 @@ class Reversal(Task):
 
 @dataclass(frozen=True)
 class Sort(Task):
-    """``y_t`` is the t-th smallest of x: content says which, position where."""
+    """``y_t`` is the t-th smallest of x: content decides which, position where."""
 
     name = "sort"
     causal = False
@@ -118,7 +126,7 @@ class Sort(Task):
 
 @dataclass(frozen=True)
 class SeparatorCopy(Task):
-    """``x | x``: the second half is said token by token, from the separator on."""
+    """``x | x``: the second half is predicted token by token, from the separator on."""
 
     name = "separator-copy"
     next_token = True
@@ -164,7 +172,7 @@ class Recall(Task):
         pairs = length // 4
         if pairs > self.symbols:
             raise RangeError(
-                f"Recall needs at most {self.symbols} pairs, got {pairs}. Give more symbols."
+                f"Recall needs at most {self.symbols} pairs, got {pairs}. Use more symbols."
             )
         keys = torch.rand(count, self.symbols, generator=generator).argsort(1)[:, :pairs]
         values = self.symbols + torch.randint(self.symbols, (count, pairs), generator=generator)
