@@ -348,8 +348,10 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("positions")
-    done = run("positions", "--preset", "tiny", "--seeds", 2, "--tasks", "copy-1,reversal",
-               "--out", place, "--encodings", "none,rope,rank-learned,t5", "--workers", 1)  # fmt: skip
+    done = run(
+        "positions", "--preset", "tiny", "--seeds", 2, "--tasks", "copy-1,reversal", "--out", place,
+        "--encodings", "none,rope,rank-learned,t5", "--workers", 1,
+    )  # fmt: skip
     return place, done
 
 
