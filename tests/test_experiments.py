@@ -412,7 +412,7 @@ def test_reproduce_lists_and_runs(tmp_path):
         (("reproduce", "gravity"), "error: reproduce needs a study of extrapolation, "),
         (
             ("reproduce", "geometry", "--preset", "huge"),
-            "a preset of tiny, small, full.*, got 'huge'",
+            "--preset of tiny, small, full.*, got 'huge'",
         ),
         (("reproduce", "geometry", "--workers", "0"), "--workers of at least 1, got 0"),
         (("positions", "--tasks", "copy-1,juggle"), "--tasks of successor, .*, got 'juggle'"),
