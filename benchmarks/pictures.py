@@ -27,6 +27,7 @@ from isospike.memory.sdm import SparseDistributedMemory, expected_recall
 from isospike.porting.calibrate import rows_of, valid_tokens
 from isospike.porting.instrument import open_up
 from isospike.porting.measure import site_rows
+from isospike.porting.run import Watcher
 
 INK, COLOURS = "#222", ("#3366aa", "#cc6633", "#338855", "#884499", "#aa3344")
 
@@ -140,19 +141,18 @@ def dimension() -> go.Figure:
     tokenizer, model = load_minilm()
     batch = dict(tokenizer(passages(shakespeare(), 128), padding=True, return_tensors="pt"))
     opened = open_up(model, rows_of(batch, slice(0, 2)))
-    run = opened.isospike_run
     found: dict[str, tuple[str, Moments]] = {}
 
-    def take(site, x):
-        if site.kind != "probability" and site.name not in found:
-            rows = site_rows(run, site.kind, x)
-            found[site.name] = site.kind, Moments(rows.shape[1])
-            found[site.name][1].update(rows)
-        return x
+    class Take(Watcher):
+        def on_input(self, site, x):
+            if site.name not in found:
+                rows = site_rows(opened.run, site.kind, x)
+                found[site.name] = site.kind, Moments(rows.shape[1])
+                found[site.name][1].update(rows)
+            return x
 
-    run.perturb, run.valid = take, valid_tokens(batch)
-    with torch.no_grad():
-        opened(**batch)
+    with torch.no_grad(), opened.run.watching(Take(), valid_tokens(batch)):
+        opened.model(**batch)
     names = {
         "self.query": "input of query, key and value", "self:query": "query", "self:key": "key",
         "self:value": "value", "attention.output.dense": "attention output",

@@ -37,8 +37,10 @@ from isospike import codes
 from isospike.codes import CODES, Law, fit_law
 from isospike.dimension import Moments, pca_count
 from isospike.porting.calibrate import rows_of, valid_tokens
-from isospike.porting.instrument import open_up, sites
+from isospike.porting.instrument import open_up
 from isospike.porting.ranges import fit_range
+from isospike.porting.run import Watcher
+from isospike.porting.sites import Site
 from isospike.theory.laws import published_steps
 from isospike.theory.steps import law_alone
 
@@ -147,19 +149,15 @@ def digits_vit(seed: int = 0) -> Model:
 def site_rows(model: Model) -> dict[str, tuple[str, Tensor, Tensor]]:
     """Kind, calibration and held-back values ``[rows, channels]`` of every site."""
     opened = open_up(model.model, rows_of(model.calibration[0], slice(0, 2)))
-    run: Any = opened.isospike_run
-    kinds = {s.name: s.kind for s in sites(opened)}
-    halves = []
-    for batches in (model.calibration, model.held):
-        found: dict[str, list[Tensor]] = {}
-        seen: set[str] = set()
+    run = opened.run
+    kinds = {s.name: s.kind for s in opened.sites}
+    found: dict[str, list[Tensor]] = {}
+    seen: set[str] = set()
 
-        def take(
-            site: Any,
-            x: Tensor,
-            found: dict[str, list[Tensor]] = found,
-            seen: set[str] = seen,
-        ) -> Tensor:
+    class Take(Watcher):
+        sees_probabilities = True
+
+        def on_input(self, site: Site, x: Tensor) -> Tensor:
             rows = x.detach()
             if site.kind == "probability":
                 rows = rows[rows > 0][:, None]
@@ -174,12 +172,13 @@ def site_rows(model: Model) -> dict[str, tuple[str, Tensor, Tensor]]:
                 seen.add(site.name)
             return x
 
-        run.perturb = take
+    halves = []
+    for batches in (model.calibration, model.held):
+        found.clear()
         for batch in batches:
             seen.clear()
-            run.valid = valid_tokens(batch)
-            with torch.no_grad():
-                opened(**batch)
+            with torch.no_grad(), run.watching(Take(), valid_tokens(batch)):
+                opened.model(**batch)
         halves.append({n: torch.cat(r) for n, r in found.items()})
     layers = [n.split(".") for n in halves[0]]
     blocks = sorted({int(p) for parts in layers for p in parts if p.isdigit()})

@@ -1,9 +1,13 @@
 """Tiny random transformers of the four architectures, and inputs for them."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from isospike.kernels.product.trains import spike_steps
+from isospike.porting.run import run_of
 
 VOCABULARY = 50
 LONGEST = 9
@@ -82,16 +86,14 @@ def first(output):
 
 def run(model, inputs, execution=None):
     """The first output, without gradients; a port's execution is put back afterwards."""
-    handle = getattr(model, "isospike_run", None)
-    before = handle and handle.execution
-    if execution is not None:
-        handle.execution = execution
-    try:
-        with torch.no_grad():
-            return first(model(**inputs))
-    finally:
-        if execution is not None:
-            handle.execution = before
+    switched = nullcontext() if execution is None else run_of(model).switched(execution=execution)
+    with torch.no_grad(), switched:
+        return first(model(**inputs))
+
+
+def switch(model, **settings):
+    """Other settings for a port, for good."""
+    run_of(model).mode = replace(run_of(model).mode, **settings)
 
 
 def valid(inputs):

@@ -12,7 +12,9 @@ import isospike
 from isospike.codes import PhaseCode, SignedDigitCode
 from isospike.codes.law import shortest_code, water_level
 from isospike.errors import RangeError, UnsupportedError
-from isospike.porting.instrument import open_up, sites
+from isospike.porting.instrument import open_up
+from isospike.porting.ported import Ported
+from isospike.porting.run import Watcher
 from isospike.porting.sensitivity import measure_channels
 from isospike.porting.water_filling import Channels, water_fill
 from isospike.theory.laws import rate_distortion
@@ -85,14 +87,16 @@ def opened(name):
     return open_up(models.make(name), batch), batch
 
 
-class Noise:
+class Noise(Watcher):
     """Adds noise at one site, the same to all that read it."""
 
     def __init__(self, name, seed, spread):
         self.name, self.spread, self.noisy = name, spread, None
         self.draw = torch.Generator().manual_seed(seed)
 
-    def __call__(self, site, x):
+    sees_probabilities = True
+
+    def on_input(self, site, x):
         if site.name != self.name:
             return x
         if self.noisy is None:
@@ -104,17 +108,15 @@ class Noise:
 def test_sensitivities_predict_what_small_noise_does(name):
     ported, batch = opened(name)
     found = measure_channels(ported, [batch] * 4)
-    run = ported.isospike_run
-    assert list(found) == [site.name for site in sites(ported) if site.name in found]
+    assert list(found) == [site.name for site in ported.sites if site.name in found]
     keep = models.valid(batch)
-    expected = models.run(ported, batch)[keep]
+    expected = models.run(ported.model, batch)[keep]
     for chosen in [n for n in found if float(found[n].sensitivity.sum()) > 0][::5]:
         spread = 1e-3 / found[chosen].sensitivity.sum().sqrt()
         errors = []
         for seed in range(4):
-            run.perturb = Noise(chosen, seed, spread)
-            errors.append(models.relative(expected, models.run(ported, batch)[keep]))
-            run.perturb = None
+            with ported.run.watching(Noise(chosen, seed, spread)):
+                errors.append(models.relative(expected, models.run(ported.model, batch)[keep]))
         mean = math.sqrt(sum(e**2 for e in errors) / len(errors))
         assert mean == pytest.approx(1e-3, rel=0.4), chosen
 
@@ -154,7 +156,7 @@ def test_an_allocated_port_steps_as_it_collapses_and_keeps_its_steps(name, tmp_p
         assert torch.equal(models.run(result.model, inputs, "stepped"), collapsed)
     loaded = isospike.load(result.save(tmp_path / name))
     assert torch.equal(models.run(loaded, inputs), collapsed)
-    steps = {site.name: site.code.steps for site in sites(loaded)}
+    steps = {site.name: site.code.steps for site in Ported.of(loaded).sites}
     assert {s.name: s.steps for s in result.report.sites}.items() <= steps.items()
     assert len(set(steps.values())) > 1
 

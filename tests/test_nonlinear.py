@@ -22,7 +22,7 @@ from isospike.porting.functions import (
 )
 from isospike.porting.instrument import open_up
 from isospike.porting.page import html
-from isospike.porting.product import Run
+from isospike.porting.run import Mode, Run, run_of
 
 KINDS = {
     "bert": {"normalisation", "softmax", "activation"},
@@ -82,7 +82,7 @@ def test_a_saved_port_comes_back_the_same(ports, name, tmp_path):
     result.save(tmp_path / "port")
     again = load(tmp_path / "port")
     inputs = models.batch(name, 4, seed=7)
-    assert again.isospike_run.nonlinear == "spiking"
+    assert run_of(again).mode.functions == "spiking"
     assert torch.equal(models.run(again, inputs), models.run(result.model, inputs))
     text = (tmp_path / "port" / "report.json").read_text()
     assert isospike.PortReport.from_json(text) == result.report
@@ -133,7 +133,7 @@ def test_an_activation_is_within_a_fiftieth_and_right_beyond_its_range(shape):
     x = torch.linspace(-30, 30, 6001)
     y = circuit(x)
     assert (y - SHAPES[shape].function(x)).abs().max() <= 0.021
-    circuit.run.execution = "stepped"
+    circuit.run.mode = Mode("stepped")
     assert torch.equal(circuit(x), y)
     assert bool(circuit(torch.tensor([torch.nan])).isnan())
 
@@ -229,11 +229,11 @@ def test_a_norm_is_known_by_what_it_computes():
 @pytest.mark.parametrize(
     ("act", "text"),
     [
-        (nn.Mish(), "nonlinear='float' for Mish in act, got 'spiking'.*relu, gelu, silu"),
-        (nn.Softmax(-1), "nonlinear='float' for Softmax in act"),
-        (OddRMSNorm(), "nonlinear='float' for OddRMSNorm in act.*LayerNorm and RMSNorm"),
-        (Functional(), r"nonlinear='float' for gelu in act \(Functional\)"),
-        (Square(), r"nonlinear='float' for mul in act \(Square\)"),
+        (nn.Mish(), "functions='float' for Mish in act, got 'spiking'.*relu, gelu, silu"),
+        (nn.Softmax(-1), "functions='float' for Softmax in act"),
+        (OddRMSNorm(), "functions='float' for OddRMSNorm in act.*LayerNorm and RMSNorm"),
+        (Functional(), r"functions='float' for gelu in act \(Functional\)"),
+        (Square(), r"functions='float' for mul in act \(Square\)"),
     ],
 )
 def test_a_function_without_a_circuit_is_named(act, text):
@@ -249,5 +249,5 @@ def test_a_gain_a_gate_and_an_identity_are_no_functions():
             return torch.where(x > 0, 0.5 * x + 1, 0.0) - x.mean(-1, keepdim=True) / 2
 
     found = open_up(Strange(Linear()), {"x": torch.randn(2, 3, 4)}, "spiking")
-    assert audit(found, {"x": torch.randn(2, 3, 4)}).nonlinear_ops == {}
+    assert audit(found.model, {"x": torch.randn(2, 3, 4)}).nonlinear_ops == {}
     assert circuit_of("i", nn.Identity(), Run()) is None

@@ -13,9 +13,10 @@ from torch import nn
 import isospike
 from isospike.codes import CODES, Law, PhaseCode, fit_law
 from isospike.dimension import EffectiveDimension
-from isospike.porting.instrument import sites
-from isospike.porting.measure import compare, site_dimensions, site_reports
+from isospike.porting.measure import Meter, compare, site_dimensions, site_reports
+from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
+from isospike.porting.run import Watcher, run_of
 from isospike.porting.sites import Site
 
 ARCHITECTURES = ("bert", "vit", "gpt2", "llama")
@@ -216,11 +217,11 @@ def test_the_stepped_run_passes_the_audit_and_the_collapsed_has_no_real_operand(
     collapsed = isospike.audit(result.model, inputs)
     assert collapsed.first_real is None
     assert not collapsed.spiking
-    result.model.isospike_run.execution = "stepped"
+    models.switch(result.model, execution="stepped")
     try:
         stepped = isospike.audit(result.model, inputs)
     finally:
-        result.model.isospike_run.execution = "collapsed"
+        models.switch(result.model, execution="collapsed")
     assert stepped.first_real is None
     assert stepped.spiking
     assert stepped.exceptions == ()
@@ -290,7 +291,7 @@ def test_padding_on_the_right_changes_no_unpadded_token(name, execution):
 def test_generation_with_a_cache_equals_generation_without(name, execution):
     model = ported(name).model
     inputs = models.batch(name, rows=3, seed=8, padded=False)
-    model.isospike_run.execution = execution
+    models.switch(model, execution=execution)
     try:
         cached, whole = (
             model.generate(
@@ -300,7 +301,7 @@ def test_generation_with_a_cache_equals_generation_without(name, execution):
             for use_cache in (True, False)
         )  # fmt: skip
     finally:
-        model.isospike_run.execution = "collapsed"
+        models.switch(model, execution="collapsed")
     assert cached.sequences.shape == (3, models.LONGEST + 8)
     assert torch.equal(cached.sequences, whole.sequences)
     for a, b in zip(cached.logits, whole.logits, strict=True):
@@ -327,7 +328,7 @@ def test_every_neuron_spikes_at_most_once_per_step_and_spikes_are_binary(name, c
     model = ported(name, code, steps).model
     seen = {}
 
-    def watch(site, x, **_):
+    def watch(site, x):
         x = x.movedim(-1, 1) if site.kind == "conv" else x
         spikes = site.code.encode_integers(site.integers(x))
         assert torch.equal(models.train(site, x).to(spikes.dtype), spikes)
@@ -338,12 +339,9 @@ def test_every_neuron_spikes_at_most_once_per_step_and_spikes_are_binary(name, c
             assert (spikes.sum(1) <= 1).all()
         seen[site.name] = seen.get(site.name, 0) + int(spikes.sum())
 
-    model.isospike_run.observe = watch
-    try:
+    with run_of(model).watching(OnSite(watch)):
         models.run(model, models.batch(name, seed=4), "stepped")
-    finally:
-        model.isospike_run.observe = None
-    assert seen.keys() == {s.name for s in sites(model)}
+    assert seen.keys() == {s.name for s in Ported.of(model).sites}
     assert all(count > 0 for count in seen.values())
 
 
@@ -360,12 +358,19 @@ def test_products_that_read_one_tensor_share_one_site():
         f"{prefix}:probability",
     ]  # fmt: skip
     observed = []
-    result.model.isospike_run.observe = lambda site, x, **_: observed.append(site.name)
-    try:
+    with run_of(result.model).watching(OnSite(lambda site, x: observed.append(site.name))):
         models.run(result.model, models.batch("bert"))
-    finally:
-        result.model.isospike_run.observe = None
     assert sorted(observed) == sorted(names)
+
+
+class OnSite(Watcher):
+    """Calls a function with each site and its input."""
+
+    def __init__(self, look):
+        self.look = look
+
+    def on_site(self, site, x, **_):
+        self.look(site, x)
 
 
 class WritesInPlace(nn.Module):
@@ -418,26 +423,25 @@ def test_synaptic_operations_are_the_additions_that_the_spikes_cause(code):
     steps = {"signed-digit": 8, "phase": 6}[code]
     model = ported("bert", code, steps).model
     inputs = models.batch("bert", rows=4, seed=6, padded=False)
-    comparison, tallies, _ = compare(float_model("bert"), model, [inputs], False)
+    ported_model = Ported.of(model)
+    meter = Meter(ported_model.run, dimension=False)
+    comparison = compare(float_model("bert"), ported_model, [inputs], meter)
+    sums = meter.sites
     trains = {}
-    model.isospike_run.observe = lambda site, x, **_: trains.update(
-        {site.name: models.train(site, x)}
-    )
-    try:
+    watcher = OnSite(lambda site, x: trains.update({site.name: models.train(site, x)}))
+    with run_of(model).watching(watcher):
         models.run(model, inputs, "stepped")
-    finally:
-        model.isospike_run.observe = None
     for name in ("encoder.layer.1.intermediate.dense", "encoder.layer.0.attention.self.query"):
         readers = [
             m for m in model.modules() if isinstance(m, SpikingProduct) and m.site.name == name
         ]
         # Each spike of input i reaches every row of column i of every weight that reads it.
         spikes = int(trains[name].long().sum())
-        assert tallies[name].spikes == spikes
-        assert tallies[name].synaptic_ops == sum(spikes * len(r.weight) for r in readers)
+        assert sums[name].spikes == spikes
+        assert sums[name].synaptic_ops == sum(spikes * len(r.weight) for r in readers)
     report = next(
         s
-        for s in site_reports(model, tallies, comparison.tokens, {})
+        for s in site_reports(ported_model, sums, comparison.tokens, {})
         if s.name == "encoder.layer.1.intermediate.dense"
     )
     assert report.synaptic_ops == pytest.approx(report.spikes * 40)
@@ -764,7 +768,7 @@ def test_padded_tokens_set_no_range():
     batch, held = models.batches("bert")
     changed = {**batch, "input_ids": batch["input_ids"] + 17 * (1 - batch["attention_mask"])}
     a, b = (isospike.port(float_model("bert"), [x], held_back=[held]) for x in (batch, changed))
-    for x, y in zip(sites(a.model), sites(b.model), strict=True):
+    for x, y in zip(Ported.of(a.model).sites, Ported.of(b.model).sites, strict=True):
         assert torch.equal(x.scale, y.scale)
         assert torch.equal(x.offset, y.offset)
 
@@ -905,11 +909,11 @@ def test_fast_precision_is_near_exact_and_its_error_is_reported(name):
 
 def test_a_port_runs_the_way_it_was_asked_to():
     result = quick(execution="stepped", steps=3)
-    assert result.model.isospike_run.execution == result.report.execution == "stepped"
+    assert run_of(result.model).mode.execution == result.report.execution == "stepped"
     inputs = models.batch("bert")
-    result.model.isospike_run.execution = "collapsed"
+    models.switch(result.model, execution="collapsed")
     assert not isospike.audit(result.model, inputs).spiking
-    result.model.isospike_run.execution = "stepped"
+    models.switch(result.model, execution="stepped")
     assert isospike.audit(result.model, inputs).spiking
 
 
@@ -917,15 +921,28 @@ def test_bernoulli_spikes_are_drawn_anew_and_their_mean_is_right():
     result = quick(code="bernoulli", steps=24)
     inputs = models.batch("bert", seed=9)
     where = models.valid(inputs)
-    run = result.model.isospike_run
     outputs = []
     for seed in (1, 1, 2):
-        run.generator = torch.Generator().manual_seed(seed)
+        Ported.of(result.model).seed(torch.Generator().manual_seed(seed))
         outputs.append(models.run(result.model, inputs)[where])
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
     expected = models.run(float_model("bert"), inputs)[where]
     assert models.relative(expected, outputs[0]) < 0.5
+
+
+def test_two_ports_with_equal_generators_agree_and_leave_the_global_state_alone():
+    inputs = models.batch("bert", seed=9)
+    before = torch.get_rng_state()
+    outputs = []
+    for seed in (1, 1, 2):
+        generator = torch.Generator().manual_seed(seed)
+        result = quick(code="bernoulli", steps=24, curve=("bernoulli",), generator=generator)
+        outputs.append((models.run(result.model, inputs), result.report.error, result.report.curve))
+    assert torch.equal(outputs[0][0], outputs[1][0])
+    assert outputs[0][1:] == outputs[1][1:]
+    assert not torch.equal(outputs[0][0], outputs[2][0])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # ---------------------------------------------------------- effective dimension

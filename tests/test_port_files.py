@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import isospike
+from isospike.porting.run import run_of
 
 ARCHITECTURES = ("bert", "vit", "gpt2", "llama")
 
@@ -60,7 +61,7 @@ def test_a_loaded_port_gives_equal_outputs_bit_for_bit(name, tmp_path):
         model = isospike.load(path, execution=execution)
         assert type(model) is type(result.model)
         assert not model.training
-        assert model.isospike_run.execution == execution
+        assert run_of(model).mode.execution == execution
         got = models.run(model, inputs)
         assert torch.equal(got, models.run(result.model, inputs, execution))
     assert isospike.audit(model, inputs).spiking  # the stepped one
@@ -128,7 +129,7 @@ def test_the_report_lies_beside_the_model(saved):
 
 def test_execution_and_precision_are_kept_or_chosen_at_loading(tmp_path):
     path = ported("bert", precision="fast").save(tmp_path / "port")
-    assert isospike.load(path).isospike_run.precision == "fast"
+    assert run_of(isospike.load(path)).mode.precision == "fast"
     exact = isospike.load(path, precision="exact")
     inputs = models.batch("bert", seed=9)
     assert torch.equal(models.run(exact, inputs), models.run(ported().model, inputs))

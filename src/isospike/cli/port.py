@@ -113,13 +113,13 @@ def port(
     calibration, evaluation = _passages(text, sentences)
     from isospike import codes
     from isospike.codes import CODES
-    from isospike.porting.files import check_mode, check_nonlinear
     from isospike.porting.port import port as port_model
+    from isospike.porting.run import Mode
 
     if max_error is None:
         steps = DEFAULT_STEPS if steps is None else steps
-    check_nonlinear(functions)
-    check_mode(execution, precision, codes.code(code, steps or DEFAULT_STEPS).levels)
+    levels = codes.code(code, steps or DEFAULT_STEPS).levels
+    Mode(execution, precision, functions).check("port", levels)
     text_model = _load(source)
     result = port_model(
         text_model.model,

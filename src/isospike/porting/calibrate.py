@@ -5,16 +5,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from isospike.errors import RangeError
-from isospike.porting.instrument import sites
-from isospike.porting.product import Run
+from isospike.porting.ported import Ported
 
 Batch = Mapping[str, Any]
 
 
-def calibrate(ported: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+def calibrate(ported: Ported, batch: Batch) -> tuple[Tensor, Tensor]:
     """Calibrate a freshly opened-up model whose sites have their codes; it then runs on spikes.
 
     The batch goes through once, doubled: float stream and spiking stream side by side, so each site
@@ -24,15 +23,10 @@ def calibrate(ported: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     Returns:
         The two first outputs, float and spiking, on the calibration inputs themselves.
     """
-    run: Run = ported.isospike_run  # type: ignore[assignment]
-    run.phase, run.valid = "calibrate", valid_tokens(batch)
     doubled = {k: _twice(v) for k, v in batch.items()}
-    try:
-        with torch.no_grad():
-            out = first_output(ported(**doubled))
-    finally:
-        run.phase, run.valid = "run", None
-    for site in sites(ported):
+    with torch.no_grad(), ported.run.calibrating(valid_tokens(batch)):
+        out = first_output(ported.model(**doubled))
+    for site in ported.sites:
         if not bool(site.scale.isfinite().all() and site.offset.isfinite().all()):
             raise RangeError(
                 f"port needs finite activations, got NaN or infinity at {site.name}. Check the "

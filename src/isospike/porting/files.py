@@ -8,35 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from isospike.errors import IsospikeError, RangeError, UnsupportedError
-from isospike.porting.instrument import rebuild, saved_digits, sites
-from isospike.porting.product import Run, SpikingAttention, SpikingProduct
+from isospike.errors import IsospikeError, UnsupportedError
+from isospike.porting.attention import SpikingAttention
+from isospike.porting.instrument import rebuild, saved_digits
+from isospike.porting.ported import Ported
+from isospike.porting.product import SpikingProduct
+from isospike.porting.run import Mode, Run
 from isospike.porting.sites import Site
 from isospike.report.files import Content
 
 FORMAT = 1
-EXECUTIONS = ("collapsed", "stepped")
-PRECISIONS = ("exact", "fast")
-NONLINEAR = ("float", "spiking")
-
-
-def check_mode(execution: str, precision: str, levels: int) -> None:
-    """Raise RangeError unless a port can run this way."""
-    if execution not in EXECUTIONS:
-        raise RangeError(f"execution needs one of {', '.join(EXECUTIONS)}, got {execution!r}.")
-    if precision not in PRECISIONS:
-        raise RangeError(f"precision needs one of {', '.join(PRECISIONS)}, got {precision!r}.")
-    if precision == "fast" and (execution == "stepped" or levels > 256):
-        raise RangeError(
-            f"precision 'fast' needs collapsed execution and at most 256 levels, got {execution} "
-            f"and {levels} levels. Use 8 steps or fewer, or precision 'exact'."
-        )
-
-
-def check_nonlinear(nonlinear: str) -> None:
-    """Raise RangeError unless functions can be computed this way."""
-    if nonlinear not in NONLINEAR:
-        raise RangeError(f"nonlinear needs one of {', '.join(NONLINEAR)}, got {nonlinear!r}.")
 
 
 def model_files(ported: nn.Module, files: Mapping[str, Content]) -> dict[str, Content]:
@@ -58,7 +39,7 @@ def model_files(ported: nn.Module, files: Mapping[str, Content]) -> dict[str, Co
         _keep_buffers(ported)
         save_model(ported, str(path))
 
-    described = {**config.to_dict(), "isospike": _describe(ported)}
+    described = {**config.to_dict(), "isospike": _describe(Ported.of(ported))}
     text = json.dumps(described, indent=1, default=str)
     return {"model.safetensors": write_weights, "config.json": text, **files}
 
@@ -89,13 +70,10 @@ def load(path: str | Path, execution: str | None = None, precision: str | None =
     state = torch.get_rng_state()
     try:
         model: nn.Module = cls(cls.config_class.from_dict(described)).eval()
-        run = Run(
-            phase="run",
-            execution=execution or spec["execution"],
-            precision=precision or spec["precision"],
-            nonlinear=spec.get("nonlinear", "float"),
+        mode = Mode(
+            execution or spec["execution"], precision or spec["precision"], spec["nonlinear"]
         )
-        rebuild(model, spec, run)
+        ported = rebuild(model, spec, Run(mode, phase="run"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise IsospikeError(
@@ -105,7 +83,7 @@ def load(path: str | Path, execution: str | None = None, precision: str | None =
     finally:
         torch.set_rng_state(state)  # the random initial weights are overwritten at once
     _keep_buffers(model)
-    check_mode(run.execution, run.precision, max(s.code.levels for s in sites(model)))
+    mode.check("load", max(site.code.levels for site in ported.sites))
     from safetensors import SafetensorError
     from safetensors.torch import load_model
 
@@ -128,18 +106,18 @@ def _keep_buffers(model: nn.Module) -> None:
                 module._non_persistent_buffers_set.discard(name)
 
 
-def _describe(ported: nn.Module) -> dict[str, Any]:
+def _describe(ported: Ported) -> dict[str, Any]:
     """Everything beyond the weights that :func:`load` needs."""
-    run: Run = ported.isospike_run  # type: ignore[assignment]
-    modules = dict(ported.named_modules())
+    mode = ported.run.mode
+    modules = dict(ported.model.named_modules())
     return {
         "format": FORMAT,
-        "class": type(ported).__name__,
-        "execution": run.execution,
-        "precision": run.precision,
-        "nonlinear": run.nonlinear,
-        "digits": saved_digits(ported),
-        "sites": {site.name: _describe_site(site) for site in sites(ported)},
+        "class": type(ported.model).__name__,
+        "execution": mode.execution,
+        "precision": mode.precision,
+        "nonlinear": mode.functions,
+        "digits": saved_digits(ported.model),
+        "sites": {site.name: _describe_site(site) for site in ported.sites},
         "products": {
             name: m.site.name for name, m in modules.items() if isinstance(m, SpikingProduct)
         },

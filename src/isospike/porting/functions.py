@@ -1,6 +1,6 @@
 """What is no matrix product, by spikes: activations, normalisation, softmax, gates, rotations.
 
-``port(..., nonlinear="spiking")`` puts these in the place of float functions at the soma. They run
+``port(..., functions="spiking")`` puts these in the place of float functions at the soma. They run
 in the phases of :mod:`isospike.porting.product`, stepped or collapsed, with the same result bit for
 bit; their equations are those of :mod:`isospike.circuits.arithmetic`.
 
@@ -10,8 +10,7 @@ scale, the weight of a normalisation) are synaptic weights or thresholds of what
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -40,41 +39,12 @@ from isospike.circuits.arithmetic import (
 from isospike.circuits.few_spike import SHIPPED
 from isospike.errors import RangeError, UnsupportedError
 from isospike.kernels.runtime.buffers import cache_blocks
-
-if TYPE_CHECKING:
-    from isospike.porting.product import Run
+from isospike.porting.run import CircuitStats, Run
 
 FEW_STEPS = 16  # of the few-spike neurons
 FACTOR_STEPS = 14  # digits of a factor
 # How fine digits are: the standard deviation of what they spell, over their grid.
 FINENESS = 128.0
-
-
-@dataclass(frozen=True)
-class Use:
-    """One circuit on one batch, unpadded tokens only: sums.
-
-    Attributes:
-        name: The module it belongs to.
-        kind: ``activation``, ``normalisation``, ``softmax``, ``product`` or ``relay``.
-        values: Values it gave.
-        neurons: Neurons.
-        spikes: Spikes.
-        synaptic_ops: Additions they caused.
-        neuron_updates: Neurons times the steps each was awake.
-        squared_error: Against the float function of the same inputs.
-        squared: That function's values.
-    """
-
-    name: str
-    kind: str
-    values: float
-    neurons: float
-    spikes: float
-    synaptic_ops: float
-    neuron_updates: float
-    squared_error: float
-    squared: float
 
 
 @dataclass(frozen=True)
@@ -115,7 +85,7 @@ class SpikingActivation(nn.Module):
     reset to 0: that is the ramp. The few-spike neuron's spikes then take the rest from it.
     """
 
-    def __init__(self, name: str, run: "Run", shape: str) -> None:
+    def __init__(self, name: str, run: Run, shape: str) -> None:
         super().__init__()
         self.name = name
         self.run = run
@@ -129,12 +99,12 @@ class SpikingActivation(nn.Module):
             x_float, x_spiking = x.chunk(2)
             return torch.cat([function(x_float), self._spiking(x_spiking)])
         y = self._spiking(x)
-        if run.tally is not None:
-            run.tally(self._use(run.rows(x), run.rows(y)))
+        if watcher := run.circuit_watcher:
+            watcher.on_circuit(self._stats_of(run.rows(x), run.rows(y)))
         return y
 
     def _spiking(self, x: Tensor) -> Tensor:
-        shape, stepped = SHAPES[self.shape], self.run.execution == "stepped"
+        shape, stepped = SHAPES[self.shape], self.run.mode.stepped
         if shape.neuron is None:
             return x.clamp_min(0)
         y = torch.empty_like(x)
@@ -155,7 +125,7 @@ class SpikingActivation(nn.Module):
         x = x.float() if x.dtype == torch.bfloat16 else x
         return x.abs() * (CELLS * shape.scale / SHIPPED[str(shape.neuron)][2])
 
-    def _use(self, x: Tensor, y: Tensor) -> Use:
+    def _stats_of(self, x: Tensor, y: Tensor) -> CircuitStats:
         true = SHAPES[self.shape].function(x)
         spikes, steps = float((x < 0).sum()), 1
         if SHAPES[self.shape].neuron is not None:
@@ -164,13 +134,51 @@ class SpikingActivation(nn.Module):
             steps += FEW_STEPS
         # ON, OFF and few-spike neuron.
         n = float(x.numel())
-        return _use(self.name, "activation", 3 * n, 3 * n * steps, spikes, spikes, y, true)
+        return _stats(self.name, "activation", 3 * n, 3 * n * steps, spikes, spikes, y, true)
 
     def extra_repr(self) -> str:
         return self.shape
 
 
-class SpikingNorm(nn.Module):
+class Reencoder(nn.Module):
+    """A module whose results may be sent on as spikes of its own.
+
+    A rotation by position adds up values of two channels, so each has to arrive as spikes: two
+    additions for each, with weights cos and sin. Without that, only membranes would meet.
+
+    Attributes:
+        name: Path of the module it replaces.
+        run: That of the model.
+        relay: What its results are sent in, where other neurons than its own need them.
+    """
+
+    def __init__(self, name: str, run: Run) -> None:
+        super().__init__()
+        self.name = name
+        self.run = run
+        self.relay: Digits | None = None
+
+    def reencoded(self, y: Tensor) -> Tensor:
+        """``y`` as the spikes of ``relay`` carry it, if it has them."""
+        run = self.run
+        if self.relay is None or run.phase == "float":
+            return y
+        if run.phase == "calibrate":
+            y_float, y_spiking = y.chunk(2)
+            self.relay = _digits_for(self.name, run.rows(y_spiking))
+            return torch.cat([y_float, self.relay.integers(y_spiking) * self.relay.grid])
+        x = y.to(_wide(y))
+        n = _spelled(self.relay, x) if run.mode.stepped else self.relay.integers(x)
+        sent = n * self.relay.grid
+        if watcher := run.circuit_watcher:
+            spikes, rows = float(Digits.count(run.rows(n)).sum()), run.rows(x)
+            count = float(2 * rows.numel())
+            watcher.on_circuit(_stats(self.name, "relay", count, count * self.relay.steps, spikes,
+                                      2 * spikes, run.rows(sent), rows))  # fmt: skip
+        return sent.to(y.dtype)
+
+
+class SpikingNorm(Reencoder):
     """LayerNorm or RMSNorm by :func:`isospike.circuits.arithmetic.layer_norm`.
 
     Args:
@@ -182,15 +190,12 @@ class SpikingNorm(nn.Module):
 
     Attributes:
         digits: What its inputs are spelled in; calibration sets it.
-        relay: What its outputs are spelled in, where other neurons than its own need them.
     """
 
     def __init__(
-        self, name: str, run: "Run", module: nn.Module, centre: bool, more: float = 0.0
+        self, name: str, run: Run, module: nn.Module, centre: bool, more: float = 0.0
     ) -> None:
-        super().__init__()
-        self.name = name
-        self.run = run
+        super().__init__(name, run)
         self.centre = centre
         self.eps = _eps(module)
         self.width = _width(module)
@@ -199,7 +204,6 @@ class SpikingNorm(nn.Module):
         self.weight = nn.Parameter(ones if weight is None else weight.detach() + more, False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), False)
         self.digits = Digits(1.0, 1)
-        self.relay: Digits | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         run = self.run
@@ -214,9 +218,9 @@ class SpikingNorm(nn.Module):
             y = torch.cat([self.float_norm(x_float), self._spiking(x_spiking)])
         else:
             y = self._spiking(x)
-            if run.tally is not None:
-                run.tally(self._use(run.rows(x)))
-        return through_relay(self, y)
+            if watcher := run.circuit_watcher:
+                watcher.on_circuit(self._stats_of(run.rows(x)))
+        return self.reencoded(y)
 
     def float_norm(self, x: Tensor) -> Tensor:
         """The function itself."""
@@ -225,7 +229,7 @@ class SpikingNorm(nn.Module):
         return F.rms_norm(x, (self.width,), self.weight, self.eps)
 
     def _spiking(self, x: Tensor) -> Tensor:
-        y, stepped = torch.empty_like(x), self.run.execution == "stepped"
+        y, stepped = torch.empty_like(x), self.run.mode.stepped
         for part in cache_blocks(x, x.numel()):
             wide = x[part].to(self.weight.dtype)
             y[part] = layer_norm(
@@ -234,7 +238,7 @@ class SpikingNorm(nn.Module):
             ).y  # fmt: skip
         return y
 
-    def _use(self, x: Tensor) -> Use:
+    def _stats_of(self, x: Tensor) -> CircuitStats:
         x = x.to(self.weight.dtype)
         done = layer_norm(x, self.weight, self.bias, self.eps, self.digits, centre=self.centre)
         rows, width, steps = float(x[..., :1].numel()), self.width, self.digits.steps
@@ -252,7 +256,7 @@ class SpikingNorm(nn.Module):
         neurons = rows * (width * (2 if self.centre else 1) * 2 + 5)
         updates = rows * (2 * width * (2 if self.centre else 1) + 2) * steps + float(finding)
         updates += rows * (2 * FEW_STEPS + FACTOR_STEPS)
-        return _use(self.name, "normalisation", neurons, updates, spikes, ops,
+        return _stats(self.name, "normalisation", neurons, updates, spikes, ops,
                     done.y, self.float_norm(x))  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -274,7 +278,7 @@ class SpikingGatedMLP(nn.Module):
     act_fn: nn.Module
     down_proj: nn.Module
 
-    def __init__(self, name: str, run: "Run", module: nn.Module) -> None:
+    def __init__(self, name: str, run: Run, module: nn.Module) -> None:
         super().__init__()
         self.name = name
         self.run = run
@@ -294,18 +298,18 @@ class SpikingGatedMLP(nn.Module):
                 torch.cat([g_float * u_float, self._product(g, u)])
             )
         y = self._product(gate, up)
-        if run.tally is not None:
+        if watcher := run.circuit_watcher:
             g, u = run.rows(gate), run.rows(up)
             spikes = float(Digits.count(self.digits.integers(g.to(_wide(g)))).sum())
             n = float(g.numel())
-            run.tally(_use(self.name, "product", 2 * n, 2 * n * self.digits.steps, spikes, spikes,
-                           run.rows(y), g * u))  # fmt: skip
+            watcher.on_circuit(_stats(self.name, "product", 2 * n, 2 * n * self.digits.steps,
+                                      spikes, spikes, run.rows(y), g * u))  # fmt: skip
         return self.down_proj(y)  # type: ignore[no-any-return]
 
     def _product(self, gate: Tensor, up: Tensor) -> Tensor:
         """``grid sum_t w[t] (on[t] - off[t]) up``: additions of what ``up`` has accumulated."""
         g, u = gate.to(_wide(gate)), up.to(_wide(up))
-        if self.run.execution == "collapsed":
+        if not self.run.mode.stepped:
             return (self.digits.integers(g) * u * self.digits.grid).to(up.dtype)
         y, u = torch.zeros_like(u, dtype=torch.float64), u.double()
         for w, on, off in self.digits.spikes(g):
@@ -326,32 +330,6 @@ def _fit(name: str, smallest: float, largest: float) -> Digits:
             "weights and inputs."
         )
     return Digits.fit(smallest, largest)
-
-
-def through_relay(module: nn.Module, y: Tensor) -> Tensor:
-    """``y`` spelled in the module's ``relay`` digits, if it has them.
-
-    A rotation by position adds up values of two channels, so each has to arrive as spikes: two
-    additions for each, with weights cos and sin. Without that, only membranes would meet.
-    """
-    relay: Digits | None = module.relay  # type: ignore[assignment]
-    run: Run = module.run  # type: ignore[assignment]
-    if relay is None or run.phase == "float":
-        return y
-    if run.phase == "calibrate":
-        y_float, y_spiking = y.chunk(2)
-        relay = _digits_for(str(module.name), run.rows(y_spiking))
-        module.relay = relay  # type: ignore[assignment]
-        return torch.cat([y_float, relay.integers(y_spiking) * relay.grid])
-    x = y.to(_wide(y))
-    n = _spelled(relay, x) if run.execution == "stepped" else relay.integers(x)
-    sent = n * relay.grid
-    if run.tally is not None:
-        spikes, rows = float(Digits.count(run.rows(n)).sum()), run.rows(x)
-        count = float(2 * rows.numel())
-        run.tally(_use(str(module.name), "relay", count, count * relay.steps, spikes, 2 * spikes,
-                       run.rows(sent), rows))  # fmt: skip
-    return sent.to(y.dtype)
 
 
 def _spelled(digits: Digits, x: Tensor) -> Tensor:
@@ -380,9 +358,9 @@ def mean_of(weighted: Tensor, total: Tensor, stepped: bool) -> Tensor:
     return multiply(weighted, factor, stepped=stepped)
 
 
-def softmax_use(
+def softmax_stats(
     name: str, scores: Tensor, e: Tensor, total: Tensor, channels: int, live: Tensor
-) -> Use:
+) -> CircuitStats:
     """Softmax of one attention: race, exp2 and reciprocal.
 
     Args:
@@ -404,16 +382,16 @@ def softmax_use(
     n, r = float(keys[rows].sum()), float(rows.sum())
     updates = n * (RACE_STEPS + OCTAVES + FEW_STEPS) + r * (RACE_STEPS + FEW_STEPS + FACTOR_STEPS)
     true = torch.exp2(below / CELLS)
-    return _use(name, "softmax", 2 * n + 4 * r, updates + float(finding[rows].sum()),
+    return _stats(name, "softmax", 2 * n + 4 * r, updates + float(finding[rows].sum()),
                 float(spikes), float(ops), e[live], true[live])  # fmt: skip
 
 
-def _use(
+def _stats(
     name: str, kind: str, neurons: float, updates: float, spikes: float, ops: float,
     y: Tensor, true: Tensor,
-) -> Use:  # fmt: skip
+) -> CircuitStats:  # fmt: skip
     error = float((y - true).double().square().sum())
-    return Use(name, kind, float(y.numel()), neurons, spikes, ops, updates, error,
+    return CircuitStats(name, kind, float(y.numel()), neurons, spikes, ops, updates, error,
                float(true.double().square().sum()))  # fmt: skip
 
 
@@ -424,7 +402,7 @@ def _wide(x: Tensor) -> torch.dtype:
 # ------------------------------------------------------------------------- which module is what
 
 
-def circuit_of(name: str, module: nn.Module, run: "Run") -> nn.Module | None:
+def circuit_of(name: str, module: nn.Module, run: Run) -> nn.Module | None:
     """The circuit that stands for a module of the float model; None if it needs none.
 
     Judged by what it computes, not by what it is called.
@@ -442,7 +420,7 @@ def circuit_of(name: str, module: nn.Module, run: "Run") -> nn.Module | None:
     return None
 
 
-def _activation(name: str, module: nn.Module, run: "Run") -> nn.Module | None:
+def _activation(name: str, module: nn.Module, run: Run) -> nn.Module | None:
     x = torch.linspace(-12, 12, 2401)
     if any(True for _ in module.parameters()) or isinstance(module, nn.MultiheadAttention):
         return None
@@ -454,12 +432,12 @@ def _activation(name: str, module: nn.Module, run: "Run") -> nn.Module | None:
         if float((of.function(x) - y).abs().max()) <= SAME:
             return SpikingActivation(name, run, shape)
     raise UnsupportedError(
-        f"port needs nonlinear='float' for {type(module).__name__} in {name}, got 'spiking', which "
+        f"port needs functions='float' for {type(module).__name__} in {name}, got 'spiking', which "
         f"has circuits for {', '.join(SHAPES)}."
     )
 
 
-def _norm(name: str, module: nn.Module, run: "Run") -> nn.Module:
+def _norm(name: str, module: nn.Module, run: Run) -> nn.Module:
     width = _width(module)
     if width:
         x = torch.randn(64, width, generator=torch.Generator().manual_seed(0))
@@ -470,23 +448,23 @@ def _norm(name: str, module: nn.Module, run: "Run") -> nn.Module:
                 if y.shape == x.shape and torch.allclose(found.float_norm(x), y, 1e-3, 1e-4):
                     return found
     raise UnsupportedError(
-        f"port needs nonlinear='float' for {type(module).__name__} in {name}, got 'spiking', which "
+        f"port needs functions='float' for {type(module).__name__} in {name}, got 'spiking', which "
         "has circuits for LayerNorm and RMSNorm over one axis with a plain weight."
     )
 
 
-def _gated(name: str, module: nn.Module, run: "Run") -> nn.Module:
+def _gated(name: str, module: nn.Module, run: Run) -> nn.Module:
     width = getattr(module.get_submodule("gate_proj"), "in_features", 0)
     if width:
         x = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
-        found = SpikingGatedMLP(name, replace(run, phase="float", discover=None), module)
+        found = SpikingGatedMLP(name, Run(run.mode), module)
         with torch.no_grad():
             y = module(x)
             if isinstance(y, Tensor) and torch.allclose(found(x), y, 1e-3, 1e-4):
                 found.run = run
                 return found
     raise UnsupportedError(
-        f"port needs nonlinear='float' for {type(module).__name__} in {name}, got 'spiking', which "
+        f"port needs functions='float' for {type(module).__name__} in {name}, got 'spiking', which "
         "has a circuit for down_proj(act_fn(gate_proj(x)) * up_proj(x))."
     )
 

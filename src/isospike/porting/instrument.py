@@ -3,7 +3,7 @@
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,30 +11,36 @@ from torch import Tensor, nn
 
 from isospike import codes
 from isospike.circuits.arithmetic import Digits
-from isospike.codes import WeightedCode
 from isospike.errors import UnsupportedError
+from isospike.porting.attention import SpikingAttention
 from isospike.porting.audit import trace_nonlinear, trace_products
-from isospike.porting.functions import (
-    SpikingActivation,
-    SpikingGatedMLP,
-    SpikingNorm,
-    circuit_of,
-)
-from isospike.porting.product import Run, SpikingAttention, SpikingProduct
+from isospike.porting.functions import SpikingNorm, circuit_of
+from isospike.porting.ported import CIRCUITS, Ported
+from isospike.porting.product import SpikingProduct
+from isospike.porting.run import ATTRIBUTE, Mode, Run, Watcher
 from isospike.porting.sites import Site, tensor_version
 
 ATTENTION = "isospike"
 HANDLE = "isospike_attention"  # submodule that the surgery adds to each attention module
 # Arguments of the attention interface that change the scores in a way SpikingAttention does not.
 CHANGES_SCORES = ("softcap", "s_aux", "position_bias", "head_mask")
-# A product, its inputs, and how often the first had been written to in place.
-Found = tuple[nn.Module, tuple[Tensor, ...], int]
 
 
-def open_up(model: nn.Module, batch: Mapping[str, Any], nonlinear: str = "float") -> nn.Module:
+class _Inputs(Watcher):
+    """What every site reads: kept alive, so that an address says which tensor it was."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Site, Tensor, int]] = []
+
+    def on_input(self, site: Site, x: Tensor) -> Tensor:
+        self.seen.append((site, x, tensor_version(x)))
+        return x
+
+
+def open_up(model: nn.Module, batch: Mapping[str, Any], functions: str = "float") -> Ported:
     """A copy of ``model`` with its products replaced, in the float phase, its sites discovered.
 
-    With ``nonlinear="spiking"``, what is no product is replaced too, by circuits of spikes.
+    With ``functions="spiking"``, what is no product is replaced too, by circuits of spikes.
 
     Raises:
         UnsupportedError: A matrix product outside Linear, Conv1D, Conv2d and the transformers
@@ -42,8 +48,8 @@ def open_up(model: nn.Module, batch: Mapping[str, Any], nonlinear: str = "float"
             module.
     """
     ported = copy.deepcopy(model).eval().float()
-    run = Run(nonlinear=nonlinear)
-    if nonlinear == "spiking":
+    run = Run(Mode(functions=functions))
+    if run.mode.spiking:
         _place_circuits(ported, run)
     replaced = {
         name: ported.get_submodule(name)
@@ -53,14 +59,12 @@ def open_up(model: nn.Module, batch: Mapping[str, Any], nonlinear: str = "float"
     for name, module in replaced.items():
         ported.set_submodule(name, _replacement(name, module, run))
     _route_attention(ported)
-    found: list[Found] = []  # keeps inputs alive: ids stay unique
-    run.discover = lambda module, inputs: found.append((module, inputs, tensor_version(inputs[0])))
     _attach_run(ported, run)
     _attach_attention(ported, run)
-    with torch.no_grad():
-        products = trace_products(ported, batch)
-    run.discover = None
-    for product in products:
+    inputs = _Inputs()
+    with torch.no_grad(), run.watching(inputs):
+        traced = trace_products(ported, batch)
+    for product in traced:
         module = ported.get_submodule(product.module)
         if not isinstance(module, SpikingProduct | SpikingAttention) and product.contraction > 1:
             raise UnsupportedError(
@@ -68,28 +72,36 @@ def open_up(model: nn.Module, batch: Mapping[str, Any], nonlinear: str = "float"
                 f"attention interface, got {product.op} in {product.module or 'the model'} "
                 f"({type(module).__name__}). This model cannot be ported."
             )
-    reached = {id(module) for module, *_ in found}
-    if len(reached) < len(found):
-        names = [module.name for module, *_ in found]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UnsupportedError(
-            f"port needs each module to run once per input, got {twice} run {names.count(twice)} "
-            "times. Models that share weights between layers cannot be ported."
-        )
+    _check_once(inputs)
+    reached = {id(site) for site, *_ in inputs.seen}
     for name, module in replaced.items():
-        if id(ported.get_submodule(name)) not in reached:
+        if id(_sites_of(ported, name)[0]) not in reached:
             ported.set_submodule(name, module)  # never called: leave it alone
     for name, module in list(ported.named_modules()):
-        if isinstance(module, SpikingAttention) and id(module) not in reached:
+        if isinstance(module, SpikingAttention) and id(module.query) not in reached:
             delattr(ported.get_submodule(name.rpartition(".")[0]), HANDLE)
-    _group_sites(found)
-    if nonlinear == "spiking":
+    _group_sites(ported, inputs)
+    if run.mode.spiking:
         _place_relays(ported)
-        _check_nonlinear(ported, batch)
-    return ported
+        _check_functions(ported, batch)
+    return Ported(ported, run)
 
 
-CIRCUITS = (SpikingActivation, SpikingNorm, SpikingGatedMLP)
+def _sites_of(ported: nn.Module, name: str) -> tuple[Site, ...]:
+    module = ported.get_submodule(name)
+    return module.sites if isinstance(module, SpikingProduct | SpikingAttention) else ()
+
+
+def _check_once(inputs: _Inputs) -> None:
+    """Raise UnsupportedError if a module ran more than once."""
+    names = [site.name for site, *_ in inputs.seen]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UnsupportedError(
+            f"port needs each module to run once per input, got {twice.partition(':')[0]} run "
+            f"{names.count(twice)} times. Models that share weights between layers cannot be "
+            "ported."
+        )
 
 
 def _place_circuits(ported: nn.Module, run: Run) -> None:
@@ -114,28 +126,28 @@ def _place_relays(ported: nn.Module) -> None:
             source = getattr(owner, f"{part}_norm", getattr(owner, f"{part}_proj", None))
             if not isinstance(source, SpikingProduct | SpikingNorm):
                 raise UnsupportedError(
-                    f"port needs nonlinear='float' for rotary positions in {module.name}, got "
+                    f"port needs functions='float' for rotary positions in {module.name}, got "
                     "'spiking', which needs them to follow q_proj and k_proj."
                 )
             source.relay = Digits(1.0, 1)
 
 
-def _check_nonlinear(ported: nn.Module, batch: Mapping[str, Any]) -> None:
+def _check_functions(ported: nn.Module, batch: Mapping[str, Any]) -> None:
     with torch.no_grad():
         found = trace_nonlinear(ported, batch)
     for name, operator in found:
         module = ported.get_submodule(name)
         if not isinstance(module, (*CIRCUITS, SpikingAttention)):
             raise UnsupportedError(
-                f"port needs nonlinear='float' for {operator} in {name or 'the model'} "
+                f"port needs functions='float' for {operator} in {name or 'the model'} "
                 f"({type(module).__name__}), got 'spiking', which has circuits for activation "
                 "modules, LayerNorm, RMSNorm and gated MLPs."
             )
 
 
-def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> None:
+def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> Ported:
     """Perform in place the surgery of a saved port; its weights are still to be loaded."""
-    if run.nonlinear == "spiking":
+    if run.mode.spiking:
         _place_circuits(model, run)
     found = {name: _saved_site(name, s) for name, s in spec["sites"].items()}
     for name, site in spec["products"].items():
@@ -154,16 +166,17 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> None:
         attention.current = torch.zeros(heads, channels, 1)
         attention.unit = torch.zeros(heads, 1, 1)
         setattr(model.get_submodule(name), HANDLE, attention)
-    for name, parts in spec.get("digits", {}).items():
+    for name, parts in spec["digits"].items():
         for part, (grid, steps) in parts.items():
             setattr(model.get_submodule(name), part, Digits(grid, steps))
     _attach_run(model, run)
+    return Ported(model, run)
 
 
-def saved_digits(ported: nn.Module) -> dict[str, dict[str, tuple[float, int]]]:
+def saved_digits(model: nn.Module) -> dict[str, dict[str, tuple[float, int]]]:
     """Grid and steps of every circuit's digits, by module and attribute."""
     found: dict[str, dict[str, tuple[float, int]]] = {}
-    for name, module in ported.named_modules():
+    for name, module in model.named_modules():
         for part in ("digits", "relay"):
             digits = getattr(module, part, None)
             if isinstance(digits, Digits):
@@ -175,31 +188,6 @@ def _saved_site(name: str, spec: Mapping[str, Any]) -> Site:
     site = Site(name, spec["kind"], codes.code(spec["code"], spec["steps"]), tuple(spec["shape"]))
     site.fan_out, site.shared, site.fitted = spec["fan_out"], spec["shared"], True
     return site
-
-
-def assign_codes(ported: nn.Module, code_of: Callable[[str], WeightedCode]) -> None:
-    """Give every site its code, before calibration."""
-    for site in sites(ported):
-        site.code = code_of(site.name)
-
-
-def sites(ported: nn.Module) -> list[Site]:
-    """All sites, each once, in order of execution as far as the modules' order tells."""
-    seen: dict[int, Site] = {}
-    for module in products(ported):
-        if isinstance(module, SpikingProduct):
-            seen.setdefault(id(module.site), module.site)
-        else:
-            for site in (module.query, module.key, module.value, module.probability):
-                seen.setdefault(id(site), site)
-    return list(seen.values())
-
-
-def products(ported: nn.Module) -> Iterator[SpikingProduct | SpikingAttention]:
-    """All modules that multiply, in order."""
-    for module in ported.modules():
-        if isinstance(module, SpikingProduct | SpikingAttention):
-            yield module
 
 
 def _is_product(module: nn.Module) -> bool:
@@ -224,7 +212,7 @@ def _replacement(name: str, module: nn.Module, run: Run) -> SpikingProduct:
 
 
 def _attach_run(model: nn.Module, run: Run) -> None:
-    model.isospike_run = run  # type: ignore[assignment]
+    vars(model)[ATTRIBUTE] = run
     # A fast run computes in bfloat16; what the model returns keeps its type.
     model.register_forward_hook(_return_float32)
 
@@ -305,24 +293,26 @@ def _attention(
     return y.transpose(1, 2).contiguous(), None
 
 
-def _group_sites(found: list[Found]) -> None:
+def _group_sites(ported: nn.Module, inputs: _Inputs) -> None:
     """One site per distinct input: products that read the same tensor read the same neurons."""
     by_input: dict[tuple[int, int], Site] = {}
-    for module, inputs, version in found:
-        if isinstance(module, SpikingProduct):
-            site = by_input.get((id(inputs[0]), version))
-            if site is None:
-                channels = (
-                    (module.in_channels,) if module.conv is None else (module.in_channels, 1, 1)
-                )
-                site = Site(module.name, module.kind, module.site.code, channels)
-                by_input[id(inputs[0]), version] = site
-            elif module.name != site.name:
-                site.shared = True
-            site.fan_out += module.fan_out
-            module.site = site
-        elif isinstance(module, SpikingAttention):
-            for old, x in zip((module.query, module.key, module.value), inputs, strict=True):
-                shape = (x.shape[1], 1, x.shape[-1])
-                new = Site(old.name, old.kind, old.code, shape)
-                setattr(module, old.kind, new)
+    readers = {id(p.site): p for p in ported.modules() if isinstance(p, SpikingProduct)}
+    shapes = {}
+    for placeholder, x, version in inputs.seen:
+        module = readers.get(id(placeholder))
+        if module is None:
+            shapes[placeholder.name] = (x.shape[1], 1, x.shape[-1])
+            continue
+        site = by_input.get((id(x), version))
+        if site is None:
+            channels = (module.in_channels,) if module.conv is None else (module.in_channels, 1, 1)
+            site = Site(module.name, module.kind, module.site.code, channels)
+            by_input[id(x), version] = site
+        else:
+            site.shared = True
+        site.fan_out += module.fan_out
+        module.site = site
+    for attention in ported.modules():
+        if isinstance(attention, SpikingAttention):
+            for old in (attention.query, attention.key, attention.value):
+                setattr(attention, old.kind, Site(old.name, old.kind, old.code, shapes[old.name]))

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,10 +23,11 @@ from isospike.errors import RangeError, UnsupportedError
 from isospike.kernels.product.trains import spike_steps
 from isospike.porting.audit import count_float_ops
 from isospike.porting.calibrate import Batch, batch_size, first_output, rows_of, valid_tokens
-from isospike.porting.functions import Use
-from isospike.porting.instrument import open_up, products, sites
-from isospike.porting.product import Run, SpikingAttention, SpikingProduct
+from isospike.porting.instrument import open_up
+from isospike.porting.ported import Ported
+from isospike.porting.product import SpikingProduct
 from isospike.porting.report import CircuitReport, Raster, SiteReport
+from isospike.porting.run import CircuitStats, Run, Watcher
 from isospike.porting.sites import Site
 
 TABLE_LEVELS = 2**16  # up to here spikes are counted by looking them up
@@ -55,7 +56,7 @@ class Comparison:
 
 
 @dataclass
-class Tally:
+class SiteSums:
     """Sums over all values that passed one site."""
 
     values: float = 0.0
@@ -67,16 +68,26 @@ class Tally:
     moments: Moments | None = None
 
 
-@dataclass
-class Observer:
-    """Watches the sites of one run; see :class:`isospike.porting.product.Observe`."""
+class Meter(Watcher):
+    """Measures what passes the sites and the circuits of one port.
 
-    run: Run
-    dimension: bool
-    tallies: dict[str, Tally] = field(default_factory=dict)
-    uses: list[Use] = field(default_factory=list)
+    Args:
+        run: The port's.
+        dimension: Whether to keep the covariance of each site's values.
 
-    def __call__(
+    Attributes:
+        sites: What passed each site, by its name.
+        circuits: What each circuit did, once a pass.
+    """
+
+    sees_circuits = True
+
+    def __init__(self, run: Run, dimension: bool) -> None:
+        self.run, self.dimension = run, dimension
+        self.sites: dict[str, SiteSums] = {}
+        self.circuits: list[CircuitStats] = []
+
+    def on_site(
         self,
         site: Site,
         x: Tensor,
@@ -85,55 +96,52 @@ class Observer:
         macs: bool = True,
         live: Tensor | None = None,
     ) -> None:
-        tally = self.tallies.setdefault(site.name, Tally())
+        sums = self.sites.setdefault(site.name, SiteSums())
         keep = self._keep(x, live)
-        integers = site.integers(_channels_as_site(site, x), self.run.generator)
+        integers = site.integers(x.movedim(-1, 1) if site.kind == "conv" else x)
         decoded = torch.addcmul(site.offset, integers, site.amplitude)
         if site.kind == "conv":
             integers, decoded = integers.movedim(1, -1), decoded.movedim(1, -1)
         spikes = count_spikes(site.code, integers) * keep
-        tally.values += float(keep.sum())
-        tally.spikes += float(spikes.sum(dtype=torch.float64))
-        tally.synaptic_ops += float((spikes * fan_out).sum(dtype=torch.float64))
+        sums.values += float(keep.sum())
+        sums.spikes += float(spikes.sum(dtype=torch.float64))
+        sums.synaptic_ops += float((spikes * fan_out).sum(dtype=torch.float64))
         if macs:
-            tally.macs += float((keep * fan_out).sum(dtype=torch.float64))
-        tally.squared_error += float(((decoded - x).square() * keep).sum(dtype=torch.float64))
-        tally.squared += float((x.square() * keep).sum(dtype=torch.float64))
+            sums.macs += float((keep * fan_out).sum(dtype=torch.float64))
+        sums.squared_error += float(((decoded - x).square() * keep).sum(dtype=torch.float64))
+        sums.squared += float((x.square() * keep).sum(dtype=torch.float64))
         if self.dimension and site.kind != "probability":
             rows = site_rows(self.run, site.kind, x)
-            tally.moments = tally.moments or Moments(rows.shape[1])
-            tally.moments.update(rows)
+            sums.moments = sums.moments or Moments(rows.shape[1])
+            sums.moments.update(rows)
+
+    def on_circuit(self, stats: CircuitStats) -> None:
+        self.circuits.append(stats)
 
     def _keep(self, x: Tensor, live: Tensor | None) -> Tensor:
         """1 where a value belongs to an unpadded token, of the shape of ``x``."""
         keep = torch.ones_like(x) if live is None else live.to(x.dtype).expand_as(x).clone()
-        valid = self.run.valid
-        if valid is None:
+        mask = self.run.token_mask
+        if mask is None:
             return keep
-        if x.dim() == 3 and x.shape[:2] == valid.shape:
-            return keep * valid[:, :, None]
-        if x.dim() == 4 and (x.shape[0], x.shape[2]) == tuple(valid.shape):
-            return keep * valid[:, None, :, None]
+        if x.dim() == 3 and x.shape[:2] == mask.shape:
+            return keep * mask[:, :, None]
+        if x.dim() == 4 and (x.shape[0], x.shape[2]) == tuple(mask.shape):
+            return keep * mask[:, None, :, None]
         return keep
 
 
 def compare(
-    model: nn.Module, ported: nn.Module, batches: Sequence[Batch], dimension: bool | None = None
-) -> tuple[Comparison, dict[str, Tally], list[Use]]:
+    model: nn.Module, ported: Ported, batches: Sequence[Batch], meter: Meter | None = None
+) -> Comparison:
     """Run both models on the same inputs.
 
     Args:
         model: The float model.
         ported: Its calibrated port.
         batches: Inputs neither was calibrated on.
-        dimension: Also watch the sites, with (True) or without (False) the covariance of their
-            values; None watches nothing.
-
-    Returns:
-        What came out, what passed the sites, and what the circuits of non-linear functions did.
+        meter: Measures what passes the port.
     """
-    run: Run = ported.isospike_run  # type: ignore[assignment]
-    observer = Observer(run, bool(dimension))
     difference = power = cosine = pooled = agreement = 0.0
     tokens = inputs = 0
     has_logits = False
@@ -141,13 +149,8 @@ def compare(
         valid = valid_tokens(batch)
         with torch.no_grad():
             expected = model(**batch)
-            run.valid = valid
-            if dimension is not None:
-                run.observe, run.tally = observer, observer.uses.append
-            try:
-                got = ported(**batch)
-            finally:
-                run.valid = run.observe = run.tally = None
+            with ported.run.watching(meter, valid):
+                got = ported.model(**batch)
         has_logits = hasattr(expected, "logits")
         x, y = first_output(expected).double(), first_output(got).double()
         if valid is None or x.shape[:2] != valid.shape:
@@ -159,7 +162,7 @@ def compare(
         pooled += float(F.cosine_similarity(_pool(x, valid), _pool(y, valid), dim=-1).sum())
         tokens += int(valid.sum())
         inputs += len(x)
-    comparison = Comparison(
+    return Comparison(
         error=(difference / max(power, 1e-300)) ** 0.5,
         cosine=cosine / tokens,
         cosine_pooled=pooled / inputs,
@@ -167,16 +170,15 @@ def compare(
         tokens=tokens,
         inputs=inputs,
     )
-    return comparison, observer.tallies, observer.uses
 
 
 def site_reports(
-    ported: nn.Module, tallies: dict[str, Tally], tokens: int, shares: Mapping[str, float]
+    ported: Ported, sums: Mapping[str, SiteSums], tokens: int, shares: Mapping[str, float]
 ) -> list[SiteReport]:
     """What was measured at each site, per token; ``shares`` is an allocation's prediction."""
     reports = []
-    for site in sites(ported):
-        t = tallies.get(site.name)
+    for site in ported.sites:
+        t = sums.get(site.name)
         if t is None or t.values == 0:
             continue
         pca95, participation = _dimension(t.moments)
@@ -209,14 +211,14 @@ def site_reports(
     return reports
 
 
-def circuit_reports(uses: Sequence[Use], tokens: int) -> list[CircuitReport]:
+def circuit_reports(stats: Sequence[CircuitStats], tokens: int) -> list[CircuitReport]:
     """What each circuit did, per token, in order of execution."""
-    by_name: dict[tuple[str, str], list[Use]] = {}
-    for use in uses:
-        by_name.setdefault((use.name, use.kind), []).append(use)
+    by_name: dict[tuple[str, str], list[CircuitStats]] = {}
+    for each in stats:
+        by_name.setdefault((each.name, each.kind), []).append(each)
 
-    def total(group: list[Use], what: str) -> float:
-        return sum((float(getattr(use, what)) for use in group), 0.0)
+    def total(group: list[CircuitStats], what: str) -> float:
+        return sum((float(getattr(each, what)) for each in group), 0.0)
 
     return [
         CircuitReport(
@@ -236,7 +238,7 @@ def circuit_reports(uses: Sequence[Use], tokens: int) -> list[CircuitReport]:
 
 def counts(
     model: nn.Module,
-    ported: nn.Module,
+    ported: Ported,
     reports: Sequence[SiteReport],
     batch: Batch,
     tokens: float,
@@ -265,9 +267,9 @@ def counts(
         spikes=sum((s.spikes for s in populations), 0.0),
         neuron_updates=sum((s.neuron_updates for s in populations), 0.0),
         neurons=sum((s.neurons for s in populations), 0.0),
-        bits=max(site.code.bits for site in sites(ported)),
+        bits=max(site.code.bits for site in ported.sites),
         float_ops={k: v / positions for k, v in count_float_ops(model, batch).items()},
-        weights=sum(p.weight.numel() for p in products(ported) if isinstance(p, SpikingProduct)),
+        weights=sum(p.weight.numel() for p in ported.products if isinstance(p, SpikingProduct)),
         activations=sum((s.values for s in reports), 0.0),
         steps=max(s.steps for s in reports),
         tokens_per_input=tokens,
@@ -297,29 +299,13 @@ def site_dimensions(
         RangeError: NaN, infinity or constant values at a site, which is named.
     """
     opened = open_up(model, rows_of(batches[0], slice(0, 2)))
-    run: Run = opened.isospike_run  # type: ignore[assignment]
-    found: dict[str, tuple[str, EffectiveDimension]] = {}
-
-    def take(name: str, kind: str, x: Tensor) -> None:
-        estimator = found.setdefault(name, (kind, make()))[1]
-        with _at_site(name):
-            estimator.partial_fit(site_rows(run, kind, x))
-
-    def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if isinstance(module, SpikingProduct):
-            if module.site.name == module.name:
-                x = inputs[0] if module.conv is None else inputs[0].movedim(1, -1)
-                take(module.name, module.kind, x)
-        elif isinstance(module, SpikingAttention):
-            for site, x in zip((module.query, module.key, module.value), inputs, strict=True):
-                take(site.name, site.kind, x)
-
-    run.discover = watch
+    rows = _Rows(opened.run, make)
     for done, batch in enumerate(batches, 1):
-        run.valid = valid_tokens(batch)
-        with torch.no_grad():
-            opened(**batch)
+        rows.seen.clear()
+        with torch.no_grad(), opened.run.watching(rows, valid_tokens(batch)):
+            opened.model(**batch)
         progress("run the model", done, len(batches))
+    found = rows.estimators
     if not found:
         raise UnsupportedError(
             f"dimension needs a model with matrix products, got a {type(model).__name__} without. "
@@ -331,6 +317,24 @@ def site_dimensions(
             measured[name] = kind, estimator.dimension_
         progress("measure", done, len(found))
     return measured
+
+
+class _Rows(Watcher):
+    """Gives an estimator of each site the values that reach it, once a pass."""
+
+    def __init__(self, run: Run, make: Callable[[], EffectiveDimension]) -> None:
+        self.run, self.make = run, make
+        self.estimators: dict[str, tuple[str, EffectiveDimension]] = {}
+        self.seen: set[str] = set()
+
+    def on_input(self, site: Site, x: Tensor) -> Tensor:
+        if site.name not in self.seen:
+            self.seen.add(site.name)
+            _, estimator = self.estimators.setdefault(site.name, (site.kind, self.make()))
+            last = x.movedim(1, -1) if site.kind == "conv" else x
+            with _at_site(site.name):
+                estimator.partial_fit(site_rows(self.run, site.kind, last))
+        return x
 
 
 @contextlib.contextmanager
@@ -358,31 +362,33 @@ def _dimension(moments: Moments | None) -> tuple[int | None, float | None]:
     return pca_count(variances), participation_ratio(variances)
 
 
+class _FirstLinear(Watcher):
+    """Keeps what entered the first linear site."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Site, Tensor]] = []
+
+    def on_site(self, site: Site, x: Tensor, **_: Any) -> None:
+        if site.kind == "linear" and x.dim() == 3 and not self.seen:
+            self.seen.append((site, x))
+
+
 def record_raster(
-    ported: nn.Module, batch: Batch, describe: Callable[[Tensor], tuple[str, list[str]]] | None
+    ported: Ported, batch: Batch, describe: Callable[[Tensor], tuple[str, list[str]]] | None
 ) -> Raster | None:
     """The spikes of the first row of a batch at the model's first linear site."""
-    run: Run = ported.isospike_run  # type: ignore[assignment]
     row = rows_of(batch, slice(0, 1))
-    seen: list[tuple[Site, Tensor]] = []
-
-    def watch(site: Site, x: Tensor, **_: Any) -> None:
-        if site.kind == "linear" and x.dim() == 3 and not seen:
-            seen.append((site, x))
-
-    run.observe = watch
-    try:
-        with torch.no_grad():
-            ported(**row)
-    finally:
-        run.observe = None
+    watcher = _FirstLinear()
+    with torch.no_grad(), ported.run.watching(watcher):
+        ported.model(**row)
+    seen = watcher.seen
     if not seen:
         return None
     site, x = seen[0]
     valid = valid_tokens(row)
     kept = slice(None) if valid is None else valid[0]
     shown = min(RASTER_NEURONS, x.shape[-1])
-    words = site.words(x, run.generator)[0, kept, :shown]
+    words = site.words(x)[0, kept, :shown]
     steps = [s.bool().view(*words.shape, -1) for _, s in spike_steps(site.code, words)]
     spikes = torch.stack(steps).permute(0, 3, 1, 2)  # [steps, neurons, tokens, shown]
     text, labels = f"first held-back input of {x.shape[1]} tokens", None
@@ -418,10 +424,6 @@ def layer_of(name: str) -> str:
         if part.isdigit():
             return ".".join(parts[: i + 1])
     return name
-
-
-def _channels_as_site(site: Site, x: Tensor) -> Tensor:
-    return x.movedim(-1, 1) if site.kind == "conv" else x
 
 
 def _pool(x: Tensor, valid: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from isospike import codes
@@ -17,12 +18,22 @@ from isospike.codes import CODES, Law, WeightedCode, fit_law
 from isospike.errors import RangeError, UnsupportedError
 from isospike.porting.audit import Audit, audit
 from isospike.porting.calibrate import Batch, batch_size, calibrate, merge, rows_of, valid_tokens
-from isospike.porting.files import check_mode, check_nonlinear, model_files
-from isospike.porting.instrument import assign_codes, open_up, sites
-from isospike.porting.measure import circuit_reports, compare, counts, record_raster, site_reports
-from isospike.porting.product import EXACT_LEVELS, Run
+from isospike.porting.files import model_files
+from isospike.porting.instrument import open_up
+from isospike.porting.measure import (
+    Comparison,
+    Meter,
+    circuit_reports,
+    compare,
+    counts,
+    record_raster,
+    site_reports,
+)
+from isospike.porting.ported import Ported
+from isospike.porting.product import EXACT_LEVELS
 from isospike.porting.report import CurvePoint, PortReport
-from isospike.porting.sensitivity import assign_amplitudes, larger, measure_channels
+from isospike.porting.run import ATTRIBUTE, Mode
+from isospike.porting.sensitivity import assign_amplitudes, max_sensitivity, measure_channels
 from isospike.porting.water_filling import Channels, check_allocation, water_fill
 from isospike.report.files import Content, write_folder
 
@@ -35,8 +46,8 @@ NEAR = 0.96  # share of the target that an allocation may stay below
 
 Describe = Callable[[Tensor], tuple[str, list[str]]]
 Progress = Callable[[str, int, int], None]
-Given = Callable[[nn.Module], None]  # gives the sites of an opened-up model their codes
-Make = Callable[[Given], tuple[nn.Module, float]]
+Given = Callable[[Ported], None]  # gives the sites of an opened-up model their codes
+Make = Callable[[Given], tuple[Ported, float]]
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,7 @@ def port(
     nonlinear: str = "float",
     held_back: Sequence[Batch] | None = None,
     curve: Sequence[str] = (),
+    generator: torch.Generator | None = None,
     name: str | None = None,
     describe: Describe | None = None,
     progress: Progress | None = None,
@@ -119,6 +131,8 @@ def port(
             and to reset; where a module has no circuit, the port is refused and names it.
         held_back: Batches for the measurements; the last quarter of ``batches`` if not given.
         curve: Codes to sweep for the report's plot of error against steps.
+        generator: Source of randomness of the Bernoulli code, for the port too; torch's global one
+            if None.
         name: Name of the model in the report.
         describe: Text and token labels of a row of ``input_ids``, for the report's raster.
         progress: Called with what is being done, how many parts are done and how many there are.
@@ -133,24 +147,25 @@ def port(
             or activations, or batches without tokens.
     """
     _check_arguments(code, steps, max_error, allocate, curve)
-    check_nonlinear(nonlinear)
     known = steps if isinstance(steps, int) else DEFAULT_STEPS
-    check_mode(execution, precision, codes.code(code, known).levels)
+    mode = Mode(execution, precision, nonlinear)
+    mode.check("port", codes.code(code, known).levels)
     _check_model(model)
     calibration, held = _split(batches, held_back)
     tell = progress or (lambda what, done, total: None)
     reference = model if not model.training else copy.deepcopy(model).eval()
     sample = rows_of(calibration[0], slice(0, 2))
-    if not sites(open_up(reference, sample)):
+    if not open_up(reference, sample).sites:
         raise UnsupportedError(
             f"port needs a model with matrix products, got a {type(model).__name__} without. Give "
             "a transformer."
         )
     merged = merge(calibration)
 
-    def make(given: Given) -> tuple[nn.Module, float]:
+    def make(given: Given) -> tuple[Ported, float]:
         """A calibrated port and its error on the calibration inputs."""
         ported = open_up(reference, sample, nonlinear)
+        ported.seed(generator)
         given(ported)
         expected, got = calibrate(ported, merged)
         return ported, _relative_error(expected, got, valid_tokens(merged))
@@ -161,15 +176,15 @@ def port(
         opened = open_up(reference, sample)
         ported, plan = _allocated(opened, calibration, make, code, max_error, precision, tell)
         tell("measure", 0, 1)
-        comparison, tallies, uses = compare(reference, ported, held, dimension=True)
+        comparison, meter = _measured(reference, ported, held)
         for _ in range(ROUNDS):
             if comparison.error <= max_error:
                 break
             aim = max_error * 0.99 * plan.reached / comparison.error
             ported, plan = _allocated(opened, calibration, make, code, aim, precision, tell, plan)
-            comparison, tallies, uses = compare(reference, ported, held, dimension=True)
+            comparison, meter = _measured(reference, ported, held)
         predicted, shares = plan.predicted, plan.share
-        assigned = {site.name: site.code.steps for site in sites(ported)}
+        assigned = {site.name: site.code.steps for site in ported.sites}
         highest = max(assigned.values())
     else:
         if max_error is not None:
@@ -178,25 +193,25 @@ def port(
         steps = DEFAULT_STEPS if steps is None else steps
         assigned = _assignment(reference, sample, code, steps)
         highest = max(assigned.values())
-        check_mode(execution, precision, codes.code(code, highest).levels)
+        mode.check("port", codes.code(code, highest).levels)
         tell("calibrate", 0, 1)
         ported, _ = make(_codes(lambda site: codes.code(code, assigned[site])))
         tell("calibrate", 1, 1)
         tell("measure", 0, 1)
-        comparison, tallies, uses = compare(reference, ported, held, dimension=True)
+        comparison, meter = _measured(reference, ported, held)
         while max_error is not None and law and comparison.error > max_error:
             raised = law.more_steps(highest, comparison.error / max_error)
             if raised is None:
                 break
-            check_mode(execution, precision, codes.code(code, raised).levels)
+            mode.check("port", codes.code(code, raised).levels)
             highest = raised
             predicted = law.error(highest)
             assigned = dict.fromkeys(assigned, highest)
             ported, _ = make(_uniform(code, highest))
-            comparison, tallies, uses = compare(reference, ported, held, dimension=True)
+            comparison, meter = _measured(reference, ported, held)
     tell("measure", 1, 1)
-    reports = site_reports(ported, tallies, comparison.tokens, shares)
-    circuits = circuit_reports(uses, comparison.tokens)
+    reports = site_reports(ported, meter.sites, comparison.tokens, shares)
+    circuits = circuit_reports(meter.circuits, comparison.tokens)
     longest = max(held, key=batch_size)
     found = _verify(ported, held[0], tell)
     report = PortReport(
@@ -215,7 +230,7 @@ def port(
         cosine_pooled=comparison.cosine_pooled,
         agreement=comparison.agreement,
         law=law,
-        curve=_sweep(reference, curve, merged, held, tell, nonlinear),
+        curve=_sweep(reference, curve, merged, held, tell, nonlinear, generator),
         sites=tuple(reports),
         raster=record_raster(ported, held[0], describe),
         counts=counts(
@@ -234,12 +249,17 @@ def port(
         nonlinear=nonlinear,
         circuits=tuple(circuits),
     )
-    run: Run = ported.isospike_run  # type: ignore[assignment]
-    run.execution, run.precision = execution, precision
-    if precision == "fast":
-        fast, *_ = compare(reference, ported, held)
-        report = replace(report, error_fast=fast.error)
-    return PortResult(ported, report)
+    ported.run.mode = mode
+    if mode.fast:
+        report = replace(report, error_fast=compare(reference, ported, held).error)
+    return PortResult(ported.model, report)
+
+
+def _measured(
+    model: nn.Module, ported: Ported, batches: Sequence[Batch]
+) -> tuple[Comparison, Meter]:
+    meter = Meter(ported.run, dimension=True)
+    return compare(model, ported, batches, meter), meter
 
 
 def _check_arguments(
@@ -274,7 +294,7 @@ def _check_arguments(
 
 
 def _check_model(model: nn.Module) -> None:
-    if hasattr(model, "isospike_run"):
+    if ATTRIBUTE in vars(model):
         raise UnsupportedError(
             f"port needs a float model, got a {type(model).__name__} that is already ported. Port "
             "the original."
@@ -327,7 +347,7 @@ def _assignment(
     model: nn.Module, sample: Batch, code: str, steps: int | Mapping[str, int]
 ) -> dict[str, int]:
     """Steps of every site."""
-    names = [site.name for site in sites(open_up(model, sample))]
+    names = [site.name for site in open_up(model, sample).sites]
     if not isinstance(steps, Mapping):
         codes.code(code, steps)
         return dict.fromkeys(names, steps)
@@ -351,7 +371,7 @@ def _assignment(
 
 def _codes(code_of: Callable[[str], WeightedCode]) -> Given:
     """Give sites their codes by name."""
-    return lambda ported: assign_codes(ported, code_of)
+    return lambda ported: ported.assign(code_of)
 
 
 def _uniform(code: str, steps: int) -> Given:
@@ -402,7 +422,7 @@ class _Plan(NamedTuple):
 
 
 def _allocated(
-    opened: nn.Module,
+    opened: Ported,
     batches: Sequence[Batch],
     make: Make,
     code: str,
@@ -410,7 +430,7 @@ def _allocated(
     precision: str,
     tell: Progress,
     plan: _Plan | None = None,
-) -> tuple[nn.Module, _Plan]:
+) -> tuple[Ported, _Plan]:
     """A port whose error on the calibration inputs lies just below ``target``.
 
     Sensitivities are measured at the float model, then where its own rounding takes it. What first
@@ -423,7 +443,7 @@ def _allocated(
         channels = measure_channels(opened, batches)
         tell("measure sensitivities", 1, 2)
         wanted = water_fill(channels, target).amplitude
-        channels = larger(channels, measure_channels(opened, batches, wanted))
+        channels = max_sensitivity(channels, measure_channels(opened, batches, wanted))
         tell("measure sensitivities", 2, 2)
         most = max(t for t in range(1, longest + 1) if codes.code(code, t).levels <= EXACT_LEVELS)
         aim = target
@@ -461,6 +481,7 @@ def _sweep(
     held: Sequence[Batch],
     tell: Progress,
     nonlinear: str,
+    generator: torch.Generator | None,
 ) -> tuple[CurvePoint, ...]:
     """Error and spikes of every code at a few numbers of steps, on fewer inputs."""
     calibration = rows_of(merged, slice(0, CURVE_ROWS))
@@ -471,27 +492,24 @@ def _sweep(
     for done, (code, steps) in enumerate(cells):
         tell("compare codes", done, len(cells))
         ported = open_up(model, sample, nonlinear)
+        ported.seed(generator)
         _uniform(code, steps)(ported)
         calibrate(ported, calibration)
-        comparison, tallies, uses = compare(model, ported, few, dimension=False)
-        spikes = sum((t.spikes for t in tallies.values()), 0.0)
-        spikes = sum((u.spikes for u in uses), spikes) / comparison.tokens
+        meter = Meter(ported.run, dimension=False)
+        comparison = compare(model, ported, few, meter)
+        spikes = sum((s.spikes for s in meter.sites.values()), 0.0)
+        spikes = sum((c.spikes for c in meter.circuits), spikes) / comparison.tokens
         points.append(CurvePoint(code, steps, comparison.error, spikes))
     if cells:
         tell("compare codes", len(cells), len(cells))
     return tuple(points)
 
 
-def _verify(ported: nn.Module, batch: Batch, tell: Progress) -> Audit:
+def _verify(ported: Ported, batch: Batch, tell: Progress) -> Audit:
     """Run stepped under audit."""
     tell("audit the stepped run", 0, 1)
-    run: Run = ported.isospike_run  # type: ignore[assignment]
-    before = run.execution
-    run.execution = "stepped"
-    try:
-        found = audit(ported, rows_of(batch, slice(0, AUDIT_ROWS)))
-    finally:
-        run.execution = before
+    with ported.run.switched(execution="stepped"):
+        found = audit(ported.model, rows_of(batch, slice(0, AUDIT_ROWS)))
     tell("audit the stepped run", 1, 1)
     return found
 

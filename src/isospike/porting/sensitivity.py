@@ -3,21 +3,50 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from isospike import codes
 from isospike.errors import RangeError
+from isospike.porting.attention import MAX_INTEGER_GAIN, SpikingAttention
 from isospike.porting.calibrate import Batch, first_output, valid_tokens
-from isospike.porting.instrument import products, sites
-from isospike.porting.product import GAINS, Run, SpikingAttention
+from isospike.porting.ported import Ported
+from isospike.porting.run import Watcher
 from isospike.porting.sites import Site
 from isospike.porting.water_filling import Allocation, Channels
 
-DRAWS = 2  # random directions for each batch
+HUTCHINSON_PROBES = 2  # random directions for each batch
+
+
+class _Probe(Watcher):
+    """Adds a leaf of zeros to every site's input, whose gradient is the input's."""
+
+    sees_probabilities = True
+
+    def __init__(self, mask: Tensor | None, wanted: Mapping[str, Tensor] | None) -> None:
+        self.mask, self.wanted = mask, wanted
+        self.leaves: dict[str, Tensor] = {}
+        self.lives: dict[str, Tensor] = {}
+        self.sums: dict[str, tuple[Tensor, Tensor, float]] = {}
+
+    def on_input(self, site: Site, x: Tensor) -> Tensor:
+        if site.name not in self.leaves:
+            self.leaves[site.name] = torch.zeros_like(x, requires_grad=True)
+            self.lives[site.name] = live = _live(site, x.detach(), self.mask)
+            self.sums[site.name] = (
+                _over_channels(site, x.detach() * live),
+                _over_channels(site, x.detach().square() * live),
+                float(live.expand_as(x).sum()),
+            )
+        if self.wanted is not None:
+            a = self.wanted[site.name].to(x.dtype)
+            a = a.clamp(max=1.0) if site.kind == "probability" else a
+            rounded = torch.where(a.isinf(), x, (x / a).round() * a)
+            x = x + (rounded - x).detach()
+        return x + self.leaves[site.name]
 
 
 def measure_channels(
-    opened: nn.Module, batches: Sequence[Batch], wanted: Mapping[str, Tensor] | None = None
+    opened: Ported, batches: Sequence[Batch], wanted: Mapping[str, Tensor] | None = None
 ) -> dict[str, Channels]:
     """Sensitivity and variance of every channel, by Hutchinson's estimate.
 
@@ -33,58 +62,37 @@ def measure_channels(
     Returns:
         By site, in order of execution.
     """
-    run: Run = opened.isospike_run  # type: ignore[assignment]
-    by_name = {site.name: site for site in sites(opened)}
+    by_name = {site.name: site for site in opened.sites}
     gradient = {n: torch.zeros(s.offset.shape, dtype=torch.float64) for n, s in by_name.items()}
     first, second = ({n: torch.zeros_like(g) for n, g in gradient.items()} for _ in range(2))
     count = dict.fromkeys(by_name, 0.0)
     power = tokens = 0.0
     for i, batch in enumerate(batches):
-        leaves: dict[str, Tensor] = {}
-        lives: dict[str, Tensor] = {}
-        valid = valid_tokens(batch)
-
-        def perturb(
-            site: Site,
-            x: Tensor,
-            leaves: dict[str, Tensor] = leaves,
-            lives: dict[str, Tensor] = lives,
-        ) -> Tensor:
-            if site.name not in leaves:
-                leaves[site.name] = torch.zeros_like(x, requires_grad=True)
-                lives[site.name] = live = _live(site, x.detach(), run.valid)
-                first[site.name] += _over_channels(site, x.detach() * live)
-                second[site.name] += _over_channels(site, x.detach().square() * live)
-                count[site.name] += float(live.expand_as(x).sum())
-            if wanted is not None:
-                a = wanted[site.name].to(x.dtype)
-                a = a.clamp(max=1.0) if site.kind == "probability" else a
-                rounded = torch.where(a.isinf(), x, (x / a).round() * a)
-                x = x + (rounded - x).detach()
-            return x + leaves[site.name]
-
-        run.perturb, run.valid = perturb, valid
-        try:
-            with torch.enable_grad():
-                y = first_output(opened(**batch))
-        finally:
-            run.perturb = run.valid = None
+        mask = valid_tokens(batch)
+        probe = _Probe(mask, wanted)
+        with torch.enable_grad(), opened.run.watching(probe, mask):
+            y = first_output(opened.model(**batch))
+        for name, (total, squares, values) in probe.sums.items():
+            first[name] += total
+            second[name] += squares
+            count[name] += values
         keep = torch.ones_like(y)
-        if valid is not None and y.shape[:2] == valid.shape:
-            keep *= valid.view(*valid.shape, *[1] * (y.dim() - 2))
+        if mask is not None and y.shape[:2] == mask.shape:
+            keep *= mask.view(*mask.shape, *[1] * (y.dim() - 2))
         power += float((y.detach().double() * keep).square().sum())
         tokens += float(keep[..., 0].sum())
         generator = torch.Generator().manual_seed(i)
-        for draw in range(DRAWS):
+        leaves = probe.leaves
+        for draw in range(HUTCHINSON_PROBES):
             v = torch.randn(y.shape, generator=generator) * keep
             found = torch.autograd.grad(
-                y, list(leaves.values()), v, retain_graph=draw < DRAWS - 1, allow_unused=True
-            )
+                y, list(leaves.values()), v,
+                retain_graph=draw < HUTCHINSON_PROBES - 1, allow_unused=True,
+            )  # fmt: skip
             for name, g in zip(leaves, found, strict=True):
                 if g is not None:  # a head that the output does not read has none
-                    gradient[name] += (
-                        _over_channels(by_name[name], g.square() * lives[name]) / DRAWS
-                    )
+                    squares = _over_channels(by_name[name], g.square() * probe.lives[name])
+                    gradient[name] += squares / HUTCHINSON_PROBES
     measured = {}
     for name, site in by_name.items():
         if not count[name]:
@@ -102,7 +110,7 @@ def measure_channels(
     return measured
 
 
-def larger(a: Mapping[str, Channels], b: Mapping[str, Channels]) -> dict[str, Channels]:
+def max_sensitivity(a: Mapping[str, Channels], b: Mapping[str, Channels]) -> dict[str, Channels]:
     """The larger sensitivity of each channel: two places where the model was measured."""
     return {
         name: Channels(torch.maximum(x.sensitivity, b[name].sensitivity), x.variance, x.values)
@@ -110,7 +118,7 @@ def larger(a: Mapping[str, Channels], b: Mapping[str, Channels]) -> dict[str, Ch
     }
 
 
-def assign_amplitudes(ported: nn.Module, allocation: Allocation, code: str, most: int) -> None:
+def assign_amplitudes(ported: Ported, allocation: Allocation, code: str, most: int) -> None:
     """Have every site take an allocation's amplitudes when its range is fitted.
 
     A site that the first output does not depend on, a pooler say, is fitted with the most steps:
@@ -122,11 +130,11 @@ def assign_amplitudes(ported: nn.Module, allocation: Allocation, code: str, most
         code: Name of the code.
         most: Most steps of a site.
     """
-    for site in sites(ported):
+    for site in ported.sites:
         wanted = allocation.amplitude.get(site.name)
         site.wanted = None if wanted is None or bool(wanted.isinf().all()) else wanted
         site.code = codes.code(code, most)
-    for module in products(ported):
+    for module in ported.products:
         if isinstance(module, SpikingAttention):
             _balance(module)
 
@@ -142,7 +150,7 @@ def _balance(attention: SpikingAttention) -> None:
         return
     product = query * key.repeat_interleave(len(query) // len(key), 0)
     least = product.amin(-1, keepdim=True)
-    excess = (product / (least * GAINS / 2)).clamp_min(1)
+    excess = (product / (least * MAX_INTEGER_GAIN / 2)).clamp_min(1)
     attention.query.wanted = torch.where(least.isinf(), query, query / excess)
 
 

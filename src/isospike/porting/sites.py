@@ -35,6 +35,7 @@ class Site(nn.Module):
         shared: Whether several products read it; its last result is then kept for them.
         wanted: The coarsest amplitude of each channel, if it was given one; its code then is the
             longest it may have, until the range is fitted.
+        generator: Source of randomness of the Bernoulli code; torch's global one if None.
     """
 
     offset: Tensor
@@ -51,6 +52,7 @@ class Site(nn.Module):
         self.fan_out = 0.0
         self.shared = False
         self.wanted: Tensor | None = None
+        self.generator: torch.Generator | None = None
         self._last: tuple[Any, Any, Tensor] | None = None
 
     @property
@@ -81,7 +83,6 @@ class Site(nn.Module):
     def integers(
         self,
         x: Tensor,
-        generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float32,
         *,
         into: Purpose | None = None,
@@ -90,15 +91,14 @@ class Site(nn.Module):
 
         Args:
             x: Values, channels where ``offset`` has them.
-            generator: Source of randomness of the Bernoulli code.
             dtype: Of the result; bfloat16 holds up to 8 bits and a sign. float64 stays float64.
             into: The workspace for a result that is used at once; by default it has memory of its
                 own.
         """
         into = None if self.shared else into
-        return self._once(x, dtype, lambda: self._integers(x, generator, dtype, into))
+        return self._once(x, dtype, lambda: self._integers(x, dtype, into))
 
-    def words(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def words(self, x: Tensor) -> Tensor:
         """The spike trains, each in a word: :func:`isospike.kernels.product.trains.pack_trains`."""
         wide = self.offset.dtype
 
@@ -106,15 +106,13 @@ class Site(nn.Module):
             # A long train stays integers; those that other readers will ask for are kept.
             kept = self.shared and self.code.steps > MAX_TABLE_STEPS
             into = None if kept else Purpose.TRAINS
-            return pack_trains(self.code, self._integers(x, generator, wide, into))
+            return pack_trains(self.code, self._integers(x, wide, into))
 
         return self._once(x, "words", spell)
 
-    def spikes(
-        self, x: Tensor, generator: torch.Generator | None = None
-    ) -> Iterator[tuple[float, Tensor]]:
+    def spikes(self, x: Tensor) -> Iterator[tuple[float, Tensor]]:
         """Weight and spikes of each step: :func:`isospike.kernels.product.trains.spike_steps`."""
-        return spike_steps(self.code, self.words(x, generator))
+        return spike_steps(self.code, self.words(x))
 
     def _once(self, x: Tensor, what: object, compute: Callable[[], Tensor]) -> Tensor:
         """``compute()``, kept for the other readers of a shared site while ``x`` is alive."""
@@ -127,15 +125,13 @@ class Site(nn.Module):
         self._last = (weakref.ref(x, lambda _: self._forget()), key, result)
         return result
 
-    def _integers(
-        self, x: Tensor, generator: torch.Generator | None, dtype: torch.dtype, into: Purpose | None
-    ) -> Tensor:
+    def _integers(self, x: Tensor, dtype: torch.dtype, into: Purpose | None) -> Tensor:
         code, x = self.code, x.detach()
         wide = self.offset.dtype
         dtype = wide if wide == torch.float64 else dtype
         if isinstance(code, BernoulliCode):
             u = ((x - self.offset) / self.scale).clamp_(code.low, 1.0)
-            return code.integers(u, generator=generator).to(dtype)
+            return code.integers(u, generator=self.generator).to(dtype)
         # floor(u * levels + 1/2) with the affine map folded in.
         gain = code.levels / self.scale
         shift = 0.5 - self.offset * gain

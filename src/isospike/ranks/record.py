@@ -19,8 +19,12 @@ from torch.overrides import TorchFunctionMode
 
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.models.gated_output import GatedOutputProjection
+from isospike.porting.attention import SpikingAttention
 from isospike.porting.instrument import uses_interface
-from isospike.porting.product import SpikingAttention, SpikingProduct
+from isospike.porting.ported import Ported
+from isospike.porting.product import SpikingProduct
+from isospike.porting.run import Watcher
+from isospike.porting.sites import Site
 from isospike.ranks.norms import is_norm
 
 ATTENTION = "isospike-rank"
@@ -283,27 +287,32 @@ class _Recorder:
 
     @contextmanager
     def _observed(self) -> Iterator[None]:
-        """The spelled attention of a port: e as its spikes say it, over the sum of that."""
-        run: Any = self.model.isospike_run
-        maps: list[Tensor] = []
-
-        def observe(site: Any, x: Tensor, **_: Any) -> None:
-            if site.kind == "probability":
-                e = site.integers(x, run.generator).clone()
-                maps[:] = [e / e.sum(-1, keepdim=True)]
+        """The attention of a port, from the probabilities that its spikes carry."""
+        watcher = _Probabilities()
 
         def hook(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
-            self.attend(module.name, maps[0], y.transpose(1, 2))  # type: ignore[arg-type]
+            self.attend(module.name, watcher.maps, y.transpose(1, 2))  # type: ignore[arg-type]
 
-        spiking = [m for m in self.model.modules() if isinstance(m, SpikingAttention)]
+        ported = Ported.of(self.model)
+        spiking = [m for m in ported.products if isinstance(m, SpikingAttention)]
         handles = [m.register_forward_hook(hook) for m in spiking]
-        before, run.observe = run.observe, observe
         try:
-            yield
+            with ported.run.watching(watcher):
+                yield
         finally:
-            run.observe = before
             for handle in handles:
                 handle.remove()
+
+
+class _Probabilities(Watcher):
+    """Keeps what the last attention's spikes carry, divided by its sum."""
+
+    maps: Tensor
+
+    def on_site(self, site: Site, x: Tensor, **_: Any) -> None:
+        if site.kind == "probability":
+            e = site.integers(x).clone()
+            self.maps = e / e.sum(-1, keepdim=True)
 
 
 class _Products(TorchFunctionMode):
@@ -382,7 +391,7 @@ def spelled(projection: nn.Module, z: Tensor) -> Tensor:
     if not isinstance(projection, SpikingProduct):
         return z
     site = projection.site
-    return torch.addcmul(site.offset, site.integers(z, projection.run.generator), site.amplitude)
+    return torch.addcmul(site.offset, site.integers(z), site.amplitude)
 
 
 def _may_attend(module: nn.Module) -> bool:

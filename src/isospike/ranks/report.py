@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from isospike.errors import MissingExtraError, RangeError
+from isospike.porting.run import ATTRIBUTE
 from isospike.ranks.measure import Pass, SiteRow, measure
 from isospike.ranks.numerical import span
 from isospike.report.files import write_file
@@ -308,7 +309,7 @@ def _controls(
 
 def _fresh(model: nn.Module, seed: int) -> nn.Module | None:
     """The model with the weights that it would have before training; None for a port."""
-    if hasattr(model, "isospike_run"):
+    if ATTRIBUTE in vars(model):
         return None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,0 +1,211 @@
+"""How the modules of one ported model run: the mode, the phase, and whoever watches."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from isospike.errors import RangeError, UnsupportedError
+from isospike.porting.sites import Site
+
+EXECUTIONS = ("collapsed", "stepped")
+PRECISIONS = ("exact", "fast")
+FUNCTIONS = ("float", "spiking")
+FAST_LEVELS = 256  # a bfloat16 holds integers up to here
+ATTRIBUTE = "isospike_run"  # of a ported model
+
+
+@dataclass(frozen=True)
+class Mode:
+    """The settings of a ported model.
+
+    Attributes:
+        execution: ``collapsed`` or ``stepped``.
+        precision: ``exact`` (float32) or ``fast`` (collapsed only: weights and the results of
+            linear products in bfloat16; the integers are exact in it).
+        functions: How softmax, activations and normalisation are computed: ``float`` or
+            ``spiking``.
+    """
+
+    execution: str = "collapsed"
+    precision: str = "exact"
+    functions: str = "float"
+
+    @property
+    def stepped(self) -> bool:
+        """Whether spikes enter the products step by step."""
+        return self.execution == "stepped"
+
+    @property
+    def fast(self) -> bool:
+        """Whether products are computed in bfloat16."""
+        return self.precision == "fast"
+
+    @property
+    def spiking(self) -> bool:
+        """Whether circuits of spikes compute what is not a product."""
+        return self.functions == "spiking"
+
+    def check(self, who: str, levels: int = 0) -> None:
+        """Raise RangeError unless a port whose codes have up to ``levels`` levels can run so."""
+        for name, known in (
+            ("execution", EXECUTIONS),
+            ("precision", PRECISIONS),
+            ("functions", FUNCTIONS),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise RangeError(
+                    f"{who} needs {name} among {', '.join(known)}, got {value!r}. Choose one of "
+                    "them."
+                )
+        if self.fast and (self.stepped or levels > FAST_LEVELS):
+            raise RangeError(
+                f"{who} needs collapsed execution and at most {FAST_LEVELS} levels for precision "
+                f"'fast', got {self.execution} and {levels} levels. Use 8 steps or fewer, or "
+                "precision 'exact'."
+            )
+
+
+@dataclass(frozen=True)
+class CircuitStats:
+    """What one circuit did on one batch, summed over unpadded tokens.
+
+    Attributes:
+        name: The module it belongs to.
+        kind: ``activation``, ``normalisation``, ``softmax``, ``product`` or ``relay``.
+        values: Values it gave.
+        neurons: Neurons.
+        spikes: Spikes.
+        synaptic_ops: Additions they caused.
+        neuron_updates: Neurons times the steps each was awake.
+        squared_error: Against the float function of the same inputs.
+        squared: That function's values.
+    """
+
+    name: str
+    kind: str
+    values: float
+    neurons: float
+    spikes: float
+    synaptic_ops: float
+    neuron_updates: float
+    squared_error: float
+    squared: float
+
+
+class Watcher:
+    """Sees what passes through a ported model; override what you want to see.
+
+    Attributes:
+        sees_circuits: Whether :meth:`on_circuit` is called, which costs time.
+        sees_probabilities: Whether :meth:`on_input` sees the probabilities of attention too, whose
+            softmax is then computed as ``exp`` and a division.
+    """
+
+    sees_circuits = False
+    sees_probabilities = False
+
+    def on_input(self, site: Site, x: Tensor) -> Tensor:
+        """What a float pass shall use in place of a site's input ``x``; called by each reader."""
+        return x
+
+    def on_site(
+        self,
+        site: Site,
+        x: Tensor,
+        *,
+        fan_out: Tensor | float,
+        macs: bool = True,
+        live: Tensor | None = None,
+    ) -> None:
+        """Take note of a site's input in a spiking pass.
+
+        Args:
+            site: The site.
+            x: Its input, channels last.
+            fan_out: Additions that one spike causes.
+            macs: Whether the float product multiplies each value ``fan_out`` times.
+            live: Entries of ``x`` that exist; a causal mask removes some.
+        """
+
+    def on_circuit(self, stats: CircuitStats) -> None:
+        """Take note of what a circuit did in a spiking pass."""
+
+
+@dataclass
+class Run:
+    """The state that all modules of one ported model share.
+
+    Attributes:
+        mode: Its settings.
+        phase: ``float``, ``calibrate`` or ``run``.
+        token_mask: Mask of the unpadded tokens, ``[batch, tokens]``; None if all are.
+        watcher: Sees what passes, while there is one.
+    """
+
+    mode: Mode = Mode()
+    phase: str = "float"
+    token_mask: Tensor | None = None
+    watcher: Watcher | None = None
+
+    @contextmanager
+    def watching(self, watcher: Watcher | None, token_mask: Tensor | None = None) -> Iterator[None]:
+        """Have ``watcher`` see the passes inside, whose unpadded tokens ``token_mask`` says."""
+        before = self.watcher, self.token_mask
+        self.watcher, self.token_mask = watcher, token_mask
+        try:
+            yield
+        finally:
+            self.watcher, self.token_mask = before
+
+    @contextmanager
+    def calibrating(self, token_mask: Tensor | None) -> Iterator[None]:
+        """The pass inside calibrates; the model then runs on spikes."""
+        self.phase, self.token_mask = "calibrate", token_mask
+        try:
+            yield
+        finally:
+            self.phase, self.token_mask = "run", None
+
+    @contextmanager
+    def switched(self, **settings: str) -> Iterator[None]:
+        """Other settings for the passes inside."""
+        before = self.mode
+        self.mode = replace(before, **settings)
+        try:
+            yield
+        finally:
+            self.mode = before
+
+    def seen(self, site: Site, x: Tensor) -> Tensor:
+        """``x`` as the float phase shall use it."""
+        return x if self.watcher is None else self.watcher.on_input(site, x)
+
+    @property
+    def circuit_watcher(self) -> Watcher | None:
+        """Who wants to know of circuits, if anybody."""
+        return self.watcher if self.watcher is not None and self.watcher.sees_circuits else None
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Unpadded tokens of ``x [batch, tokens, channels]``; all of them where no mask fits."""
+        mask = self.token_mask
+        if mask is not None and x.shape[:2] == mask.shape and x.dim() == 3:
+            return x[mask]
+        return x.reshape(-1, x.shape[-1])
+
+
+def run_of(model: nn.Module) -> Run:
+    """The run of a ported model.
+
+    Raises:
+        UnsupportedError: The model is not a port.
+    """
+    run = vars(model).get(ATTRIBUTE)
+    if not isinstance(run, Run):
+        raise UnsupportedError(
+            f"this needs a ported model, got a {type(model).__name__} that runs in float. Port it "
+            "with isospike.port first."
+        )
+    return run
