@@ -363,6 +363,12 @@ def test_products_that_read_one_tensor_share_one_site():
     assert sorted(observed) == sorted(names)
 
 
+def measured(model, port, batches):
+    """Comparison and what passed the sites."""
+    meter = Meter(Ported.of(port).run, dimension=False)
+    return compare(model, Ported.of(port), batches, meter), meter.sites
+
+
 class OnSite(Watcher):
     """Calls a function with each site and its input."""
 
@@ -413,8 +419,8 @@ def test_multiplications_of_an_unpadded_batch_equal_what_the_audit_saw():
     inputs = models.batch("bert", rows=4, padded=False)
     seen = sum(p.macs for p in isospike.audit(float_model("bert"), inputs).products)
     assert seen == bert_macs([models.LONGEST] * 4)
-    comparison, tallies, _ = compare(float_model("bert"), ported("bert").model, [inputs], False)
-    reports = site_reports(ported("bert").model, tallies, comparison.tokens, {})
+    comparison, sums = measured(float_model("bert"), ported("bert").model, [inputs])
+    reports = site_reports(Ported.of(ported("bert").model), sums, comparison.tokens, {})
     assert sum(s.macs for s in reports) * comparison.tokens == pytest.approx(seen, rel=1e-9)
 
 
@@ -423,10 +429,7 @@ def test_synaptic_operations_are_the_additions_that_the_spikes_cause(code):
     steps = {"signed-digit": 8, "phase": 6}[code]
     model = ported("bert", code, steps).model
     inputs = models.batch("bert", rows=4, seed=6, padded=False)
-    ported_model = Ported.of(model)
-    meter = Meter(ported_model.run, dimension=False)
-    comparison = compare(float_model("bert"), ported_model, [inputs], meter)
-    sums = meter.sites
+    comparison, sums = measured(float_model("bert"), model, [inputs])
     trains = {}
     watcher = OnSite(lambda site, x: trains.update({site.name: models.train(site, x)}))
     with run_of(model).watching(watcher):
@@ -441,7 +444,7 @@ def test_synaptic_operations_are_the_additions_that_the_spikes_cause(code):
         assert sums[name].synaptic_ops == sum(spikes * len(r.weight) for r in readers)
     report = next(
         s
-        for s in site_reports(ported_model, sums, comparison.tokens, {})
+        for s in site_reports(Ported.of(model), sums, comparison.tokens, {})
         if s.name == "encoder.layer.1.intermediate.dense"
     )
     assert report.synaptic_ops == pytest.approx(report.spikes * 40)
@@ -451,13 +454,13 @@ def test_synaptic_operations_are_the_additions_that_the_spikes_cause(code):
 
 def test_spikes_of_attention_reach_only_the_keys_a_mask_leaves():
     inputs = models.batch("gpt2", rows=4, padded=False)
-    _, tallies, _ = compare(float_model("gpt2"), ported("gpt2").model, [inputs], False)
+    _, sums = measured(float_model("gpt2"), ported("gpt2").model, [inputs])
     n = models.LONGEST
     live = 4 * n * (n + 1) / 2  # causal
-    assert tallies["transformer.h.0.attn:query"].macs == live * 24
-    assert tallies["transformer.h.0.attn:probability"].macs == live * 24
-    assert tallies["transformer.h.0.attn:probability"].values == live * 3
-    key = tallies["transformer.h.0.attn:key"]
+    assert sums["transformer.h.0.attn:query"].macs == live * 24
+    assert sums["transformer.h.0.attn:probability"].macs == live * 24
+    assert sums["transformer.h.0.attn:probability"].values == live * 3
+    key = sums["transformer.h.0.attn:key"]
     assert key.synaptic_ops == 2 * key.spikes
 
 
