@@ -2,6 +2,8 @@
 
 import math
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -135,6 +137,12 @@ def test_a_machine_without_the_eight_bit_product_packs_nothing(monkeypatch, miss
     assert largest_spike.__wrapped__() == 0
     monkeypatch.setattr(int8, "largest_spike", lambda: 0)
     assert not can_pack(torch.zeros(2, 2))
+
+
+def test_the_compiler_is_imported_when_it_is_first_needed():
+    names = "models, neurons, porting, products"
+    code = f"import sys; from isospike import {names}; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_weight_of_an_off_neuron_lies_beside_that_of_its_on_neuron():

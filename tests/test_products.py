@@ -235,7 +235,9 @@ def test_other_types_and_shapes_are_refused():
         spike_matmul(torch.ones(2, 2, dtype=torch.int64), torch.ones(2, 2))
     with pytest.raises(ShapeError, match=r"^spike_matmul needs .* got \(2, 3\) and \(2, 2\)"):
         spike_matmul(torch.ones(2, 3), torch.ones(2, 2))
-    with pytest.raises(UnsupportedError, match="one of exact, fast, got 'int8'"):
+    with pytest.raises(
+        UnsupportedError, match="known precision, got 'int8'. Use one of exact, fast"
+    ):
         spike_linear(torch.ones(1, 2), torch.ones(1, 2), precision="int8")
 
 

@@ -237,6 +237,11 @@ def test_sizes_are_checked(settings, text):
         Transformer(**{"vocabulary": 5, "width": 8, "heads": 2, **settings})
 
 
+def test_gates_without_attention_are_refused():
+    with pytest.raises(UnsupportedError, match="needs attention for its gates, got gated=True"):
+        Transformer(5, 8, 2, gated=True, attention=False)
+
+
 @pytest.mark.parametrize("shape", [(2, 5), (1, LENGTH), (2, LENGTH, 1), (LENGTH,)])
 def test_a_mask_of_a_wrong_shape_is_refused(shape):
     mask = torch.ones(shape, dtype=torch.bool)

@@ -1,10 +1,11 @@
 """Products of binary spikes: zeros and ones are exact in eight bits and in bfloat16.
 
-``precision="exact"`` gives the float32 product, on a CPU with an eight-bit matrix unit from three
-planes of bytes (:mod:`isospike.kernels.product.int8`). ``precision="fast"`` takes bfloat16
-weights and gives a bfloat16 result, with float32 sums inside.
+``precision="exact"`` gives the float32 product; a CPU computes it in eight-bit arithmetic where it
+can (:mod:`isospike.kernels.product.int8`). ``precision="fast"`` takes bfloat16 weights and gives a
+bfloat16 result, with float32 sums inside; it is faster on a processor with a bfloat16 unit.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isospike.errors import RangeError, ShapeError, UnsupportedError
-from isospike.kernels.product.attention import attend, laid_out
 from isospike.kernels.product.int8 import add_product, can_pack, largest_spike, pack_float32
 from isospike.kernels.runtime.buffers import empty_pooled
 from isospike.kernels.runtime.torch_ops import define
+
+__all__ = ["spike_attention", "spike_linear", "spike_matmul"]
 
 PRECISIONS = ("exact", "fast")
 SPIKES = (torch.float32, torch.bfloat16, torch.uint8, torch.bool)
@@ -33,7 +35,7 @@ def spike_linear(
     precision: str = "exact",
     pack: bool = False,
 ) -> Tensor:
-    """``s @ weight.T + bias`` for spikes s.
+    """Linear layer for spikes: ``s @ weight.T + bias``.
 
     Args:
         s: Spikes in {0, 1}, ``[..., inputs]``; float32, bfloat16, uint8 or bool. Whole numbers up
@@ -51,17 +53,22 @@ def spike_linear(
 
     Raises:
         ShapeError: The last axis is not the weight's.
-        RangeError: A type is not one of these, floating spikes are no whole numbers in [0, 255], or
-            a weight is not finite (``exact``, with an eight-bit unit).
+        RangeError: A type is not one of these, a floating spike is not a whole number in [0, 255],
+            or a weight is not finite (``exact``, with an eight-bit unit).
         UnsupportedError: Unknown precision, or a second derivative of a packed product.
 
     Gradient: of the weight, the bias and floating spikes, as often as wanted; its products are
     torch's own, in float32, or in bfloat16 if fast.
+
+    >>> s = torch.tensor([[1, 0, 1], [0, 0, 1]], dtype=torch.uint8)
+    >>> spike_linear(s, torch.tensor([[0.5, 1.0, -2.0]]))
+    tensor([[-1.5000],
+            [-2.0000]])
     """
     if precision not in PRECISIONS:
         raise UnsupportedError(
-            f"spike_linear needs precision to be one of {', '.join(PRECISIONS)}, got "
-            f"{precision!r}. Choose one."
+            f"spike_linear needs a known precision, got {precision!r}. Use one of "
+            f"{', '.join(PRECISIONS)}."
         )
     if s.dtype not in SPIKES or weight.dtype != torch.float32:
         raise RangeError(
@@ -79,9 +86,10 @@ def spike_linear(
 
 
 def spike_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` for binary operands: exact counts, in float32.
+    """Matrix product of two spike tensors, ``a @ b``: exact counts, in float32.
 
-    The product is taken in bfloat16, 256 terms at a time: no count exceeds what it holds exactly.
+    With a bfloat16 unit the product is taken in bfloat16, 256 terms at a time, so that no count
+    exceeds what bfloat16 holds exactly.
 
     Args:
         a: Spikes in {0, 1}, ``[..., rows, terms]``; float32, bfloat16, uint8 or bool.
@@ -95,6 +103,9 @@ def spike_matmul(a: Tensor, b: Tensor) -> Tensor:
         RangeError: A type is not one of these. That the values are 0 and 1 is not checked.
 
     Gradient: of floating operands, as often as wanted; products with it are float32.
+
+    >>> spike_matmul(torch.tensor([[1.0, 0.0, 1.0]]), torch.ones(3, 1))
+    tensor([[2.]])
     """
     for x in (a, b):
         if x.dtype not in SPIKES:
@@ -112,7 +123,7 @@ def spike_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def spike_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 0.125) -> Tensor:
-    """``scale * q k^T v`` of binary q, k and v, head by head.
+    """Attention between spikes, without a softmax: ``scale * q k^T v``, head by head.
 
     Every product counts spikes, so it may be taken in either order. Bytes on a CPU become sums of
     rows, exact. Elsewhere it is ``q (k^T v)`` where there are more tokens than channels, ``(q k^T)
@@ -134,6 +145,10 @@ def spike_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 0.125) -> Te
             not checked.
 
     Gradient: of floating operands, as often as wanted.
+
+    >>> q = k = v = torch.ones(2, 3, 4, dtype=torch.uint8)  # heads, tokens, channels of a head
+    >>> spike_attention(q, k, v)[0, 0]
+    tensor([1.5000, 1.5000, 1.5000, 1.5000])
 
     Reference: Zhou, Zhu, He, Wang, Yan, Tian, Yuan (2023), Spikformer: when spiking neural network
     meets transformer. The scale 1/8 is theirs, whatever the number of channels.
@@ -212,7 +227,7 @@ def _bytes(s: Tensor) -> Tensor:
         wrong = s[counts.to(s.dtype) != s]
         raise RangeError(
             f"spike_linear needs spikes, whole numbers in [0, 255], got {wrong[0].item():g} "
-            f"({wrong.numel()} of {s.numel()} are none). Use torch.nn.functional.linear for others."
+            f"({wrong.numel()} of {s.numel()} are not). Use torch.nn.functional.linear for others."
         )
     return counts
 
@@ -220,12 +235,31 @@ def _bytes(s: Tensor) -> Tensor:
 _linear = define("spike_linear(Tensor s, Tensor weight, bool fast) -> Tensor", _run, _run_fake)
 
 
-def _attend_fake(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return laid_out(q, v, lambda shape: q.new_empty(shape, dtype=torch.float32))
+def _laid_out(q: Tensor, v: Tensor, create: Callable[[Sequence[int]], Tensor]) -> Tensor:
+    """The result's memory, where the heads of a token are neighbours if those of q are."""
+    shape = [*q.shape[:-1], v.shape[-1]]
+    if q.dim() > 2 and q.stride(-3) < q.stride(-2):
+        shape[-3], shape[-2] = shape[-2], shape[-3]
+        return create(shape).transpose(-3, -2)
+    return create(shape)
+
+
+def _run_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    from isospike.kernels.product.attention import attend  # imports the compiler
+
+    out = _laid_out(q, v, lambda shape: empty_pooled(shape, torch.float32, q.device))
+    attend(q, k, v, scale, out)
+    return out
+
+
+def _run_attention_fake(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return _laid_out(q, v, lambda shape: q.new_empty(shape, dtype=torch.float32))
 
 
 _attend = define(
-    "spike_attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor", attend, _attend_fake
+    "spike_attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor",
+    _run_attention,
+    _run_attention_fake,
 )
 
 
@@ -245,7 +279,7 @@ class _SpikeLinear(torch.autograd.Function):
             if torch.is_grad_enabled():
                 raise UnsupportedError(
                     "spike_linear needs pack=False to be differentiated twice, got pack=True. "
-                    "Keep the spikes as they are."
+                    "Leave pack out."
                 )
             s = unpack_spikes(s, ctx.packed, work)
         g = grads[0].to(work)

@@ -26,11 +26,13 @@ from isospike.errors import RangeError, ShapeError
 
 
 class GatedOutputProjection(nn.Module):
-    """(1) and (2); with W_g = 0 and b_g = 0, as it starts, the plain projection.
+    """Attention output with a gate for each head and token, (1) and (2).
+
+    It starts with W_g = 0 and b_g = 0, where it is the plain projection.
 
     Args:
         width: d, channels of x and of the result.
-        heads: H; they divide ``width`` unless ``head_width`` is given.
+        heads: H, number of heads; they divide ``width`` unless ``head_width`` is given.
         head_width: d_k, channels of one head; ``width / heads`` by default.
         bias: Whether the result has a bias b.
 
@@ -40,6 +42,10 @@ class GatedOutputProjection(nn.Module):
 
     Raises:
         RangeError: A size below 1, or heads that do not divide the width.
+
+    >>> layer = GatedOutputProjection(width=64, heads=4)
+    >>> layer(torch.randn(2, 10, 64), torch.randn(2, 10, 64)).shape
+    torch.Size([2, 10, 64])
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class GatedOutputProjection(nn.Module):
         if heads < 1 or width < 1 or (head_width is not None and head_width < 1):
             raise RangeError(
                 f"GatedOutputProjection needs sizes >= 1, got width {width}, heads {heads}, "
-                f"head_width {head_width}."
+                f"head_width {head_width}. Give positive numbers."
             )
         if head_width is None and width % heads:
             raise RangeError(
@@ -73,12 +79,21 @@ class GatedOutputProjection(nn.Module):
     def gated(
         self, heads_out: Float[Tensor, "*batch channels"], x: Float[Tensor, "*batch width"]
     ) -> Float[Tensor, "*batch channels"]:
-        """Each head's output times its gate: what W_O reads."""
+        """The input of W_O: each head's output times its gate.
+
+        Args:
+            heads_out: Outputs of the heads, side by side.
+            x: The input of attention: the normalised stream of a pre-norm block.
+
+        Raises:
+            ShapeError: The last axes are not those of the layer.
+        """
         inner = self.heads * self.head_width
         if heads_out.shape[-1] != inner or x.shape[-1] != self.gate.in_features:
             raise ShapeError(
                 f"GatedOutputProjection needs heads_out [.., {inner}] and x "
-                f"[.., {self.gate.in_features}], got {list(heads_out.shape)} and {list(x.shape)}."
+                f"[.., {self.gate.in_features}], got {list(heads_out.shape)} and {list(x.shape)}. "
+                "Put the heads side by side."
             )
         gates = 2 * torch.sigmoid(self.gate(x))  # (1)
         return heads_out * gates.repeat_interleave(self.head_width, -1)
@@ -86,11 +101,14 @@ class GatedOutputProjection(nn.Module):
     def forward(
         self, heads_out: Float[Tensor, "*batch channels"], x: Float[Tensor, "*batch width"]
     ) -> Float[Tensor, "*batch width"]:
-        """(2).
+        """The gated projection (2).
 
         Args:
             heads_out: Outputs of the heads, side by side.
-            x: What attention read: the normalised stream of a pre-norm block.
+            x: The input of attention: the normalised stream of a pre-norm block.
+
+        Returns:
+            The output of attention, to be added to the stream.
 
         Raises:
             ShapeError: The last axes are not those of the layer.

@@ -5,9 +5,10 @@ perceptron follow; the rate of the last tokens is classified. Every product is f
 normalisation and LIF neurons (tau 2, the input decaying too, reset to 0). Sums of residual branches
 are whole numbers of spikes.
 
-:class:`Spikformer` trains; :func:`fold` makes the network that only runs, several times as fast:
-normalisations folded into weights and neurons, spikes in small types, a few images at a time so
-that they stay in the cache, and the first convolution, whose input repeats, done once.
+:class:`Spikformer` is for training. :func:`fold` makes a network for inference, several times as
+fast: normalisations are folded into weights and neurons, spikes have small types, a few images are
+taken at a time so that they stay in the cache, and the first convolution, whose input repeats, is
+done once.
 """
 
 from collections.abc import Callable, Mapping
@@ -84,15 +85,19 @@ class Spikformer(nn.Module):
     """Spikformer-4-384 by default.
 
     Args:
-        steps: T; an image is repeated for so many steps.
-        classes: Of the head.
-        channels: Of a token; a multiple of 8 and of ``heads``.
-        heads: Of the attention.
-        blocks: How many.
+        steps: T, number of time steps; the image is the input of each.
+        classes: Classes of the head.
+        channels: Channels of a token, a multiple of 8 and of ``heads``.
+        heads: Attention heads.
+        blocks: Number of blocks.
         expansion: Hidden neurons of the perceptron per channel.
 
     Raises:
-        RangeError: ``channels`` is no such multiple, or there are no steps.
+        RangeError: ``channels`` is not such a multiple, or there are no steps.
+
+    >>> model = Spikformer(steps=2, channels=16, heads=2, blocks=1)
+    >>> model(torch.zeros(3, 3, 32, 32)).shape  # steps, batch, classes
+    torch.Size([2, 3, 10])
 
     Reference: Zhou, Zhu, He, Wang, Yan, Tian, Yuan (2023), Spikformer: when spiking neural network
     meets transformer.
@@ -111,7 +116,7 @@ class Spikformer(nn.Module):
         if steps < 1 or channels % 8 or channels % heads:
             raise RangeError(
                 "Spikformer needs steps >= 1 and channels a multiple of 8 and of heads, got "
-                f"steps={steps}, channels={channels}, heads={heads}. Choose others."
+                f"steps={steps}, channels={channels}, heads={heads}. Choose channels=384, heads=12."
             )
         self.steps = steps
         sizes = [3, channels // 8, channels // 4, channels // 2, channels]
@@ -130,8 +135,13 @@ class Spikformer(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores ``[steps, batch, classes]`` of ``images [batch, 3, height, width]``, sides
-        divisible by 4; their mean over the steps is the answer.
+        """Scores of images; their mean over the steps is the answer.
+
+        Args:
+            images: ``[batch, 3, height, width]``, sides divisible by 4.
+
+        Returns:
+            ``[steps, batch, classes]``.
 
         Raises:
             ShapeError: ``images`` has another shape.
@@ -160,15 +170,24 @@ def check_images(images: Tensor) -> None:
     if len(shape) != 4 or shape[1] != 3 or shape[2] % 4 or shape[3] % 4 or 0 in shape:
         raise ShapeError(
             f"Spikformer needs images [batch, 3, height, width] with sides divisible by 4, got "
-            f"{shape}. Repeat no steps: it does so itself."
+            f"{shape}. Leave the time steps out: the model repeats the images."
         )
 
 
 def from_spikingjelly(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State of our :class:`Spikformer` from that of SpikingJelly's ``spikformer_cifar10``.
+    """Weights for :class:`Spikformer` from those of SpikingJelly's ``spikformer_cifar10``.
+
+    Args:
+        weights: The ``state_dict()`` of SpikingJelly's network.
+
+    Returns:
+        The same weights under our names, for ``load_state_dict``.
 
     Raises:
-        UnsupportedError: A name is not one of that network's; none is left out.
+        UnsupportedError: A name does not belong to that network.
+
+    >>> list(from_spikingjelly({"head.bias": torch.zeros(10)}))
+    ['head.bias']
 
     Source: spikingjelly 2.0.0, ``activation_based/model/spikformer.py``.
     """
@@ -211,10 +230,10 @@ class Folded(NamedTuple):
     """A product, its normalisation folded in, and the neurons behind it.
 
     Attributes:
-        weight: Three planes of ``[outputs, inputs]``, or that of a linear layer or a convolution
-            in bfloat16, or in float32 where there is no eight-bit unit.
-        neurons: Their bias is that of the normalisation.
-        size: Of the kernel, 3 or 1.
+        weight: Byte planes of ``[outputs, inputs]``; or the weight of a linear layer or a
+            convolution, in bfloat16, or in float32 where there is no eight-bit product.
+        neurons: The neurons; their bias is that of the normalisation.
+        size: Size of the kernel, 3 or 1.
         pool: Whether a maximum is taken over neighbours before the neurons.
     """
 
@@ -225,12 +244,12 @@ class Folded(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the spikes that it takes and gives."""
+        """Type of the spikes in and out."""
         return torch.uint8 if isinstance(self.weight, BytePlanes) else self.weight.dtype
 
 
 class FoldedSpikformer:
-    """A Spikformer that only runs; see :func:`fold`. Called like the one it came from."""
+    """A Spikformer for inference, made by :func:`fold`; it is called like the original."""
 
     def __init__(self, model: Spikformer, precision: str) -> None:
         stages = [cast(Convolution, stage) for stage in model.stages]
@@ -252,7 +271,7 @@ class FoldedSpikformer:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Scores ``[steps, batch, classes]`` of ``images [batch, 3, height, width]``."""
+        """Scores of images; see :meth:`Spikformer.forward`."""
         check_images(images)
         parts = [images[i : i + AT_ONCE] for i in range(0, len(images), AT_ONCE)]
         return torch.cat([self._run(part) for part in parts], 1)
@@ -273,23 +292,30 @@ class FoldedSpikformer:
 
 
 def fold(model: Spikformer, precision: str = "exact") -> FoldedSpikformer:
-    """The network that only runs, on a CPU.
+    """Make a network for inference on a CPU.
 
     Args:
-        model: A Spikformer with running statistics; it is not changed, nor are later changes seen.
+        model: A Spikformer with running statistics. It is not changed, and later changes of it have
+            no effect.
         precision: ``exact``: products with the error of float32's own, so that a spike differs only
-            where the membrane is within rounding of the threshold; ``fast``: bfloat16 weights.
-            Counts, hence attention, are exact in both.
+            where the membrane is within rounding of the threshold; ``fast``: bfloat16 weights, on
+            processors with a bfloat16 unit. Counts, hence attention, are exact in both.
+
+    Returns:
+        A function of images; see :meth:`Spikformer.forward`.
 
     Raises:
         UnsupportedError: Unknown precision, or a normalisation without running statistics.
 
     Gradient: none.
+
+    >>> network = fold(Spikformer(steps=2, channels=16, heads=2, blocks=1).eval())
+    >>> network(torch.zeros(3, 3, 32, 32)).shape
+    torch.Size([2, 3, 10])
     """
     if precision not in PRECISIONS:
         raise UnsupportedError(
-            f"fold needs precision to be one of {', '.join(PRECISIONS)}, got {precision!r}. "
-            "Choose one."
+            f"fold needs a known precision, got {precision!r}. Use one of {', '.join(PRECISIONS)}."
         )
     return FoldedSpikformer(model, precision)
 

@@ -22,7 +22,7 @@ from isospike.positions import NoPE, Position
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far: what a causal transformer remembers.
+    """Keys and values of the tokens so far: the memory of a causal transformer.
 
     Attributes:
         keys, values: Of each layer, ``[batch, heads, length, head width]``; keys are rotated.
@@ -35,26 +35,34 @@ class Cache(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens in it: it grows by one with every token, without a bound."""
+        """Number of tokens in it; it grows by one with every token, without a bound."""
         return len(self.at)
 
 
 class Transformer(nn.Module):
-    """The transformer of the module's head.
+    """A pre-norm transformer; the equations are in the module's head.
 
     Args:
-        vocabulary: Tokens, and logits.
+        vocabulary: Number of tokens, and of logits.
         width: Channels of x.
-        heads: Attention heads; they divide ``width``.
-        layers: Of attention and perceptron.
-        position: The encoding, shared by all layers.
-        causal: Whether a token sees only itself and those before it.
+        heads: Number of attention heads; they divide ``width``.
+        layers: Number of layers, each with attention and a perceptron.
+        position: The positional encoding, shared by all layers; None for none.
+        causal: Whether a token attends only to itself and to those before it.
         hidden: Channels of the perceptron; by default four times ``width``.
-        scale: Of the token embeddings, which start with variance 1.
-        attention: Without it, tokens never meet, and the perceptron has as many more weights as
-            attention would have: the control of equal size.
+        scale: Multiplies the token embeddings, which start with variance 1.
+        attention: False for a control of equal size: no token attends to another, and the
+            perceptron has as many more weights as attention would have.
         gated: Whether W_o has a gate for each head and token
-            (:class:`isospike.GatedOutputProjection`).
+            (:class:`isospike.models.GatedOutputProjection`).
+
+    Raises:
+        RangeError: A size below 1, or heads that do not divide the width.
+        UnsupportedError: Gates without attention.
+
+    >>> model = Transformer(vocabulary=10, width=16, heads=2, layers=1)
+    >>> model(torch.zeros(3, 5, dtype=torch.long)).shape
+    torch.Size([3, 5, 10])
     """
 
     def __init__(
@@ -72,15 +80,24 @@ class Transformer(nn.Module):
         gated: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {"vocabulary": vocabulary, "width": width, "heads": heads, "layers": layers}
+        hidden = 4 * width if hidden is None else hidden
+        sizes = {
+            "vocabulary": vocabulary, "width": width, "heads": heads, "layers": layers,
+            "hidden": hidden,
+        }  # fmt: skip
         for name, size in sizes.items():
             if size < 1:
-                raise RangeError(f"Transformer needs {name} >= 1, got {size}.")
+                raise RangeError(f"Transformer needs {name} >= 1, got {size}. Give more.")
         if width % heads:
-            raise RangeError(f"Transformer needs a width that {heads} heads divide, got {width}.")
-        hidden = 4 * width if hidden is None else hidden
-        if hidden < 1:
-            raise RangeError(f"Transformer needs hidden >= 1, got {hidden}.")
+            raise RangeError(
+                f"Transformer needs a width that {heads} heads divide, got {width}. Choose a "
+                f"multiple of {heads}."
+            )
+        if gated and not attention:
+            raise UnsupportedError(
+                "Transformer needs attention for its gates, got gated=True and attention=False. "
+                "Leave one of them out."
+            )
         self.vocabulary, self.heads, self.causal, self.scale = vocabulary, heads, causal, scale
         self.position = NoPE() if position is None else position
         self.tokens = nn.Embedding(vocabulary, width)
@@ -96,8 +113,11 @@ class Transformer(nn.Module):
         """Logits of every token.
 
         Args:
-            tokens: In [0, vocabulary).
-            mask: False for padding, which no other token attends to.
+            tokens: Token numbers, in [0, vocabulary).
+            mask: False for padding, to which no other token attends.
+
+        Returns:
+            The logits.
 
         Raises:
             ShapeError: Not ``[batch, length]``, or a mask of another shape.
@@ -109,15 +129,23 @@ class Transformer(nn.Module):
     def extend(
         self, tokens: Int[Tensor, "batch length"], cache: Cache | None = None
     ) -> tuple[Float[Tensor, "batch length vocabulary"], Cache]:
-        """Logits of tokens that follow those of a cache, and the cache with them in it.
+        """Logits of tokens that follow those of a cache.
+
+        Args:
+            tokens: The next tokens, in [0, vocabulary).
+            cache: Result of the last call; None before the first token.
+
+        Returns:
+            The logits, and the cache with these tokens in it.
 
         Raises:
             UnsupportedError: The transformer is not causal.
+            RangeError: A token out of range, or more tokens than the encoding has positions.
         """
         if not self.causal:
             raise UnsupportedError(
-                "extend needs a causal transformer: in this one later tokens change earlier ones. "
-                "Run forward on all of them."
+                "extend needs a causal transformer, got causal=False, where later tokens change "
+                "earlier ones. Call the model with all tokens."
             )
         x, at = self.embed(tokens, cache.length if cache else 0)
         x, cache = self.attend(x, at, cache)
@@ -128,15 +156,21 @@ class Transformer(nn.Module):
     def embed(
         self, tokens: Int[Tensor, "batch length"], start: int = 0
     ) -> tuple[Float[Tensor, "batch length width"], Int[Tensor, "length"]]:
-        """(1) of tokens that follow ``start`` others, and their positions."""
+        """(1) of tokens that follow ``start`` others, and their positions.
+
+        Raises:
+            ShapeError: Not ``[batch, length]``.
+            RangeError: A token out of range, or more tokens than the encoding has positions.
+        """
         if tokens.dim() != 2:
             raise ShapeError(
-                f"Transformer needs tokens [batch, length], got {tuple(tokens.shape)}."
+                f"Transformer needs tokens [batch, length], got {tuple(tokens.shape)}. "
+                "One sequence is tokens[None]."
             )
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocabulary:
             raise RangeError(
                 f"Transformer needs tokens in [0, {self.vocabulary}), got {int(tokens.min())} to "
-                f"{int(tokens.max())}."
+                f"{int(tokens.max())}. Use the tokenizer of the model's vocabulary."
             )
         at = self.position.index(tokens.shape[1], start).to(tokens.device)
         return self.position.add(self.scale * self.tokens(tokens), at), at
@@ -148,13 +182,22 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         mask: Bool[Tensor, "batch length"] | None = None,
     ) -> tuple[Float[Tensor, "batch length width"], Cache]:
-        """(2) and (3), all layers, over the tokens of the cache and of x itself."""
+        """(2) and (3), all layers, over the tokens of the cache and of x itself.
+
+        Raises:
+            ShapeError: The mask is not ``[batch, length]``.
+            UnsupportedError: A mask and a cache.
+        """
         if mask is not None and mask.shape != x.shape[:2]:
             raise ShapeError(
-                f"Transformer needs a mask of shape {tuple(x.shape[:2])}, got {tuple(mask.shape)}."
+                f"Transformer needs a mask of shape {tuple(x.shape[:2])}, got "
+                f"{tuple(mask.shape)}. Give one entry per token."
             )
         if mask is not None and cache is not None:
-            raise UnsupportedError("Transformer needs unpadded tokens to extend a cache.")
+            raise UnsupportedError(
+                "Transformer needs unpadded tokens to extend a cache, got a mask. Leave the mask "
+                "out, or run the whole sequence at once."
+            )
         past = cache.length if cache else 0
         keys_at = torch.cat([cache.at, at]) if cache else at
         scores, causal = self._scores(at, keys_at, mask)
@@ -169,14 +212,14 @@ class Transformer(nn.Module):
     def read(
         self, x: Float[Tensor, "batch length width"]
     ) -> Float[Tensor, "batch length vocabulary"]:
-        """(4)"""
+        """The logits (4)."""
         logits: Tensor = self.out(self.norm(x))
         return logits
 
     def _scores(
         self, queries: Tensor, keys: Tensor, mask: Tensor | None
     ) -> tuple[Tensor | None, bool]:
-        """What is added to the scores, and whether the plain causal mask is still to be applied."""
+        """The bias of the scores, and whether the plain causal mask is still to be applied."""
         bias = self.position.bias(queries, keys)
         count, past = len(queries), len(keys) - len(queries)
         if bias is None and mask is None and (not self.causal or not past or count == 1):
@@ -221,7 +264,7 @@ class _Block(nn.Module):
         scores: Tensor | None,
         causal: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        k = v = x[:, None, :, :0]  # Nothing is kept without attention.
+        k = v = x[:, None, :, :0]  # without attention the cache stays empty
         if self.attention:
             shape = (*x.shape[:2], 3, self.heads, x.shape[2] // self.heads)
             read = self.norm(x)

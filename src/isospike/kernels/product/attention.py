@@ -5,7 +5,6 @@ work than a product, and at any rate exact. Sixty-four bytes become the bits of 
 processor finds without searching.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from isospike.errors import RangeError
-from isospike.kernels.runtime.buffers import empty_pooled
 from isospike.kernels.runtime.threads import parallel_for
 
 BYTES = 8  # of a word
@@ -104,8 +102,8 @@ def _attend(q, k, v, out, strides, sizes, scale, zero, faults, start, stop):
         faults[0] = 1
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """``scale * q (k^T v)``, ``[..., tokens, values]``, float32, laid out in memory like q.
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> None:
+    """Fill ``out [..., tokens, values]``, float32, with ``scale * q (k^T v)``.
 
     ``q [..., tokens, channels]``, ``k [..., keys, channels]`` and ``v [..., keys, values]`` are
     bytes on a CPU with the same leading axes.
@@ -113,7 +111,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     Raises:
         RangeError: One of them is neither 0 nor 1.
     """
-    out = laid_out(q, v, lambda shape: empty_pooled(shape, torch.float32, q.device))
     zero = np.zeros((), np.int16 if q.shape[-1] * k.shape[-2] < 2**15 else np.int32)
     faults = np.zeros(1, np.uint8)
     v = v if v.stride(-1) == 1 else v.contiguous()
@@ -128,18 +125,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     parallel_for(_attend, arguments, groups, threads)
     if faults[0]:
         raise RangeError(
-            "spike_attention needs spikes, 0 or 1, got larger bytes. Sums of spikes are none."
+            "spike_attention needs values 0 or 1, got values above 1. "
+            "Pass spikes, not spike counts."
         )
-    return out
-
-
-def laid_out(q: Tensor, v: Tensor, create: Callable[[Sequence[int]], Tensor]) -> Tensor:
-    """The result's memory, where the heads of a token are neighbours if those of q are."""
-    shape = [*q.shape[:-1], v.shape[-1]]
-    if q.dim() > 2 and q.stride(-3) < q.stride(-2):
-        shape[-3], shape[-2] = shape[-2], shape[-3]
-        return create(shape).transpose(-3, -2)
-    return create(shape)
 
 
 def _words(x: Tensor) -> Tensor:

@@ -12,12 +12,10 @@ three of a float32 weight are added one after the other.
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from isospike.errors import RangeError
@@ -25,7 +23,6 @@ from isospike.kernels.product.trains import pair_weights
 from isospike.kernels.runtime.buffers import Purpose, workspace
 
 MAX_WEIGHT = 126 * 256 + 127  # |w| that two signed bytes hold, in either sign
-MAX_WIDE_WEIGHT = 127 * 65536 + 127 * 256 + 127  # |w| of three
 # Without instructions for it (VNNI and the like) a processor adds two products in 16 bits, where
 # sums saturate: 2 * 128 * 128 is the largest that fits.
 MAX_PAIRED_SPIKE = 128
@@ -100,8 +97,10 @@ def pack_float32(weight: Tensor) -> BytePlanes:
             f"spike_linear needs finite weights, got {wrong} of {weight.numel()} that are NaN or "
             "infinite. Look at what made them."
         )
+    from isospike.kernels.product.digits import find_steps  # imports the compiler
+
     step = np.empty(len(weight), np.float32)
-    _find_steps(weight.detach().contiguous().numpy(), step)
+    find_steps(weight.detach().contiguous().numpy(), step)
     planes = _split(weight, torch.from_numpy(step), 3)
     return _pack(planes, [torch.from_numpy(p * step) for p in (65536, 256, 1)], len(weight))
 
@@ -131,31 +130,8 @@ def _pack(planes: list[Tensor], scales: list[Tensor], outputs: int) -> BytePlane
 
 def _split(weight: Tensor, step: Tensor, count: int) -> list[Tensor]:
     """(2): ``count`` planes of ``weight``, highest first."""
+    from isospike.kernels.product.digits import find_digits  # imports the compiler
+
     digits = np.empty((count, *weight.shape), np.int8)
-    _digits(weight.detach().contiguous().numpy(), step.contiguous().numpy(), digits)
+    find_digits(weight.detach().contiguous().numpy(), step.contiguous().numpy(), digits)
     return list(torch.from_numpy(digits))
-
-
-@njit(cache=True, nogil=True)
-def _find_steps(weight, steps):
-    """The power of two that brings the largest weight of each row into three bytes."""
-    for i in range(len(weight)):
-        largest = 0.0
-        for w in weight[i]:
-            largest = max(largest, abs(w))
-        steps[i] = 2.0 ** math.ceil(math.log2(max(largest, 1e-30) / MAX_WIDE_WEIGHT))
-
-
-@njit(cache=True, nogil=True)
-def _digits(weight, steps, digits):
-    """The bytes of ``weight / steps``, rounded; the highest takes what is left."""
-    last = len(digits) - 1
-    for i in range(len(weight)):
-        step = np.float64(steps[i])
-        for j in range(weight.shape[1]):
-            w = np.int64(round(weight[i, j] / step))
-            for plane in range(last):
-                low = (w + 128) % 256 - 128
-                digits[last - plane, i, j] = low
-                w = (w - low) // 256
-            digits[0, i, j] = w
