@@ -1,6 +1,7 @@
 """The command line: what it writes and prints, and one line for everything that can go wrong."""
 
 import errno
+import inspect
 import json
 import random
 import shutil
@@ -15,9 +16,11 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
+import isospike
 import isospike.hf.load
 from isospike.cli import app, emit
 from isospike.cli import port as cli
+from isospike.cli.options import COMMON
 from isospike.cli.use import SHOWN_LINES
 from isospike.codes import CODES
 from isospike.errors import InputError
@@ -168,6 +171,32 @@ def test_help_of_the_other_commands_has_an_example(command):
     done = call(command, "--help")
     assert done.exit_code == 0
     assert f"isospike {command} out/" in done.stdout
+
+
+def test_every_choice_that_a_shell_completes_is_in_the_help():
+    found = 0
+    for command in app.registered_commands:
+        for parameter in inspect.signature(command.callback).parameters.values():
+            (info,) = parameter.annotation.__metadata__
+            if getattr(info, "autocompletion", None):
+                names = info.autocompletion("")
+                assert names
+                assert [name for name in names if name not in info.help] == []
+                assert parameter.default in (*names, None)
+                found += 1
+    assert found >= 10
+
+
+def test_defaults_are_those_of_the_library():
+    ours = inspect.signature(cli.port).parameters
+    theirs = inspect.signature(isospike.port).parameters
+    for name in ("code", "execution", "precision"):
+        assert ours[name].default == theirs[name].default
+
+
+def test_every_command_has_the_common_options():
+    for command in app.registered_commands:
+        assert set(COMMON) <= set(inspect.signature(command.callback).parameters)
 
 
 def test_version_is_that_of_the_package():

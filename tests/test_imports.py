@@ -1,13 +1,34 @@
-"""Importing isospike loads nothing heavy but torch and numpy; import-linter checks layers."""
+"""Importing isospike loads nothing heavy, and shows its public names. (Layers: import-linter.)"""
 
 import subprocess
 import sys
+from importlib.metadata import version
+
+import pytest
+
+import isospike
 
 
 def test_importing_isospike_loads_no_heavy_package():
-    heavy = ["transformers", "plotly", "rich", "typer", "scipy", "sklearn"]
+    heavy = ["torch", "numpy", "transformers", "plotly", "rich", "typer", "scipy", "sklearn"]
     script = f"import isospike, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.stdout.strip(), done.stderr.strip()) == ("[]", "")
+
+
+@pytest.mark.parametrize("name", isospike.__all__)
+def test_every_public_name_can_be_imported(name):
+    value = getattr(isospike, name)
+    assert getattr(value, "__doc__", None), f"{name} has no docstring"
+    assert name in dir(isospike)
+
+
+def test_the_version_is_that_of_the_package():
+    assert isospike.__version__ == version("isospike")
+
+
+def test_an_unknown_name_is_refused_by_name():
+    with pytest.raises(AttributeError, match="'isospike' has no attribute 'prot'"):
+        _ = isospike.prot

@@ -168,9 +168,9 @@ def _options(signature: inspect.Signature) -> Iterator[str]:
 
 def _print_version(asked: bool) -> bool:
     if asked:
-        from importlib.metadata import version
+        from isospike import __version__
 
-        print(f"isospike {version('isospike')}")
+        print(f"isospike {__version__}")
         raise typer.Exit
     return asked
 

@@ -15,7 +15,7 @@ import typer
 from isospike.hf.load import MAX_SENTENCES
 
 OUTPUT = "Output"
-EXECUTIONS = "isospike.porting.files:EXECUTIONS"
+_EXECUTIONS = "isospike.porting.run:EXECUTIONS"
 
 
 def argument(metavar: str, text: str) -> Any:
@@ -96,7 +96,7 @@ ExecutionOption = Annotated[
         "MODE",
         "How the port runs. [b]collapsed[/]: one product on the decoded spikes, fast. "
         "[b]stepped[/]: every time step, spike by spike; the specification.",
-        choices=EXECUTIONS,
+        choices=_EXECUTIONS,
     ),
 ]
 SavedExecutionOption = Annotated[
@@ -106,7 +106,7 @@ SavedExecutionOption = Annotated[
         "Run [b]collapsed[/] (fast) or [b]stepped[/] (the specification).",
         "--execution",
         default="as saved",
-        choices=EXECUTIONS,
+        choices=_EXECUTIONS,
     ),
 ]
 PrecisionOption = Annotated[
@@ -115,7 +115,7 @@ PrecisionOption = Annotated[
         "MODE",
         "Arithmetic of a collapsed run: [b]exact[/], or [b]fast[/]: bfloat16; the report gives the "
         "error it adds.",
-        choices="isospike.porting.files:PRECISIONS",
+        choices="isospike.porting.run:PRECISIONS",
     ),
 ]
 FunctionsOption = Annotated[
@@ -124,7 +124,7 @@ FunctionsOption = Annotated[
         "MODE",
         "Softmax, normalisation, activations and gates: [b]float[/] at the soma, or "
         "[b]spiking[/]: circuits that add, compare and reset.",
-        choices="isospike.porting.files:NONLINEAR",
+        choices="isospike.porting.run:FUNCTIONS",
     ),
 ]
 WorkersOption = Annotated[

@@ -1,0 +1,226 @@
+"""Two ports side by side: error, spikes, the worst sites, and cost."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isospike.energy import TABLES, energy
+from isospike.errors import InputError
+from isospike.porting.report import PortReport
+from isospike.report import numbers
+from isospike.report.result import Provenance, Report
+from isospike.report.table import Cell, Table
+
+SHOWN_SITES = 10
+_MEASURES = (
+    ("error", "percent"),
+    ("cosine", ".5f"),
+    ("spikes", "si"),
+    ("synaptic_ops", "si"),
+    ("steps", ""),
+)
+_LABELS = {"synaptic_ops": "synaptic operations per token", "spikes": "spikes per token"}
+
+
+@dataclass(frozen=True)
+class SitePair:
+    """One site in both ports; None where a port does not have it.
+
+    Attributes:
+        name: Name of the site.
+        a_steps, b_steps: Its time steps.
+        a_error, b_error: Its coding error.
+        a_spikes, b_spikes: Its spikes per token.
+    """
+
+    name: str
+    a_steps: int | None
+    b_steps: int | None
+    a_error: float | None
+    b_error: float | None
+    a_spikes: float | None
+    b_spikes: float | None
+
+    @property
+    def worst(self) -> float:
+        """The larger error of the two."""
+        return max(self.a_error or 0.0, self.b_error or 0.0)
+
+
+@dataclass(frozen=True)
+class CostPair:
+    """The energy of both ports by one cost table, in picojoules per token.
+
+    Attributes:
+        table: Name of the cost table.
+        a_pj, b_pj: Energy of the spiking model.
+    """
+
+    table: str
+    a_pj: float
+    b_pj: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareReport(Report):
+    """Two ports side by side.
+
+    Attributes:
+        a, b: What the ports are called.
+        measures: By name, the value in each port.
+        sites: Every site, the largest error first.
+        costs: Energy by each cost table.
+    """
+
+    a: str
+    b: str
+    measures: dict[str, tuple[float, float]]
+    sites: tuple[SitePair, ...]
+    costs: tuple[CostPair, ...]
+
+    def verdict(self) -> str:
+        """Which port is nearer to its original, and which one takes less."""
+        first, second = self.measures["error"]
+        if first == second:
+            closeness = f"Both ports differ from the original by {numbers.percent(first)}."
+        else:
+            better, worse = sorted((first, second))
+            times = f", {worse / better:.3g} times as much" if better > 0 else ""
+            near, far = (self.a, self.b) if first < second else (self.b, self.a)
+            closeness = (
+                f"{near} is nearer to the original: it differs by {numbers.percent(better)}, "
+                f"{far} by {numbers.percent(worse)}{times}."
+            )
+        saves = sum(cost.b_pj < cost.a_pj for cost in self.costs)
+        more = self.b if 2 * saves >= len(self.costs) else self.a
+        count = max(saves, len(self.costs) - saves)
+        return f"{closeness} {more} takes less energy by {count} of {len(self.costs)} cost tables."
+
+    def headline(self) -> Mapping[str, str]:
+        """Error, spikes and synaptic operations of both."""
+        shown = {"error": numbers.percent, "spikes": numbers.si, "synaptic_ops": numbers.si}
+        return {
+            _LABELS.get(name, name): " → ".join(form(v) for v in self.measures[name])
+            for name, form in shown.items()
+        }
+
+    def tables(self) -> Mapping[str, Table]:
+        """The measures, the sites and the costs."""
+        return {"measures": self._measures(), "sites": self._sites(), "costs": self._costs()}
+
+    def brief(self) -> Sequence[Table]:
+        """The measures, the worst sites and the costs."""
+        return [self._measures(), self._sites(SHOWN_SITES), self._costs()]
+
+    def _measures(self) -> Table:
+        forms = dict(_MEASURES)
+        rows: list[tuple[Cell, ...]] = []
+        for name, (a, b) in self.measures.items():
+            texts = (Table("", ("",), ((v,),), formats=(forms[name],)).cell(0, 0) for v in (a, b))
+            rows.append((_LABELS.get(name, name), *texts, _times(a, b)))
+        return Table("Both ports", ("measure", self.a, self.b, "B / A"), tuple(rows))
+
+    def _sites(self, count: int | None = None) -> Table:
+        shown = self.sites[:count]
+        title = "Sites" if len(shown) == len(self.sites) else f"The {len(shown)} worst sites"
+        columns: dict[str, str | tuple[str, str]] = {
+            "name": "site", "a_steps": "steps A", "b_steps": "steps B",
+            "a_error": ("error A", "percent"), "b_error": ("error B", "percent"),
+            "a_spikes": ("spikes A", "si"), "b_spikes": ("spikes B", "si"),
+        }  # fmt: skip
+        return Table.of(
+            title, shown, columns, meaning="The sites with the largest coding error come first."
+        )
+
+    def _costs(self) -> Table:
+        rows = tuple((c.table, c.a_pj, c.b_pj, _times(c.a_pj, c.b_pj)) for c in self.costs)
+        head = ("cost table", self.a, self.b, "B / A")
+        return Table(
+            "Energy per token of the spiking model",
+            head,
+            rows,
+            formats=("", "energy", "energy", ""),
+        )
+
+
+def compare(a: Any, b: Any) -> CompareReport:
+    """Compare two ports: error, spikes, the worst sites and the cost of each.
+
+    Args:
+        a: A `Port`, its report, or a folder that ``isospike port`` wrote.
+        b: The same, of the other port: usually of the same model with another code or other steps.
+
+    Returns:
+        Both ports in one table and page.
+
+    Raises:
+        InputError: One of them is not a port, or holds no readable report.
+    """
+    one, two = _report_of(a), _report_of(b)
+    names = _names(one, two)
+    sites = {s.name: s for s in one.sites}, {s.name: s for s in two.sites}
+    pairs = [_pair(name, *(by.get(name) for by in sites)) for name in {**sites[0], **sites[1]}]
+    warnings: tuple[str, ...] = ()
+    if one.model != two.model:
+        warnings = (f"These are ports of two models, {one.model} and {two.model}.",)
+    return CompareReport(
+        title=f"{names[0]} and {names[1]}",
+        provenance=Provenance.of({"a": names[0], "b": names[1]}),
+        warnings=warnings,
+        a=names[0],
+        b=names[1],
+        measures={n: (float(getattr(one, n)), float(getattr(two, n))) for n, _ in _MEASURES},
+        sites=tuple(sorted(pairs, key=lambda pair: -pair.worst)),
+        costs=tuple(
+            CostPair(t.name, energy(one.counts, t).spiking_pj, energy(two.counts, t).spiking_pj)
+            for t in TABLES
+        ),
+    )
+
+
+def _report_of(port: Any) -> PortReport:
+    """The report of a port, whatever form it comes in."""
+    if isinstance(port, str | Path):
+        path = Path(port).expanduser()
+        file = path / "report.json" if path.is_dir() else path
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise InputError(
+                f"compare needs a folder that isospike port wrote, got {str(port)!r}, which holds "
+                "no report.json. Port a model first."
+            ) from None
+        return PortReport.from_json(text)
+    report = getattr(port, "report", port)
+    if not isinstance(report, PortReport):
+        raise InputError(
+            f"compare needs a port, its report or its folder, got {type(port).__name__}. Give what "
+            "isospike.port returned."
+        )
+    return report
+
+
+def _names(one: PortReport, two: PortReport) -> tuple[str, str]:
+    """Names that differ where the ports do."""
+    fields = ("model", "code", "steps", "functions", "execution", "max_error")
+    parts = [f for f in fields if getattr(one, f) != getattr(two, f)] or ["code", "steps"]
+    a, b = (
+        ", ".join(f"{getattr(r, f)} steps" if f == "steps" else str(getattr(r, f)) for f in parts)
+        for r in (one, two)
+    )
+    return (f"A: {a}", f"B: {b}")
+
+
+def _pair(name: str, a: Any, b: Any) -> SitePair:
+    both = [
+        None if site is None else getattr(site, field)
+        for field in ("steps", "error", "spikes")
+        for site in (a, b)
+    ]
+    return SitePair(name, *both)
+
+
+def _times(a: float, b: float) -> float | None:
+    return b / a if a and math.isfinite(a) else None
