@@ -14,9 +14,16 @@ from sections import run, show
 from sequence import PUBLISHED
 
 from isospike.codes.orders import nof_m, random_orders, significance, similarity
-from isospike.memory.layers import SpikingLayer, first_spikes, wheel_times
-from isospike.memory.machine import SequenceMachine
-from isospike.memory.sdm import SparseDistributedMemory
+from isospike.memory import (
+    Combined,
+    Layer,
+    SequenceMachine,
+    Shift,
+    SparseDistributedMemory,
+    SpikingLayer,
+    first_spikes,
+    wheel_times,
+)
 
 
 def euler_layer(weights: np.ndarray, order: np.ndarray, tau: float, step: float) -> np.ndarray:
@@ -36,7 +43,12 @@ def euler_layer(weights: np.ndarray, order: np.ndarray, tau: float, step: float)
 def rdlif(seeds: int) -> None:
     """160 pairs of 6-of-64, W = 256, w = 8, a = 20, alpha 0.99: recalled with cosine >= 0.9."""
     speeds = []
-    for layers, rule in ((None, "max"), ("wheel", "max"), ("rdlif", "max"), ("rdlif", "trace")):
+    for layers, rule in (
+        ("abstract", "max"),
+        ("wheel", "max"),
+        ("rdlif", "max"),
+        ("rdlif", "trace"),
+    ):
         recalled, exact = [], []
         for seed in range(seeds):
             draw = torch.Generator().manual_seed(seed)
@@ -54,8 +66,8 @@ def rdlif(seeds: int) -> None:
             likeness = similarity(read[whole], data[whole], 0.99)
             recalled.append(float((likeness.cosine >= 0.9).sum()))
             exact.append(float(likeness.order_exact.sum()))
-        show(f"{layers or 'abstract'}, {rule}: of 160", recalled)
-        show(f"{layers or 'abstract'}, {rule}: in the exact order", exact)
+        show(f"{layers}, {rule}: of 160", recalled)
+        show(f"{layers}, {rule}: in the exact order", exact)
     write, read_time = (statistics.median(x) / 160 * 1e3 for x in zip(*speeds, strict=True))
     weights, order = np.random.default_rng(0).random((256, 64)), np.arange(6)
     start = time.perf_counter()
@@ -92,16 +104,18 @@ def wheel(seeds: int) -> None:
 
 def machine(seeds: int) -> None:
     """The machine on spiking layers, published size, one sequence of 500: second presentation."""
-    for context in ("combined", "layer", "shift"):
-        for layers in (None, "wheel", "rdlif"):
+    for context in (Combined(), Layer(), Shift()):
+        for layers in ("abstract", "wheel", "rdlif"):
             found = []
             for seed in range(seeds):
                 ids = np.random.default_rng(seed).integers(0, 15, 500).tolist()
-                one = SequenceMachine(range(15), context, layers=layers, seed=seed, **PUBLISHED)
+                one = SequenceMachine(
+                    range(15), context=context, store=PUBLISHED, layers=layers, seed=seed
+                )
                 one.learn_sequence(ids)
-                one.restart()
+                one.reset_context()
                 found.append(float(one.follow_sequence(ids).mean()))
-            show(f"{context}, {layers or 'abstract'}", found)
+            show(f"{context.name}, {layers}", found)
 
 
 def chain_run(

@@ -65,7 +65,7 @@ def noise(seeds: int) -> None:
             rows: dict[int, list[tuple[float, ...]]] = {}
             for seed in range(seeds):
                 memory, address, data, draw = build(pairs, seed, 20, rule="or", alpha=alpha)
-                true = memory.lines(address[:200]).numpy()
+                true = memory.active_locations(address[:200]).numpy()
                 for bits in range(5):
                     cue = address[:200].clone()
                     for row in cue:
@@ -74,7 +74,7 @@ def noise(seeds: int) -> None:
                         other = torch.nonzero(free).flatten()
                         place = torch.randperm(11, generator=draw)[:bits]
                         row[place] = other[torch.randperm(245, generator=draw)[:bits]]
-                    lines = memory.lines(cue).numpy()
+                    lines = memory.active_locations(cue).numpy()
                     shared = [len(set(x) & set(y)) for x, y in zip(lines, true, strict=True)]
                     likeness = similarity(memory.read(cue), data[:200], alpha)
                     theory = [expected_recall(float(pairs), 20, 11, 4096, 256, s) for s in shared]

@@ -22,8 +22,7 @@ from isospike.codes import CODES
 from isospike.codes.orders import random_orders, similarity
 from isospike.data.datasets import passages, shakespeare
 from isospike.dimension import Moments, participation_ratio, pca_count
-from isospike.memory.machine import SequenceMachine
-from isospike.memory.sdm import SparseDistributedMemory, expected_recall
+from isospike.memory import SequenceMachine, SparseDistributedMemory, Store, expected_recall
 from isospike.porting.calibrate import rows_of, valid_tokens
 from isospike.porting.instrument import open_up
 from isospike.porting.measure import site_rows
@@ -35,11 +34,10 @@ INK, COLOURS = "#222", ("#3366aa", "#cc6633", "#338855", "#884499", "#aa3344")
 def raster() -> go.Figure:
     """One symbol comes to a wheel machine that has learned a sequence."""
     ids = np.random.default_rng(0).integers(0, 15, 200).tolist()
-    machine = SequenceMachine(
-        range(15), layers="wheel", decoder=(20, 11, 2048), data=(11, 256), alpha=0.9
-    )
+    store = Store(locations=2048, connections=20, data=(11, 256))
+    machine = SequenceMachine(range(15), store=store, layers="wheel")
     machine.learn_sequence(ids)
-    machine.restart()
+    machine.reset_context()
     for symbol in ids[:20]:
         machine.follow(symbol)
     bursts = machine.spikes(ids[20])
@@ -47,7 +45,7 @@ def raster() -> go.Figure:
         "input": "input: 11 of 256",
         "learning": "data neurons, learning: 11 of 256",
         "context": "context: 22 of 512",
-        "lines": "lines: 11 of 2,048",
+        "locations": "locations: 11 of 2,048",
         "output": "data neurons, predicting: 11 of 256",
     }
     figure = make_subplots(rows=len(bursts), shared_xaxes=True, vertical_spacing=0.045,

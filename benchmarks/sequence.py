@@ -1,6 +1,6 @@
 """The sequence machine: published protocols, recall, text, speed.
 
-    python benchmarks/sequence.py [--seeds 10] [--only ijcnn,long,text,distractors,adapt,speed]
+    python benchmarks/sequence.py [--seeds 10] [--only ijcnn,long,text,distractors,speed]
 
 Figures are means over seeds with 95 % intervals of the mean (normal). One thread computes.
 """
@@ -10,18 +10,28 @@ import resource
 import statistics
 import time
 from collections import OrderedDict
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from sections import run, show
 
 from isospike.data.datasets import chorales, shakespeare
-from isospike.memory.machine import SequenceMachine
-from isospike.memory.ngram import BackoffNgram
+from isospike.memory import (
+    Backoff,
+    BackoffNgram,
+    Combined,
+    Context,
+    Layer,
+    SequenceMachine,
+    Shift,
+    Store,
+)
 
-PUBLISHED = {"decoder": (20, 11, 2048), "data": (11, 256)}
-# As many cells as the published store: 32768 x 16 against 2048 x 256.
-OURS = {"decoder": (8, 11, 32768)}
+PUBLISHED = Store(locations=2048, connections=20, data=(11, 256))
+# As many counters as the published store: 32768 x 16 against 2048 x 256.
+OURS = Store(locations=32768)
 LICENCE = Path("/usr/share/common-licenses/GPL-3")  # English, on every Debian
 
 
@@ -36,17 +46,18 @@ def area(margin: np.ndarray, right: np.ndarray) -> float:
 
 
 MODELS = {
-    "combined": {"context": "combined", "weight": 0.5},
-    "layer": {"context": "layer", "weight": 0.2},
-    "shift register": {"context": "shift", "depth": 2},
+    "combined": Combined(weight=0.5),
+    "layer": Layer(weight=0.2),
+    "shift register": Shift(depth=2),
 }
 
 
-def errors(ids: list[int], alphabet: int, seed: int, **settings: object) -> int:
+def errors(ids: list[int], alphabet: int, seed: int, context: Context) -> int:
     """Wrong predictions of the second presentation, of the sequence's length less one."""
-    machine = SequenceMachine(range(alphabet), rule="max", seed=seed, **PUBLISHED, **settings)
+    store = replace(PUBLISHED, rule="max")
+    machine = SequenceMachine(range(alphabet), context=context, store=store, seed=seed)
     machine.learn_sequence(ids)
-    machine.restart()
+    machine.reset_context()
     return int((~machine.follow_sequence(ids)[1:]).sum())
 
 
@@ -57,8 +68,8 @@ def ijcnn(seeds: int) -> None:
     for alphabet in (15, 50):
         for length in (20, 50, 100):
             ids = [rng.integers(0, alphabet, length).tolist() for rng in draw]
-            for name, settings in MODELS.items():
-                wrong = [errors(ids[r], alphabet, r, **settings) for r in runs]
+            for name, context in MODELS.items():
+                wrong = [errors(ids[r], alphabet, r, context) for r in runs]
                 show(f"Fig 6, alphabet {alphabet}, length {length}: errors, {name}", wrong)
     for weight in (
         0.0,
@@ -70,65 +81,35 @@ def ijcnn(seeds: int) -> None:
         1.0,
     ):  # their lambda: ours is lambda / (1 + lambda)
         wrong = [
-            errors(rng.integers(0, 15, 100).tolist(), 15, r, weight=weight / (1 + weight))
+            errors(rng.integers(0, 15, 100).tolist(), 15, r, Combined(weight=weight / (1 + weight)))
             for r, rng in enumerate(draw)
         ]
         show(f"Fig 7, length 100: errors, combined, lambda {weight}", wrong)
-    for name, settings in MODELS.items():
+    for name, context in MODELS.items():
         right = []
         for r, rng in enumerate(draw):
             parts = [rng.integers(0, 12, n).tolist() for n in (5, 4, 5, 5)]
             ids = [*parts[0], *parts[1], *parts[2], *parts[1], *parts[3]]  # 5-4-5-4-5
-            right.append(22 - errors(ids, 12, r, **settings))
+            right.append(22 - errors(ids, 12, r, context))
         show(f"Table I: right of 22, {name}", right)
         show(f"Table I: share of perfect runs, {name}", [float(x == 22) for x in right])
 
 
-def adapt(seeds: int) -> None:
-    """A weight that adapts: the next right symbol with a share of the cues wrong, and from the
-    middle of the sequence (length 300, alphabet 15, published size)."""
-    for context, weight in (("combined", 0.3), ("combined", 0.5), ("layer", 0.4)):
-        for kind in (None, "agreement", "activity"):
-            found: dict[str, list[float]] = {"5 % wrong": [], "20 % wrong": [], "from 150": []}
-            for seed in range(seeds):
-                rng = np.random.default_rng(seed)
-                ids = rng.integers(0, 15, 300)
-                machine = SequenceMachine(
-                    range(15), context, weight=weight, adapt=kind, seed=seed, **PUBLISHED
-                )
-                machine.learn_sequence(ids.tolist())
-                for name, values in found.items():
-                    start, cue = 0, ids.copy()
-                    if name == "from 150":
-                        start = 150
-                    else:
-                        wrong = rng.random(300) < float(name.split()[0]) / 100
-                        cue[wrong] = rng.integers(0, 15, int(wrong.sum()))
-                    machine.restart()
-                    hits = 0
-                    for symbol, then in zip(cue[start:-1], ids[start + 1 :], strict=True):
-                        machine.follow(int(symbol))
-                        hits += machine.predict().symbol == int(then)
-                    values.append(hits / (299 - start))
-            for name, values in found.items():
-                show(f"{context}, weight {weight}, {name}: {kind or 'constant'}", values)
-
-
 def long(seeds: int) -> None:
     """Recall on the second pass of one random sequence, alphabet 15; area of the margin."""
-    for name, settings in (("published", PUBLISHED), ("narrow lines", OURS)):
+    for name, store in (("published", PUBLISHED), ("narrow locations", OURS)):
         for length in (1000, 4000):
             recall, margins = [], []
             for seed in range(seeds):
                 ids = np.random.default_rng(seed).integers(0, 15, length).tolist()
-                machine = SequenceMachine(range(15), seed=seed, **settings)
+                machine = SequenceMachine(range(15), store=store, seed=seed)
                 machine.learn_sequence(ids)
-                machine.restart()
+                machine.reset_context()
                 right, _, margin = machine.match_sequence(ids)
                 recall.append(float(right.mean()))
                 if 0 < right.sum() < len(right):
                     margins.append(area(margin, right))
-            show(f"{name}, {machine.synapses} cells, length {length}: recall", recall)
+            show(f"{name}, {machine.synapses} synapses, length {length}: recall", recall)
             if margins:
                 show(f"{name}, length {length}: area under ROC of the margin", margins)
 
@@ -142,37 +123,36 @@ def text(seeds: int) -> None:
         letters = re.sub("[^a-z]+", " ", source.lower())[: int(name.split()[-1])]
         found, margins = [], []
         for seed in range(seeds):
-            machine = SequenceMachine(sorted(set(letters)), "voting", seed=seed)
+            machine = SequenceMachine(sorted(set(letters)), context=Backoff(), seed=seed)
             right, _, margin = machine.match_sequence(letters, learn=True)
             found.append(float(right.mean()))
             margins.append(area(margin, right))
-        show(f"{name} letters: voting", found)
+        show(f"{name} letters: back-off context", found)
         show(f"{name} letters: area under ROC of the margin", margins)
-        show(
-            f"{name} letters: order-5 back-off", [np.mean(BackoffNgram(5).learn_sequence(letters))]
-        )
-    machine, ngram, right, peer = SequenceMachine((), "voting", grow=True), BackoffNgram(5), [], []
+        show(f"{name} letters: order-5 n-gram", [np.mean(BackoffNgram(5).learn_sequence(letters))])
+    machine, ngram = SequenceMachine(context=Backoff(), grow=True), BackoffNgram(5)
+    right, peer = [], []
     for piece in chorales():
-        machine.restart()
-        ngram.restart()
+        machine.reset_context()
+        ngram.reset_context()
         right += machine.learn_sequence(piece).tolist()
         peer += ngram.learn_sequence(piece)
-    show("chorales: voting", [np.mean(right)])
-    show("chorales: order-5 back-off", [np.mean(peer)])
+    show("chorales: back-off context", [np.mean(right)])
+    show("chorales: order-5 n-gram", [np.mean(peer)])
 
 
 def distractors(seeds: int) -> None:
     """Recall of the first 200 of unique random transitions (two symbols to one, alphabet 128),
-    published size against narrow lines, and stores of equal bytes that forget."""
+    published size against narrow locations, and stores of equal bytes that forget."""
     for count in (4000, 8000, 16000):
         results: dict[str, list[float]] = {}
         for seed in range(seeds):
             draw = np.random.default_rng(seed)
             keys = draw.permutation(128 * 128)[:count]
             cues, values = np.stack([keys // 128, keys % 128], 1), draw.integers(0, 128, count)
-            shapes = {"published": PUBLISHED, "narrow lines": {"decoder": (8, 11, 4096)}}
-            for name, settings in shapes.items():
-                machine = SequenceMachine(range(128), "shift", seed=seed, **settings)
+            stores = {"published": PUBLISHED, "narrow locations": Store(locations=4096)}
+            for name, shape in stores.items():
+                machine = SequenceMachine(range(128), context=Shift(), store=shape, seed=seed)
                 for cue, value in zip(cues, values, strict=True):
                     for symbol in cue:
                         machine.follow(int(symbol))
@@ -198,10 +178,10 @@ def distractors(seeds: int) -> None:
 
 
 def speed(seeds: int) -> None:
-    """Symbols per second, predicted and learned; cost after a million; a million lines."""
+    """Symbols per second, predicted and learned; cost after a million; a million locations."""
     ids = np.random.default_rng(0).integers(0, 15, 20000).tolist()
-    for name, settings in (("published size", PUBLISHED), ("narrow lines", OURS)):
-        machine = SequenceMachine(range(15), **settings)
+    for name, store in (("published size", PUBLISHED), ("narrow locations", OURS)):
+        machine = SequenceMachine(range(15), store=store)
         machine.learn_sequence(ids[:10])
         rates = []
         for _ in range(max(5, seeds)):
@@ -209,22 +189,25 @@ def speed(seeds: int) -> None:
             machine.learn_sequence(ids)
             rates.append(len(ids) / (time.perf_counter() - start))
         print(f"| {name} | {statistics.median(rates):,.0f} symbols/s | best {max(rates):,.0f} |")
-    machine = SequenceMachine(range(15), **PUBLISHED)
+    machine = SequenceMachine(range(15), store=PUBLISHED)
     start = time.perf_counter()
     for symbol in ids[:5000]:
         machine.predict()
         machine.learn(symbol)
     rate = 5000 / (time.perf_counter() - start)
     print(f"| published size, a call for each symbol | {rate:,.0f} symbols/s | |")
-    for name, settings in (("published size", PUBLISHED), ("voting", {"context": "voting"})):
-        old = SequenceMachine(range(15), **settings)
+    for name, make in (
+        ("published size", partial(SequenceMachine, range(15), store=PUBLISHED)),
+        ("back-off context", partial(SequenceMachine, range(15), context=Backoff())),
+    ):
+        old = make()
         start = time.perf_counter()
         for _ in range(50):  # a million symbols
             old.learn_sequence(ids)
         rate = 10**6 / (time.perf_counter() - start)
         ratios = []
         for _ in range(20):  # in turn with a machine of a thousand
-            young = SequenceMachine(range(15), **settings)
+            young = make()
             young.learn_sequence(ids[:1000])
             times = []
             for machine in (young, old):
@@ -237,7 +220,8 @@ def speed(seeds: int) -> None:
             f"{statistics.median(ratios):.2f}x |"
         )
     for connections in (4, 8):
-        large = SequenceMachine(range(15), decoder=(connections, 11, 1_000_000), data=(11, 256))
+        store = Store(locations=1_000_000, connections=connections, data=(11, 256))
+        large = SequenceMachine(range(15), store=store)
         large.learn_sequence(ids)
         rates = []
         for _ in range(5):
@@ -254,4 +238,4 @@ def speed(seeds: int) -> None:
 
 
 if __name__ == "__main__":
-    run(__doc__, ijcnn, long, text, distractors, adapt, speed)
+    run(__doc__, ijcnn, long, text, distractors, speed)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isospike.codes.orders import nof_m, random_orders, significance, similarity
-from isospike.errors import RangeError, ShapeError
+from isospike.errors import InputError, RangeError, ShapeError
 from isospike.kernels.machine.locations import largest
 from isospike.memory import sdm
 from isospike.memory.decoder import AddressDecoder
@@ -32,9 +32,11 @@ def small(rule="rank", alpha=0.9, seed=0, **options):
     )
 
 
-def tiny(rule, lines=1, data=(2, 3), alpha=0.5, **options):
-    """A memory of which every line fires."""
-    return SparseDistributedMemory((1, 2), (1, lines, lines), data, alpha, rule=rule, **options)
+def tiny(rule, locations=1, data=(2, 3), alpha=0.5, **options):
+    """A memory of which every location is active."""
+    return SparseDistributedMemory(
+        (1, 2), (1, locations, locations), data, alpha, rule=rule, **options
+    )
 
 
 def pairs(count, seed=1):
@@ -87,19 +89,19 @@ def test_largest_of_a_shape(shape, count):
 
 
 @given(st.integers(0, 2**31), st.integers(1, 8), st.integers(0, 12), st.integers(1, 40))
-def test_a_line_has_its_connections_and_each_strength_once(seed, connections, more, lines):
+def test_a_location_has_its_connections_and_each_strength_once(seed, connections, more, locations):
     size = connections + more
-    matrix = AddressDecoder(size, connections, 1, lines, 0.5, draw(seed)).matrix()
-    assert matrix.shape == (lines, size)
-    assert (matrix != 0).sum(1).tolist() == [connections] * lines
+    matrix = AddressDecoder(size, connections, 1, locations, 0.5, draw(seed)).matrix()
+    assert matrix.shape == (locations, size)
+    assert (matrix != 0).sum(1).tolist() == [connections] * locations
     strengths = matrix.sort(dim=1, descending=True).values[:, :connections]
     expected = 0.5 ** torch.arange(connections, dtype=torch.float64)
-    assert torch.equal(strengths, expected.expand(lines, -1))
+    assert torch.equal(strengths, expected.expand(locations, -1))
 
 
-@pytest.mark.parametrize("lines", [1, 4096, 4097, 2**16, 2**16 + 1])
-def test_every_line_is_connected_however_many(lines):
-    matrix = AddressDecoder(4, 2, 1, lines, 0.5, draw(0)).matrix()
+@pytest.mark.parametrize("locations", [1, 4096, 4097, 2**16, 2**16 + 1])
+def test_every_location_is_connected_however_many(locations):
+    matrix = AddressDecoder(4, 2, 1, locations, 0.5, draw(0)).matrix()
     assert ((matrix == 1).sum(1) == 1).all()
     assert ((matrix == 0.5).sum(1) == 1).all()
 
@@ -112,19 +114,21 @@ def test_connections_are_spread_evenly():
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])  # the sums are exact
-@pytest.mark.parametrize("lines", [6, 48, 700])
-def test_the_lines_are_the_most_excited(alpha, lines):
-    memory = SparseDistributedMemory((4, 24), (5, 6, lines), (3, 20), alpha, generator=draw(lines))
+@pytest.mark.parametrize("locations", [6, 48, 700])
+def test_the_active_locations_are_the_most_excited(alpha, locations):
+    memory = SparseDistributedMemory(
+        (4, 24), (5, 6, locations), (3, 20), alpha, generator=draw(locations)
+    )
     address = random_orders(200, 4, 24, draw(1))
     h = significance(address, 24, alpha) @ memory.decoder.matrix().t()
-    assert torch.equal(memory.lines(address), nof_m(h, 6))
+    assert torch.equal(memory.active_locations(address), nof_m(h, 6))
 
 
-def test_the_lines_are_the_most_excited_where_sums_are_rounded():
+def test_the_active_locations_are_the_most_excited_where_sums_are_rounded():
     memory = small(alpha=0.9)
     address = random_orders(200, 4, 24, draw(1))
     h = significance(address, 24, 0.9) @ memory.decoder.matrix().t()
-    close(h.gather(1, memory.lines(address)), h.sort(1, descending=True).values[:, :6])
+    close(h.gather(1, memory.active_locations(address)), h.sort(1, descending=True).values[:, :6])
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,7 @@ def test_the_lines_are_the_most_excited_where_sums_are_rounded():
         ((5, 0, 0), "got 0 of 0"),
     ],
 )
-def test_a_decoder_needs_connections_and_lines(decoder, got):
+def test_a_decoder_needs_connections_and_locations(decoder, got):
     with pytest.raises(RangeError, match=f"^AddressDecoder needs .*{got}"):
         SparseDistributedMemory((4, 24), decoder, (3, 20))
 
@@ -147,7 +151,7 @@ def test_a_decoder_needs_connections_and_lines(decoder, got):
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 def test_add_is_linear_attention(alpha):
-    # sum over pairs of k(q, p) y, k(q, p) = phi(q) . phi(p), phi(x) = significance of the lines.
+    # sum over pairs of k(q, p) y, k(q, p) = phi(q) . phi(p), phi(x) = sigma of the locations.
     memory = small("add", alpha)
     p, y = pairs(40)
     memory.write(p, y)
@@ -161,8 +165,8 @@ def test_add_is_linear_attention(alpha):
 
 
 def written(memory, p, y):
-    """What each pair puts into each cell, ``[pairs, lines, D]``."""
-    sigma = significance(memory.lines(p), 48, memory.alpha)
+    """What each pair puts into each cell, ``[pairs, locations, D]``."""
+    sigma = significance(memory.active_locations(p), 48, memory.alpha)
     return sigma[:, :, None] * significance(y, 20, memory.alpha)[:, None, :]
 
 
@@ -181,11 +185,11 @@ def test_a_read_is_the_cells_weighted(rule, alpha):
         cells = (store.amax(0) > 0).double()
     else:
         cells = torch.zeros(48, 20, dtype=torch.float64)
-        for pair, lines in zip(store, memory.lines(p), strict=True):
-            cells[lines] = 0.7 * cells[lines] + (1 - 0.7) * pair[lines]
-    close(torch.from_numpy(memory.cells).double(), cells)
+        for pair, locations in zip(store, memory.active_locations(p), strict=True):
+            cells[locations] = 0.7 * cells[locations] + (1 - 0.7) * pair[locations]
+    close(torch.from_numpy(memory.counters).double(), cells)
     q = torch.cat([p[:10], random_orders(30, 4, 24, draw(9))])
-    weights = significance(memory.lines(q), 48, 1.0 if rule == "or" else alpha)
+    weights = significance(memory.active_locations(q), 48, 1.0 if rule == "or" else alpha)
     close(memory.activity(q), weights @ cells)
     if rule == "or":  # whole numbers: ranked exactly
         expected = nof_m(weights @ cells, 3)
@@ -198,7 +202,7 @@ def test_or_is_max_where_every_spike_weighs_the_same():
     p, y = pairs(60)
     one.write(p, y)
     other.write(p, y)
-    assert np.array_equal(one.cells, other.cells)
+    assert np.array_equal(one.counters, other.counters)
     q = torch.cat([p, random_orders(30, 4, 24, draw(9))])
     assert torch.equal(one.activity(q), other.activity(q))
     assert torch.equal(one.read(q), other.read(q))
@@ -207,7 +211,7 @@ def test_or_is_max_where_every_spike_weighs_the_same():
 def test_or_by_hand():
     memory = tiny("or")
     memory.write(HERE, torch.tensor([2, 0]))
-    assert memory.cells.tolist() == [[1, 0, 1]]
+    assert memory.counters.tolist() == [[1, 0, 1]]
     assert memory.read(HERE).tolist() == [0, 2], "by index: no order is kept"
 
 
@@ -216,45 +220,45 @@ def test_max_and_add_by_hand():
         memory = tiny(rule)
         memory.write(HERE, torch.tensor([2, 1]))  # 0, 1/2, 1
         memory.write(HERE, torch.tensor([1, 0]))  # 1/2, 1, 0
-        assert memory.cells.tolist() == [cells]
+        assert memory.counters.tolist() == [cells]
         assert memory.read(HERE).tolist() == [1, 2]
 
 
 def test_decay_by_hand():
-    memory = tiny("decay", keep=0.5)
+    memory = tiny("decay", decay=0.5)
     memory.write(HERE, torch.tensor([0, 1]))
-    assert memory.cells.tolist() == [[0.5, 0.25, 0]]
+    assert memory.counters.tolist() == [[0.5, 0.25, 0]]
     memory.write(HERE, torch.tensor([1, 2]))  # 1/2 of that, and 1/2 of 0, 1, 1/2
-    assert memory.cells.tolist() == [[0.25, 0.625, 0.25]]
+    assert memory.counters.tolist() == [[0.25, 0.625, 0.25]]
     memory.write(HERE, torch.tensor([2, 1]))
-    assert memory.cells.tolist() == [[0.125, 0.5625, 0.625]]
+    assert memory.counters.tolist() == [[0.125, 0.5625, 0.625]]
     assert memory.read(HERE).tolist() == [2, 1]
 
 
 def test_decay_at_its_ends_keeps_all_or_nothing():
-    for keep, cells in {0.0: [0, 1, 0.5], 1.0: [0, 0, 0]}.items():
-        memory = tiny("decay", keep=keep)
+    for decay, cells in {0.0: [0, 1, 0.5], 1.0: [0, 0, 0]}.items():
+        memory = tiny("decay", decay=decay)
         memory.write(HERE, torch.tensor([0, 1]))
         memory.write(HERE, torch.tensor([1, 2]))
-        assert memory.cells.tolist() == [cells]
+        assert memory.counters.tolist() == [cells]
 
 
 def test_rank_by_hand():
-    memory = tiny("rank", lines=3, data=(3, 5))
+    memory = tiny("rank", locations=3, data=(3, 5))
     memory.write(HERE, torch.tensor([4, 0, 2]))
     memory.write(HERE, torch.tensor([2, 3, 4]))
-    assert memory.cells.tolist() == [[2, 0, 1, 2, 3]] * 3, "the last one wins"
+    assert memory.counters.tolist() == [[2, 0, 1, 2, 3]] * 3, "the last one wins"
     # Lines with the cell set: 3 1 2 3 1, so 0, 3 and 2; their commonest ranks: 1, 2 and 0.
-    memory.cells[:] = [[2, 1, 0, 3, 0], [2, 0, 1, 3, 0], [1, 0, 1, 3, 2]]
+    memory.counters[:] = [[2, 1, 0, 3, 0], [2, 0, 1, 3, 0], [1, 0, 1, 3, 2]]
     assert memory.activity(HERE).tolist() == [3, 1, 2, 3, 1]
     assert memory.read(HERE).tolist() == [2, 0, 3]
 
 
 def test_rank_takes_the_earlier_rank_on_a_tie_then_the_earlier_neuron():
-    memory = tiny("rank", lines=2)
-    memory.cells[:] = [[2, 0, 1], [1, 0, 1]]  # 0 votes for ranks 1 and 0, 2 for 0 twice
+    memory = tiny("rank", locations=2)
+    memory.counters[:] = [[2, 0, 1], [1, 0, 1]]  # 0 votes for ranks 1 and 0, 2 for 0 twice
     assert memory.read(HERE).tolist() == [0, 2]
-    memory.cells[:] = [[2, 0, 1], [2, 0, 1]]
+    memory.counters[:] = [[2, 0, 1], [2, 0, 1]]
     assert memory.read(HERE).tolist() == [2, 0]
 
 
@@ -273,9 +277,9 @@ def test_a_pair_written_twice_is_written_once(rule):
     p, y = pairs(50)
     for n in range(50):
         memory.write(p[n], y[n])
-        before = memory.cells.copy()
+        before = memory.counters.copy()
         memory.write(p[n], y[n])
-        assert np.array_equal(memory.cells, before)
+        assert np.array_equal(memory.counters, before)
 
 
 @pytest.mark.parametrize("rule", ["or", "max"])
@@ -285,11 +289,11 @@ def test_the_order_of_writes_does_not_matter(rule, order):
     p, y = pairs(30)
     memory.write(p, y)
     other.write(p[list(order)], y[list(order)])
-    assert np.array_equal(memory.cells, other.cells)
+    assert np.array_equal(memory.counters, other.counters)
 
 
 def test_what_keeps_nothing_recalls_the_last_write():
-    memory = small("decay", keep=0.0)
+    memory = small("decay", decay=0.0)
     p, y = pairs(20)
     memory.write(p[:1].expand(20, -1), y)
     assert torch.equal(memory.read(p[0]), y[-1])
@@ -306,14 +310,14 @@ def test_a_batch_is_its_entries_one_by_one(rule):
     memory.write(p.view(5, 12, 4), y.view(5, 12, 3))
     for n in range(60):
         other.write(p[n], y[n])
-    assert np.array_equal(memory.cells, other.cells)
-    orders, activity, lines = memory.read(p), memory.activity(p), memory.lines(p)
-    assert [tuple(x.shape) for x in (orders, activity, lines)] == [(60, 3), (60, 20), (60, 6)]
+    assert np.array_equal(memory.counters, other.counters)
+    orders, activity, locations = memory.read(p), memory.activity(p), memory.active_locations(p)
+    assert [tuple(x.shape) for x in (orders, activity, locations)] == [(60, 3), (60, 20), (60, 6)]
     assert (orders.dtype, activity.dtype) == (torch.int64, torch.float64)
     for n in range(60):
         assert torch.equal(memory.read(p[n]), orders[n])
         assert torch.equal(memory.activity(p[n]), activity[n])
-        assert torch.equal(memory.lines(p[n]), lines[n])
+        assert torch.equal(memory.active_locations(p[n]), locations[n])
     assert torch.equal(memory.read(p.view(5, 12, 4)), orders.view(5, 12, 3))
     assert torch.equal(memory.activity(p.view(5, 12, 4)), activity.view(5, 12, 20))
     assert torch.equal(p, copies[0]), "the inputs are not written to"
@@ -325,7 +329,7 @@ def test_orders_may_be_any_whole_numbers_laid_out_in_any_way():
     p, y = pairs(20)
     memory.write(p, y)
     other.write(p.t().contiguous().t().int(), y.to(torch.int8))
-    assert np.array_equal(memory.cells, other.cells)
+    assert np.array_equal(memory.counters, other.counters)
     assert torch.equal(memory.read(p.to(torch.int16)), memory.read(p))
 
 
@@ -335,7 +339,7 @@ def test_a_batch_of_nothing_writes_nothing():
     assert memory.occupancy == 0
 
 
-@pytest.mark.parametrize(("name", "size"), [("read", 3), ("activity", 20), ("lines", 6)])
+@pytest.mark.parametrize(("name", "size"), [("read", 3), ("activity", 20), ("active_locations", 6)])
 def test_a_batch_of_nothing_reads_nothing(name, size):
     assert getattr(small(), name)(torch.empty(0, 4, dtype=torch.int64)).shape == (0, size)
 
@@ -345,9 +349,9 @@ def test_reading_changes_nothing(rule):
     memory = small(rule)
     p, y = pairs(30)
     memory.write(p, y)
-    before, first = memory.cells.copy(), memory.read(p)
+    before, first = memory.counters.copy(), memory.read(p)
     assert torch.equal(memory.read(p), first)
-    assert np.array_equal(memory.cells, before)
+    assert np.array_equal(memory.counters, before)
 
 
 # Silence.
@@ -372,8 +376,8 @@ def test_what_is_below_the_floor_stays_silent(floor, recalled):
 
 
 def test_a_floor_on_votes():
-    memory = tiny("rank", lines=3, data=(3, 4), floor=2.0)
-    memory.cells[:] = [[2, 0, 1, 3], [2, 0, 1, 0], [2, 0, 0, 0]]
+    memory = tiny("rank", locations=3, data=(3, 4), floor=2.0)
+    memory.counters[:] = [[2, 0, 1, 3], [2, 0, 1, 0], [2, 0, 0, 0]]
     assert memory.activity(HERE).tolist() == [3, 0, 2, 1]
     assert memory.read(HERE).tolist() == [2, 0, -1]
 
@@ -396,7 +400,7 @@ def test_occupancy_is_the_theorys():
 
 
 def test_occupancy_counts_cells():
-    memory = tiny("max", lines=4, data=(2, 8))
+    memory = tiny("max", locations=4, data=(2, 8))
     memory.write(HERE, torch.tensor([2, 0]))
     assert memory.occupancy == 0.25
     assert sdm.occupancy(0.0, 4, 2, 4, 8) == 0
@@ -405,20 +409,20 @@ def test_occupancy_counts_cells():
 
 
 @pytest.mark.parametrize(
-    ("w", "lines", "count"),
+    ("w", "locations", "count"),
     [(20, 4096, 6792), (16, 4096, 7355), (16, 1024, 1838), (16, 512, 919), (16, 256, 459)],
 )
-def test_capacity_is_where_one_spurious_neuron_is_expected(w, lines, count):
-    found = capacity(w, 11, lines, 256)
+def test_capacity_is_where_one_spurious_neuron_is_expected(w, locations, count):
+    found = capacity(w, 11, locations, 256)
     assert found == pytest.approx(count, abs=0.5)
-    assert 245 * sdm.occupancy(found, w, 11, lines, 256) ** w == pytest.approx(1)
-    assert expected_recall(found, w, 11, lines, 256) == pytest.approx((1 - 1 / 245) ** 245)
-    assert expected_recall(0.0, w, 11, lines, 256) == 1
+    assert 245 * sdm.occupancy(found, w, 11, locations, 256) ** w == pytest.approx(1)
+    assert expected_recall(found, w, 11, locations, 256) == pytest.approx((1 - 1 / 245) ** 245)
+    assert expected_recall(0.0, w, 11, locations, 256) == 1
 
 
 @pytest.mark.parametrize("shared", [0, 4, 9, 12])
 def test_expected_recall_of_a_noisy_address_is_that_of_independent_marks(shared):
-    # 12 lines, 3 of 20 neurons: stored ones are marked in the shared lines, the rest by chance.
+    # 12 locations, 3 of 20 neurons: stored ones are marked in shared locations, the rest by chance.
     rng = np.random.default_rng(shared)
     p = occupancy(100.0, 12, 3, 64, 20)
     marks = rng.random((20000, 20, 12)) < p
@@ -429,7 +433,7 @@ def test_expected_recall_of_a_noisy_address_is_that_of_independent_marks(shared)
     assert exact == pytest.approx(expected, abs=4 * (expected / 20000) ** 0.5 + 1e-4)
 
 
-def test_expected_recall_refuses_more_lines_than_fire():
+def test_expected_recall_refuses_more_shared_locations_than_are_active():
     with pytest.raises(RangeError, match=r"shared in \[0, 12\], got 13"):
         expected_recall(100.0, 12, 3, 64, 20, 13)
 
@@ -454,20 +458,20 @@ def test_a_memory_is_its_generators(rule):
     for memory in (one, same, other):
         memory.write(p, y)
     assert torch.equal(one.decoder.matrix(), same.decoder.matrix())
-    assert np.array_equal(one.cells, same.cells)
+    assert np.array_equal(one.counters, same.counters)
     assert torch.equal(one.activity(p), same.activity(p))
     assert not torch.equal(one.decoder.matrix(), other.decoder.matrix())
-    assert not np.array_equal(one.cells, other.cells)
+    assert not np.array_equal(one.counters, other.counters)
 
 
 def test_two_memories_share_nothing():
     one, other = small("add", seed=3), small("add", seed=3)
     p, y = pairs(40)
     one.write(p, y)
-    assert not other.cells.any()
+    assert not other.counters.any()
     for a, b in [
-        (one.cells, other.cells),
-        (one.decoder.line, other.decoder.line),
+        (one.counters, other.counters),
+        (one.decoder.location, other.decoder.location),
         (one.decoder.rank, other.decoder.rank),
         (one.decoder.start, other.decoder.start),
     ]:
@@ -478,11 +482,11 @@ def test_an_answer_is_not_changed_by_the_next_one():
     memory = small("add")
     p, y = pairs(40)
     memory.write(p, y)
-    first = memory.read(p[0]), memory.activity(p[0]), memory.lines(p[0])
+    first = memory.read(p[0]), memory.activity(p[0]), memory.active_locations(p[0])
     copies = [x.clone() for x in first]
     memory.read(p[1:])
     memory.write(p[1:], y[1:])
-    memory.lines(p[1:])
+    memory.active_locations(p[1:])
     assert all(torch.equal(x, y) for x, y in zip(first, copies, strict=True))
 
 
@@ -509,14 +513,14 @@ def test_alpha_is_above_zero_and_at_most_one(alpha):
         small(alpha=alpha)
 
 
-@pytest.mark.parametrize("keep", [-0.1, 1.1, float("nan")])
-def test_keep_is_a_share(keep):
-    with pytest.raises(RangeError, match=rf"needs keep in \[0, 1\], got {keep}"):
-        small("decay", keep=keep)
+@pytest.mark.parametrize("decay", [-0.1, 1.1, float("nan")])
+def test_decay_is_a_share(decay):
+    with pytest.raises(RangeError, match=rf"needs decay in \[0, 1\], got {decay}"):
+        small("decay", decay=decay)
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(RangeError, match="needs a rule of or, max, .*, stdp, got 'hebb'"):
+    with pytest.raises(InputError, match="needs a rule of or, max, .*, stdp, got 'hebb'"):
         small("hebb")
 
 
@@ -525,7 +529,7 @@ def test_a_rank_fits_in_a_byte():
     y = random_orders(1, 255, 300, draw(0))[0]
     memory.write(HERE, y)
     assert torch.equal(memory.read(HERE), y)
-    with pytest.raises(RangeError, match="rule 'rank' needs at most 255 data spikes, got 256"):
+    with pytest.raises(RangeError, match="at most 255 data spikes for the rule rank, got 256"):
         tiny("rank", data=(256, 300))
 
 
@@ -557,10 +561,10 @@ def test_a_bad_pair_is_refused_and_nothing_is_written(address, data, error, got)
     write = inspect.unwrap(SparseDistributedMemory.write)  # beartype would refuse some first
     with pytest.raises(error, match=got):
         write(memory, torch.tensor(address), torch.tensor(data))
-    assert not memory.cells.any()
+    assert not memory.counters.any()
 
 
-@pytest.mark.parametrize("name", ["read", "activity", "lines"])
+@pytest.mark.parametrize("name", ["read", "activity", "active_locations"])
 @pytest.mark.parametrize(
     ("address", "error", "got"),
     [

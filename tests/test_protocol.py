@@ -1,22 +1,30 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from isospike.codes.orders import nof_m, significance
-from isospike.errors import RangeError, UnsupportedError
-from isospike.memory.machine import SequenceMachine
+from isospike.errors import InputError, RangeError, UnsupportedError
+from isospike.memory import Backoff, Combined, SequenceMachine, Shift, Store
 from isospike.models.transformer import Transformer
 from isospike.positions import RandomizedOrdered, Sinusoidal, position
-from isospike.protocol import MachineOperations, Told, TransformerOperations, run_online
+from isospike.protocol import MachineOperations, OnlineSequence, TransformerOperations, run_online
 
 LETTERS = "abcdefgh"
-SMALL = {"code": (5, 64), "context_code": (8, 96), "decoder": (6, 7, 512)}
+SMALL = Store(locations=512, connections=6, active=7)
 
 
-def machine(context="combined", **settings):
-    if context != "voting":
-        settings = {**SMALL, **settings}
-    return SequenceMachine(LETTERS, context, **settings)
+def combined(**more):
+    return Combined(code=(5, 64), context_code=(8, 96), **more)
+
+
+def shift(**more):
+    return Shift(code=(5, 64), **more)
+
+
+def machine(context=None, store=SMALL, **more):
+    return SequenceMachine(LETTERS, context=context or combined(), store=store, **more)
 
 
 def transformer(name="rope", seed=0):
@@ -34,26 +42,31 @@ def words(seed, count, length):
 
 
 def following(word):
-    """A word to be told: after each letter the next one, none after the last."""
-    return Told(word, [*word[1:], None])
+    """After each letter of a word the next one is predicted, none after the last."""
+    return OnlineSequence(word, [*word[1:], None])
 
 
 # Exact relations.
 
 
+def exact(rule):
+    """A machine whose sums are exact: alpha is 1/2."""
+    return machine(combined(weight=0.3, alpha=0.5), replace(SMALL, rule=rule, alpha=0.5))
+
+
 def features(memory):
-    """phi of the present context: the firing lines with their significance, made without the
+    """phi of the present context: the active locations with their significance, made without the
     kernels: nof_m(A x; w, alpha). With alpha = 1/2 every sum is exact, and so are ties."""
     matrix = memory._decoder.matrix().double()
     context = torch.from_numpy(memory._state.context.copy())
     excited = matrix @ significance(context, matrix.shape[1], 0.5)
-    return significance(nof_m(excited, len(memory._state.chosen)), len(matrix), 0.5)
+    return significance(nof_m(excited, len(memory._state.active)), len(matrix), 0.5)
 
 
 def test_a_machine_that_adds_is_linear_attention():
     """Its prediction is sum_m k(C, C_m) [symbol m = s] / sum_m k(C, C_m), k = phi . phi: attention
     over all contexts so far, with a sparse random feature map in place of the exponential."""
-    operations = MachineOperations(machine(rule="add", alpha=0.5, weight=0.3), floor=0.0)
+    operations = MachineOperations(exact("add"), floor=0.0)
     memory = operations._memory
     keys, values = [], []
     for step, letter in enumerate("abcabdabcahgfabcdabf"):
@@ -73,9 +86,9 @@ def test_a_machine_that_adds_is_linear_attention():
     assert len(keys) == 19
 
 
-def test_a_machine_that_keeps_the_maximum_is_a_maximum_per_line():
+def test_a_machine_that_keeps_the_maximum_is_a_maximum_per_location():
     """y_j = sum_k phi_k(C) max_m phi_k(C_m) [symbol m = j]: not a sum over the past any more."""
-    operations = MachineOperations(machine(rule="max", alpha=0.5, weight=0.3), floor=0.0)
+    operations = MachineOperations(exact("max"), floor=0.0)
     memory = operations._memory
     pool = torch.zeros(512, 8, dtype=torch.float64)
     for step, letter in enumerate("abcabdabcahgfabcdabf"):
@@ -92,7 +105,7 @@ def test_a_machine_that_keeps_the_maximum_is_a_maximum_per_line():
 
 
 @pytest.mark.parametrize("name", ["rope", "sinusoidal", "alibi", "none", "fire"])
-def test_the_transformer_told_token_by_token_says_what_one_pass_says(name):
+def test_the_transformer_predicts_token_by_token_what_one_pass_predicts(name):
     model = transformer(name)
     operations = TransformerOperations(model, LETTERS)
     word = words(1, 1, 30)[0]
@@ -109,8 +122,8 @@ def test_the_machines_operations_are_the_machine():
     ours, plain = MachineOperations(machine()), machine()
     word = words(2, 1, 200)[0]
     right = plain.learn_sequence(word)
-    plain.restart()
-    ours.restart()
+    plain.reset_context()
+    ours.reset_context()
     guesses = []
     for letter in word:
         share = ours.decode(ours.retrieve())
@@ -122,11 +135,12 @@ def test_the_machines_operations_are_the_machine():
 
 
 def test_a_machine_of_wheel_neurons_answers_the_same():
-    told = [following("abcdefghhgfe" * 3)] * 2
+    text = [following("abcdefghhgfe" * 3)] * 2
     plain, spiking = (
-        run_online(MachineOperations(machine(layers=layers)), told) for layers in (None, "wheel")
+        run_online(MachineOperations(machine(layers=layers)), text)
+        for layers in ("abstract", "wheel")
     )
-    assert (plain.bits, plain.token) == (spiking.bits, spiking.token)
+    assert (plain.bits, plain.accuracy) == (spiking.bits, spiking.accuracy)
 
 
 # Where the equivalence stops.
@@ -150,21 +164,21 @@ def test_the_cache_grows_and_the_machines_state_does_not():
 def test_what_has_left_the_context_is_gone_and_what_is_in_the_cache_is_not():
     """Two pasts that differ long ago: the machine stands in the same context, attention sees."""
     recent = "hgfedcbahgfedcbahgfedcba"
-    shift = MachineOperations(machine("shift"))
+    register = MachineOperations(machine(shift()))
     peer = TransformerOperations(transformer("none"), LETTERS)
     answers = {}
-    for operations in (shift, peer):
+    for operations in (register, peer):
         for past in ("a", "b"):
-            operations.forget()
+            operations.reset_memory()
             for letter in past + recent:
                 operations.context(operations.encode(letter))
                 operations.store(None)
             operations.context(operations.encode("a"))
-            if operations is shift:
-                answers[operations, past] = operations._memory._state.chosen.copy()
+            if operations is register:
+                answers[operations, past] = operations._memory._state.active.copy()
             else:
                 answers[operations, past] = operations.decode(operations.retrieve())
-    assert np.array_equal(answers[shift, "a"], answers[shift, "b"])
+    assert np.array_equal(answers[register, "a"], answers[register, "b"])
     assert np.abs(answers[peer, "a"] - answers[peer, "b"]).max() > 1e-6
 
 
@@ -174,7 +188,7 @@ def test_what_has_left_the_context_is_gone_and_what_is_in_the_cache_is_not():
 def test_one_harness_scores_both():
     text = [following(word) for word in ["abcdefgh" * 4] * 3]
     ours = run_online(MachineOperations(machine()), text, skip=1)
-    assert (ours.scored, ours.token, ours.sequence) == (62, 1, 1)
+    assert (ours.scored, ours.accuracy, ours.sequence_accuracy) == (62, 1, 1)
     assert ours.bits < 0.5
     model = transformer()
     theirs = run_online(TransformerOperations(model, LETTERS), text)
@@ -186,20 +200,20 @@ def test_one_harness_scores_both():
     target = inputs[0, 1:]
     bits = -share.gather(1, target[:, None]).log2().mean().item()
     assert theirs.bits == pytest.approx(bits, abs=1e-4)
-    assert theirs.token == pytest.approx((share.argmax(1) == target).double().mean().item())
+    assert theirs.accuracy == pytest.approx((share.argmax(1) == target).double().mean().item())
 
 
-def test_forgetting_empties_the_store():
+def test_resetting_the_memory_empties_the_store():
     for operations in (
         MachineOperations(machine()),
-        MachineOperations(machine("voting", synapses=4096)),
-        MachineOperations(machine("shift", rule="decay")),
+        MachineOperations(machine(Backoff(synapses=4096), None)),
+        MachineOperations(machine(shift(), replace(SMALL, rule="decay"))),
     ):
         run_online(operations, [following("abcabc")])
         operations.context(operations.encode("a"))
         assert operations.decode(operations.retrieve()).argmax() == 1
         before = operations.state
-        operations.forget()
+        operations.reset_memory()
         operations.context(operations.encode("a"))
         share = operations.decode(operations.retrieve())
         assert share == pytest.approx(np.full(8, 1 / 8))
@@ -209,26 +223,28 @@ def test_forgetting_empties_the_store():
 def test_a_machine_that_does_not_learn_stays_as_it_is():
     operations = MachineOperations(machine())
     run_online(operations, [following("abcabcabc")])
-    before = operations._memory._state.cells.copy()
+    before = operations._memory._state.counters.copy()
     first = run_online(operations, [following("cbacba")], learn=False)
-    assert np.array_equal(operations._memory._state.cells, before)
+    assert np.array_equal(operations._memory._state.counters, before)
     assert run_online(operations, [following("cbacba")], learn=False) == first
 
 
 def test_a_target_may_be_stored_and_not_scored():
     word = "abcdabcd"
     late = [False] * 4 + [True] * 3 + [False]
-    operations = MachineOperations(machine("shift", depth=1))
-    found = run_online(operations, [Told(word, [*word[1:], None], late)], forget=True)
-    assert (found.scored, found.token) == (3, 1)
+    operations = MachineOperations(machine(shift(depth=1)))
+    found = run_online(
+        operations, [OnlineSequence(word, [*word[1:], None], late)], reset_memory=True
+    )
+    assert (found.scored, found.accuracy) == (3, 1)
 
 
-def test_forget_between_sequences_is_not_restart():
+def test_resetting_the_memory_is_not_resetting_the_context():
     twice = [following("abcdefgh")] * 2
     kept = run_online(MachineOperations(machine()), twice, skip=1)
-    gone = run_online(MachineOperations(machine()), twice, skip=1, forget=True)
-    assert kept.token == 1
-    assert gone.token < 0.5
+    gone = run_online(MachineOperations(machine()), twice, skip=1, reset_memory=True)
+    assert kept.accuracy == 1
+    assert gone.accuracy < 0.5
 
 
 def test_answers_are_probabilities():
@@ -252,12 +268,14 @@ def test_answers_are_probabilities():
 def test_mistakes_are_named():
     ours = MachineOperations(machine())
     for operations in (ours, TransformerOperations(transformer(), LETTERS)):
-        with pytest.raises(RangeError, match="symbol of the alphabet of 8, got 'z'"):
+        with pytest.raises(InputError, match="symbol of the alphabet of 8, got 'z'"):
             operations.encode("z")
-        with pytest.raises(RangeError, match="of one length, got 2, 1 and 1"):
-            run_online(operations, [Told("ab", "a")])
-        with pytest.raises(RangeError, match="a target to score, got none"):
-            run_online(operations, [Told("ab", [None, None])])
+        with pytest.raises(InputError, match="of one length, got 2, 1 and 1"):
+            run_online(operations, [OnlineSequence("ab", "a")])
+        with pytest.raises(InputError, match="a target to score, got none"):
+            run_online(operations, [OnlineSequence("ab", [None, None])])
+        with pytest.raises(InputError, match="scored targets of the alphabet of 8, got 'z'"):
+            run_online(operations, [OnlineSequence("ab", "zz")])
     with pytest.raises(RangeError, match=r"a floor in \[0, 1\], got 2"):
         MachineOperations(machine(), 2.0)
     for wrong in (SequenceMachine(grow=True), SequenceMachine()):
@@ -267,7 +285,7 @@ def test_mistakes_are_named():
             MachineOperations(wrong)
     with pytest.raises(UnsupportedError, match="a causal transformer, got one that looks ahead"):
         TransformerOperations(Transformer(8, 16, 2, causal=False))
-    with pytest.raises(RangeError, match="needs 8 symbols, one a token, got 3"):
+    with pytest.raises(InputError, match="needs 8 symbols, one a token, got 3"):
         TransformerOperations(transformer(), "abc")
     model = Transformer(8, 16, 2, 1, RandomizedOrdered(Sinusoidal(16), 40))
     peer = TransformerOperations(model, LETTERS)

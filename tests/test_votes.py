@@ -1,4 +1,4 @@
-"""Voting contexts, the n-gram beside them, and the two commands."""
+"""The back-off context, the n-gram beside it, and the two commands."""
 
 import json
 import math
@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from isospike import SequenceMachine
 from isospike.cli import app
 from isospike.data.datasets import chorales, read_melodies
 from isospike.errors import RangeError
-from isospike.memory.ngram import BackoffNgram
+from isospike.memory import Backoff, BackoffNgram, SequenceMachine
 
 words = st.text("abcd", max_size=60)
 
@@ -41,8 +40,8 @@ def kneser_ney(text, alphabet, depth):
 
 
 @given(words, st.integers(1, 6))
-def test_votes_are_kneser_ney_probabilities(text, depth):
-    machine = SequenceMachine("abcd", "voting", depth=depth, synapses=2**16)
+def test_back_off_predicts_kneser_ney_probabilities(text, depth):
+    machine = SequenceMachine("abcd", context=Backoff(depth=depth, synapses=2**16))
     for symbol, expected in zip(text, kneser_ney(text, "abcd", depth), strict=True):
         guess = machine.predict(4)
         if guess.similarity:
@@ -52,8 +51,8 @@ def test_votes_are_kneser_ney_probabilities(text, depth):
         machine.learn(symbol)
 
 
-def test_votes_by_hand():
-    machine = SequenceMachine("ab", "voting", depth=1)
+def test_back_off_by_hand():
+    machine = SequenceMachine("ab", context=Backoff(depth=1))
     machine.learn_sequence("aab")
     # Context "": a 1 (nothing before it), then counted in "a" as well: a 2; b 1.
     # p(b) = (1/4 + 3/4 * 2 * 1/2) / 3 = 1/3, p(a) = 2/3. "b" has not been met yet.
@@ -68,7 +67,7 @@ def test_votes_by_hand():
 
 @given(words)
 def test_a_stream_equals_its_symbols_one_by_one(text):
-    one, other = (SequenceMachine("abcd", "voting", synapses=2**12) for _ in range(2))
+    one, other = (SequenceMachine("abcd", context=Backoff(synapses=2**12)) for _ in range(2))
     right = one.learn_sequence(text).tolist()
     singly = []
     for symbol in text:
@@ -81,7 +80,7 @@ def test_a_stream_equals_its_symbols_one_by_one(text):
 
 def test_few_synapses_share_counts_and_still_predict():
     text = "the cat sat on the mat " * 20
-    small = SequenceMachine(sorted(set(text)), "voting", synapses=256)
+    small = SequenceMachine(sorted(set(text)), context=Backoff(synapses=256))
     assert small.synapses == 256
     right, match, margin = small.match_sequence(text, learn=True)
     assert right[-100:].mean() > 0.3
@@ -89,13 +88,13 @@ def test_few_synapses_share_counts_and_still_predict():
     assert match.max() <= 1 + 1e-6
 
 
-def test_voting_machines_are_saved(tmp_path):
-    machine = SequenceMachine((), "voting", grow=True)
+def test_back_off_machines_are_saved(tmp_path):
+    machine = SequenceMachine(context=Backoff(), grow=True)
     machine.learn_sequence("to be or not to be")
-    machine.notes["unit"] = "char"
+    machine.metadata["unit"] = "char"
     machine.save(tmp_path / "m")
     again = SequenceMachine.load(tmp_path / "m")
-    assert again.notes == {"unit": "char"}
+    assert again.metadata == {"unit": "char"}
     assert again.generate("to b", 3) == machine.generate("to b", 3)
     assert again.learn_sequence("or not").tolist() == machine.learn_sequence("or not").tolist()
 
@@ -104,7 +103,7 @@ def test_the_ngram_backs_off_to_the_longest_context_it_has_met():
     ngram = BackoffNgram(2)
     assert ngram.predict() is None
     assert ngram.learn_sequence("abab") == [False, False, True, True]
-    ngram.restart()
+    ngram.reset_context()
     assert ngram.predict() == "a"  # a and b twice each: the earlier
 
 
@@ -195,7 +194,8 @@ def test_mistakes_are_one_line(tmp_path_factory, arguments, message):
 
 def test_the_margin_tells_right_from_wrong():
     text = "the cat sat on the mat and the dog sat on the log " * 6
-    right, match, margin = SequenceMachine(sorted(set(text)), "voting").match_sequence(text, True)
+    machine = SequenceMachine(sorted(set(text)), context=Backoff())
+    right, match, margin = machine.match_sequence(text, True)
     assert right.shape == match.shape == margin.shape == (len(text),)
     assert margin[right].mean() > margin[~right].mean()
     assert np.all(margin <= match + 1e-6)

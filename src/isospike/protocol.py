@@ -6,17 +6,17 @@ operation   sequence machine                         transformer
 encode      a fixed table of firing orders           a learned table, and a position
 context     the old context, scrambled, and the      the token's vector enters the stack of layers
             new code: the K most active fire
-retrieve    the lines it excites most, their cells   softmax over the cached keys, their values
-store       cells of those lines, for this symbol    the token's keys and values, into the cache
-decode      share of the cells that hold a symbol    a linear map and softmax
+retrieve    counters of the locations it activates   softmax over the cached keys, their values
+store       those counters, for this symbol          the token's keys and values, into the cache
+decode      share of the counters for each symbol    a linear map and softmax
 ==========  =======================================  =============================================
 
-They are not the same machine. What is exactly equal: an additive store read by firing lines is
+They are not the same machine. What is exactly equal: an additive store read by active locations is
 linear attention with the feature map ``phi(x) = nof_m(A x; w, alpha)``, and a store that keeps the
-largest value is a maximum per line (``tests/test_protocol.py``). What is not:
+largest value is a maximum per location (``tests/test_protocol.py``). What is not:
 
-- The machine's state is bounded, a context of K spikes and a fixed number of cells; the cache grows
-  with every token (:attr:`FiveOperations.state`).
+- The machine's state is bounded, a context of K spikes and a fixed number of counters; the cache
+  grows with every token (:attr:`FiveOperations.state`).
 - The machine stores the pair (context, next symbol) at once; the transformer stores keys and values
   of one token, and only a second layer can tie a token to the one before it.
 - The machine learns while it runs; the transformer's weights were trained before.
@@ -31,13 +31,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isospike.errors import RangeError, UnsupportedError
+from isospike.errors import InputError, RangeError, UnsupportedError
 from isospike.memory.machine import SequenceMachine
 from isospike.models.transformer import Cache, Transformer
 
 
 class FiveOperations(ABC):
-    """A machine that is told symbols, one by one, and asked for others.
+    """An on-line sequence model: it reads one symbol at a time and predicts others.
 
     :func:`run_online` calls, for every step: ``context(encode(input))``,
     ``decode(retrieve())``, which changes nothing, and ``store(encode(target))``.
@@ -46,62 +46,99 @@ class FiveOperations(ABC):
     @property
     @abstractmethod
     def symbols(self) -> Sequence[Hashable]:
-        """The alphabet; :meth:`decode` has a share for each."""
+        """The alphabet; :meth:`decode` has a probability for each."""
 
     @property
     @abstractmethod
     def state(self) -> int:
-        """Numbers it remembers now: what :meth:`store` and :meth:`context` write."""
+        """How many numbers :meth:`store` and :meth:`context` have written and are remembered."""
 
     @abstractmethod
-    def forget(self) -> None:
-        """Go to the start, and empty the store."""
+    def reset_memory(self) -> None:
+        """Empty the store, and go to the start of a sequence."""
 
     @abstractmethod
-    def restart(self) -> None:
-        """Go to the start of a sequence, and keep what is stored if that outlives a sequence."""
+    def reset_context(self) -> None:
+        """Go to the start of a sequence; a store that outlives a sequence stays."""
 
     @abstractmethod
     def encode(self, symbol: Hashable) -> Any:
         """The code of a symbol.
 
+        Args:
+            symbol: One of the alphabet.
+
+        Returns:
+            What :meth:`context` and :meth:`store` take.
+
         Raises:
-            RangeError: It is not in the alphabet.
+            InputError: It is not in the alphabet.
         """
 
     @abstractmethod
     def context(self, code: Any) -> None:
-        """Move on to the context in which this code has just come."""
+        """Move on to the context in which a symbol has just come.
+
+        Args:
+            code: Of the symbol, from :meth:`encode`.
+        """
 
     @abstractmethod
     def retrieve(self) -> Any:
-        """What the store answers in the present context."""
+        """Ask the store in the present context.
+
+        Returns:
+            Its answer, which :meth:`decode` takes.
+        """
 
     @abstractmethod
     def store(self, code: Any) -> None:
-        """Keep that the present context is to be answered by this code; None for no code.
+        """Store a symbol as the answer in the present context.
 
-        A cache keeps the present token instead, whatever the code.
+        Args:
+            code: Of the symbol, from :meth:`encode`; None to store no symbol. A cache stores the
+                present token instead, whatever the code.
         """
 
     @abstractmethod
     def decode(self, answer: Any) -> Any:
-        """Probability of every symbol, ``[symbols]``."""
+        """The prediction that an answer holds.
+
+        Args:
+            answer: From :meth:`retrieve`.
+
+        Returns:
+            Probability of every symbol, ``[symbols]``.
+        """
 
 
 class MachineOperations(FiveOperations):
     """The sequence machine as five operations.
 
     Args:
-        machine: Its memory is used, and changed.
-        floor: Probability that :meth:`decode` spreads over all symbols: what is not stored is not
-            impossible.
+        machine: A machine of a fixed alphabet; its memory is used and changed.
+        floor: Probability that :meth:`decode` spreads over all symbols, in [0, 1]: a symbol that is
+            not stored is not impossible.
+
+    Raises:
+        RangeError: ``floor`` outside [0, 1].
+        UnsupportedError: The machine's alphabet is empty or grows.
+
+    Example:
+        >>> from isospike import MachineOperations, SequenceMachine
+        >>> machine = MachineOperations(SequenceMachine("abc"))
+        >>> machine.context(machine.encode("a"))
+        >>> machine.store(machine.encode("b"))
+        >>> machine.decode(machine.retrieve()).round(3).tolist()
+        [0.003, 0.993, 0.003]
     """
 
     def __init__(self, machine: SequenceMachine, floor: float = 0.01) -> None:
         if not 0 <= floor <= 1:
-            raise RangeError(f"MachineOperations needs a floor in [0, 1], got {floor}.")
-        if not machine.symbols or machine.grow:
+            raise RangeError(
+                f"MachineOperations needs a floor in [0, 1], got {floor}. Its default is 0.01."
+            )
+        if not machine.symbols or machine.settings.grow:
             raise UnsupportedError(
                 "MachineOperations needs a machine with a fixed alphabet, got one that is empty or "
                 "grows. Name its symbols."
@@ -117,18 +154,19 @@ class MachineOperations(FiveOperations):
     def state(self) -> int:
         return sum(int(array.size) for array in self._memory.tensors().values())
 
-    def forget(self) -> None:
+    def reset_memory(self) -> None:
         for array in self._memory.tensors().values():
             array[...] = 0
-        self.restart()
+        self.reset_context()
 
-    def restart(self) -> None:
-        self._machine.restart()
+    def reset_context(self) -> None:
+        self._machine.reset_context()
 
     def encode(self, symbol: Hashable) -> int:
         if symbol not in self._ids:
-            raise RangeError(
-                f"encode needs a symbol of the alphabet of {len(self._ids)}, got {symbol!r}."
+            raise InputError(
+                f"encode needs a symbol of the alphabet of {len(self._ids)}, got {symbol!r}. See "
+                "the attribute symbols."
             )
         return self._ids[symbol]
 
@@ -153,23 +191,36 @@ class MachineOperations(FiveOperations):
 class TransformerOperations(FiveOperations):
     """A causal transformer as five operations; its key-value cache is the store.
 
-    Told a sequence token by token, it says what one forward pass says.
+    Token by token it predicts what one forward pass over the sequence predicts.
 
     Args:
         model: Causal; it is put into ``eval`` mode, and its weights stay as they are.
         symbols: The alphabet, one symbol for each token of the model; by default the numbers.
+
+    Raises:
+        InputError: Not one symbol for each token.
+        UnsupportedError: The model is not causal.
+
+    Example:
+        >>> from isospike import TransformerOperations
+        >>> from isospike.models.transformer import Transformer
+        >>> model = TransformerOperations(Transformer(3, 8, 2, 1), "abc")
+        >>> model.context(model.encode("a"))
+        >>> model.decode(model.retrieve()).shape
+        (3,)
     """
 
     def __init__(self, model: Transformer, symbols: Sequence[Hashable] | None = None) -> None:
         symbols = range(model.vocabulary) if symbols is None else symbols
         if not model.causal:
             raise UnsupportedError(
-                "TransformerOperations needs a causal transformer, got one that looks ahead."
+                "TransformerOperations needs a causal transformer, got one that looks ahead. Make "
+                "it with causal=True."
             )
         if len(symbols) != model.vocabulary:
-            raise RangeError(
+            raise InputError(
                 f"TransformerOperations needs {model.vocabulary} symbols, one a token, got "
-                f"{len(symbols)}."
+                f"{len(symbols)}. Leave them out for the numbers of the tokens."
             )
         self._model, self._symbols = model.eval(), list(symbols)
         self._ids = {symbol: i for i, symbol in enumerate(symbols)}
@@ -187,17 +238,18 @@ class TransformerOperations(FiveOperations):
             return 0
         return sum(t.numel() for t in (*self._cache.keys, *self._cache.values))
 
-    def forget(self) -> None:
+    def reset_memory(self) -> None:
         self._cache = self._now = self._next = None
 
-    def restart(self) -> None:
-        """As :meth:`forget`: a cache belongs to its sequence."""
-        self.forget()
+    def reset_context(self) -> None:
+        """As :meth:`reset_memory`: a cache belongs to its sequence."""
+        self.reset_memory()
 
     def encode(self, symbol: Hashable) -> Tensor:
         if symbol not in self._ids:
-            raise RangeError(
-                f"encode needs a symbol of the alphabet of {len(self._ids)}, got {symbol!r}."
+            raise InputError(
+                f"encode needs a symbol of the alphabet of {len(self._ids)}, got {symbol!r}. See "
+                "the attribute symbols."
             )
         return torch.tensor([[self._ids[symbol]]])
 
@@ -230,13 +282,18 @@ class TransformerOperations(FiveOperations):
         return self._model.read(answer)[0, -1].double().softmax(-1).numpy()
 
 
-class Told(NamedTuple):
-    """A sequence to run on line.
+class OnlineSequence(NamedTuple):
+    """A sequence for :func:`run_online`.
 
     Attributes:
-        inputs: Symbols it consists of.
-        targets: What is to be answered after each, and stored; None for nothing.
-        scored: Whether each target is asked for; left out, all that there are.
+        inputs: Symbols of the sequence.
+        targets: Target after each input; None where nothing is predicted.
+        scored: Whether each target is scored; None to score every target there is.
+
+    Example:
+        >>> from isospike.protocol import OnlineSequence
+        >>> OnlineSequence("abc", ["b", "c", None]).targets
+        ['b', 'c', None]
     """
 
     inputs: Sequence[Hashable]
@@ -245,74 +302,102 @@ class Told(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Online:
-    """What an on-line run scored.
+class OnlineScore:
+    """What :func:`run_online` measured.
 
     Attributes:
-        scored: Steps with a target.
-        bits: Of the targets, the mean.
-        token: Share of the targets that were the most probable symbol.
-        sequence: Share of sequences without a mistake.
+        scored: Number of scored targets.
+        bits: Mean surprise of a target, in bits.
+        accuracy: Share of the targets that were the most probable symbol.
+        sequence_accuracy: Share of the sequences without a mistake.
         state: Numbers remembered at the end of the last sequence.
-        largest_state: At the end of any.
+        largest_state: Most numbers remembered at the end of any sequence.
     """
 
     scored: int
     bits: float
-    token: float
-    sequence: float
+    accuracy: float
+    sequence_accuracy: float
     state: int
     largest_state: int
 
 
 def run_online(
     machine: FiveOperations,
-    sequences: Iterable[Told],
+    sequences: Iterable[OnlineSequence],
     *,
-    forget: bool = False,
+    reset_memory: bool = False,
     learn: bool = True,
     skip: int = 0,
-) -> Online:
-    """Run a machine over sequences, symbol by symbol: each target is asked for, then stored.
+) -> OnlineScore:
+    """Run a model over sequences, symbol by symbol: each target is predicted, then stored.
 
     Args:
         machine: Either implementation.
         sequences: For the next symbol, targets are the inputs one step on.
-        forget: Empty the store before each sequence; else only the context goes to the start.
+        reset_memory: Empty the store before each sequence; otherwise only the context is reset.
         learn: Store targets.
         skip: Sequences at the start that are learned but not scored.
 
+    Returns:
+        Accuracy, surprise and size of the state.
+
     Raises:
-        RangeError: A sequence's parts differ in length, or nothing is scored.
+        InputError: The parts of a sequence differ in length, a symbol or target is not in the
+            alphabet, or no target is scored.
+
+    Example:
+        >>> from isospike import MachineOperations, SequenceMachine, run_online
+        >>> from isospike.protocol import OnlineSequence
+        >>> machine = MachineOperations(SequenceMachine("abcd"))
+        >>> run_online(machine, [OnlineSequence("abcd", ["b", "c", "d", None])] * 2).accuracy
+        0.5
     """
-    index = {symbol: i for i, symbol in enumerate(machine.symbols)}
-    bits, right, whole, states = [], [], [], [0]
-    for number, (inputs, targets, scored) in enumerate(sequences):
-        asked = [target is not None for target in targets] if scored is None else scored
-        if not len(inputs) == len(targets) == len(asked):
-            raise RangeError(
-                "run_online needs inputs, targets and scored of one length, got "
-                f"{len(inputs)}, {len(targets)} and {len(asked)}."
-            )
-        if forget:
-            machine.forget()
+    bits: list[float] = []
+    right: list[bool] = []
+    whole, states = [], [0]
+    for number, sequence in enumerate(sequences):
+        if reset_memory:
+            machine.reset_memory()
         else:
-            machine.restart()
-        hits = []
-        for symbol, target, ask in zip(inputs, targets, asked, strict=True):
-            machine.context(machine.encode(symbol))
-            if ask and number >= skip:
-                share = machine.decode(machine.retrieve())
-                hits.append(int(share.argmax()) == index[target])
-                bits.append(-float(np.log2(max(share[index[target]], 1e-300))))
-            machine.store(machine.encode(target) if learn and target is not None else None)
+            machine.reset_context()
+        hits, surprise = _run_sequence(machine, sequence, learn, score=number >= skip)
         right += hits
+        bits += surprise
         if hits:
             whole.append(all(hits))
         states.append(machine.state)
     if not right:
-        raise RangeError("run_online needs a target to score, got none. Give one, or skip fewer.")
-    return Online(
+        raise InputError("run_online needs a target to score, got none. Give one, or skip fewer.")
+    return OnlineScore(
         len(right), float(np.mean(bits)), float(np.mean(right)), float(np.mean(whole)),
         states[-1], max(states),
     )  # fmt: skip
+
+
+def _run_sequence(
+    machine: FiveOperations, sequence: OnlineSequence, learn: bool, score: bool
+) -> tuple[list[bool], list[float]]:
+    """Whether each scored target was the most probable symbol, and its surprise in bits."""
+    inputs, targets, scored = sequence
+    asked = [target is not None for target in targets] if scored is None else scored
+    if not len(inputs) == len(targets) == len(asked):
+        raise InputError(
+            "run_online needs inputs, targets and scored of one length, got "
+            f"{len(inputs)}, {len(targets)} and {len(asked)}. Give None for no target."
+        )
+    index = {symbol: i for i, symbol in enumerate(machine.symbols)}
+    hits, bits = [], []
+    for symbol, target, ask in zip(inputs, targets, asked, strict=True):
+        machine.context(machine.encode(symbol))
+        if ask and score:
+            if target not in index:
+                raise InputError(
+                    f"run_online needs scored targets of the alphabet of {len(index)}, got "
+                    f"{target!r}. Do not score it, or name another."
+                )
+            share = machine.decode(machine.retrieve())
+            hits.append(int(share.argmax()) == index[target])
+            bits.append(-float(np.log2(max(share[index[target]], 1e-300))))
+        machine.store(machine.encode(target) if learn and target is not None else None)
+    return hits, bits

@@ -35,8 +35,15 @@ from isospike.codes.orders import nof_m, significance, similarity
 from isospike.errors import IsospikeError
 from isospike.experiments.grid import Preset, train_grid
 from isospike.experiments.page import html as positions_page
-from isospike.memory.machine import SequenceMachine
-from isospike.memory.sdm import SparseDistributedMemory
+from isospike.memory import (
+    Backoff,
+    Combined,
+    Layer,
+    SequenceMachine,
+    Shift,
+    SparseDistributedMemory,
+    Store,
+)
 from isospike.porting.page import html as port_page
 
 ENGINES = ("reference", "cpu")
@@ -345,10 +352,13 @@ def code_spikes(home):
 
 
 def machine(context, layers, home):
-    size = {} if context == "voting" else {"decoder": (8, 11, 1024)}
-    learner = SequenceMachine(sorted(set(TEXT)), context, layers=layers, **size)
+    kinds = {"combined": Combined(), "layer": Layer(), "shift": Shift(), "voting": Backoff()}
+    learner = SequenceMachine(
+        sorted(set(TEXT)), context=kinds[context], layers=layers or "abstract",
+        store=None if context == "voting" else Store(locations=1024),
+    )  # fmt: skip
     right = learner.learn_sequence(TEXT)
-    learner.restart()
+    learner.reset_context()
     guesses = []
     for symbol in TEXT[:71]:
         guesses.append(learner.predict())
@@ -375,14 +385,14 @@ def memory(home):
         *((rule, kind) for kind in ("wheel", "rdlif") for rule in ("or", "max", "trace", "stdp")),
     ):
         store = SparseDistributedMemory(
-            decoder=(20, 16, 512), rule=rule, layers=layers,
+            decoder=(20, 16, 512), rule=rule, layers=layers or "abstract",
             generator=torch.Generator().manual_seed(3),
         )  # fmt: skip
         store.write(address, data)
         read = store.read(address)
         found[f"{rule} {layers}"] = {
             "read": digest(read), "right": int((read == data).sum()),
-            "lines": digest(store.lines(address)), "occupancy": store.occupancy,
+            "lines": digest(store.active_locations(address)), "occupancy": store.occupancy,
         }  # fmt: skip
     a, b = own_orders(20, 5, 16, 7919), own_orders(20, 5, 16, 4243)
     found["orders"] = {

@@ -99,7 +99,7 @@ def recall(
     from isospike.memory.machine import SequenceMachine
 
     machine = SequenceMachine.load(model)
-    unit = machine.notes.get("unit", "char")
+    unit = machine.metadata.get("unit", "char")
     start = _split(prompt, unit)
     unknown = [s for s in start if s not in machine]
     if unknown:
@@ -142,14 +142,14 @@ def _split(text: str, unit: str) -> list[Hashable]:
 
 def _machine(unit: str, seed: int, path: Path) -> Any:
     """A new machine, or the one that is in the file."""
-    from isospike.memory.machine import SequenceMachine
+    from isospike.memory import Backoff, SequenceMachine
 
     if not path.exists():
-        machine = SequenceMachine(context="voting", grow=True, seed=seed)
-        machine.notes["unit"] = unit
+        machine = SequenceMachine(context=Backoff(), grow=True, seed=seed)
+        machine.metadata["unit"] = unit
         return machine
     machine = SequenceMachine.load(path)
-    saved = machine.notes.setdefault("unit", unit)
+    saved = machine.metadata.setdefault("unit", unit)
     if saved != unit:
         raise InputError(
             f"learn needs a machine of the unit {unit}, got one of {saved} in {path}. Name another "
@@ -166,8 +166,8 @@ def _learn(machine: Any, sequences: list[list[Hashable]]) -> tuple[float, float]
     ngram = BackoffNgram(NGRAM)
     total, done, right, right_ngram = sum(map(len, sequences)), 0, 0, 0
     for sequence in sequences:
-        machine.restart()
-        ngram.restart()
+        machine.reset_context()
+        ngram.reset_context()
         for start in range(0, len(sequence), CHUNK):
             part = sequence[start : start + CHUNK]
             right += int(machine.learn_sequence(part).sum())

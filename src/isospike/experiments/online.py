@@ -5,22 +5,28 @@ from dataclasses import dataclass
 
 import torch
 
-from isospike import progress
+from isospike import memory, progress
 from isospike.experiments.grid import build, find_task
 from isospike.experiments.study import CORRECTED, FAILS, Context, Findings, claim
 from isospike.experiments.tasks import Task
-from isospike.memory.machine import SequenceMachine
+from isospike.memory import Backoff, Combined, SequenceMachine, Shift, Store
 from isospike.models.training import IGNORE, train
-from isospike.protocol import MachineOperations, Online, Told, TransformerOperations, run_online
+from isospike.protocol import (
+    MachineOperations,
+    OnlineScore,
+    OnlineSequence,
+    TransformerOperations,
+    run_online,
+)
 from isospike.report.table import Table
 
 TASKS = ("copy-1", "copy-8", "copy-32", "separator-copy", "recall", "text")
-SMALLER = {"decoder": (8, 11, 4096), "rule": "add"}
-MACHINES = {
-    "last symbol": ("shift", {"depth": 1, **SMALLER}),
-    "last two symbols": ("shift", {"depth": 2, **SMALLER}),
-    "combined": ("combined", SMALLER),
-    "voting, to depth 6": ("voting", {"synapses": 2**22}),
+SMALLER = Store(rule="add", locations=4096)
+MACHINES: dict[str, tuple[memory.Context, Store | None]] = {
+    "last symbol": (Shift(depth=1), SMALLER),
+    "last two symbols": (Shift(depth=2), SMALLER),
+    "combined": (Combined(), SMALLER),
+    "back-off, to depth 6": (Backoff(synapses=2**22), None),
 }
 POSITION = "rope"
 
@@ -84,20 +90,20 @@ def compare_machines(preset: Preset, context: Context) -> Findings:
         tested = _sequences(task, preset.tested, draw, test=True)
         before = _sequences(task, 4 * preset.tested, draw, test=False)
         runs = {f"{POSITION} transformer, trained": _transformer(task, preset.steps, tested)}
-        for label, (kind, settings) in MACHINES.items():
+        for label, (kind, store) in MACHINES.items():
             machine = MachineOperations(
-                SequenceMachine(range(task.vocabulary), kind, **settings)  # type: ignore[arg-type]
+                SequenceMachine(range(task.vocabulary), context=kind, store=store)
             )
-            runs[f"{label}, empty store"] = run_online(machine, tested, forget=True)
-            machine.forget()
+            runs[f"{label}, empty store"] = run_online(machine, tested, reset_memory=True)
+            machine.reset_memory()
             runs[f"{label}, lasting store"] = run_online(
                 machine, [*before, *tested], skip=len(before)
             )
         for label, found in runs.items():
-            numbers[f"{name}: {label}"] = found.token
+            numbers[f"{name}: {label}"] = found.accuracy
             rows.append((
-                name, label, f"{found.token:.3f}", f"{found.sequence:.3f}", f"{found.bits:.2f}",
-                f"{found.largest_state:,}",
+                name, label, f"{found.accuracy:.3f}", f"{found.sequence_accuracy:.3f}",
+                f"{found.bits:.2f}", f"{found.largest_state:,}",
             ))  # fmt: skip
     progress.update("on line", len(preset.tasks), len(preset.tasks))
     head = ("task", "machine", "token", "sequence", "bits", "largest state")
@@ -108,7 +114,7 @@ def compare_machines(preset: Preset, context: Context) -> Findings:
     return Findings(numbers, [Table(title, head, tuple(rows), meaning)])
 
 
-def _transformer(task: Task, steps: int, tested: Sequence[Told]) -> Online:
+def _transformer(task: Task, steps: int, tested: Sequence[OnlineSequence]) -> OnlineScore:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build(task, POSITION)
@@ -122,12 +128,12 @@ def _transformer(task: Task, steps: int, tested: Sequence[Told]) -> Online:
     return run_online(TransformerOperations(model), tested)
 
 
-def _sequences(task: Task, count: int, draw: torch.Generator, test: bool) -> list[Told]:
+def _sequences(task: Task, count: int, draw: torch.Generator, test: bool) -> list[OnlineSequence]:
     inputs, targets = task.sample(count, task.length, draw, test=test)
     sequences = []
     for x, y in zip(inputs.tolist(), targets.tolist(), strict=True):
         scored = [symbol != IGNORE for symbol in y]
         if task.next_token:  # All symbols are stored, as in a cache.
             y = [*x[1:], y[-1]]  # noqa: PLW2901
-        sequences.append(Told(x, [None if s == IGNORE else s for s in y], scored))
+        sequences.append(OnlineSequence(x, [None if s == IGNORE else s for s in y], scored))
     return sequences

@@ -1,1 +1,38 @@
-"""Rank-order sparse distributed memory."""
+"""Memory of firing orders and of sequences: sparse distributed memory and the sequence machine."""
+
+from isospike.memory.contexts import (
+    Backoff,
+    Combined,
+    Context,
+    Layer,
+    MachineSettings,
+    Shift,
+    Store,
+)
+from isospike.memory.decoder import AddressDecoder
+from isospike.memory.layers import SpikingLayer, first_spikes, rdlif_times, wheel_times
+from isospike.memory.machine import Prediction, SequenceMachine
+from isospike.memory.ngram import BackoffNgram
+from isospike.memory.sdm import SparseDistributedMemory, capacity, expected_recall, occupancy
+
+__all__ = [
+    "AddressDecoder",
+    "Backoff",
+    "BackoffNgram",
+    "Combined",
+    "Context",
+    "Layer",
+    "MachineSettings",
+    "Prediction",
+    "SequenceMachine",
+    "Shift",
+    "SparseDistributedMemory",
+    "SpikingLayer",
+    "Store",
+    "capacity",
+    "expected_recall",
+    "first_spikes",
+    "occupancy",
+    "rdlif_times",
+    "wheel_times",
+]

@@ -1,84 +1,76 @@
-"""A sequence machine's memory in which every layer is of spiking neurons."""
+"""The inside of a sequence machine in which every layer is of spiking neurons."""
 
 from typing import Any
 
 import numpy as np
 
 from isospike.kernels.machine import stream
-from isospike.kernels.machine.locations import OR, largest, write_cells
-from isospike.memory.contexts import LineMemory
+from isospike.kernels.machine.locations import OR, largest, write_counters
+from isospike.memory.addressed import AddressedMemory
+from isospike.memory.contexts import Recurrent, Shift, Store
 from isospike.memory.layers import Burst, SpikingLayer
 
 _SAMPLE = 100  # bursts from which thresholds are chosen
 
 
-class BurstMemory(LineMemory):
-    """The same memory as :class:`LineMemory`, computed by bursts of spikes.
+class SpikingMemory(AddressedMemory):
+    """The same memory as :class:`AddressedMemory`, computed by bursts of spikes.
 
     A symbol is a burst of its code, one spike each unit of time. In the context layer it meets the
     burst of the old context, fed back with the delay that lets both start together. The new
-    context goes on to the address decoder, the lines to the data neurons, and a data neuron tells
-    by when it fires how much it received. Every layer is a :class:`SpikingLayer`, with shunting
-    inhibition for each bundle of inputs and reset after its N spikes. A line that is excited
-    stays marked until the next symbol comes, which then is written there.
+    context goes on to the address decoder and the active locations to the data neurons; the time
+    at which a data neuron fires says how much it received. Every layer is a
+    :class:`SpikingLayer`, with shunting inhibition for each bundle of inputs and reset after its N
+    spikes. Active locations stay marked until the next symbol comes, which then is written there.
+
+    Args:
+        layers: ``wheel`` or ``rdlif``.
+        context, store, seed: As of :class:`AddressedMemory`.
+
+    Raises:
+        RangeError: As :class:`AddressedMemory`, or so few connections that no location fires.
     """
 
-    def __init__(self, layers: str, *settings: Any) -> None:
-        super().__init__(*settings)
-        fixed, m, k = self._fixed, self._sizes[0], len(self._state.context)
-        n = fixed.codes.shape[1]
-        draw = np.random.default_rng(0)
-        # Contexts as long as wheel neurons make them at most; of RDLIF, then, as they form them.
-        contexts = [(draw.permutation(m)[:k], np.linspace(0, k, k)) for _ in range(_SAMPLE)]
-        if fixed.kind == stream.RECURRENT:
-            codes = [draw.permutation(len(fixed.new))[:n] for _ in contexts]
-            weights = np.concatenate([fixed.old, fixed.new])
-            for _ in range(3 if layers == "rdlif" else 1):
-                heard = [self._meet(*c, code) for c, code in zip(contexts, codes, strict=True)]
-                self._former = SpikingLayer(layers, weights, k, heard)
-                if layers == "rdlif":
-                    contexts = [self._former.run(burst) for burst in heard]
-        matrix, w = self._decoder.matrix().t().contiguous().numpy(), self._decoder.fire
-        heard = [self._address(*c) for c in contexts]
-        self._chooser = SpikingLayer(layers, matrix, w, heard)
+    def __init__(self, layers: str, context: Recurrent | Shift, store: Store, seed: int) -> None:
+        super().__init__(context, store, seed)
+        k = len(self._state.context)
+        contexts = self._form_contexts(layers, k)
+        matrix, w = self._decoder.matrix().t().contiguous().numpy(), self._decoder.active
+        addresses = [self._address(*burst) for burst in contexts]
+        self._chooser = SpikingLayer(layers, matrix, w, addresses)
         chosen = [(np.arange(w), np.linspace(0, w, w))]
         if layers == "rdlif":
-            chosen = [self._chooser.run(burst) for burst in heard]
-        heard = [self._excited(*c) for c in chosen]
-        self._output = SpikingLayer(layers, self._state.cells, 1, heard, strongest=1.0)
+            chosen = [self._chooser.run(burst) for burst in addresses]
+        excited = [self._excited(*burst) for burst in chosen]
+        self._output = SpikingLayer(layers, self._state.counters, 1, excited, strongest=1.0)
         self._times = np.zeros(k)
 
-    def restart(self) -> None:
+    def reset_context(self) -> None:
         self._times = np.zeros(len(self._state.context))
-        super().restart()
+        super().reset_context()
 
     def score(self) -> None:
-        burst = self._excited(self._lines, self._spikes)
-        self._output.weights = self._state.cells
+        burst = self._excited(self._active, self._spikes)
+        self._output.weights = self._state.counters
         fired = self._output.times(burst)
         self._work.activity[:] = self._output.activity(fired, burst)
-        stream.match_symbols(self._fixed, self._work, len(self._state.chosen))
+        stream.match_symbols(self._fixed, self._work, len(self._state.active))
 
     def store(self, symbol: int) -> None:
         f = self._fixed
-        write_cells(
-            self._state.cells, f.rule, f.keep, self._lines, f.sigma, f.data_codes[symbol],
+        write_counters(
+            self._state.counters, f.rule, f.decay, self._active, f.sigma, f.data_codes[symbol],
             f.gain_data,
         )  # fmt: skip
 
     def advance(self, symbol: int) -> None:
         state, code = self._state, self._fixed.codes[symbol]
-        known = state.context[: len(self._times)]
         if self._fixed.kind == stream.SHIFT:
             stream.advance(self._fixed, state, self._work, symbol)
             self._times = np.arange(len(state.context), dtype=np.float64)
         else:
-            weight = 1.0
-            if self._fixed.adapt != stream.CONSTANT and symbol < len(self.scores):
-                self.score()
-                agrees = self._fixed.adapt == stream.AGREEMENT
-                weight = float(self.scores[symbol] if agrees else self.scores.max())
-            order, self._times = self._former.run(self._meet(known, self._times, code, weight))
+            known = state.context[: len(self._times)]
+            order, self._times = self._former.run(self._meet(known, self._times, code))
             state.context[: len(order)] = order
         self.refresh()
 
@@ -94,8 +86,15 @@ class BurstMemory(LineMemory):
             self.advance(symbol)
 
     def spikes(self, symbol: int) -> dict[str, tuple[Any, Any]]:
-        """Neurons and times of every burst as ``symbol`` comes and the next one is predicted."""
-        before = {name: tensor.copy() for name, tensor in self.tensors().items() if name != "cells"}
+        """The bursts that carry ``symbol`` in and the next prediction out; nothing changes.
+
+        Args:
+            symbol: Its number.
+
+        Returns:
+            Neurons and times of each burst, see :meth:`SequenceMachine.spikes`.
+        """
+        before = {name: t.copy() for name, t in self.tensors().items() if name != "counters"}
         code, data = self._fixed.codes[symbol], self._fixed.data_codes[symbol]
         n = float(len(code) - 1)
         bursts = {
@@ -104,18 +103,18 @@ class BurstMemory(LineMemory):
         }
         try:
             self.advance(symbol)
-            context, lines = self._times, self._spikes
-            start = context[:1].sum()  # of the burst that the lines hear; 0 if there is none
+            context, locations = self._times, self._spikes
+            start = context[:1].sum()  # of the burst that the locations receive; 0 if there is none
             bursts["context"] = self._state.context[: len(context)].copy(), context
-            bursts["lines"] = self._lines.copy(), start + lines
+            bursts["locations"] = self._active.copy(), start + locations
             self.score()
-            fired = self._output.times(self._excited(self._lines, lines))
+            fired = self._output.times(self._excited(self._active, locations))
             first = fired.argsort(kind="stable")[: self._fixed.data_codes.shape[1]]
             first = first[np.isfinite(fired[first])]
-            bursts["output"] = first, start + lines[:1].sum() + fired[first]
+            bursts["output"] = first, start + locations[:1].sum() + fired[first]
         finally:
             for name, tensor in self.tensors().items():
-                if name != "cells":
+                if name != "counters":
                     tensor[...] = before[name]
             self.refresh()
         return bursts
@@ -129,14 +128,33 @@ class BurstMemory(LineMemory):
     def refresh(self) -> None:
         self._times = self._times[np.isfinite(self._times)]
         known = self._state.context[: len(self._times)]
-        self._lines, self._spikes = self._chooser.run(self._address(known, self._times))
+        self._active, self._spikes = self._chooser.run(self._address(known, self._times))
 
-    def _meet(self, order: Any, times: Any, code: Any, weight: float = 1.0) -> Burst:
-        """The old context, its share times ``weight``, and a symbol's code, starting together."""
+    def _form_contexts(self, layers: str, k: int) -> list[tuple[Any, Any]]:
+        """Sample contexts and, unless it is a register, the layer that forms contexts.
+
+        Samples last as long as wheel neurons make them at most; of RDLIF neurons, as long as they
+        make them.
+        """
+        fixed, draw = self._fixed, np.random.default_rng(0)
+        m, n = self._sizes[0], fixed.codes.shape[1]
+        contexts = [(draw.permutation(m)[:k], np.linspace(0, k, k)) for _ in range(_SAMPLE)]
+        if fixed.kind == stream.SHIFT:
+            return contexts
+        codes = [draw.permutation(len(fixed.new))[:n] for _ in contexts]
+        weights = np.concatenate([fixed.old, fixed.new])
+        for _ in range(3 if layers == "rdlif" else 1):
+            inputs = [self._meet(*c, code) for c, code in zip(contexts, codes, strict=True)]
+            self._former = SpikingLayer(layers, weights, k, inputs)
+            if layers == "rdlif":
+                contexts = [self._former.run(burst) for burst in inputs]
+        return contexts
+
+    def _meet(self, order: Any, times: Any, code: Any) -> Burst:
+        """The bursts of the old context and of a symbol's code, which start together."""
         fixed = self._fixed
         rows = np.concatenate([order, len(fixed.old) + code])
-        old = np.rint(np.float32(weight) * fixed.gain_old[: len(order)])
-        gain = np.concatenate([old, fixed.gain_new])
+        gain = np.concatenate([fixed.gain_old[: len(order)], fixed.gain_new])
         start = times[0] if len(times) else 0.0
         when = np.concatenate([times - start, np.arange(len(code), dtype=np.float64)])
         first = when.argsort(kind="stable")
@@ -145,7 +163,7 @@ class BurstMemory(LineMemory):
     def _address(self, order: Any, times: Any) -> Burst:
         return order, self._fixed.gain_context[: len(order)], times
 
-    def _excited(self, lines: Any, times: Any) -> Burst:
-        """The lines' burst at the data neurons; marks are counted, without shunting inhibition."""
-        sigma = self._fixed.sigma[: len(lines)]
-        return lines, np.ones_like(sigma) if self._fixed.rule == OR else sigma, times
+    def _excited(self, locations: Any, times: Any) -> Burst:
+        """The locations' burst at the data neurons; marks are counted, without inhibition."""
+        sigma = self._fixed.sigma[: len(locations)]
+        return locations, np.ones_like(sigma) if self._fixed.rule == OR else sigma, times

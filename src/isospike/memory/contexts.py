@@ -1,253 +1,370 @@
-"""What a sequence machine remembers in: a context that addresses lines, or contexts that vote."""
+"""Settings of a sequence machine: how it forms its context, and where it stores what comes next."""
 
-import math
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
 
-import numpy as np
-import torch
+from isospike.codes.orders import check_alpha
+from isospike.errors import InputError, RangeError, UnsupportedError
+from isospike.memory.layers import ABSTRACT, KINDS
 
-from isospike.codes.orders import random_orders
-from isospike.errors import RangeError
-from isospike.kernels.machine import backoff as votes
-from isospike.kernels.machine import stream
-from isospike.kernels.machine.locations import OR
-from isospike.memory.decoder import AddressDecoder
-from isospike.memory.sdm import RULES
-
-ADAPT = {None: stream.CONSTANT, "agreement": stream.AGREEMENT, "activity": stream.ACTIVITY}
+RULES = ("or", "max", "add", "decay")
+Code = tuple[int, int]  # (N, M): of M neurons N fire
 
 
-@runtime_checkable
-class Memory(Protocol):
-    """The inside of a sequence machine; symbols are numbers from 0.
+@dataclass(frozen=True, kw_only=True)
+class Recurrent(ABC):
+    """A context made of the old context and the new symbol: :class:`Combined` or :class:`Layer`.
 
     Attributes:
-        scores: Match of every symbol, after :meth:`score`.
-        synapses: Cells in which symbols are stored.
+        weight: Weight of the old context, in [0, 1).
+        code: (N, D): of D input neurons, N fire for a symbol.
+        context_code: (K, M): of M context neurons, K fire.
+        alpha: Significance of a spike over that of the spike before, in (0, 1].
+
+    Raises:
+        RangeError: A number outside its range.
     """
 
-    @property
-    def scores(self) -> Any: ...
+    weight: float = 0.5
+    code: Code = (11, 256)
+    context_code: Code = (22, 512)
+    alpha: float = 0.9
 
-    @property
-    def synapses(self) -> int: ...
-
-    def resize(self, symbols: int) -> None:
-        """Make room for an alphabet of so many symbols."""
-
-    def restart(self) -> None:
-        """Go to the context in which sequences start."""
-
-    def score(self) -> None:
-        """Match every symbol with what is stored for the present context."""
-
-    def store(self, symbol: int) -> None:
-        """Store what follows the present context."""
-
-    def advance(self, symbol: int) -> None:
-        """Move on to the next context."""
-
-    def stream(self, ids: Any, learn: bool, guess: Any, match: Any, margin: Any) -> None:
-        """Score, store if asked to, and advance, symbol by symbol."""
-
-    def tensors(self) -> dict[str, Any]:
-        """All that symbols have changed, by name; views, so that loading can write into them."""
-
-    def refresh(self) -> None:
-        """Recompute what follows from :meth:`tensors`."""
-
-
-class LineMemory:
-    """A K-of-M context that addresses a sparse distributed memory."""
-
-    def __init__(
-        self,
-        context: str,
-        code: tuple[int, int],
-        context_code: tuple[int, int],
-        decoder: tuple[int, int, int],
-        data: tuple[int, int] | None,
-        alpha: float,
-        weight: float,
-        depth: int,
-        decay: float,
-        rule: str,
-        keep: float,
-        adapt: str | None,
-        seed: int,
-    ) -> None:
-        generator = _generator(seed)
-        if context == "shift":
-            context_code = (depth * code[0], depth * code[1])
-        (n, d), (k, m), (a, w, lines) = code, context_code, decoder
-        gains = {s: (alpha ** np.arange(s)).astype(np.float32) for s in {n, k, w}}
-        old, new = np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint8)
-        gain_old, gain_new = gains[k], gains[n]
-        if context == "shift":
-            gain_old = (decay ** np.arange(depth)).astype(np.float32)
-        else:
-            # Eight-bit weights: a quarter of the memory traffic, and as random.
-            old = torch.randint(256, (m, m), generator=generator, dtype=torch.uint8).numpy()
-            new = torch.randint(256, (d, m), generator=generator, dtype=torch.uint8).numpy()
-            share = weight if context == "layer" else weight / gain_old.sum()
-            rest = 1.0 if context == "layer" else (1 - weight) / gain_new.sum()
-            gain_old, gain_new = gain_old * share, gain_new * rest
-            # On a grid so coarse that float32 sums are exact: the same in any order of the spikes.
-            unit = (gain_old.sum() + gain_new.sum()) / (2**24 / 256)
-            gain_old = np.rint(gain_old / unit).astype(np.float32)
-            gain_new = np.rint(gain_new / unit).astype(np.float32)
-        made = AddressDecoder(m, a, w, lines, alpha, generator, torch.float32)
-        gain_data = np.ones(1) if data is None else alpha ** np.arange(data[0])
-        self._decoder, self._seed, self._code, self._data = made, seed, code, data
-        self._start_code = random_orders(1, n, d, generator).numpy()
-        self._fixed = stream.Fixed(
-            kind=stream.SHIFT if context == "shift" else stream.RECURRENT,
-            codes=self._start_code,
-            data_codes=np.empty((0, 1 if data is None else data[0]), np.int64),
-            old=old, new=new, gain_old=gain_old, gain_new=gain_new, gain_context=gains[k],
-            gain_data=gain_data.astype(np.float32), sigma=gains[w], decoder=made.table,
-            rule=RULES[rule], keep=keep, adapt=ADAPT[adapt],
-        )  # fmt: skip
-        cell = np.uint8 if RULES[rule] == OR else np.float32
-        self._state = stream.State(
-            context=np.zeros(k, np.int64),
-            history=np.zeros(depth, np.int64),
-            chosen=np.zeros(w, np.int64),
-            cells=np.zeros((lines, 8 if data is None else data[1]), cell),
-        )
-        self._sizes = (m, lines)
-        self.resize(0)
-
-    @property
-    def scores(self) -> Any:
-        return self._work.scores
-
-    @property
-    def synapses(self) -> int:
-        return int(self._state.cells.size)
-
-    def resize(self, symbols: int) -> None:
-        if self._data is not None and symbols > math.comb(self._data[1], self._data[0]):
+    def __post_init__(self) -> None:
+        who = type(self).__name__
+        check_alpha(self.alpha, who)
+        _check_code(self.code, f"{who} needs code")
+        _check_code(self.context_code, f"{who} needs context_code")
+        if not 0 <= self.weight < 1:
             raise RangeError(
-                f"SequenceMachine needs a data code for each of {symbols} symbols, got "
-                f"{self._data[0]}-of-{self._data[1]}. Give more data neurons."
+                f"{who} needs weight in [0, 1), got {self.weight}. At 1 symbols would not count: "
+                "use a number below."
             )
-        codes, data_codes = [self._fixed.codes[:-1]], [self._fixed.data_codes]
-        met = len(codes[0])
-        for i in range(met, symbols):
-            # A generator of its own for each symbol: codes do not depend on when it was met.
-            own = _generator(self._seed, i)
-            codes.append(random_orders(1, *self._code, own).numpy())
-            code = np.array([[i]])
-            if self._data is not None:
-                code = random_orders(1, *self._data, own).numpy()
-                while any((np.sort(code) == np.sort(other)).all(1).any() for other in data_codes):
-                    code = random_orders(1, *self._data, own).numpy()  # no two symbols alike
-            data_codes.append(code)
-        self._fixed = self._fixed._replace(
-            codes=np.concatenate([*codes, self._start_code]), data_codes=np.concatenate(data_codes)
-        )
-        cells = self._state.cells
-        if self._data is None and symbols > cells.shape[1]:
-            grown = np.zeros((len(cells), 1 << (symbols - 1).bit_length()), cells.dtype)
-            grown[:, : cells.shape[1]] = cells
-            self._state = self._state._replace(cells=grown)
-        # The start symbol comes after all others.
-        self._state.history[self._state.history == met] = symbols
-        m, lines = self._sizes
-        sizes = (m, lines, self._state.cells.shape[1], symbols, (2, 2))
-        self._work = stream.Work(*(np.zeros(s, np.float32) for s in sizes))
 
-    def restart(self) -> None:
-        start = len(self.scores)
-        self._state.history[:] = start
-        self._state.context[:] = np.arange(len(self._state.context))
-        self.advance(start)
+    @abstractmethod
+    def gains(self, old: Any, new: Any) -> tuple[Any, Any]:
+        """Gains of the spikes of the old context and of the symbol.
 
-    def score(self) -> None:
-        stream.score_symbols(self._fixed, self._state, self._work)
+        Args:
+            old: Significance of the old context's spikes, ``[K]``.
+            new: Significance of the symbol's spikes, ``[N]``.
 
-    def store(self, symbol: int) -> None:
-        stream.store(self._fixed, self._state, symbol)
-
-    def advance(self, symbol: int) -> None:
-        stream.advance(self._fixed, self._state, self._work, symbol)
-
-    def stream(self, ids: Any, learn: bool, guess: Any, match: Any, margin: Any) -> None:
-        stream.stream(self._fixed, self._state, self._work, ids, learn, guess, match, margin)
-
-    def tensors(self) -> dict[str, Any]:
-        s = self._state
-        return {"cells": s.cells, "context": s.context, "history": s.history}
-
-    def refresh(self) -> None:
-        stream.choose(self._fixed, self._state, self._work)
+        Returns:
+            The two gains, of the same shapes.
+        """
 
 
-class VoteMemory:
-    """Contexts of every length up to ``depth``, which count what followed and vote.
+@dataclass(frozen=True, kw_only=True)
+class Combined(Recurrent):
+    """A context that mixes the old context with the new symbol, each scaled to a sum of 1.
 
-    (1)  p_{-1}(s) = 1 / symbols
-    (2)  p_o(s) = (max(c_o(s) - d, 0) + d u_o p_{o-1}(s)) / n_o,  d = 3/4
+    ``C_n = nof_m(weight * P1 C_{n-1} / |C| + (1 - weight) * P2 I_n / |I|)``, with random P1 and P2
+    and the code I_n of the symbol. It depends on all symbols before, on the latest most. The
+    attributes are those of :class:`Recurrent`.
 
-    with c_o(s) how often s was counted after the last o symbols, n_o the sum of these counts and
-    u_o how many are not 0. What the discount d takes from each goes to the shorter context. A
-    symbol is counted in the longest context and down to the first that has met it, so a shorter
-    context counts the different longer ones before it, not how often the longest came by. Counts
-    live in a fixed number of synapses, whatever the alphabet and the length of the stream.
-
-    Reference: Kneser and Ney (1995), Improved backing-off for m-gram language modeling; Chen and
-    Goodman (1999), An empirical study of smoothing techniques for language modeling (the
-    interpolated form); Cormode and Muthukrishnan (2005), An improved data stream summary: the
-    count-min sketch.
+    Example:
+        >>> from isospike.memory import Combined, SequenceMachine
+        >>> machine = SequenceMachine("abcd", context=Combined(weight=0.3))
+        >>> _ = machine.learn_sequence("abcd")
+        >>> machine.generate("ab", 2)
+        ['c', 'd']
     """
 
-    def __init__(self, depth: int, synapses: int, seed: int) -> None:
-        size = 1 << (synapses // 2).bit_length() - 1
-        table = (2, max(1, size // 4))
-        self._votes = votes.Votes(
-            history=np.zeros(depth, np.int64),
-            filled=np.zeros(1, np.int64),
-            seed=np.random.SeedSequence([seed]).generate_state(1, np.uint64),
-            counts=np.zeros((2, size), np.float32),
-            totals=np.zeros(table, np.float32),
-            kinds=np.zeros(table, np.float32),
+    name: ClassVar[str] = "combined"
+
+    def gains(self, old: Any, new: Any) -> tuple[Any, Any]:
+        return old * (self.weight / old.sum()), new * ((1 - self.weight) / new.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer(Recurrent):
+    """A context that adds the weighted old context to the new symbol.
+
+    ``C_n = nof_m(weight * P1 C_{n-1} + P2 I_n)``: neither part is scaled, so the part with more
+    spikes counts more. The attributes are those of :class:`Recurrent`.
+
+    Example:
+        >>> from isospike.memory import Layer, SequenceMachine
+        >>> machine = SequenceMachine("abcd", context=Layer(weight=0.2))
+        >>> _ = machine.learn_sequence("abcd")
+        >>> machine.generate("ab", 2)
+        ['c', 'd']
+    """
+
+    name: ClassVar[str] = "layer"
+
+    def gains(self, old: Any, new: Any) -> tuple[Any, Any]:
+        return old * self.weight, new
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """A context of the last symbols side by side: a shift register.
+
+    Attributes:
+        depth: Symbols in the register, at least 1.
+        decay: Gain of a symbol over that of the symbol after it, in [0, 1].
+        code: (N, D): of D input neurons, N fire for a symbol.
+        alpha: Significance of a spike over that of the spike before, in (0, 1].
+
+    Raises:
+        RangeError: A number outside its range.
+
+    Example:
+        >>> from isospike.memory import SequenceMachine, Shift
+        >>> machine = SequenceMachine("abc", context=Shift(depth=1))
+        >>> _ = machine.learn_sequence("abca")
+        >>> machine.generate("b", 3)
+        ['c', 'a', 'b']
+    """
+
+    name: ClassVar[str] = "shift"
+
+    depth: int = 2
+    decay: float = 0.9
+    code: Code = (11, 256)
+    alpha: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha, "Shift")
+        _check_code(self.code, "Shift needs code")
+        _check_depth(self.depth, "Shift")
+        _check_share(self.decay, "Shift needs decay")
+
+    @property
+    def context_code(self) -> Code:
+        """(K, M) of the whole register."""
+        return self.depth * self.code[0], self.depth * self.code[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backoff:
+    """Contexts of the last 0, 1, .. ``depth`` symbols, each of which counts what followed it.
+
+    Longer contexts correct shorter ones as in Kneser and Ney's smoothing
+    (:class:`isospike.memory.backoff.BackoffMemory`). For text, where short contexts repeat and
+    long ones do not.
+
+    Attributes:
+        depth: Symbols of the longest context, at least 1.
+        synapses: Counters, at least 8; rounded down to a power of two.
+
+    Raises:
+        RangeError: A number outside its range.
+
+    Example:
+        >>> from isospike.memory import Backoff, SequenceMachine
+        >>> machine = SequenceMachine(context=Backoff(depth=3), grow=True)
+        >>> _ = machine.learn_sequence("to be or not to be")
+        >>> machine.predict().symbol
+        ' '
+    """
+
+    name: ClassVar[str] = "backoff"
+
+    depth: int = 6
+    synapses: int = 2**23
+
+    def __post_init__(self) -> None:
+        _check_depth(self.depth, "Backoff")
+        if self.synapses < 8:
+            raise RangeError(
+                f"Backoff needs synapses >= 8, got {self.synapses}. Its default is 2**23."
+            )
+
+
+Context = Combined | Layer | Shift | Backoff
+CONTEXTS: dict[str, type[Any]] = {kind.name: kind for kind in (Combined, Layer, Shift, Backoff)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """The sparse distributed memory in which a machine stores what follows a context.
+
+    By default a symbol is one data neuron, and the synapses that this saves go into more locations:
+    two contexts then seldom share all of theirs. ``Store(locations=2048, connections=20,
+    data=(11, 256))`` is the published store, with as many synapses for the data.
+
+    Attributes:
+        rule: How a location stores a symbol: ``or``, ``max``, ``add`` or ``decay``
+            (:class:`isospike.memory.SparseDistributedMemory`).
+        locations: Hard locations W.
+        connections: Context neurons to which a location is connected.
+        active: Locations w that a context activates.
+        data: (d, D): of D data neurons, d fire for a symbol; None for one neuron a symbol.
+        alpha: Significance of a spike over that of the spike before, in (0, 1].
+        decay: What a write leaves of the counters at its locations, in [0, 1]; rule ``decay`` only.
+
+    Raises:
+        InputError: An unknown rule.
+        RangeError: A number outside its range.
+
+    Example:
+        >>> from isospike.memory import SequenceMachine, Store
+        >>> machine = SequenceMachine("abcd", store=Store(rule="max", locations=1024))
+        >>> _ = machine.learn_sequence("abcd")
+        >>> machine.generate("ab", 2)
+        ['c', 'd']
+    """
+
+    rule: str = "or"
+    locations: int = 16384
+    connections: int = 8
+    active: int = 11
+    data: Code | None = None
+    alpha: float = 0.9
+    decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha, "Store")
+        if self.rule not in RULES:
+            raise InputError(
+                f"Store needs a rule of {', '.join(RULES)}, got {self.rule!r}. Use one of them."
+            )
+        if self.data is not None:
+            _check_code(self.data, "Store needs data")
+        _check_share(self.decay, "Store needs decay")
+        if not 1 <= self.active <= self.locations:
+            raise RangeError(
+                f"Store needs 1 <= active <= locations, got {self.active} of {self.locations}. "
+                "Give more locations."
+            )
+        if self.connections < 1:
+            raise RangeError(
+                f"Store needs connections >= 1, got {self.connections}. Its default is 8."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSettings:
+    """Everything that makes a :class:`isospike.memory.SequenceMachine`, but for its symbols.
+
+    Attributes:
+        context: How the context is formed.
+        store: Where a context stores what follows; None with :class:`Backoff`.
+        layers: ``abstract``, ``wheel`` or ``rdlif``.
+        confidence: Share of right predictions required of an accepted one, in [0, 1].
+        grow: Whether unknown symbols join the alphabet.
+        seed: Draws codes, P1, P2 and connections; at least 0.
+
+    Raises:
+        InputError: Not a context or a store, or an unknown kind of layer.
+        RangeError: A number outside its range.
+        UnsupportedError: Parts that do not go together.
+    """
+
+    context: Context
+    store: Store | None
+    layers: str = ABSTRACT
+    confidence: float = 0.5
+    grow: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_kinds()
+        if not 0 <= self.confidence <= 1:
+            raise RangeError(
+                f"SequenceMachine needs confidence in [0, 1], got {self.confidence}. Its default "
+                "is 0.5."
+            )
+        if self.seed < 0:
+            raise RangeError(
+                f"SequenceMachine needs a seed >= 0, got {self.seed}. Use another whole number."
+            )
+        if self.store is None:
+            if self.layers != ABSTRACT:
+                raise UnsupportedError(
+                    f"SequenceMachine needs a context with a store for layers={self.layers!r}, got "
+                    "Backoff. Use Combined, Layer or Shift."
+                )
+            return
+        if self.layers != ABSTRACT and self.store.rule not in ("or", "max"):
+            raise UnsupportedError(
+                f"SequenceMachine needs the rule or or max for layers={self.layers!r}, got "
+                f"{self.store.rule!r}. Use one of the two, or layers={ABSTRACT!r}."
+            )
+        if self.grow and self.store.data is not None:
+            raise UnsupportedError(
+                "SequenceMachine needs a store with data=None to grow, got "
+                f"data={self.store.data}. Leave out data, or name all symbols."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON has them.
+
+        Returns:
+            The fields; the context with its ``name``.
+        """
+        about = asdict(self)
+        about["context"] = {"name": self.context.name, **about["context"]}
+        return about
+
+    @classmethod
+    def from_dict(cls, about: dict[str, Any]) -> "MachineSettings":
+        """The settings that :meth:`to_dict` wrote.
+
+        Args:
+            about: The fields.
+
+        Returns:
+            The same settings.
+
+        Raises:
+            KeyError, TypeError, ValueError: Not such fields.
+        """
+        context, store = dict(about["context"]), about["store"]
+        kind = CONTEXTS[context.pop("name")]
+        if set(about) != {field.name for field in fields(cls)}:
+            raise KeyError("settings")
+        parts = {
+            "context": kind(**_with_tuples(context)),
+            "store": None if store is None else Store(**_with_tuples(store)),
+        }
+        return cls(**{**about, **parts})
+
+    def _check_kinds(self) -> None:
+        """Raise unless context, store and layers are of their kinds."""
+        names = ", ".join(kind.__name__ for kind in CONTEXTS.values())
+        if not isinstance(self.context, Context):
+            raise InputError(
+                f"SequenceMachine needs a context of {names}, got {self.context!r}. For example: "
+                "context=isospike.memory.Shift(depth=2)."
+            )
+        if self.store is not None and not isinstance(self.store, Store):
+            raise InputError(
+                f"SequenceMachine needs a Store, got {self.store!r}. For example: "
+                "store=isospike.memory.Store(rule='or')."
+            )
+        if self.layers not in (ABSTRACT, *KINDS):
+            raise InputError(
+                f"SequenceMachine needs layers of {', '.join((ABSTRACT, *KINDS))}, got "
+                f"{self.layers!r}. Use one of them."
+            )
+        if isinstance(self.context, Backoff) != (self.store is None):
+            raise UnsupportedError(
+                "SequenceMachine needs no store with Backoff, which has synapses of its own, got "
+                f"{self.store!r}. Leave it out, or use another context."
+            )
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """What JSON had to make lists of is tuples again."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def _check_code(code: Code, what: str) -> None:
+    if not 1 <= code[0] <= code[1]:
+        raise RangeError(
+            f"{what} = (N, M) with 1 <= N <= M, got {code}. N neurons of M fire: give more neurons."
         )
-        self._scores: Any = np.zeros(0, np.float32)
-
-    @property
-    def scores(self) -> Any:
-        return self._scores
-
-    @property
-    def synapses(self) -> int:
-        return int(self._votes.counts.size)
-
-    def resize(self, symbols: int) -> None:
-        self._scores = np.zeros(symbols, np.float32)
-
-    def restart(self) -> None:
-        self._votes.filled[0] = 0
-
-    def score(self) -> None:
-        votes.score(self._votes, self._scores)
-
-    def store(self, symbol: int) -> None:
-        votes.store(self._votes, symbol)
-
-    def advance(self, symbol: int) -> None:
-        votes.advance(self._votes, symbol)
-
-    def stream(self, ids: Any, learn: bool, guess: Any, match: Any, margin: Any) -> None:
-        votes.stream(self._votes, self._scores, ids, learn, guess, match, margin)
-
-    def tensors(self) -> dict[str, Any]:
-        return {k: v for k, v in self._votes._asdict().items() if k != "seed"}
-
-    def refresh(self) -> None:
-        pass
 
 
-def _generator(*seed: int) -> torch.Generator:
-    """A generator for some numbers; torch's own seeding keeps 32 bits of one."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+def _check_depth(depth: int, who: str) -> None:
+    if depth < 1:
+        raise RangeError(f"{who} needs depth >= 1, got {depth}. Use 1 for the last symbol alone.")
+
+
+def _check_share(value: float, what: str) -> None:
+    if not 0 <= value <= 1:
+        raise RangeError(f"{what} in [0, 1], got {value}. Use a number between 0 and 1.")

@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from isospike.codes.orders import check_alpha
-from isospike.errors import RangeError, ShapeError
+from isospike.errors import InputError, RangeError, ShapeError
 from isospike.kernels.machine import bursts
 from isospike.kernels.machine.locations import largest
 
+ABSTRACT = "abstract"  # layers that compute the order directly, without spikes in time
 KINDS = ("wheel", "rdlif")
 Burst = tuple[Any, Any, Any]  # of every spike: the neuron, its gain, its time
 
@@ -42,17 +43,38 @@ def wheel_times(
     spike arrives first, ``T_i = start + (threshold - h_i) / slope``, and the first N to fire are
     ``nof_m(h, N)``. Below, strong early inputs fire neurons before the burst is complete.
 
+    Args:
+        weights: ``[out, in]``.
+        order: The input neurons that fire, in their order.
+        times: When they fire.
+        alpha: Gain of a spike over that of the spike before (shunting inhibition), in (0, 1].
+        threshold: Activation at which a neuron fires, above 0.
+        slope: Charge per unit of time, above 0.
+        start: Time at which charging starts, not after the first spike.
+
+    Returns:
+        The time of each output neuron's spike.
+
     Raises:
-        RangeError: ``slope`` or ``threshold`` not positive, times before ``start`` or not in order.
+        RangeError: A number outside its range, times before ``start`` or not in order.
         ShapeError: ``order`` and ``times`` differ in length.
+
+    Example:
+        >>> import torch
+        >>> weights = torch.tensor([[2.0], [0.0]])
+        >>> wheel_times(weights, torch.tensor([0]), torch.tensor([1.0]), alpha=1.0, threshold=4.0)
+        tensor([2., 4.])
 
     Reference: Bose, Furber, Shapiro (2005), A system for transmitting a coherent burst activity.
     """
-    _check_burst(order, times, alpha, threshold)
+    _check_burst("wheel_times", order, times, alpha, threshold)
     if slope <= 0:
-        raise RangeError(f"wheel_times needs slope > 0, got {slope}.")
+        raise RangeError(f"wheel_times needs slope > 0, got {slope}. Use 1, for example.")
     if len(times) and float(times[0]) < start:
-        raise RangeError(f"wheel_times needs spikes after start={start}, got {float(times[0])}.")
+        raise RangeError(
+            f"wheel_times needs spikes at or after start={start}, got {float(times[0])}. Give an "
+            "earlier start."
+        )
     fired = np.empty(len(weights))
     arrived = np.zeros(len(weights))
     bursts.wheel(*_events(weights, order, times, alpha), threshold, slope, start, arrived, fired)
@@ -75,20 +97,43 @@ def rdlif_times(
     (2)  a' = r - a / tau, a spike when a reaches the threshold
 
     Weights must not be negative: between two spikes a then rises to one peak and falls, and the
-    crossing is sought on the rise only, to machine precision by bisection.
+    crossing is sought on the rise only, by Newton steps, to machine precision.
+
+    Args:
+        weights: ``[out, in]``, not negative.
+        order: The input neurons that fire, in their order.
+        times: When they fire.
+        alpha: Gain of a spike over that of the spike before (shunting inhibition), in (0, 1].
+        threshold: Activation at which a neuron fires, above 0.
+        tau_rate: Time constant of the driving force, above 0.
+        tau: Time constant of the activation, above 0.
+
+    Returns:
+        The time of each output neuron's first spike.
 
     Raises:
         RangeError: A negative weight, a time constant or threshold not positive, times not in
             order.
         ShapeError: ``order`` and ``times`` differ in length.
 
+    Example:
+        >>> import torch
+        >>> weights = torch.tensor([[2.0], [0.0]])
+        >>> rdlif_times(weights, torch.tensor([0]), torch.tensor([0.0]), alpha=1.0, threshold=1.0)
+        tensor([0.5130,    inf])
+
     Reference: Bose, Furber, Shapiro (2005), A spiking neural sparse distributed memory (WIRN).
     """
-    _check_burst(order, times, alpha, threshold)
+    _check_burst("rdlif_times", order, times, alpha, threshold)
     if min(tau_rate, tau) <= 0:
-        raise RangeError(f"rdlif_times needs time constants > 0, got {tau_rate} and {tau}.")
+        raise RangeError(
+            f"rdlif_times needs time constants > 0, got {tau_rate} and {tau}. Use 20, for example."
+        )
     if bool((weights < 0).any()):
-        raise RangeError(f"rdlif_times needs weights >= 0, got {float(weights.min())}.")
+        raise RangeError(
+            f"rdlif_times needs weights >= 0, got {float(weights.min())}. Shift the weights, "
+            "or use wheel_times."
+        )
     fired, peaks, last = np.empty((3, len(weights)))
     bursts.rdlif(
         *_events(weights, order, times, alpha), threshold, tau_rate, tau, fired, peaks, last
@@ -99,7 +144,7 @@ def rdlif_times(
 class SpikingLayer:
     """A layer that answers every burst with the burst of its first ``fire`` neurons.
 
-    Threshold and time constant are chosen once, from bursts like those it will hear:
+    Threshold and time constant are chosen once, from bursts like those it will receive:
 
     =====  ======================================================================================
     wheel  slope = H / fire and threshold = H + slope * span, with span the longest burst and H
@@ -115,9 +160,22 @@ class SpikingLayer:
 
     Args:
         kind: ``wheel`` or ``rdlif``.
+        weights: ``[in, out]``, not negative.
+        fire: Output spikes after which the layer is reset.
         sample: Bursts, each the input neurons, gains and times of its spikes.
-        strongest: Weight of the strongest neuron that may come to be, if not one there already;
-            it hears every spike.
+        strongest: Largest weight that ``weights`` may come to hold, if larger than those there now.
+
+    Raises:
+        InputError: An unknown kind of neuron.
+        RangeError: No burst in the sample has a spike.
+
+    Example:
+        >>> import numpy as np
+        >>> burst = np.array([1, 0]), np.array([1.0, 0.5]), np.array([0.0, 1.0])
+        >>> layer = SpikingLayer("wheel", np.array([[1.0, 0.0, 2.0], [0.0, 3.0, 1.0]]), 2, [burst])
+        >>> order, times = layer.run(burst)
+        >>> order.tolist()
+        [1, 2]
 
     Reference: as :func:`wheel_times` and :func:`rdlif_times`.
     """
@@ -131,11 +189,13 @@ class SpikingLayer:
         strongest: float | None = None,
     ) -> None:
         if kind not in KINDS:
-            raise RangeError(f"a spiking layer needs wheel or rdlif, got {kind!r}.")
+            raise InputError(
+                f"SpikingLayer needs a kind of {', '.join(KINDS)}, got {kind!r}. Use one of them."
+            )
         sample = [burst for burst in sample if len(burst[0])]
         if not sample:
             raise RangeError(
-                "a spiking layer needs bursts to choose its threshold from, got none: no neuron of "
+                "SpikingLayer needs bursts to choose its threshold from, got none: no neuron of "
                 "the layer before fires. Give that one more connections."
             )
         self.kind, self.weights, self.fire = kind, weights, fire
@@ -146,21 +206,20 @@ class SpikingLayer:
             h = 1.001 * most * float(weights.max() if strongest is None else strongest)
             self.slope = h / fire
             self.threshold = h + self.slope * span
-            return
-        lowest = 0.0
-        if strongest is not None:
-            weights = np.full((len(weights), 1), strongest)
-        for rows, gain, times in sample:
-            fired, peaks, last = np.empty((3, weights.shape[1]))
-            bursts.rdlif(
-                weights, rows, gain, times - times[0], math.inf, self.tau, self.tau, fired, peaks,
-                last,
-            )  # fmt: skip
-            lowest = max(lowest, float(last.max()))
-        self.threshold = lowest
+        else:
+            if strongest is not None:
+                weights = np.full((len(weights), 1), strongest)
+            self.threshold = self._lowest_safe_threshold(weights, sample)
 
     def times(self, burst: Burst) -> Any:
-        """When each neuron fires after the first input spike; infinity if never."""
+        """When each neuron fires.
+
+        Args:
+            burst: Input neurons, gains and times, the first spike first.
+
+        Returns:
+            Times after the first input spike, ``[out]``; infinity for a neuron that does not fire.
+        """
         rows, gain, times = burst
         fired, peaks, last = np.empty((3, self.weights.shape[1]))
         if len(rows) == 0:
@@ -181,7 +240,14 @@ class SpikingLayer:
         return fired
 
     def run(self, burst: Burst) -> tuple[Any, Any]:
-        """The neurons that fire until the layer is reset, in order, and when."""
+        """The burst that answers a burst.
+
+        Args:
+            burst: Input neurons, gains and times, the first spike first.
+
+        Returns:
+            The neurons that fire until the layer is reset, in order, and their times.
+        """
         fired = self.times(burst)
         order = np.empty(min(self.fire, len(fired)), np.int64)
         largest(-fired, len(order), order)
@@ -189,7 +255,15 @@ class SpikingLayer:
         return order, fired[order]
 
     def activity(self, fired: Any, burst: Burst) -> Any:
-        """What the neurons received, read from their times: the sooner, the more."""
+        """What the neurons received, computed from the times at which they fire.
+
+        Args:
+            fired: Times of the neurons, from :meth:`times`.
+            burst: The burst they answer.
+
+        Returns:
+            The sum of gain x weight of each neuron, ``[out]``; for RDLIF neurons about so.
+        """
         _, gain, times = burst
         if len(times) == 0:
             return np.zeros(len(fired))
@@ -200,31 +274,58 @@ class SpikingLayer:
         reach = late * np.exp(-late / self.tau)
         return np.where(np.isfinite(fired), self.threshold / reach, 0.0)
 
+    def _lowest_safe_threshold(self, weights: Any, sample: list[Burst]) -> float:
+        """The largest activation with which a neuron meets the last spike of a burst."""
+        lowest = 0.0
+        for rows, gain, times in sample:
+            fired, peaks, last = np.empty((3, weights.shape[1]))
+            bursts.rdlif(
+                weights, rows, gain, times - times[0], math.inf, self.tau, self.tau, fired, peaks,
+                last,
+            )  # fmt: skip
+            lowest = max(lowest, float(last.max()))
+        return lowest
+
 
 def first_spikes(times: Float[Tensor, "out"], n: int) -> Int[Tensor, "k"]:
-    """The order of the first ``n`` neurons to fire: reset inhibition; ties by index. Shorter if
-    fewer fire."""
+    """The order of the first neurons to fire: what reset inhibition lets through.
+
+    Args:
+        times: When each neuron fires; infinity if never.
+        n: Spikes until the reset, at least 1.
+
+    Returns:
+        The neurons, equal times by index; fewer than ``n`` if fewer fire.
+
+    Raises:
+        RangeError: ``n < 1``.
+
+    Example:
+        >>> import torch
+        >>> first_spikes(torch.tensor([3.0, 1.0, torch.inf, 2.0]), 2)
+        tensor([1, 3])
+    """
     if n < 1:
-        raise RangeError(f"first_spikes needs n >= 1, got {n}.")
+        raise RangeError(f"first_spikes needs n >= 1, got {n}. Use 1 for the winner alone.")
     order = times.argsort(stable=True)[:n]
     return order[times[order].isfinite()]
 
 
 def _events(weights: Tensor, order: Tensor, times: Tensor, alpha: float) -> tuple[Any, ...]:
-    """What the kernels take: weights by input neuron, and row, gain and time of every event."""
+    """Weights by input neuron, and row, gain and time of every event, as the loops take them."""
     gain = alpha ** np.arange(len(order), dtype=np.float64)
     rows = weights.T.double().contiguous().numpy()
     return rows, order.long().numpy(), gain, times.double().numpy()
 
 
-def _check_burst(order: Tensor, times: Tensor, alpha: float, threshold: float) -> None:
-    check_alpha(alpha, "a spiking layer")
+def _check_burst(who: str, order: Tensor, times: Tensor, alpha: float, threshold: float) -> None:
+    check_alpha(alpha, who)
     if order.shape != times.shape or order.dim() != 1:
         raise ShapeError(
-            f"a spiking layer needs one time per spike, got shapes {tuple(order.shape)} and "
-            f"{tuple(times.shape)}."
+            f"{who} needs one time per spike, got shapes {tuple(order.shape)} and "
+            f"{tuple(times.shape)}. Give both the shape [spikes]."
         )
     if threshold <= 0:
-        raise RangeError(f"a spiking layer needs threshold > 0, got {threshold}.")
+        raise RangeError(f"{who} needs threshold > 0, got {threshold}. Raise it.")
     if bool((times.diff() < 0).any()):
-        raise RangeError("a spiking layer needs spike times in order. Sort the burst first.")
+        raise RangeError(f"{who} needs spike times in order. Sort the burst first.")

@@ -1,6 +1,6 @@
-"""The inner loops of voting contexts: a context of every length counts what followed it.
+"""The inner loops of back-off: the context of every length counts what followed it.
 
-A context's synapses are found by a hash of its symbols, so contexts share synapses only by chance;
+A context's counters are found by a hash of its symbols, so contexts share counters only by chance;
 each count is kept twice and the smaller is read (a count-min sketch with conservative update).
 """
 
@@ -18,15 +18,15 @@ _ONE = np.uint64(1)
 _DISCOUNT = 0.75  # taken off every count
 
 
-class Votes(NamedTuple):
-    """State of voting contexts, changed in place.
+class Sketch(NamedTuple):
+    """What back-off has counted (a count-min sketch) and where it stands, changed in place.
 
     Attributes:
         history: The last symbols, latest first.
         filled: How many of them there are, ``[1]``.
         seed: Of the hash, ``[1]``.
-        counts: What was counted after each context, ``[2, size]``, size a power of two.
-        totals, kinds: How many symbols were, and how many different ones, ``[2, size / 4]``.
+        counts: How often each symbol followed each context, ``[2, size]``, size a power of two.
+        totals, kinds: Symbols after each context, and different ones, ``[2, size / 4]``.
     """
 
     history: Any
@@ -44,11 +44,11 @@ def _mix(h, value):
 
 
 @njit(cache=True, nogil=True)
-def _context(votes, length):
+def _context(sketch, length):
     """Hash of the last ``length`` symbols."""
-    h = _mix(votes.seed[0], length)
+    h = _mix(sketch.seed[0], length)
     for i in range(length):
-        h = _mix(h, votes.history[i])
+        h = _mix(h, sketch.history[i])
     return h
 
 
@@ -69,62 +69,62 @@ def _raise(table, h, value):
 
 
 @njit(cache=True, nogil=True)
-def score(votes, scores):
+def score(sketch, scores):
     """Probability of each symbol: longer contexts correct shorter ones (Kneser and Ney)."""
     scores[:] = 0
-    for length in range(votes.filled[0] + 1):
-        h = _context(votes, length)
-        total = _least(votes.totals, h)
+    for length in range(sketch.filled[0] + 1):
+        h = _context(sketch, length)
+        total = _least(sketch.totals, h)
         if total <= 0:
             return
         if length == 0:
             scores[:] = 1 / len(scores)
-        kinds = _least(votes.kinds, h)
-        # Each other kind was counted too, so shared synapses cannot lift a symbol above 1.
+        kinds = _least(sketch.kinds, h)
+        # Each other kind was counted too, so shared counters cannot lift a symbol above 1.
         most = total - (kinds - 1)
         scores *= _DISCOUNT * kinds / total
         for s in range(len(scores)):
-            count = _least(votes.counts, _mix(h, s))
+            count = _least(sketch.counts, _mix(h, s))
             if count > 0:
                 scores[s] += (min(count, most) - _DISCOUNT) / total
 
 
 @njit(cache=True, nogil=True)
-def store(votes, symbol):
+def store(sketch, symbol):
     """Count ``symbol`` from the longest context down to the first that has met it."""
-    for length in range(votes.filled[0], -1, -1):
-        h = _context(votes, length)
-        cell = _mix(h, symbol)
-        total = _least(votes.totals, h)
+    for length in range(sketch.filled[0], -1, -1):
+        h = _context(sketch, length)
+        counter = _mix(h, symbol)
+        total = _least(sketch.totals, h)
         # What a new context seems to have counted belongs to others.
-        count = _least(votes.counts, cell) if total > 0 else 0.0
-        _raise(votes.counts, cell, count + 1)
-        _raise(votes.totals, h, total + 1)
+        count = _least(sketch.counts, counter) if total > 0 else 0.0
+        _raise(sketch.counts, counter, count + 1)
+        _raise(sketch.totals, h, total + 1)
         if count > 0:
             return
-        _raise(votes.kinds, h, _least(votes.kinds, h) + 1)
+        _raise(sketch.kinds, h, _least(sketch.kinds, h) + 1)
 
 
 @njit(cache=True, nogil=True)
-def advance(votes, symbol):
+def advance(sketch, symbol):
     """Put ``symbol`` into the context."""
-    for i in range(len(votes.history) - 1, 0, -1):
-        votes.history[i] = votes.history[i - 1]
-    if len(votes.history) > 0:
-        votes.history[0] = symbol
-        votes.filled[0] = min(votes.filled[0] + 1, len(votes.history))
+    for i in range(len(sketch.history) - 1, 0, -1):
+        sketch.history[i] = sketch.history[i - 1]
+    if len(sketch.history) > 0:
+        sketch.history[0] = symbol
+        sketch.filled[0] = min(sketch.filled[0] + 1, len(sketch.history))
 
 
 @njit(cache=True, nogil=True)
-def stream(votes, scores, ids, learn, guess, match, margin):
+def stream(sketch, scores, ids, learn, guess, match, margin):
     """Predict every symbol of ``ids``, then learn it, or only follow it."""
     top = np.empty(min(2, len(scores)), np.int64)
     for n in range(len(ids)):
-        score(votes, scores)
+        score(sketch, scores)
         largest(scores, len(top), top)
         guess[n] = top[0]
         match[n] = scores[top[0]]
         margin[n] = match[n] - (scores[top[1]] if len(top) > 1 else 0.0)
         if learn:
-            store(votes, ids[n])
-        advance(votes, ids[n])
+            store(sketch, ids[n])
+        advance(sketch, ids[n])

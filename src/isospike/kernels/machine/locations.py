@@ -1,8 +1,9 @@
-"""The inner loops of a sparse distributed memory: choose lines, write cells, read cells.
+"""The inner loops of a sparse distributed memory: hard locations are activated, written and read.
 
-All work on firing orders and touch only what fires: the address decoder is an inverted index (for
-each address neuron, the lines it reaches), a write touches lines x data spikes cells. Compiled at
-first use and cached; sums are taken in a fixed order, so results do not depend on threads.
+All loops work on firing orders and touch only what fires. The address decoder is an inverted index
+(for each address neuron, the locations it reaches); a write changes active locations x data spikes
+counters. Loops are compiled at first use and cached. Sums are taken in a fixed order, so results do
+not depend on threads.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ from numba.extending import overload
 
 OR, MAX, ADD, DECAY, RANK = range(5)
 SILENT = -1  # an output that no neuron gives
-BLOCK = 65536  # lines whose scores stay in the level-2 cache, and whose numbers fit 16 bits
+BLOCK = 65536  # locations whose scores stay in the level-2 cache, and whose numbers fit 16 bits
 _MOST = 64  # entries whose largest is looked at before they are
 
 
@@ -159,50 +160,50 @@ def likely_largest(score, order, guess):
 
 
 @njit(cache=True, nogil=True)
-def _excite(address, gain, start, line, rank, power, block):
-    """Excitation of a block of lines."""
+def _excite(address, gain, start, location, rank, power, block):
+    """Excitation of a block of locations."""
     block[:] = 0
     for r in range(len(address)):
         g = gain[r]
         for p in range(start[address[r]], start[address[r] + 1]):
-            block[line[p]] += g * power[rank[p]]
+            block[location[p]] += g * power[rank[p]]
 
 
 @njit(cache=True, nogil=True)
-def choose_lines(address, gain, decoder, score, chosen, guess):
-    """The lines that fire for one address, the most excited first, equal ones by index.
+def activate_locations(address, gain, decoder, score, active, guess):
+    """The locations that fire for one address, the most excited first, equal ones by index.
 
     Lines are looked at in blocks whose scores stay in the cache. ``score`` is scratch; ``guess`` as
     in :func:`likely_largest`.
     """
-    start, line, rank, power = decoder
-    room = 8 * len(chosen)
+    start, location, rank, power = decoder
+    room = 8 * len(active)
     where, value = np.empty(room, np.int64), np.empty(room, score.dtype)
     found, bound = 0, _bound(guess)
     if bound > 0:
         for b in range(len(start)):
             block = score[: min(BLOCK, len(score) - b * BLOCK)]
-            _excite(address, gain, start[b], line, rank, power, block)
+            _excite(address, gain, start[b], location, rank, power, block)
             found = _gather(block, b * BLOCK, bound, where, value, found)
-    if len(chosen) <= found <= room:
-        lowest = _sort(where[:found], value[:found], chosen)
+    if len(active) <= found <= room:
+        lowest = _sort(where[:found], value[:found], active)
     else:
         for b in range(len(start)):
             block = score[b * BLOCK : (b + 1) * BLOCK]
-            _excite(address, gain, start[b], line, rank, power, block)
-        largest(score, len(chosen), chosen)
-        lowest = score[chosen[-1]]
+            _excite(address, gain, start[b], location, rank, power, block)
+        largest(score, len(active), active)
+        lowest = score[active[-1]]
     _learn(guess, lowest)
 
 
 @njit(cache=True, nogil=True)
-def write_cells(cells, rule, keep, chosen, sigma, data, gain):
-    """Store one data order in the chosen lines."""
-    for k in range(len(chosen)):
-        row = cells[chosen[k]]
+def write_counters(counters, rule, decay, active, sigma, data, gain):
+    """Store one data order in the active locations."""
+    for k in range(len(active)):
+        row = counters[active[k]]
         if rule == DECAY:
             for j in range(len(row)):
-                row[j] *= keep
+                row[j] *= decay
         for r in range(len(data)):
             j = data[r]
             if rule == OR:
@@ -214,15 +215,15 @@ def write_cells(cells, rule, keep, chosen, sigma, data, gain):
             elif rule == ADD:
                 row[j] += sigma[k] * gain[r]
             else:
-                row[j] += (1 - keep) * sigma[k] * gain[r]
+                row[j] += (1 - decay) * sigma[k] * gain[r]
 
 
 @njit(cache=True, nogil=True)
-def read_cells(cells, rule, chosen, sigma, activity):
-    """Activity of every data neuron: the chosen lines' cells, weighted; OR and RANK: counted."""
+def read_counters(counters, rule, active, sigma, activity):
+    """Activity of each data neuron: the weighted sum of its active counters; OR, RANK: how many."""
     activity[:] = 0
-    for k in range(len(chosen)):
-        row = cells[chosen[k]]
+    for k in range(len(active)):
+        row = counters[active[k]]
         if rule == OR or rule == RANK:
             for j in range(len(row)):
                 activity[j] += row[j] != 0
@@ -232,14 +233,14 @@ def read_cells(cells, rule, chosen, sigma, activity):
 
 
 @njit(cache=True, nogil=True)
-def vote_ranks(cells, chosen, neurons, ranks, votes):
-    """Rank of each neuron: the commonest in its cells of the chosen lines, the earlier on a tie."""
+def vote_ranks(counters, active, neurons, ranks, votes):
+    """Rank of each neuron: the commonest in its active counters, the earlier on a tie."""
     for i in range(len(neurons)):
         votes[:] = 0
-        for k in range(len(chosen)):
-            cell = cells[chosen[k], neurons[i]]
-            if cell != 0:
-                votes[int(cell) - 1] += 1
+        for k in range(len(active)):
+            counter = counters[active[k], neurons[i]]
+            if counter != 0:
+                votes[int(counter) - 1] += 1
         best = 0
         for r in range(1, len(votes)):
             if votes[r] > votes[best]:
@@ -248,16 +249,16 @@ def vote_ranks(cells, chosen, neurons, ranks, votes):
 
 
 @njit(cache=True, nogil=True)
-def recall_order(cells, rule, chosen, sigma, floor, activity, order, ranks, votes):
-    """The order that the chosen lines recall; outputs below ``floor`` stay silent, at the end."""
-    read_cells(cells, rule, chosen, sigma, activity)
+def recall_order(counters, rule, active, sigma, floor, activity, order, ranks, votes):
+    """The order that active locations recall; outputs below ``floor`` are silent, at the end."""
+    read_counters(counters, rule, active, sigma, activity)
     largest(activity, len(order), order)
     spikes = len(order)
     while spikes > 0 and (activity[order[spikes - 1]] <= 0 or activity[order[spikes - 1]] < floor):
         spikes -= 1
         order[spikes] = SILENT
     if rule == RANK:
-        vote_ranks(cells, chosen, order[:spikes], ranks[:spikes], votes)
+        vote_ranks(counters, active, order[:spikes], ranks[:spikes], votes)
         for i in range(1, spikes):  # stable insertion sort by rank
             neuron, rank = order[i], ranks[i]
             place = i
@@ -268,33 +269,33 @@ def recall_order(cells, rule, chosen, sigma, floor, activity, order, ranks, vote
 
 
 @njit(cache=True, nogil=True)
-def write_pairs(decoder, cells, rule, keep, sigma, addresses, data, gain_i, gain_d):
+def write_pairs(decoder, counters, rule, decay, sigma, addresses, data, gain_i, gain_d):
     """Write pairs one after another."""
-    table, lines, count = decoder
-    score, guess = np.zeros(lines, sigma.dtype), np.zeros(2, sigma.dtype)
-    chosen = np.empty(count, np.int64)
+    table, locations, count = decoder
+    score, guess = np.zeros(locations, sigma.dtype), np.zeros(2, sigma.dtype)
+    active = np.empty(count, np.int64)
     for n in range(len(addresses)):
-        choose_lines(addresses[n], gain_i, table, score, chosen, guess)
-        write_cells(cells, rule, keep, chosen, sigma, data[n], gain_d)
+        activate_locations(addresses[n], gain_i, table, score, active, guess)
+        write_counters(counters, rule, decay, active, sigma, data[n], gain_d)
 
 
 @njit(cache=True, nogil=True)
-def read_addresses(decoder, cells, rule, floor, sigma, addresses, gain_i, orders, activities):
+def read_addresses(decoder, counters, rule, floor, sigma, addresses, gain_i, orders, activities):
     """Recall the order and the activity of every address."""
-    table, lines, count = decoder
-    score, guess = np.zeros(lines, sigma.dtype), np.zeros(2, sigma.dtype)
-    chosen = np.empty(count, np.int64)
+    table, locations, count = decoder
+    score, guess = np.zeros(locations, sigma.dtype), np.zeros(2, sigma.dtype)
+    active = np.empty(count, np.int64)
     ranks = np.empty(orders.shape[1], np.int64)
     votes = np.empty(orders.shape[1], np.int64)
     for n in range(len(addresses)):
-        choose_lines(addresses[n], gain_i, table, score, chosen, guess)
-        recall_order(cells, rule, chosen, sigma, floor, activities[n], orders[n], ranks, votes)
+        activate_locations(addresses[n], gain_i, table, score, active, guess)
+        recall_order(counters, rule, active, sigma, floor, activities[n], orders[n], ranks, votes)
 
 
 @njit(cache=True, nogil=True)
-def choose_all(decoder, addresses, gain, out):
-    """The lines of every address."""
-    table, lines, _ = decoder
-    score, guess = np.zeros(lines, gain.dtype), np.zeros(2, gain.dtype)
+def activate_all(decoder, addresses, gain, out):
+    """The locations of every address."""
+    table, locations, _ = decoder
+    score, guess = np.zeros(locations, gain.dtype), np.zeros(2, gain.dtype)
     for n in range(len(addresses)):
-        choose_lines(addresses[n], gain, table, score, out[n], guess)
+        activate_locations(addresses[n], gain, table, score, out[n], guess)

@@ -7,15 +7,14 @@ from numba import njit
 
 from isospike.kernels.machine.locations import (
     OR,
-    choose_lines,
+    activate_locations,
     largest,
     likely_largest,
-    read_cells,
-    write_cells,
+    read_counters,
+    write_counters,
 )
 
 SHIFT, RECURRENT = range(2)
-CONSTANT, AGREEMENT, ACTIVITY = range(3)
 
 
 class Fixed(NamedTuple):
@@ -29,10 +28,9 @@ class Fixed(NamedTuple):
         gain_old, gain_new: Significance of their spikes; SHIFT: of each age, of each spike.
         gain_context: Significance of the context's spikes at the address decoder.
         gain_data: Significance of a symbol's spikes where it is stored.
-        sigma: Significance of the lines.
+        sigma: Significance of the locations.
         decoder: The address decoder's connections.
-        rule, keep: The store's rule.
-        adapt: What the old context's share follows: CONSTANT, AGREEMENT or ACTIVITY.
+        rule, decay: The store's rule.
     """
 
     kind: int
@@ -47,8 +45,7 @@ class Fixed(NamedTuple):
     sigma: Any
     decoder: Any
     rule: int
-    keep: float
-    adapt: int
+    decay: float
 
 
 class State(NamedTuple):
@@ -57,24 +54,25 @@ class State(NamedTuple):
     Attributes:
         context: The context's order.
         history: SHIFT: the last symbols, latest first.
-        chosen: Lines of the present context.
-        cells: The store.
+        active: Locations that the present context activates.
+        counters: The store.
     """
 
     context: Any
     history: Any
-    chosen: Any
-    cells: Any
+    active: Any
+    counters: Any
 
 
 class Work(NamedTuple):
-    """Scratch: of the context's, the lines', the data neurons' and the symbols' size.
+    """Scratch arrays, as long as the context, the locations, the data neurons and the symbols.
 
-    ``guess``, ``[2, 2]``: of the context's and of the lines' scores, as in :func:`likely_largest`.
+    ``guess``, ``[2, 2]``: for the scores of the context and of the locations, see
+    :func:`likely_largest`.
     """
 
     context: Any
-    lines: Any
+    locations: Any
     activity: Any
     scores: Any
     guess: Any
@@ -88,16 +86,16 @@ def add_row(score, gain, row):
 
 
 @njit(cache=True, nogil=True)
-def choose(fixed, state, work):
-    """Choose the lines of the present context."""
-    choose_lines(
-        state.context, fixed.gain_context, fixed.decoder, work.lines, state.chosen,
+def activate(fixed, state, work):
+    """Choose the locations of the present context."""
+    activate_locations(
+        state.context, fixed.gain_context, fixed.decoder, work.locations, state.active,
         work.guess[1],
     )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
-def match_symbols(fixed, work, lines):
+def match_symbols(fixed, work, locations):
     """Match of each symbol's code with the activity of the data neurons.
 
     Of marks, the share that is set, 1 if all are; of weights, the share of all symbols' sum.
@@ -111,7 +109,7 @@ def match_symbols(fixed, work, lines):
         work.scores[s] = total
         whole += total
     if fixed.rule == OR:
-        whole = float(spikes * lines)
+        whole = float(spikes * locations)
     if whole > 0:
         for s in range(len(work.scores)):
             work.scores[s] /= whole
@@ -119,23 +117,14 @@ def match_symbols(fixed, work, lines):
 
 @njit(cache=True, nogil=True)
 def score_symbols(fixed, state, work):
-    """Match of each symbol with what the chosen lines hold."""
-    read_cells(state.cells, fixed.rule, state.chosen, fixed.sigma, work.activity)
-    match_symbols(fixed, work, len(state.chosen))
-
-
-@njit(cache=True, nogil=True)
-def trust(fixed, state, work, symbol):
-    """What the old context's share is multiplied by, in [0, 1]."""
-    if fixed.adapt == CONSTANT or symbol == len(work.scores):  # the start symbol
-        return np.float32(1)
-    score_symbols(fixed, state, work)
-    return work.scores[symbol] if fixed.adapt == AGREEMENT else work.scores.max()
+    """Match of each symbol with what the active locations hold."""
+    read_counters(state.counters, fixed.rule, state.active, fixed.sigma, work.activity)
+    match_symbols(fixed, work, len(state.active))
 
 
 @njit(cache=True, nogil=True)
 def advance(fixed, state, work, symbol):
-    """Put ``symbol`` into the context, and choose the lines of the new context."""
+    """Put ``symbol`` into the context, and activate the locations of the new context."""
     score = work.context
     score[:] = 0
     code = fixed.codes[symbol]
@@ -149,20 +138,19 @@ def advance(fixed, state, work, symbol):
             for r in range(len(code)):
                 score[i * size + code[r]] = fixed.gain_old[i] * fixed.gain_new[r]
     else:
-        weight = trust(fixed, state, work, symbol)
         for r in range(len(state.context)):
-            add_row(score, np.rint(weight * fixed.gain_old[r]), fixed.old[state.context[r]])
+            add_row(score, fixed.gain_old[r], fixed.old[state.context[r]])
         for r in range(len(code)):
             add_row(score, fixed.gain_new[r], fixed.new[code[r]])
     likely_largest(score, state.context, work.guess[0])
-    choose(fixed, state, work)
+    activate(fixed, state, work)
 
 
 @njit(cache=True, nogil=True)
 def store(fixed, state, symbol):
-    """Write ``symbol`` at the lines of the present context."""
-    write_cells(
-        state.cells, fixed.rule, fixed.keep, state.chosen, fixed.sigma,
+    """Write ``symbol`` at the locations of the present context."""
+    write_counters(
+        state.counters, fixed.rule, fixed.decay, state.active, fixed.sigma,
         fixed.data_codes[symbol], fixed.gain_data,
     )  # fmt: skip
 

@@ -1,0 +1,207 @@
+"""The inside of a sequence machine whose context addresses a sparse distributed memory."""
+
+import math
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from isospike.codes.orders import random_orders
+from isospike.errors import RangeError
+from isospike.kernels.machine import stream
+from isospike.kernels.machine.locations import OR
+from isospike.memory.contexts import Recurrent, Shift, Store
+from isospike.memory.decoder import AddressDecoder
+from isospike.memory.sdm import RULES
+
+
+@runtime_checkable
+class Memory(Protocol):
+    """The inside of a sequence machine: its context and its store. Symbols are numbers from 0.
+
+    Attributes:
+        scores: Match of every symbol, after :meth:`score`.
+        synapses: Number of counters in which symbols are stored.
+    """
+
+    @property
+    def scores(self) -> Any: ...
+
+    @property
+    def synapses(self) -> int: ...
+
+    def resize(self, symbols: int) -> None:
+        """Make room for an alphabet of ``symbols`` symbols."""
+
+    def reset_context(self) -> None:
+        """Go to the context in which sequences start."""
+
+    def score(self) -> None:
+        """Match every symbol with what is stored for the present context."""
+
+    def store(self, symbol: int) -> None:
+        """Store ``symbol`` as what follows the present context."""
+
+    def advance(self, symbol: int) -> None:
+        """Move on to the context in which ``symbol`` has just come."""
+
+    def stream(self, ids: Any, learn: bool, guess: Any, match: Any, margin: Any) -> None:
+        """For each symbol of ``ids``: score, store it if ``learn``, and advance.
+
+        ``guess``, ``match`` and ``margin`` receive the best symbol, its score, and its lead over
+        the second best.
+        """
+
+    def tensors(self) -> dict[str, Any]:
+        """Everything that symbols have changed, by name: views, which loading writes into."""
+
+    def refresh(self) -> None:
+        """Recompute what follows from :meth:`tensors`."""
+
+
+class AddressedMemory:
+    """A K-of-M context that addresses a sparse distributed memory.
+
+    Args:
+        context: How the context is formed.
+        store: The memory.
+        seed: Draws codes, connections of the context, and connections of the locations.
+
+    Raises:
+        RangeError: A location has more connections than there are context neurons.
+    """
+
+    def __init__(self, context: Recurrent | Shift, store: Store, seed: int) -> None:
+        self._seed, self._code, self._data = seed, context.code, store.data
+        generator = generator_of(seed)
+        (n, d), (k, m) = context.code, context.context_code
+        kind, old, new, gain_old, gain_new = _connections(context, generator)
+        self._decoder = AddressDecoder(
+            m, store.connections, store.active, store.locations, store.alpha, generator,
+            torch.float32,
+        )  # fmt: skip
+        self._start_code = random_orders(1, n, d, generator).numpy()
+        rule, data = RULES[store.rule], (1, 8) if store.data is None else store.data
+        self._fixed = stream.Fixed(
+            kind=kind, codes=self._start_code, data_codes=np.empty((0, data[0]), np.int64),
+            old=old, new=new, gain_old=gain_old, gain_new=gain_new,
+            gain_context=_significance(store.alpha, k),
+            gain_data=_significance(store.alpha, data[0]),
+            sigma=_significance(store.alpha, store.active), decoder=self._decoder.table,
+            rule=rule, decay=store.decay,
+        )  # fmt: skip
+        self._state = stream.State(
+            context=np.zeros(k, np.int64),
+            history=np.zeros(context.depth if isinstance(context, Shift) else 0, np.int64),
+            active=np.zeros(store.active, np.int64),
+            counters=np.zeros((store.locations, data[1]), np.uint8 if rule == OR else np.float32),
+        )
+        self._sizes = (m, store.locations)
+        self.resize(0)
+
+    @property
+    def scores(self) -> Any:
+        return self._work.scores
+
+    @property
+    def synapses(self) -> int:
+        return int(self._state.counters.size)
+
+    def resize(self, symbols: int) -> None:
+        if self._data is not None and symbols > math.comb(self._data[1], self._data[0]):
+            raise RangeError(
+                f"SequenceMachine needs a data code for each of {symbols} symbols, got "
+                f"{self._data[0]}-of-{self._data[1]}. Give the store more data neurons."
+            )
+        known = len(self._fixed.codes) - 1
+        self._draw_codes(known, symbols)
+        counters = self._state.counters
+        if self._data is None and symbols > counters.shape[1]:
+            grown = np.zeros((len(counters), 1 << (symbols - 1).bit_length()), counters.dtype)
+            grown[:, : counters.shape[1]] = counters
+            self._state = self._state._replace(counters=grown)
+        # The start symbol comes after all others.
+        self._state.history[self._state.history == known] = symbols
+        m, locations = self._sizes
+        sizes = (m, locations, self._state.counters.shape[1], symbols, (2, 2))
+        self._work = stream.Work(*(np.zeros(s, np.float32) for s in sizes))
+
+    def reset_context(self) -> None:
+        start = len(self.scores)
+        self._state.history[:] = start
+        self._state.context[:] = np.arange(len(self._state.context))
+        self.advance(start)
+
+    def score(self) -> None:
+        stream.score_symbols(self._fixed, self._state, self._work)
+
+    def store(self, symbol: int) -> None:
+        stream.store(self._fixed, self._state, symbol)
+
+    def advance(self, symbol: int) -> None:
+        stream.advance(self._fixed, self._state, self._work, symbol)
+
+    def stream(self, ids: Any, learn: bool, guess: Any, match: Any, margin: Any) -> None:
+        stream.stream(self._fixed, self._state, self._work, ids, learn, guess, match, margin)
+
+    def tensors(self) -> dict[str, Any]:
+        names = ("context", "history", "counters")
+        return {name: getattr(self._state, name) for name in names}
+
+    def refresh(self) -> None:
+        stream.activate(self._fixed, self._state, self._work)
+
+    def _draw_codes(self, known: int, symbols: int) -> None:
+        """Codes of symbols ``known`` to ``symbols``, at the context and in the store."""
+        codes, data_codes = [self._fixed.codes[:-1]], [self._fixed.data_codes]
+        for i in range(known, symbols):
+            # A generator of its own for each symbol: codes do not depend on when it was met.
+            own = generator_of(self._seed, i)
+            codes.append(random_orders(1, *self._code, own).numpy())
+            code = np.array([[i]])
+            if self._data is not None:
+                code = random_orders(1, *self._data, own).numpy()
+                while any((np.sort(code) == np.sort(other)).all(1).any() for other in data_codes):
+                    code = random_orders(1, *self._data, own).numpy()  # no two symbols alike
+            data_codes.append(code)
+        self._fixed = self._fixed._replace(
+            codes=np.concatenate([*codes, self._start_code]), data_codes=np.concatenate(data_codes)
+        )
+
+
+def generator_of(*seed: int) -> torch.Generator:
+    """A generator for some numbers, of which torch's own seeding would keep 32 bits of one.
+
+    Args:
+        seed: Numbers that are at least 0.
+
+    Returns:
+        The same generator for the same numbers.
+    """
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+
+
+def _significance(alpha: float, spikes: int) -> Any:
+    return (alpha ** np.arange(spikes)).astype(np.float32)
+
+
+def _connections(
+    context: Recurrent | Shift, generator: torch.Generator
+) -> tuple[int, Any, Any, Any, Any]:
+    """The kind of a context; weights from the old context and from a symbol; gains of both."""
+    new = _significance(context.alpha, context.code[0])
+    if isinstance(context, Shift):
+        ages = (context.decay ** np.arange(context.depth)).astype(np.float32)
+        none = np.zeros((1, 1), np.uint8)
+        return stream.SHIFT, none, none, ages, new
+    k, m = context.context_code
+    # Eight-bit weights: a quarter of the memory traffic, and as random.
+    weights = [
+        torch.randint(256, (rows, m), generator=generator, dtype=torch.uint8).numpy()
+        for rows in (m, context.code[1])
+    ]
+    gains = context.gains(_significance(context.alpha, k), new)
+    # On a grid so coarse that float32 sums are exact: the same in any order of the spikes.
+    unit = (gains[0].sum() + gains[1].sum()) / (2**24 / 256)
+    old, new = (np.rint(gain / unit).astype(np.float32) for gain in gains)
+    return stream.RECURRENT, *weights, old, new

@@ -1,0 +1,76 @@
+"""The inside of a sequence machine that counts what follows contexts of every length."""
+
+from typing import Any
+
+import numpy as np
+
+from isospike.kernels.machine import backoff as kernels
+from isospike.memory.contexts import Backoff
+
+
+class BackoffMemory:
+    """Contexts of every length up to ``depth``, each of which counts what followed it.
+
+    (1)  p_{-1}(s) = 1 / symbols
+    (2)  p_o(s) = (max(c_o(s) - d, 0) + d u_o p_{o-1}(s)) / n_o,  d = 3/4
+
+    with c_o(s) how often s was counted after the last o symbols, n_o the sum of these counts and
+    u_o how many are not 0. What the discount d takes from each goes to the shorter context. A
+    symbol is counted in the longest context and down to the first that has met it, so a shorter
+    context counts the different longer ones before it, not how often the longest came by. Counts
+    live in a fixed number of synapses, whatever the alphabet and the length of the stream.
+
+    Args:
+        context: Depth and number of synapses.
+        seed: Draws the hash that leads from a context to its counts.
+
+    Reference: Kneser and Ney (1995), Improved backing-off for m-gram language modeling; Chen and
+    Goodman (1999), An empirical study of smoothing techniques for language modeling (the
+    interpolated form); Cormode and Muthukrishnan (2005), An improved data stream summary: the
+    count-min sketch.
+    """
+
+    def __init__(self, context: Backoff, seed: int) -> None:
+        size = 1 << (context.synapses // 2).bit_length() - 1
+        table = (2, max(1, size // 4))
+        self._sketch = kernels.Sketch(
+            history=np.zeros(context.depth, np.int64),
+            filled=np.zeros(1, np.int64),
+            seed=np.random.SeedSequence([seed]).generate_state(1, np.uint64),
+            counts=np.zeros((2, size), np.float32),
+            totals=np.zeros(table, np.float32),
+            kinds=np.zeros(table, np.float32),
+        )
+        self._scores: Any = np.zeros(0, np.float32)
+
+    @property
+    def scores(self) -> Any:
+        return self._scores
+
+    @property
+    def synapses(self) -> int:
+        return int(self._sketch.counts.size)
+
+    def resize(self, symbols: int) -> None:
+        self._scores = np.zeros(symbols, np.float32)
+
+    def reset_context(self) -> None:
+        self._sketch.filled[0] = 0
+
+    def score(self) -> None:
+        kernels.score(self._sketch, self._scores)
+
+    def store(self, symbol: int) -> None:
+        kernels.store(self._sketch, symbol)
+
+    def advance(self, symbol: int) -> None:
+        kernels.advance(self._sketch, symbol)
+
+    def stream(self, ids: Any, learn: bool, guess: Any, match: Any, margin: Any) -> None:
+        kernels.stream(self._sketch, self._scores, ids, learn, guess, match, margin)
+
+    def tensors(self) -> dict[str, Any]:
+        return {name: t for name, t in self._sketch._asdict().items() if name != "seed"}
+
+    def refresh(self) -> None:
+        pass
