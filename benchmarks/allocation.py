@@ -19,7 +19,7 @@ import torch
 from stsb import load_minilm, make_batches, read_pairs
 
 import isospike
-from isospike.energy import TABLES, energy
+from isospike.energy import TABLES, estimate_energy
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
         shown = str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
         predicted = "" if report.error_predicted is None else f"{report.error_predicted:.4f}"
         bits = sum(s.values for s in report.sites) * report.counts.bits
-        spent = energy(report.counts, table)
+        spent = estimate_energy(report.counts, table)
         print(
             f"| {how} | {report.code} | {shown} | {report.error:.4f} | {predicted} | "
             f"{report.spikes:,.0f} | {fewer} | {bits:,.0f} | {spent.spiking_pj / 1e3:,.0f} | "

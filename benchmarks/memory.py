@@ -24,7 +24,7 @@ def run(case: str) -> int:
     from speed import load_minilm, make_batches
 
     import isospike
-    from isospike.data.datasets import passages, shakespeare
+    from isospike.data import passages, shakespeare
 
     model = load_minilm()
     if case == "forward":

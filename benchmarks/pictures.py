@@ -20,7 +20,7 @@ from plotly.subplots import make_subplots
 
 from isospike.codes import CODES
 from isospike.codes.orders import random_orders, similarity
-from isospike.data.datasets import passages, shakespeare
+from isospike.data import passages, shakespeare
 from isospike.dimension import Moments, participation_ratio, pca_count
 from isospike.memory import SequenceMachine, SparseDistributedMemory, Store, expected_recall
 from isospike.porting.calibrate import rows_of, valid_tokens

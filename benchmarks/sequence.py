@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from sections import run, show
 
-from isospike.data.datasets import chorales, shakespeare
+from isospike.data import chorales, shakespeare
 from isospike.memory import (
     Backoff,
     BackoffNgram,

@@ -24,7 +24,7 @@ import transformers
 from torch import Tensor, nn
 
 import isospike
-from isospike.data.datasets import passages, shakespeare
+from isospike.data import passages, shakespeare
 
 THREADS, ROWS, TOKENS, STEPS = 2, 32, 64, 8
 GOALS = {"collapsed": 1.25, "fast": 0.6, "stepped": 8.0, "import isospike": 1.15}

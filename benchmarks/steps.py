@@ -42,7 +42,7 @@ from isospike.porting.ranges import fit_range
 from isospike.porting.run import Watcher
 from isospike.porting.sites import Site
 from isospike.theory.laws import published_steps
-from isospike.theory.steps import law_alone
+from isospike.theory.steps import analytic_law
 
 DIGITS = ("signed-digit", "half-octave", "phase")
 SHORT = {  # steps of the short calibration
@@ -249,7 +249,7 @@ def site_cells(every: list[Model]) -> list[Cell]:
                 known = known or [
                     c for k, d in crests.items() if k[1] == pair for m, c in d.items() if m != name
                 ]
-                alone = law_alone(code, statistics.geometric_mean(known))
+                alone = analytic_law(code, statistics.geometric_mean(known))
                 error = functools.cache(partial(coding_error, kind, code, fit_on, held))
                 short = {
                     t: coding_error(kind, code, fit_on[~quarter], fit_on[quarter], t)

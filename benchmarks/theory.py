@@ -6,16 +6,16 @@ from isospike.circuits.arithmetic import (
     CELLS,
     FINE,
     OCTAVES,
-    Digits,
+    SignedDigitFormat,
     cells_of,
-    exp2_minus,
+    exp2_negative,
     exp2_spikes,
-    fall_below,
     inverse_spikes,
     layer_norm,
     race_spikes,
     relative_error,
     softmax,
+    subtract_row_max,
 )
 from isospike.codes import CODES, BernoulliCode
 from isospike.dimension import EffectiveDimension
@@ -137,8 +137,8 @@ def arithmetic() -> None:
         law = 2 * (relative_error("exp2") + 1 / CELLS) + relative_error("reciprocal")
         law += 2 * n * 2.0**-OCTAVES
         scores = cells_of(z)
-        below = fall_below(scores)
-        finding, gates = inverse_spikes((exp2_minus(-below) * FINE * 2.0**OCTAVES).sum(-1))
+        below = subtract_row_max(scores)
+        finding, gates = inverse_spikes((exp2_negative(-below) * FINE * 2.0**OCTAVES).sum(-1))
         spikes = race_spikes(scores).sum() + exp2_spikes(-below).sum()
         spikes = spikes + (finding + gates).sum()
         error = (softmax(z) - z.softmax(-1)).abs().sum(-1).max()
@@ -148,7 +148,7 @@ def arithmetic() -> None:
     for width in (4, 64, 768):
         x = torch.randn(500, width, generator=seeded(width)).double()
         one = torch.ones(width, dtype=torch.float64)
-        digits = Digits.fit(1 / 256, 2 * float(x.abs().max()))
+        digits = SignedDigitFormat.fit(1 / 256, 2 * float(x.abs().max()))
         y = layer_norm(x, one, None, 0.0, digits).y
         true = torch.nn.functional.layer_norm(x, (width,))
         law = relative_error("rsqrt") ** 2 + (digits.grid / x.std(1, correction=0)).square() / 2

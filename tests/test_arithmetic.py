@@ -7,22 +7,22 @@ from isospike.circuits.arithmetic import (
     CELLS,
     OCTAVES,
     REACH,
-    Digits,
+    SignedDigitFormat,
     cells_of,
-    exp2_minus,
+    exp2_negative,
     exp2_spikes,
-    fall_below,
     inverse,
     inverse_spikes,
     layer_norm,
     lookup,
+    lookup_table,
     multiply,
     race_spikes,
     relative_error,
     softmax,
-    table,
+    subtract_row_max,
 )
-from isospike.circuits.few_spike import SHIPPED, few_spike
+from isospike.circuits.few_spike import BUILTIN, few_spike_neuron
 from isospike.errors import RangeError
 
 SIZES = (4, 16, 64, 197)
@@ -50,43 +50,43 @@ def spelled(digits, x):
 
 def test_digits_by_hand():
     # 7 = 8 - 1: two spikes; -2.5 rounds up to -2; 100 saturates at 15.
-    n, count = spelled(Digits(1.0, 4), torch.tensor([7.0, -2.5, 0.4, 100.0]))
+    n, count = spelled(SignedDigitFormat(1.0, 4), torch.tensor([7.0, -2.5, 0.4, 100.0]))
     assert n.tolist() == [7, -2, 0, 15]
     assert count.tolist() == [2, 1, 0, 4]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 12, 20])
 def test_the_digits_of_a_membrane_spell_its_nearest_whole_number(steps):
-    digits = Digits(2.0**-3, steps)
+    digits = SignedDigitFormat(2.0**-3, steps)
     x = randn(5000, dtype=torch.float64) * 2.0 ** (steps - 3)
     x[:64] = torch.arange(-32, 32) / 16  # at and between the thresholds
     n, count = spelled(digits, x)
     assert torch.equal(n, digits.integers(x))
     inside = n.abs() <= 2 ** (steps - 1)
-    assert torch.equal(count[inside].long(), Digits.count(n)[inside])
+    assert torch.equal(count[inside].long(), SignedDigitFormat.count(n)[inside])
 
 
 def test_fitted_digits_have_the_error_and_the_reach_asked_for():
     for scale in (1e-10, 1.0, 1e10):
-        digits = Digits.fit(0.01 * scale, 5 * scale)
+        digits = SignedDigitFormat.fit(0.01 * scale, 5 * scale)
         x = (10 * torch.rand(1000, generator=seeded(0), dtype=torch.float64) - 5) * scale
         assert (digits.integers(x) * digits.grid - x).abs().max() <= 0.01 * scale
-    assert Digits.fit(1e-9, 1.0).steps == 20
+    assert SignedDigitFormat.fit(1e-9, 1.0).steps == 20
 
 
 # ------------------------------------------------------------------- functions, inverses
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", BUILTIN)
 def test_a_neuron_in_whole_numbers_is_as_good_as_the_fitted_one(name):
-    function, low, high = SHIPPED[name]
+    function, low, high = BUILTIN[name]
     at = (torch.arange(16 * CELLS, dtype=torch.float64) + 0.5) / 16
     y = lookup(name, at)
     assert torch.equal(lookup(name, at, stepped=True), y)  # real membranes, whole thresholds
     error = (y - function(low + (high - low) * at / CELLS)).square().mean().sqrt()
-    assert float(error) <= 1.1 * few_spike(name).error
-    assert 1 <= float(table(name)[1].mean()) <= 16
-    assert float(lookup(name, at[-1:] + 5 * CELLS)) == float(table(name)[0][-1])
+    assert float(error) <= 1.1 * few_spike_neuron(name).error
+    assert 1 <= float(lookup_table(name)[1].mean()) <= 16
+    assert float(lookup(name, at[-1:] + 5 * CELLS)) == float(lookup_table(name)[0][-1])
 
 
 @pytest.mark.parametrize("root", [False, True])
@@ -126,8 +126,8 @@ def test_the_race_finds_the_largest_at_any_number_of_neurons(n):
     scores[1, 1] = scores[1, 0] = 7.0  # a tie
     scores[2] = -torch.inf
     scores[3, 0] = -torch.inf
-    found = fall_below(scores, stepped=True)
-    assert torch.equal(found, fall_below(scores))
+    found = subtract_row_max(scores, stepped=True)
+    assert torch.equal(found, subtract_row_max(scores))
     live = torch.arange(32) != 2
     assert torch.equal(found[live].amax(1), torch.zeros(31, dtype=torch.float64))
     assert bool((found[2] == -torch.inf).all())
@@ -138,8 +138,8 @@ def test_the_race_finds_the_largest_at_any_number_of_neurons(n):
 
 def test_exp2_loses_the_same_share_in_every_octave_and_is_silent_beyond_the_last():
     d = torch.arange(0, (OCTAVES + 2) * CELLS, 7, dtype=torch.float64)
-    y = exp2_minus(d)
-    assert torch.equal(y, exp2_minus(d, stepped=True))
+    y = exp2_negative(d)
+    assert torch.equal(y, exp2_negative(d, stepped=True))
     alive = d < OCTAVES * CELLS
     true = torch.exp2(-d / CELLS)
     assert (y[alive] / true[alive] - 1).abs().max() <= relative_error("exp2")
@@ -179,9 +179,9 @@ def test_a_norm_is_within_its_law(centre, width, scale):
     x = scale * (randn(20, width, seed=width, dtype=torch.float64) + 0.7)
     x[:, 0] *= 30  # an outlier, as trained models have
     weight, bias = (randn(width, seed=i, dtype=torch.float64) for i in (1, 2))
-    digits = Digits.fit(scale / 128, 2 * float(x.abs().max()))
-    done = layer_norm(x, weight, bias, 0.0, digits, centre=centre)
-    stepped = layer_norm(x, weight, bias, 0.0, digits, centre=centre, stepped=True)
+    digits = SignedDigitFormat.fit(scale / 128, 2 * float(x.abs().max()))
+    done = layer_norm(x, weight, bias, 0.0, digits, subtract_mean=centre)
+    stepped = layer_norm(x, weight, bias, 0.0, digits, subtract_mean=centre, stepped=True)
     for part in ("y", "integers", "mean", "squares"):
         assert torch.equal(getattr(done, part), getattr(stepped, part))
     if centre:
@@ -201,17 +201,19 @@ def test_a_constant_row_gives_the_bias_and_nan_its_row():
     x[2, 3] = math.nan
     bias = torch.arange(8.0)
     for stepped in (False, True):
-        y = layer_norm(x, torch.ones(8), bias, 1e-5, Digits(2.0**-6, 12), stepped=stepped).y
+        y = layer_norm(
+            x, torch.ones(8), bias, 1e-5, SignedDigitFormat(2.0**-6, 12), stepped=stepped
+        ).y
         assert torch.equal(y[0], bias)
         assert bool(y[1].isfinite().all())
-    y = layer_norm(x, torch.ones(8), bias, 1e-5, Digits(2.0**-6, 12)).y
+    y = layer_norm(x, torch.ones(8), bias, 1e-5, SignedDigitFormat(2.0**-6, 12)).y
     assert bool(y[2].isnan().any())
 
 
 def test_float32_steps_and_collapses_alike():
     x = randn(64, 384, seed=3) * 4 + randn(384, seed=4)
     weight, bias = randn(384, seed=5), randn(384, seed=6)
-    args = (x, weight, bias, 1e-12, Digits.fit(0.02, 40.0))
+    args = (x, weight, bias, 1e-12, SignedDigitFormat.fit(0.02, 40.0))
     assert torch.equal(layer_norm(*args).y, layer_norm(*args, stepped=True).y)
     assert torch.equal(softmax(x), softmax(x, stepped=True))
 
@@ -223,7 +225,9 @@ def test_float32_steps_and_collapses_alike():
         (lambda: softmax(torch.tensor([0.0, math.inf])), "softmax needs scores"),
         (lambda: softmax(torch.ones(2, 0)), "at least one in each row, got none"),
         (
-            lambda: layer_norm(torch.ones(1, 2), torch.ones(2), None, math.nan, Digits(1.0, 4)),
+            lambda: layer_norm(
+                torch.ones(1, 2), torch.ones(2), None, math.nan, SignedDigitFormat(1.0, 4)
+            ),
             "finite eps of at least 0, got nan",
         ),
     ],

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isospike.data.datasets import passages, read_text, shakespeare
-from isospike.errors import RangeError
+from isospike.data import passages, read_text, shakespeare
+from isospike.errors import InputError, RangeError
 
 WORDS = "one two three four five six seven eight nine ten eleven twelve"
 texts = st.text(st.sampled_from("ab :\n"), max_size=300)
@@ -107,14 +107,14 @@ def test_evenly_spaced_means_every_third_of_nine():
 @pytest.mark.parametrize("text", ["", "  \n\n ", "too short\n\nalso short"])
 def test_a_text_without_a_passage_is_refused(text):
     with pytest.raises(
-        RangeError,
+        InputError,
         match=rf"^passages needs a paragraph or line of at least 8 words, got none in {len(text)} ",
     ):
         passages(text, 3)
 
 
 def test_a_text_of_speakers_only_is_refused():
-    with pytest.raises(RangeError, match="got none"):
+    with pytest.raises(InputError, match="got none"):
         passages("A man of a rather long name, of Rome:\n\nAnother one:\n", 1, min_words=2)
 
 
@@ -149,13 +149,13 @@ def test_line_ends_and_the_byte_order_mark_of_other_systems_are_dropped(tmp_path
 
 def test_a_missing_file_is_refused_in_one_line(tmp_path):
     with pytest.raises(
-        RangeError, match=r"^read_text needs an existing file, got '.*nowhere'\. .*$"
+        InputError, match=r"^read_text needs an existing file, got '.*nowhere'\. .*$"
     ):
         read_text(tmp_path / "nowhere")
 
 
 def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(RangeError, match=r"^read_text needs a file, got the folder '.*'\. .*$"):
+    with pytest.raises(InputError, match=r"^read_text needs a file, got the folder '.*'\. .*$"):
         read_text(tmp_path)
 
 
@@ -163,7 +163,7 @@ def test_a_folder_is_refused(tmp_path):
 def test_a_file_without_text_is_refused(tmp_path, content):
     path = tmp_path / "empty.txt"
     path.write_bytes(content)
-    with pytest.raises(RangeError, match=r"needs some text, got the empty file '.*empty\.txt'\. "):
+    with pytest.raises(InputError, match=r"needs some text, got the empty file '.*empty\.txt'\. "):
         read_text(path)
 
 
@@ -174,12 +174,12 @@ def test_bytes_that_are_not_utf8_are_refused_with_their_offset(tmp_path, content
     path = tmp_path / "latin.txt"
     path.write_bytes(content)
     with pytest.raises(
-        RangeError, match=rf"needs UTF-8 text, got byte 0x{byte} at offset {offset} of '.*'\. "
+        InputError, match=rf"needs UTF-8 text, got byte 0x{byte} at offset {offset} of '.*'\. "
     ):
         read_text(path)
 
 
 @pytest.mark.parametrize(("name", "reason"), [("a" * 5000, "too long"), ("a\0b", "null")])
 def test_a_path_no_system_opens_is_refused(name, reason):
-    with pytest.raises(RangeError, match=rf"needs a readable file, got .*: .*{reason}.*\. Check"):
+    with pytest.raises(InputError, match=rf"needs a readable file, got .*: .*{reason}.*\. Check"):
         read_text(name)

@@ -13,7 +13,7 @@ from isospike.energy import (
     TABLES,
     CostTable,
     Counts,
-    energy,
+    estimate_energy,
     memory_moved_bytes,
 )
 
@@ -72,30 +72,30 @@ def networks(draw):
 tables = st.sampled_from([table for table in TABLES if table.quantised_mac_pj is not None])
 
 
-# Property: at the tipping rate the two networks take the same energy.
+# Property: at the break-even rate the two networks take the same energy.
 @given(networks(), tables)
-def test_at_the_tipping_rate_spiking_and_quantised_take_the_same(counted, table):
-    tipping = energy(counted, table).tipping_rate
-    assume(tipping is not None)
-    factor = tipping / counted.spike_rate
+def test_at_the_break_even_rate_spiking_and_quantised_take_the_same(counted, table):
+    break_even = estimate_energy(counted, table).break_even_rate
+    assume(break_even is not None)
+    factor = break_even / counted.spike_rate
     tipped = replace(
         counted, spikes=counted.spikes * factor, synaptic_ops=counted.synaptic_ops * factor
     )
-    row = energy(tipped, table)
-    assert row.rate == pytest.approx(tipping)
+    row = estimate_energy(tipped, table)
+    assert row.rate == pytest.approx(break_even)
     assert row.spiking_pj == pytest.approx(row.quantised_pj)
 
 
 @given(counts, tables)
-def test_without_a_tipping_rate_no_spike_rate_changes_the_winner(counted, table):
-    row = energy(counted, table)
-    assume(row.tipping_rate is None and counted.spike_rate <= 1)
+def test_without_a_break_even_rate_no_spike_rate_changes_the_winner(counted, table):
+    row = estimate_energy(counted, table)
+    assume(row.break_even_rate is None and counted.spike_rate <= 1)
     factor = 1 / counted.spike_rate
     most = replace(
         counted, spikes=counted.neuron_updates, synaptic_ops=counted.synaptic_ops * factor
     )
     least = replace(counted, spikes=0.0, synaptic_ops=0.0)
-    ends = [energy(c, table) for c in (least, most)]
+    ends = [estimate_energy(c, table) for c in (least, most)]
     assert len({r.spiking_pj < r.quantised_pj for r in [*ends, row]}) == 1
 
 
@@ -113,7 +113,7 @@ def test_energy_is_proportional_to_the_counts(counted, table):
         },
         float_ops={kind: 2 * n for kind, n in counted.float_ops.items()},
     )  # fmt: skip
-    one, two = energy(counted, table), energy(twice, table)
+    one, two = estimate_energy(counted, table), estimate_energy(twice, table)
     for a, b in zip(
         (one.float_pj, one.quantised_pj, one.spiking_pj),
         (two.float_pj, two.quantised_pj, two.spiking_pj),
@@ -134,18 +134,18 @@ def test_memory_moved_by_hand():
 
 
 def test_float_table_by_hand():
-    row = energy(COUNTS, FLOAT_45NM)
+    row = estimate_energy(COUNTS, FLOAT_45NM)
     # Soma: 10 operations of 4.6. MACs: 1000 of 4.6. Spiking: 2400 additions of 0.9.
     assert row.float_pj == pytest.approx(4646)
     assert row.quantised_pj == pytest.approx(4646)
     assert row.spiking_pj == pytest.approx(2206)
     assert row.winner == "spiking"
     # 4646 - 46 - 360 = 4240 left for spikes; each of the 40 operations of a spike takes 0.9.
-    assert row.tipping_rate == pytest.approx(4240 / (40 * 0.9) / 400)
+    assert row.break_even_rate == pytest.approx(4240 / (40 * 0.9) / 400)
 
 
 def test_eight_bit_table_by_hand():
-    row = energy(COUNTS, INT8_45NM)
+    row = estimate_energy(COUNTS, INT8_45NM)
     # A quantised MAC of 4 bits: 0.2 * 4 / 8 + 0.1 = 0.2.
     assert row.quantised_pj == pytest.approx(200 + 46)
     assert row.spiking_pj == pytest.approx(200 + 40 + 46)
@@ -153,35 +153,35 @@ def test_eight_bit_table_by_hand():
     assert row.ratio == pytest.approx(286 / 246)
     assert row.rate == 50 / 400
     # 246 - 46 - 40 = 160 left for spikes, 4 each: 40 spikes where 50 were measured.
-    assert row.tipping_rate == pytest.approx(40 / 400)
+    assert row.break_even_rate == pytest.approx(40 / 400)
 
 
 def test_eight_bit_multiplication_takes_its_published_price():
-    row = energy(replace(COUNTS, bits=8, float_ops={}), INT8_45NM)
+    row = estimate_energy(replace(COUNTS, bits=8, float_ops={}), INT8_45NM)
     assert row.quantised_pj == pytest.approx(1000 * (0.2 + 0.1))
 
 
 def test_memory_table_by_hand():
-    row = energy(COUNTS, INT8_SRAM_45NM)
+    row = estimate_energy(COUNTS, INT8_SRAM_45NM)
     # Per byte: 100 / 8 = 12.5 for weights, 20 / 8 = 2.5 for state.
     assert row.float_pj == pytest.approx(4646 + 400 * 12.5 + 720 * 2.5)
     assert row.quantised_pj == pytest.approx(246 + 100 * 12.5 + 90 * 2.5)
     assert row.spiking_pj == pytest.approx(286 + 2000 * 12.5 + 3200 * 2.5)
     assert row.winner == "quantised"
-    assert row.tipping_rate is None  # the membranes alone move more than the quantised network
+    assert row.break_even_rate is None  # the membranes alone move more than the quantised network
 
 
 def test_loihi_is_never_compared_with_another_machine():
-    row = energy(COUNTS, LOIHI_14NM)
+    row = estimate_energy(COUNTS, LOIHI_14NM)
     assert row.spiking_pj == pytest.approx(2000 * 23.6 + 400 * 81)
     assert (row.float_pj, row.quantised_pj) == (None, None)
-    assert (row.winner, row.ratio, row.tipping_rate) == (None, None, None)
+    assert (row.winner, row.ratio, row.break_even_rate) == (None, None, None)
 
 
 def test_the_soma_costs_all_three_machines_the_same():
     without = replace(COUNTS, float_ops={})
     for table in (FLOAT_45NM, INT8_45NM, INT8_SRAM_45NM):
-        row, bare = energy(COUNTS, table), energy(without, table)
+        row, bare = estimate_energy(COUNTS, table), estimate_energy(without, table)
         extra = [
             row.float_pj - bare.float_pj,
             row.quantised_pj - bare.quantised_pj,
@@ -190,14 +190,14 @@ def test_the_soma_costs_all_three_machines_the_same():
         assert extra == pytest.approx([46, 46, 46])
 
 
-def test_silence_has_a_rate_of_zero_and_no_tipping_rate():
-    row = energy(replace(COUNTS, spikes=0.0, synaptic_ops=0.0), INT8_45NM)
-    assert (row.rate, row.tipping_rate) == (0, None)
+def test_silence_has_a_rate_of_zero_and_no_break_even_rate():
+    row = estimate_energy(replace(COUNTS, spikes=0.0, synaptic_ops=0.0), INT8_45NM)
+    assert (row.rate, row.break_even_rate) == (0, None)
     assert replace(COUNTS, neuron_updates=0.0).spike_rate == 0
 
 
 def test_a_tie_goes_to_the_quantised_network():
-    assert energy(replace(COUNTS, synaptic_ops=1e6), FLOAT_45NM).winner == "quantised"
+    assert estimate_energy(replace(COUNTS, synaptic_ops=1e6), FLOAT_45NM).winner == "quantised"
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
@@ -206,7 +206,7 @@ def test_every_table_names_its_source_with_a_year(table):
 
 
 # Error: by its text.
-@pytest.mark.parametrize("function", [memory_moved_bytes, lambda c: energy(c, INT8_45NM)])
+@pytest.mark.parametrize("function", [memory_moved_bytes, lambda c: estimate_energy(c, INT8_45NM)])
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -229,9 +229,9 @@ def test_an_impossible_cost_is_refused(cost):
 
 
 def test_functions_on_spikes_spare_the_spiking_network_their_float_operations():
-    spared = energy(replace(COUNTS, spiking_float_ops={"softmax": 1.0}), INT8_45NM)
-    before = energy(COUNTS, INT8_45NM)
+    spared = estimate_energy(replace(COUNTS, spiking_float_ops={"softmax": 1.0}), INT8_45NM)
+    before = estimate_energy(COUNTS, INT8_45NM)
     assert before.spiking_pj - spared.spiking_pj == pytest.approx(9 * 4.6)  # 10 were kept
     assert (spared.float_pj, spared.quantised_pj) == (before.float_pj, before.quantised_pj)
     with pytest.raises(isospike.errors.RangeError, match=r"got softmax=-2\.0"):
-        energy(replace(COUNTS, spiking_float_ops={"softmax": -2.0}), INT8_45NM)
+        estimate_energy(replace(COUNTS, spiking_float_ops={"softmax": -2.0}), INT8_45NM)

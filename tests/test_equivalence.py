@@ -10,7 +10,6 @@ from isospike.errors import RangeError, ShapeError
 from isospike.positions import FrequencyCompressed, Sinusoidal, SpikeTiming, sinusoid
 from isospike.theory.equivalence import (
     counterexample,
-    effective_rank,
     geometry,
     latency,
     lemma_1a,
@@ -163,10 +162,10 @@ def test_spearman_is_scipys(seed):
     assert geometry(a, b).spearman == pytest.approx(true, abs=1e-9)
 
 
-def test_effective_rank_counts_equal_directions():
-    for count in (1, 3, 8):
+def test_ranks_of_a_geometry_count_equal_directions():
+    for count in (2, 3, 8):
         table = torch.cat([torch.eye(8)[:count], -torch.eye(8)[:count]])
-        assert effective_rank(table) == pytest.approx(count, abs=1e-6)
+        assert geometry(table, table).ranks == pytest.approx((count, count), abs=1e-6)
 
 
 # Errors.

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from isospike.circuits.few_spike import (
-    SHIPPED,
+    BUILTIN,
     FewSpikeNeuron,
-    few_spike,
+    few_spike_neuron,
     fit_few_spike,
     measure,
 )
@@ -22,10 +22,10 @@ def test_a_neuron_by_hand():
     assert HALVES(x).tolist() == [1, 3, 5, 7, 7]
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", BUILTIN)
 def test_a_shipped_neuron_has_the_error_it_states(name):
-    function, low, high = SHIPPED[name]
-    neuron = few_spike(name)
+    function, low, high = BUILTIN[name]
+    neuron = few_spike_neuron(name)
     assert (neuron.low, neuron.high, neuron.steps) == (low, high, 16)
     generator = torch.Generator().manual_seed(0)
     x = low + (high - low) * torch.rand(200_000, generator=generator, dtype=torch.float64)
@@ -62,8 +62,11 @@ def test_a_fit_is_the_same_for_the_same_generator_and_better_with_more_rounds():
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: few_spike("tan"), "sqrt, gelu, .*, silu dip, got 'tan'"),
-        (lambda: few_spike("exp")(torch.tensor([0.5])), r"values in \[-8, 0\], got 0.5 \(1 of 1"),
+        (lambda: few_spike_neuron("tan"), "sqrt, gelu, .*, silu residual, got 'tan'"),
+        (
+            lambda: few_spike_neuron("exp")(torch.tensor([0.5])),
+            r"values in \[-8, 0\], got 0.5 \(1 of 1",
+        ),
         (lambda: HALVES.encode(torch.tensor([math.nan])), "got nan"),
         (lambda: fit_few_spike(torch.exp, 0.0, 0.0), "low < high, got 16, 20000, 0 and 0"),
         (lambda: fit_few_spike(torch.exp, 0.0, 1.0, 0), "steps from 1 to 32"),

@@ -18,7 +18,7 @@ from isospike.theory.laws import (
     projection_law,
     published_steps,
     rate_distortion,
-    silent_below,
+    rheobase,
     spike_bits,
     square_error,
 )
@@ -94,7 +94,7 @@ def test_a_leaky_neuron_is_silent_below_its_dead_zone(decay):
             v, spikes = v - fired, spikes + fired
         return spikes
 
-    edge = silent_below(decay)
+    edge = rheobase(decay)
     assert edge == pytest.approx(1 - decay)
     assert count(edge * 0.999) == 0  # x T would be 2 to 999
     assert count(edge * 1.01) > 0
@@ -269,7 +269,7 @@ def test_fewest_spikes_is_the_inverse(slots, data):
         (lambda: projection_law(torch.ones(3, 3), 4), "a rank from 1 to 3, got 4"),
         (lambda: incoherent_law(2, 4, 0.3, 1.0, 1.0), "got 2, 4, 0.3, 1 and 1"),
         (lambda: published_steps(0.0, 0.1), "got 0 and 0.1"),
-        (lambda: silent_below(1.5), "got 1.5"),
+        (lambda: rheobase(1.5), "got 1.5"),
         (lambda: dithered_square_error(torch.ones(1), 0), "steps >= 1, got 0"),
         (lambda: bernoulli_steps(2.0, 0.1), "a rate in"),
         (lambda: count_steps(0.0), "above 0 and finite, got 0"),

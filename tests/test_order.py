@@ -12,7 +12,7 @@ import isospike
 from isospike.causal.simulate import random_dag, simulate
 from isospike.causal.table import parse_edges, parse_table
 from isospike.cli import app
-from isospike.data.datasets import sachs
+from isospike.data import sachs
 from isospike.errors import InputError, ShapeError
 
 

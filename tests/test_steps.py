@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from isospike import codes
 from isospike.codes import CODES, Law, fit_law
 from isospike.errors import InputError, RangeError
-from isospike.theory.steps import bootstrap_steps, choose, law_alone
+from isospike.theory.steps import analytic_law, bootstrap_steps, choose
 
 names = st.sampled_from(sorted(CODES))
 factors = st.floats(0.01, 100)
@@ -76,7 +76,7 @@ def test_the_law_alone_is_the_error_of_uniform_values(name, steps):
     drawn = {"generator": draw} if name == "bernoulli" else {}
     error = float((code.quantize(x, **drawn) - x).norm() / (x - x.mean()).norm())
     crest = math.sqrt(12) if code.low == 0 else math.sqrt(3)
-    assert law_alone(name, crest).error(steps) == pytest.approx(error, rel=0.03)
+    assert analytic_law(name, crest).error(steps) == pytest.approx(error, rel=0.03)
 
 
 @given(names, exponents, factors)
@@ -163,7 +163,7 @@ def test_the_interval_of_equal_inputs_is_one_number():
 
 
 def test_the_best_code_depends_on_what_is_counted():
-    laws = [law_alone(name, 3.0) for name in CODES]
+    laws = [analytic_law(name, 3.0) for name in CODES]
     by_steps = choose(0.01, laws)
     assert by_steps[0].steps == min(c.steps for c in by_steps)
     assert {by_steps[0].code} <= {"signed-digit", "phase"}
@@ -178,10 +178,10 @@ def test_the_best_code_depends_on_what_is_counted():
         (lambda: fit_law("phase", {3: 0.1}), "two numbers of steps at least, got 1"),
         (lambda: fit_law("phase", {3: 0.1, 5: math.nan}), "finite errors .*got nan at 5 steps"),
         (lambda: fit_law("phase", {3: 0.1, 5: -1.0}), "got -1.0 at 5 steps"),
-        (lambda: law_alone("phase", 0.0), "crest above 0 and finite, got 0"),
-        (lambda: law_alone("phase", 1.0).fewest_steps(math.nan), "target above 0 and finite"),
-        (lambda: choose(1e-9, [law_alone("rate", 1.0)]), "least error of these laws is 0.00113"),
-        (lambda: choose(0.1, [law_alone("rate", 1.0)], by="luck"), "got 'luck'"),
+        (lambda: analytic_law("phase", 0.0), "crest above 0 and finite, got 0"),
+        (lambda: analytic_law("phase", 1.0).fewest_steps(math.nan), "target above 0 and finite"),
+        (lambda: choose(1e-9, [analytic_law("rate", 1.0)]), "least error of these laws is 0.00113"),
+        (lambda: choose(0.1, [analytic_law("rate", 1.0)], by="luck"), "got 'luck'"),
         (
             lambda: bootstrap_steps(
                 "rate", {4: torch.ones(1), 8: torch.ones(1)}, torch.ones(1), 0.1
@@ -197,4 +197,4 @@ def test_mistakes_are_named(call, says):
 
 def test_the_law_of_an_unknown_code_is_refused():
     with pytest.raises(InputError, match="got 'morse'"):
-        law_alone("morse", 1.0)
+        analytic_law("morse", 1.0)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from isospike.cli import app
-from isospike.data.datasets import chorales, read_melodies
-from isospike.errors import RangeError
+from isospike.data import chorales, read_melodies
+from isospike.errors import InputError
 from isospike.memory import Backoff, BackoffNgram, SequenceMachine
 
 words = st.text("abcd", max_size=60)
@@ -110,7 +110,7 @@ def test_the_ngram_backs_off_to_the_longest_context_it_has_met():
 def test_chorales_are_chords_of_midi_numbers():
     assert [len(chorales(s)) for s in ("train", "valid", "test")] == [229, 76, 77]
     assert chorales("test")[0][:2] == ["72-76-79-84", "72-76-79-84"]
-    with pytest.raises(RangeError, match="split"):
+    with pytest.raises(InputError, match="split"):
         chorales("dev")
 
 
@@ -132,7 +132,7 @@ def test_melodies_are_read(tmp_path, content, melodies):
 )
 def test_other_json_is_refused(tmp_path, content):
     (tmp_path / "m.json").write_text(content)
-    with pytest.raises(RangeError, match="read_melodies needs"):
+    with pytest.raises(InputError, match="read_melodies needs"):
         read_melodies(tmp_path / "m.json")
 
 

@@ -241,9 +241,10 @@ class EnergyRow:
         winner: ``quantised``, ``spiking`` or ``float``, whichever takes least; in a tie the first
             in this order. None if the table knows one machine only.
         rate: Mean spikes per neuron per step, measured.
-        tipping_rate: The rate at which the spiking network would take as much as the quantised one,
-            at the measured fan-out: spiking wins below it. None if no rate in [0, 1] does that, if
-            nothing spiked (no fan-out was measured), or without a quantised figure.
+        break_even_rate: The spike rate at which the spiking network would take as much energy as
+            the quantised one, at the measured fan-out: spiking wins below it. None if no
+            rate in [0, 1] does that, if nothing spiked (no fan-out was measured), or without a
+            quantised figure.
     """
 
     table: CostTable
@@ -252,7 +253,7 @@ class EnergyRow:
     spiking_pj: float
     winner: str | None
     rate: float
-    tipping_rate: float | None
+    break_even_rate: float | None
 
     @property
     def ratio(self) -> float | None:
@@ -295,14 +296,14 @@ def memory_moved_bytes(counts: Counts) -> MemoryMoved:
     )
 
 
-def energy(counts: Counts, table: CostTable) -> EnergyRow:
+def estimate_energy(counts: Counts, table: CostTable) -> EnergyRow:
     """Energy per token of the three machines, and the spike rate at which the last two draw level.
 
     (1)  float      macs * float_mac_pj                       + memory + soma
     (2)  quantised  macs * (quantised_mac_pj + bits * quantised_mac_per_bit_pj) + memory + soma
     (3)  spiking    synaptic_ops * synaptic_op_pj + neuron_updates * neuron_update_pj
                     + memory + soma
-    (4)  tipping_rate = rate * ((2) - fixed) / ((3) - fixed),  fixed = (3) without synaptic_ops
+    (4)  break_even_rate = rate * ((2) - fixed) / ((3) - fixed),  fixed = (3) without synaptic_ops
 
     ``soma`` is ``float_op_pj`` for each of ``counts.float_ops``, the same on all three machines
     unless ``counts.spiking_float_ops`` says what (3) keeps: one multiply-accumulate per element and
@@ -354,7 +355,7 @@ def energy(counts: Counts, table: CostTable) -> EnergyRow:
         spiking_pj=spiking_pj,
         winner=min(known, key=lambda name: known[name]) if len(known) > 1 else None,
         rate=rate,
-        tipping_rate=_tipping_rate(rate, events, fixed, quantised_pj),
+        break_even_rate=_break_even_rate(rate, events, fixed, quantised_pj),
     )
 
 
@@ -364,14 +365,14 @@ def _memory_pj(traffic: Traffic, table: CostTable) -> float:
     return per_byte * (weights + traffic.state_bytes * table.state_access_pj)
 
 
-def _tipping_rate(
+def _break_even_rate(
     rate: float, events: float, fixed: float, quantised_pj: float | None
 ) -> float | None:
     if quantised_pj is None or not rate or not events:
         return None
-    tipping = rate * (quantised_pj - fixed) / events  # (4)
+    break_even = rate * (quantised_pj - fixed) / events  # (4)
     # A neuron spikes at most once per step: a rate above 1 is as unreachable as one below 0.
-    return tipping if 0 <= tipping <= 1 else None
+    return break_even if 0 <= break_even <= 1 else None
 
 
 def _check_counts(function: str, counts: Counts) -> None:

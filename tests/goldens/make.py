@@ -28,7 +28,7 @@ import isospike.neurons as neurons
 from isospike import causal_report, port, positions, rank_report
 from isospike.causal.simulate import random_dag, simulate
 from isospike.causal.table import read_table
-from isospike.circuits.few_spike import few_spike
+from isospike.circuits.few_spike import few_spike_neuron
 from isospike.cli import app
 from isospike.codes import CODES, RankOrderCode
 from isospike.codes.orders import nof_m, significance, similarity
@@ -342,8 +342,8 @@ def code_spikes(home):
     code = RankOrderCode(5)
     spikes = code.encode(spread(8, 32))
     found["rank-order 5"] = {"spikes": digest(spikes), "decoded": digest(code.decode(spikes))}
-    for name in ("sqrt", "gelu", "exp", "silu dip"):
-        neuron = few_spike(name)
+    for name in ("sqrt", "gelu", "exp", "silu residual"):
+        neuron = few_spike_neuron(name)
         values = neuron.low + (neuron.high - neuron.low) * x
         found[f"few-spike {name}"] = {
             "spikes": digest(neuron.encode(values)), "y": neuron(values[::12]).tolist(),

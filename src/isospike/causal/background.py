@@ -10,7 +10,7 @@ from jaxtyping import Bool
 
 from isospike.causal.metrics import descendants
 from isospike.causal.table import parse_edges, parse_tiers
-from isospike.data.datasets import read_text
+from isospike.data import read_text
 from isospike.errors import InputError
 
 Edges = Iterable[tuple[Any, Any]]

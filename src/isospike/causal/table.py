@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from isospike.causal.simulate import topological_order
-from isospike.data.datasets import read_text, sachs
+from isospike.data import read_text, sachs
 from isospike.errors import InputError
 
 # A comma may be a decimal mark and a space may be part of a name: the others are tried first.

@@ -1,17 +1,17 @@
 """Arithmetic by spiking neurons: between spikes there is to add, to compare and to reset.
 
-====================  ==========================================  ============================
-circuit               how                                         what a spike does
-====================  ==========================================  ============================
-:class:`Digits`       signed digits of a membrane                 adds its step's weight
-:func:`lookup`        few-spike neuron, whole thresholds          adds a constant weight
-:func:`fall_below`    race: a common threshold, digit by digit    inhibits all alike
-:func:`exp2_minus`    octaves, then a few-spike neuron            halves; adds a weight
-:func:`inverse`       doubled thresholds, then a few-spike one    doubles; adds a weight
-:func:`multiply`      gated accumulation                          lets the other's trace in
-:func:`softmax`       the four above                              see there
-:func:`layer_norm`    digits, products, inverse root              see there
-====================  ==========================================  ============================
+============================  =========================================  ========================
+circuit                       how                                        what a spike does
+============================  =========================================  ========================
+:class:`SignedDigitFormat`    signed digits of a membrane                adds its step's weight
+:func:`lookup`                few-spike neuron, whole thresholds         adds a constant weight
+:func:`subtract_row_max`      race: a common threshold, digit by digit   inhibits all alike
+:func:`exp2_negative`         octaves, then a few-spike neuron           halves; adds a weight
+:func:`inverse`               doubled thresholds, then a few-spike one   doubles; adds a weight
+:func:`multiply`              gated accumulation                         adds the other's membrane
+:func:`softmax`               the four above                             see there
+:func:`layer_norm`            digits, products, inverse root             see there
+============================  =========================================  ========================
 
 Two operations go beyond an addition of constant weights, and hardware must have them. In a product,
 a spike of one number lets the *membrane* of the other be added, shifted by the spike's step: a gate
@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from isospike.circuits.few_spike import SHIPPED, few_spike
+from isospike.circuits.few_spike import BUILTIN, few_spike_neuron
 from isospike.errors import RangeError
 
 CELLS = 1024
@@ -42,13 +42,13 @@ FINE = 4096
 OCTAVES = 16
 """exp2 is silent below 2^-OCTAVES."""
 REACH = 2**20
-"""Largest score, in cells, that :func:`fall_below` tells from others: 1,024 octaves."""
+"""Largest score, in cells, that :func:`subtract_row_max` tells from others: 1,024 octaves."""
 RACE_STEPS = REACH.bit_length()
 LOG2E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
-class Digits:
+class SignedDigitFormat:
     """Signed digits of a membrane in units of ``grid``.
 
     (1)  on = v >= c w, off = v < (1 - c) w, v <- v - w (on - off), w = 2^(steps-1) .. 1
@@ -65,7 +65,7 @@ class Digits:
     steps: int
 
     @classmethod
-    def fit(cls, smallest: float, largest: float) -> "Digits":
+    def fit(cls, smallest: float, largest: float) -> "SignedDigitFormat":
         """For an error of at most ``smallest``, up to ``largest`` as far as 20 steps reach."""
         grid = 2.0 ** math.floor(math.log2(max(2 * smallest, largest * 2.0**-20, 1e-30)))
         return cls(grid, max(1, min(20, math.ceil(math.log2(largest / grid + 2)))))
@@ -88,7 +88,7 @@ class Digits:
     def count(integers: Tensor) -> Int[Tensor, "*shape"]:
         """Spikes of each whole number; saturated ones, all digits of one sign, count fewer."""
         n = integers.abs().long()
-        return ones_of(n ^ (3 * n))
+        return popcount(n ^ (3 * n))
 
 
 def digits_of(v: Tensor, steps: int, unit: float | int = 1) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -106,12 +106,12 @@ def add_spikes(v: Tensor, on: Tensor, off: Tensor, weight: float | int, sign: in
     return torch.add(torch.add(v, on, alpha=sign * weight), off, alpha=-sign * weight)
 
 
-def let_in(v: Tensor, trace: Tensor, spikes: Tensor, weight: float | int) -> Tensor:
+def gated_add(v: Tensor, trace: Tensor, spikes: Tensor, weight: float | int) -> Tensor:
     """``v + weight trace`` where there is a spike: a gate."""
     return torch.addcmul(v, trace, spikes.to(v.dtype), value=weight)
 
 
-def ones_of(n: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+def popcount(n: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     """Binary ones of whole numbers."""
     total = torch.zeros_like(n)
     while bool((n > 0).any()):
@@ -121,7 +121,7 @@ def ones_of(n: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 
 
 @dataclass(frozen=True)
-class WholeNeuron:
+class IntegerNeuron:
     """A few-spike neuron in whole numbers: input 0 to ``CELLS``, output in units of 1 / FINE."""
 
     thresholds: tuple[int, ...]
@@ -138,7 +138,7 @@ class WholeNeuron:
         ):
             fired = v >= threshold * unit
             if isinstance(unit, Tensor):
-                v = let_in(v, unit, fired, -reset)
+                v = gated_add(v, unit, fired, -reset)
             else:
                 v = torch.add(v, fired, alpha=-reset * unit)
             total = torch.add(total, fired, alpha=float(weight))
@@ -147,10 +147,10 @@ class WholeNeuron:
 
 
 @cache
-def whole(name: str, scale: float = 1.0) -> WholeNeuron:
+def integer_neuron(name: str, scale: float = 1.0) -> IntegerNeuron:
     """A shipped few-spike neuron in whole numbers, its output multiplied by ``scale``."""
-    neuron = few_spike(name)
-    return WholeNeuron(
+    neuron = few_spike_neuron(name)
+    return IntegerNeuron(
         tuple(round(x * CELLS) for x in neuron.thresholds),
         tuple(round(x * CELLS) for x in neuron.resets),
         tuple(round(x * scale * FINE) for x in neuron.weights),
@@ -159,35 +159,36 @@ def whole(name: str, scale: float = 1.0) -> WholeNeuron:
 
 
 @cache
-def table(name: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+def lookup_table(name: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """Output, in units of 1, and spikes of a whole neuron for each of its CELLS + 1 inputs."""
     every = torch.arange(CELLS + 1, dtype=torch.float64)
     with torch.inference_mode(False):
-        total, count = whole(name, scale).run(every)
+        total, count = integer_neuron(name, scale).run(every)
         return total.div_(FINE), count
 
 
 def lookup(name: str, v: Tensor, *, stepped: bool = False) -> Tensor:
     """A few-spike neuron's function of ``v``, 0 to CELLS cells of its range, saturating.
 
-    Error: that of the neuron; whole numbers add a few per cent to it. Spikes: ``table(name)[1]``.
+    Error: that of the neuron; whole numbers add a few per cent to it. The number of spikes is in
+    :func:`lookup_table`.
     """
     if stepped:
-        total, _ = whole(name).run(v.double().clamp(0, CELLS))
+        total, _ = integer_neuron(name).run(v.double().clamp(0, CELLS))
         return (total / FINE).to(v.dtype)
-    return _at(table(name)[0], v)
+    return _at(lookup_table(name)[0], v)
 
 
 @cache
 def relative_error(name: str) -> float:
     """Largest error of :func:`lookup`, relative to a function that is nowhere 0: measured."""
-    function, low, high = SHIPPED[name]
+    function, low, high = BUILTIN[name]
     at = torch.arange(16 * CELLS, dtype=torch.float64) / 16
     true = function(low + (high - low) * at / CELLS)
     return float((lookup(name, at) / true - 1).abs().max())
 
 
-def fall_below(scores: Float[Tensor, "*rows n"], *, stepped: bool = False) -> Tensor:
+def subtract_row_max(scores: Float[Tensor, "*rows n"], *, stepped: bool = False) -> Tensor:
     """Each row's largest whole number is subtracted from all of it.
 
     (2)  s_j = 1 if v_j >= w; v <- v - w if any s_j; w = REACH .. 1, from v = scores + REACH
@@ -226,7 +227,7 @@ def race_spikes(scores: Float[Tensor, "*rows n"]) -> Tensor:
                         torch.stack([a for _, a in each]).sum(0)])  # fmt: skip
 
 
-def exp2_minus(d: Float[Tensor, "*shape"], *, stepped: bool = False) -> Float[Tensor, "*shape"]:
+def exp2_negative(d: Float[Tensor, "*shape"], *, stepped: bool = False) -> Float[Tensor, "*shape"]:
     """``2^-(d / CELLS)`` for whole d >= 0; silent from OCTAVES octaves on.
 
     (3)  2^-(k + f) = 2^-k 2^-f: a spike for each octave k, which halves; a few-spike neuron for f
@@ -241,10 +242,10 @@ def exp2_minus(d: Float[Tensor, "*shape"], *, stepped: bool = False) -> Float[Te
         fired = v >= CELLS
         v = torch.add(v, fired, alpha=-float(CELLS))
         halvings.append(fired)
-    y, _ = whole("exp2").run(v)
+    y, _ = integer_neuron("exp2").run(v)
     y = torch.where(halvings.pop(), 0.0, y)  # the last octave's spike silences
     for fired in halvings:
-        y = let_in(y, y, fired, -0.5)
+        y = gated_add(y, y, fired, -0.5)
     return (y / FINE).to(d.dtype)
 
 
@@ -252,18 +253,20 @@ def exp2_minus(d: Float[Tensor, "*shape"], *, stepped: bool = False) -> Float[Te
 def _exp2_table() -> Tensor:
     with torch.inference_mode(False):
         octaves = torch.exp2(-torch.arange(OCTAVES, dtype=torch.float64))
-        each = octaves[:, None] * table("exp2")[0][:CELLS]
+        each = octaves[:, None] * lookup_table("exp2")[0][:CELLS]
         return torch.cat([each.flatten(), torch.zeros(1, dtype=torch.float64)])
 
 
 def exp2_spikes(d: Tensor) -> Tensor:
-    """Spikes of :func:`exp2_minus`: octaves and few-spike."""
+    """Spikes of :func:`exp2_negative`: octaves and few-spike."""
     d = d.clamp(0, OCTAVES * CELLS)
     octaves = (d / CELLS).floor()
-    return octaves + torch.where(octaves < OCTAVES, _at(table("exp2")[1], d - octaves * CELLS), 0.0)
+    return octaves + torch.where(
+        octaves < OCTAVES, _at(lookup_table("exp2")[1], d - octaves * CELLS), 0.0
+    )
 
 
-class Shifted(NamedTuple):
+class ScaledInteger(NamedTuple):
     """A number ``mantissa 2^-shift / FINE``, the mantissa whole."""
 
     mantissa: Tensor
@@ -277,7 +280,7 @@ class Shifted(NamedTuple):
 
 def inverse(
     total: Float[Tensor, "*shape"], *, root: bool = False, stepped: bool = False
-) -> Shifted:
+) -> ScaledInteger:
     """``1 / total`` or ``1 / sqrt(total)``; silent, 0, below 1.
 
     (4)  1 / (m 2^k) = 2^-k (1 / m),   1 / sqrt(m 2^k) = 2^-(k // 2) m^(-1/2) (2^(-1/2) if k is odd)
@@ -299,10 +302,10 @@ def inverse(
         m, k = torch.frexp(x)
         k = (k - 1).clamp_min_(0)
         cells = ((2 * m - 1) * CELLS).floor()
-        y = _at(table(name)[0], cells)
+        y = _at(lookup_table(name)[0], cells)
         if root:
-            y = torch.where(k % 2 == 1, _at(table(name, math.sqrt(0.5))[0], cells), y)
-        return Shifted(torch.where(x >= 1, y * FINE, 0.0), k // 2 if root else k)
+            y = torch.where(k % 2 == 1, _at(lookup_table(name, math.sqrt(0.5))[0], cells), y)
+        return ScaledInteger(torch.where(x >= 1, y * FINE, 0.0), k // 2 if root else k)
     top, k = torch.ones_like(x), torch.zeros_like(x, dtype=torch.long)
     odd = torch.zeros_like(x, dtype=torch.bool)
     for _ in range(53):
@@ -310,24 +313,24 @@ def inverse(
         top = torch.where(fired, 2 * top, top)
         odd = odd ^ fired
         k = k + (fired & ~odd if root else fired)
-    y, _ = whole(name).run(x - top, top / CELLS)
+    y, _ = integer_neuron(name).run(x - top, top / CELLS)
     if root:
-        y = torch.where(odd, whole(name, math.sqrt(0.5)).run(x - top, top / CELLS)[0], y)
-    return Shifted(torch.where(x >= 1, y, 0.0), k)
+        y = torch.where(odd, integer_neuron(name, math.sqrt(0.5)).run(x - top, top / CELLS)[0], y)
+    return ScaledInteger(torch.where(x >= 1, y, 0.0), k)
 
 
 def inverse_spikes(total: Tensor, *, root: bool = False) -> tuple[Tensor, Tensor]:
     """Spikes that find :func:`inverse`, and spikes of its digits, each of which opens a gate."""
     m, k = torch.frexp(total.double())
     cells = ((2 * m - 1) * CELLS).floor()
-    finding = k.double() + _at(table("rsqrt" if root else "reciprocal")[1], cells)
+    finding = k.double() + _at(lookup_table("rsqrt" if root else "reciprocal")[1], cells)
     alive = total >= 1
-    digits = ones_of(inverse(total, root=root).mantissa.long())
+    digits = popcount(inverse(total, root=root).mantissa.long())
     return torch.where(alive, finding, 0.0), digits
 
 
 def multiply(
-    trace: Float[Tensor, "*rows n"], factor: Shifted, *, stepped: bool = False
+    trace: Float[Tensor, "*rows n"], factor: ScaledInteger, *, stepped: bool = False
 ) -> Float[Tensor, "*rows n"]:
     """``trace`` times a number of each row, ``[*rows, 1]``.
 
@@ -341,9 +344,9 @@ def multiply(
     for t in range(FINE.bit_length(), -1, -1):
         fired = v >= 2**t
         v = torch.add(v, fired, alpha=-(2.0**t))
-        y = let_in(y, x, fired, 2.0**t)
+        y = gated_add(y, x, fired, 2.0**t)
     for i in range(int(factor.shift.max()) if factor.shift.numel() else 0):
-        y = let_in(y, y, factor.shift > i, -0.5)
+        y = gated_add(y, y, factor.shift > i, -0.5)
     return (y / FINE).to(trace.dtype)
 
 
@@ -373,8 +376,8 @@ def softmax(scores: Float[Tensor, "*rows n"], *, stepped: bool = False) -> Tenso
             "softmax needs scores that are finite or -inf, at least one in each row, got "
             f"{'none' if not scores.shape[-1] else 'NaN or +inf'}. Look for the layer before."
         )
-    below = fall_below(cells_of(scores.double()), stepped=stepped)
-    e = exp2_minus(-below, stepped=stepped)
+    below = subtract_row_max(cells_of(scores.double()), stepped=stepped)
+    e = exp2_negative(-below, stepped=stepped)
     # In units of the smallest spike that e can have, sums are whole.
     weights = e * (FINE * 2.0**OCTAVES)
     total = inverse(weights.sum(-1, keepdim=True), stepped=stepped)
@@ -382,7 +385,7 @@ def softmax(scores: Float[Tensor, "*rows n"], *, stepped: bool = False) -> Tenso
 
 
 @dataclass(frozen=True)
-class Normed:
+class LayerNormTrace:
     """What a layer norm passed through.
 
     Attributes:
@@ -403,12 +406,12 @@ def layer_norm(
     weight: Float[Tensor, "width"],
     bias: Float[Tensor, "width"] | None,
     eps: float,
-    digits: Digits,
+    digits: SignedDigitFormat,
     *,
-    centre: bool = True,
+    subtract_mean: bool = True,
     stepped: bool = False,
-) -> Normed:
-    """LayerNorm, or RMSNorm without ``centre``.
+) -> LayerNormTrace:
+    """LayerNorm, or RMSNorm without ``subtract_mean``.
 
     (6)  c = n - m, n the digits of x, m those of sum(n) / width: the mean inhibits all channels
     (7)  Q = sum c^2 + e: each spike of c's digits adds c's own trace; e = width eps / grid^2, >= 1
@@ -432,20 +435,20 @@ def layer_norm(
     width = x.shape[-1]
     current = max(1.0, float(round(width * eps / digits.grid**2)))
     run = _norm_stepped if stepped else _norm_collapsed
-    n, mean, c, squares = run(x, digits, centre, current)
+    n, mean, c, squares = run(x, digits, subtract_mean, current)
     y = multiply(c, inverse(squares, root=True, stepped=stepped), stepped=stepped)
     y = y * (weight * math.sqrt(width))
-    return Normed(y if bias is None else y + bias, n, mean, squares)
+    return LayerNormTrace(y if bias is None else y + bias, n, mean, squares)
 
 
 def _norm_collapsed(
-    x: Tensor, digits: Digits, centre: bool, current: float
+    x: Tensor, digits: SignedDigitFormat, subtract_mean: bool, current: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n = digits.integers(x)
     width = x.shape[-1]
     mean = torch.zeros_like(n[..., :1], dtype=torch.float64)
     c = n
-    if centre:
+    if subtract_mean:
         total = n.sum(-1, keepdim=True, dtype=torch.float64)
         mean = torch.div(total + width // 2, width, rounding_mode="floor")
         c = n - mean.to(n.dtype)
@@ -454,7 +457,7 @@ def _norm_collapsed(
 
 
 def _norm_stepped(
-    x: Tensor, digits: Digits, centre: bool, current: float
+    x: Tensor, digits: SignedDigitFormat, subtract_mean: bool, current: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = x.double()
     n = torch.zeros_like(wide)
@@ -463,14 +466,14 @@ def _norm_stepped(
         n = add_spikes(n, on, off, w)
         total = total + w * (on.sum(-1, keepdim=True) - off.sum(-1, keepdim=True))
     mean, c, width = torch.zeros_like(total), n, x.shape[-1]
-    if centre:
+    if subtract_mean:
         # Thresholds in multiples of the width: to divide by it takes no division.
         for w, on, off in digits_of(total + width // 2, digits.steps + 1, width):
             mean = add_spikes(mean, on, off, w)
         c = n - mean
     squares = torch.full_like(total, current)
     for w, on, off in digits_of(c, digits.steps + 2):
-        gated = let_in(let_in(torch.zeros_like(c), c, on, w), c, off, -w)
+        gated = gated_add(gated_add(torch.zeros_like(c), c, on, w), c, off, -w)
         squares = squares + gated.sum(-1, keepdim=True)
     return n.to(x.dtype), mean, c.to(x.dtype), squares
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from isospike.errors import RangeError
 
-SHIPPED: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
+BUILTIN: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
     "exp": (torch.exp, -8.0, 0.0),
     "reciprocal": (torch.reciprocal, 1.0, 2.0),
     "sqrt": (torch.sqrt, 0.0, 1.0),
@@ -34,8 +34,8 @@ SHIPPED: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
     "exp2": (lambda x: torch.exp2(-x), 0.0, 1.0),
     "rsqrt": (torch.rsqrt, 1.0, 2.0),
     "tanh": (torch.tanh, 0.0, 4.0),
-    "gelu dip": (lambda x: x * torch.special.ndtr(-x), 0.0, 4.0),
-    "silu dip": (lambda x: x * torch.sigmoid(-x), 0.0, 8.0),
+    "gelu residual": (lambda x: x * torch.special.ndtr(-x), 0.0, 4.0),
+    "silu residual": (lambda x: x * torch.sigmoid(-x), 0.0, 8.0),
 }
 """The functions whose neurons come with isospike, and where they are fitted.
 
@@ -170,15 +170,15 @@ def measure(neuron: FewSpikeNeuron, function: Callable[[Tensor], Tensor]) -> Few
 
 
 @cache
-def few_spike(name: str) -> FewSpikeNeuron:
-    """A neuron that comes with isospike, one of :data:`SHIPPED`, of 16 steps.
+def few_spike_neuron(name: str) -> FewSpikeNeuron:
+    """A neuron that comes with isospike, one of :data:`BUILTIN`, of 16 steps.
 
     Raises:
         RangeError: Unknown name.
     """
-    if name not in SHIPPED:
+    if name not in BUILTIN:
         raise RangeError(
-            f"few_spike needs one of {', '.join(SHIPPED)}, got {name!r}. Fit others with "
+            f"few_spike needs one of {', '.join(BUILTIN)}, got {name!r}. Fit others with "
             "fit_few_spike."
         )
     table = json.loads(files("isospike").joinpath("data/few_spike.json").read_text("utf-8"))[name]

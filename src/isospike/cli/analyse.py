@@ -56,7 +56,7 @@ def dimension(
             f"dimension needs sentences from 1 to {MAX_SENTENCES}, got {sentences}. Choose a "
             "number in that range."
         )
-    from isospike.data.datasets import passages
+    from isospike.data import passages
 
     source = find_model(model)
     chosen = passages(_read(text), sentences)
@@ -244,7 +244,7 @@ def order(
 
 
 def _read(text: Path | None) -> str:
-    from isospike.data.datasets import read_text, shakespeare
+    from isospike.data import read_text, shakespeare
 
     return shakespeare() if text is None else read_text(text)
 
@@ -299,7 +299,7 @@ def _known(
     """The table, the true graph if there is one, and what is known as options."""
     from isospike.causal.background import read_background
     from isospike.causal.table import parse_edges, parse_scales, read_table
-    from isospike.data.datasets import read_text
+    from isospike.data import read_text
 
     table = read_table(file)
     columns = table.columns

@@ -170,7 +170,7 @@ def check_sentences(sentences: int, least: int) -> None:
 
 def _passages(text: Path | None, count: int) -> tuple[list[str], list[str]]:
     """Passages to calibrate on, and every fifth one to measure on."""
-    from isospike.data.datasets import passages, read_text, shakespeare
+    from isospike.data import passages, read_text, shakespeare
 
     found = passages(shakespeare() if text is None else read_text(text), count)
     if len(found) < 2:

@@ -115,17 +115,17 @@ def recall(
 
 def _read(file: str, unit: str, limit: int | None) -> list[list[Hashable]]:
     """The sequences of a file, each to be learned from the start."""
-    from isospike.data import datasets
+    from isospike import data
 
     sequences: list[list[Hashable]]
     if file == "chorales":
-        sequences = [list(s) for s in datasets.chorales()]
+        sequences = [list(s) for s in data.chorales()]
     elif file == "shakespeare":
-        sequences = [_split(datasets.shakespeare(), unit)]
+        sequences = [_split(data.shakespeare(), unit)]
     elif Path(file).suffix == ".json":
-        sequences = [list(s) for s in datasets.read_melodies(file)]
+        sequences = [list(s) for s in data.read_melodies(file)]
     else:
-        sequences = [_split(datasets.read_text(file), unit)]
+        sequences = [_split(data.read_text(file), unit)]
     if limit is None:
         return sequences
     starts = itertools.accumulate((len(s) for s in sequences), initial=0)

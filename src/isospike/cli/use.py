@@ -44,7 +44,7 @@ def embed(
     """
     if out is not None:
         _check_array(out, as_json)
-    from isospike.data.datasets import read_text
+    from isospike.data import read_text
 
     find_port(port)
     lines = [line.strip() for line in read_text(text).split("\n") if line.strip()]

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from isospike.data.datasets import shakespeare
+from isospike.data import shakespeare
 from isospike.errors import RangeError
 from isospike.models.training import IGNORE
 

@@ -21,22 +21,22 @@ from isospike.circuits.arithmetic import (
     LOG2E,
     OCTAVES,
     RACE_STEPS,
-    Digits,
-    Shifted,
+    ScaledInteger,
+    SignedDigitFormat,
     add_spikes,
-    exp2_minus,
+    exp2_negative,
     exp2_spikes,
-    fall_below,
+    gated_add,
     inverse,
     inverse_spikes,
     layer_norm,
-    let_in,
     lookup,
+    lookup_table,
     multiply,
     race_spikes,
-    table,
+    subtract_row_max,
 )
-from isospike.circuits.few_spike import SHIPPED
+from isospike.circuits.few_spike import BUILTIN
 from isospike.errors import RangeError, UnsupportedError
 from isospike.kernels.runtime.buffers import cache_blocks
 from isospike.porting.run import CircuitStats, Run
@@ -68,9 +68,9 @@ class Shape:
 
 SHAPES = {
     "relu": Shape(torch.relu),
-    "gelu": Shape(F.gelu, "gelu dip"),
-    "silu": Shape(F.silu, "silu dip"),
-    "quick-gelu": Shape(lambda x: x * torch.sigmoid(1.702 * x), "silu dip", 1.702),
+    "gelu": Shape(F.gelu, "gelu residual"),
+    "silu": Shape(F.silu, "silu residual"),
+    "quick-gelu": Shape(lambda x: x * torch.sigmoid(1.702 * x), "silu residual", 1.702),
     "tanh": Shape(torch.tanh, "tanh", odd=True),
 }
 """Activation functions that have a circuit. GELU's tanh form is within 5e-4 of GELU."""
@@ -123,14 +123,14 @@ class SpikingActivation(nn.Module):
         """The few-spike neuron's membrane."""
         shape = SHAPES[self.shape]
         x = x.float() if x.dtype == torch.bfloat16 else x
-        return x.abs() * (CELLS * shape.scale / SHIPPED[str(shape.neuron)][2])
+        return x.abs() * (CELLS * shape.scale / BUILTIN[str(shape.neuron)][2])
 
     def _stats_of(self, x: Tensor, y: Tensor) -> CircuitStats:
         true = SHAPES[self.shape].function(x)
         spikes, steps = float((x < 0).sum()), 1
         if SHAPES[self.shape].neuron is not None:
             v = self._cells(x).floor().clamp(0, CELLS).long()
-            spikes += float(table(str(SHAPES[self.shape].neuron))[1][v].sum())
+            spikes += float(lookup_table(str(SHAPES[self.shape].neuron))[1][v].sum())
             steps += FEW_STEPS
         # ON, OFF and few-spike neuron.
         n = float(x.numel())
@@ -156,7 +156,7 @@ class Reencoder(nn.Module):
         super().__init__()
         self.name = name
         self.run = run
-        self.relay: Digits | None = None
+        self.relay: SignedDigitFormat | None = None
 
     def reencoded(self, y: Tensor) -> Tensor:
         """``y`` as the spikes of ``relay`` carry it, if it has them."""
@@ -171,7 +171,7 @@ class Reencoder(nn.Module):
         n = _spelled(self.relay, x) if run.mode.stepped else self.relay.integers(x)
         sent = n * self.relay.grid
         if watcher := run.circuit_watcher:
-            spikes, rows = float(Digits.count(run.rows(n)).sum()), run.rows(x)
+            spikes, rows = float(SignedDigitFormat.count(run.rows(n)).sum()), run.rows(x)
             count = float(2 * rows.numel())
             watcher.on_circuit(_stats(self.name, "relay", count, count * self.relay.steps, spikes,
                                       2 * spikes, run.rows(sent), rows))  # fmt: skip
@@ -203,7 +203,7 @@ class SpikingNorm(Reencoder):
         ones = torch.ones(self.width)
         self.weight = nn.Parameter(ones if weight is None else weight.detach() + more, False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), False)
-        self.digits = Digits(1.0, 1)
+        self.digits = SignedDigitFormat(1.0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         run = self.run
@@ -234,19 +234,21 @@ class SpikingNorm(Reencoder):
             wide = x[part].to(self.weight.dtype)
             y[part] = layer_norm(
                 wide, self.weight, self.bias, self.eps, self.digits,
-                centre=self.centre, stepped=stepped,
+                subtract_mean=self.centre, stepped=stepped,
             ).y  # fmt: skip
         return y
 
     def _stats_of(self, x: Tensor) -> CircuitStats:
         x = x.to(self.weight.dtype)
-        done = layer_norm(x, self.weight, self.bias, self.eps, self.digits, centre=self.centre)
+        done = layer_norm(
+            x, self.weight, self.bias, self.eps, self.digits, subtract_mean=self.centre
+        )
         rows, width, steps = float(x[..., :1].numel()), self.width, self.digits.steps
-        digits = Digits.count(done.integers).sum()
+        digits = SignedDigitFormat.count(done.integers).sum()
         mean, centred = torch.zeros(()), digits
         if self.centre:
-            mean = Digits.count(done.mean).sum()
-            centred = Digits.count(done.integers - done.mean.to(x.dtype)).sum()
+            mean = SignedDigitFormat.count(done.mean).sum()
+            centred = SignedDigitFormat.count(done.integers - done.mean.to(x.dtype)).sum()
         finding, gates = (s.sum() for s in inverse_spikes(done.squares, root=True))
         # Input digits reach the mean; the mean's, all channels; the centred ones', the sum of
         # squares; those of the factor let all channels through.
@@ -284,7 +286,7 @@ class SpikingGatedMLP(nn.Module):
         self.run = run
         for part in MLP_PARTS:
             setattr(self, part, module.get_submodule(part))
-        self.digits = Digits(1.0, 1)
+        self.digits = SignedDigitFormat(1.0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         run = self.run
@@ -300,7 +302,7 @@ class SpikingGatedMLP(nn.Module):
         y = self._product(gate, up)
         if watcher := run.circuit_watcher:
             g, u = run.rows(gate), run.rows(up)
-            spikes = float(Digits.count(self.digits.integers(g.to(_wide(g)))).sum())
+            spikes = float(SignedDigitFormat.count(self.digits.integers(g.to(_wide(g)))).sum())
             n = float(g.numel())
             watcher.on_circuit(_stats(self.name, "product", 2 * n, 2 * n * self.digits.steps,
                                       spikes, spikes, run.rows(y), g * u))  # fmt: skip
@@ -313,26 +315,26 @@ class SpikingGatedMLP(nn.Module):
             return (self.digits.integers(g) * u * self.digits.grid).to(up.dtype)
         y, u = torch.zeros_like(u, dtype=torch.float64), u.double()
         for w, on, off in self.digits.spikes(g):
-            y = let_in(let_in(y, u, on, w), u, off, -w)
+            y = gated_add(gated_add(y, u, on, w), u, off, -w)
         return (y.to(_wide(up)) * self.digits.grid).to(up.dtype)
 
 
-def _digits_for(name: str, rows: Tensor) -> Digits:
+def _digits_for(name: str, rows: Tensor) -> SignedDigitFormat:
     """Digits fine enough for a sample, and wide enough for twice its largest value."""
     spread = float(rows.float().square().mean().sqrt())
     return _fit(name, spread / FINENESS / 2, 2 * float(rows.abs().max()))
 
 
-def _fit(name: str, smallest: float, largest: float) -> Digits:
+def _fit(name: str, smallest: float, largest: float) -> SignedDigitFormat:
     if not math.isfinite(smallest + largest):
         raise RangeError(
             f"port needs finite activations, got NaN or infinity at {name}. Check the model's "
             "weights and inputs."
         )
-    return Digits.fit(smallest, largest)
+    return SignedDigitFormat.fit(smallest, largest)
 
 
-def _spelled(digits: Digits, x: Tensor) -> Tensor:
+def _spelled(digits: SignedDigitFormat, x: Tensor) -> Tensor:
     n = torch.zeros_like(x)
     for w, on, off in digits.spikes(x.double()):
         n = add_spikes(n, on, off, w)
@@ -349,12 +351,12 @@ def cells(z: Tensor, scale: Tensor | float, mask: Tensor | None) -> Tensor:
 
 def numerator(scores: Tensor, stepped: bool) -> Tensor:
     """``2^(score - largest)``, the scores in cells: a race, then few-spike neurons."""
-    return exp2_minus(fall_below(scores, stepped=stepped).neg_(), stepped=stepped)
+    return exp2_negative(subtract_row_max(scores, stepped=stepped).neg_(), stepped=stepped)
 
 
 def mean_of(weighted: Tensor, total: Tensor, stepped: bool) -> Tensor:
     """``weighted / total``: the digits of the reciprocal let ``weighted`` in."""
-    factor: Shifted = inverse(total, stepped=stepped)
+    factor: ScaledInteger = inverse(total, stepped=stepped)
     return multiply(weighted, factor, stepped=stepped)
 
 
@@ -373,7 +375,7 @@ def softmax_stats(
     """
     rows = live.any(-1)
     keys = live.sum(-1).double()
-    below = fall_below(scores)
+    below = subtract_row_max(scores)
     race, inhibition = race_spikes(torch.where(live, scores, -torch.inf))
     exp2 = torch.where(live, exp2_spikes(-below), 0.0).sum(-1).double()
     finding, gates = (s[..., 0] for s in inverse_spikes(total))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from isospike import codes
-from isospike.circuits.arithmetic import Digits
+from isospike.circuits.arithmetic import SignedDigitFormat
 from isospike.errors import UnsupportedError
 from isospike.porting.attention import SpikingAttention
 from isospike.porting.audit import trace_nonlinear, trace_products
@@ -129,7 +129,7 @@ def _place_relays(ported: nn.Module) -> None:
                     f"port needs functions='float' for rotary positions in {module.name}, got "
                     "'spiking', which needs them to follow q_proj and k_proj."
                 )
-            source.relay = Digits(1.0, 1)
+            source.relay = SignedDigitFormat(1.0, 1)
 
 
 def _check_functions(ported: nn.Module, batch: Mapping[str, Any]) -> None:
@@ -168,7 +168,7 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> Ported:
         setattr(model.get_submodule(name), HANDLE, attention)
     for name, parts in spec["digits"].items():
         for part, (grid, steps) in parts.items():
-            setattr(model.get_submodule(name), part, Digits(grid, steps))
+            setattr(model.get_submodule(name), part, SignedDigitFormat(grid, steps))
     _attach_run(model, run)
     return Ported(model, run)
 
@@ -179,7 +179,7 @@ def saved_digits(model: nn.Module) -> dict[str, dict[str, tuple[float, int]]]:
     for name, module in model.named_modules():
         for part in ("digits", "relay"):
             digits = getattr(module, part, None)
-            if isinstance(digits, Digits):
+            if isinstance(digits, SignedDigitFormat):
                 found.setdefault(name, {})[part] = (digits.grid, digits.steps)
     return found
 

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from isospike.codes import CODES, Law
-from isospike.energy import TABLES, EnergyRow, energy, memory_moved_bytes
+from isospike.energy import TABLES, EnergyRow, estimate_energy, memory_moved_bytes
 from isospike.porting.report import CircuitReport, PortReport, Raster, SiteReport
 
 if TYPE_CHECKING:
@@ -411,7 +411,7 @@ def _raster_section(report: PortReport, plots: list[Plot]) -> str:
 
 def _cost_section(report: PortReport) -> str:
     counts = report.counts
-    rows = [energy(counts, table) for table in TABLES]
+    rows = [estimate_energy(counts, table) for table in TABLES]
     moved = memory_moved_bytes(counts)
     lines = [
         _row("Multiply-accumulates", [_si(counts.macs), _si(counts.macs), None]),
@@ -564,16 +564,16 @@ def _verdict(row: EnergyRow) -> str:
         text = f"Spiking wins: {spiking}; the quantised network takes {quantised}{times}."
     else:
         text = f"The quantised network wins: {quantised}; spiking takes {spiking}{times}."
-    if row.tipping_rate is not None:
+    if row.break_even_rate is not None:
         return (
-            f"{text} It tips at {row.tipping_rate:.3g} spikes per neuron and step, below which "
-            f"spiking beats the quantised network; measured {rate}."
+            f"{text} They break even at {row.break_even_rate:.3g} spikes per neuron and step, "
+            f"below which spiking beats the quantised network; measured {rate}."
         )
     if not row.rate:
-        return f"{text} Nothing spiked, so no tipping rate is known."
+        return f"{text} Nothing spiked, so no break-even rate is known."
     if leads:
-        return f"{text} No spike rate tips it: spiking would win even at one spike per step."
-    return f"{text} No spike rate tips it: neuron updates and float operations alone take more."
+        return f"{text} No spike rate breaks even: spiking would win even at one spike per step."
+    return f"{text} No spike rate breaks even: neuron updates and float operations alone take more."
 
 
 def _row(

@@ -210,13 +210,13 @@ def geometry(a: Float[Tensor, "length width"], b: Float[Tensor, "length_b width_
     return Geometry(
         pearson=float(flat.corrcoef()[0, 1]),
         spearman=float(ranked.corrcoef()[0, 1]),
-        ranks=(effective_rank(a), effective_rank(b)),
+        ranks=(_effective_rank(a), _effective_rank(b)),
         gaps=(gaps[0], gaps[1]),
         cosines=(first, second),
     )
 
 
-def effective_rank(table: Float[Tensor, "length width"]) -> float:
+def _effective_rank(table: Float[Tensor, "length width"]) -> float:
     """Exponential of the entropy of the variances along the principal axes.
 
     (3)  exp(-sum_i p_i ln p_i), p_i = l_i / sum_j l_j, l the eigenvalues of the covariance

@@ -55,7 +55,7 @@ def dithered_square_error(x: Float[Tensor, "*shape"], steps: int) -> Float[Tenso
     return part * (1 - part) / steps**2
 
 
-def silent_below(decay: float, threshold: float = 1.0) -> float:
+def rheobase(decay: float, threshold: float = 1.0) -> float:
     """Largest constant drive at which a leaky neuron never fires: ``(1 - decay) threshold``.
 
     Claim (published, setting): the expected count of a rate-coded leaky neuron is x T.
@@ -65,7 +65,7 @@ def silent_below(decay: float, threshold: float = 1.0) -> float:
     Test: the recurrence, on both sides of it.
     """
     if not 0 <= decay <= 1:
-        raise RangeError(f"silent_below needs a decay in [0, 1], got {decay:g}. 1 is no leak.")
+        raise RangeError(f"rheobase needs a decay in [0, 1], got {decay:g}. 1 is no leak.")
     return (1 - decay) * threshold
 
 

@@ -15,7 +15,7 @@ from isospike.errors import InputError, RangeError
 BOOTSTRAPS = 200
 
 
-def law_alone(code: str, crest: float) -> Law:
+def analytic_law(code: str, crest_factor: float) -> Law:
     """The law of a code before anything is run: exponent 1, no floor.
 
     Claim: the relative error of a value is its range over its spread, times g(T).
@@ -26,16 +26,19 @@ def law_alone(code: str, crest: float) -> Law:
 
     Args:
         code: Name of the code.
-        crest: Range of what is coded (half of it for an ON/OFF pair) over its standard deviation;
-            sqrt(12) for uniform values (sqrt(3) for a pair).
+        crest_factor: Range of the coded values (half of it for an ON/OFF pair) over their standard
+            deviation; sqrt(12) for uniform values (sqrt(3) for a pair).
     """
-    if not 0 < crest < math.inf:
-        raise RangeError(f"law_alone needs a crest above 0 and finite, got {crest:g}.")
+    if not 0 < crest_factor < math.inf:
+        raise RangeError(
+            f"analytic_law needs a crest_factor above 0 and finite, got {crest_factor:g}. "
+            "Use sqrt(3) for uniform values of both signs."
+        )
     if code not in CODES:
         raise InputError(
-            f"law_alone needs a code among {', '.join(CODES)}, got {code!r}. Choose one of them."
+            f"analytic_law needs a code among {', '.join(CODES)}, got {code!r}. Choose one of them."
         )
-    return Law(code, 1.0, crest)
+    return Law(code, 1.0, crest_factor)
 
 
 def bootstrap_steps(
