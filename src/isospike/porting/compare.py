@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isospike.energy import TABLES, energy
+from isospike.energy import TABLES, estimate_energy
 from isospike.errors import InputError
 from isospike.porting.report import PortReport
 from isospike.report import numbers
@@ -174,7 +174,11 @@ def compare(a: Any, b: Any) -> CompareReport:
         measures={n: (float(getattr(one, n)), float(getattr(two, n))) for n, _ in _MEASURES},
         sites=tuple(sorted(pairs, key=lambda pair: -pair.worst)),
         costs=tuple(
-            CostPair(t.name, energy(one.counts, t).spiking_pj, energy(two.counts, t).spiking_pj)
+            CostPair(
+                t.name,
+                estimate_energy(one.counts, t).spiking_pj,
+                estimate_energy(two.counts, t).spiking_pj,
+            )
             for t in TABLES
         ),
     )
