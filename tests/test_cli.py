@@ -29,7 +29,7 @@ WORDS = [f"w{i}" for i in range(models.VOCABULARY - 4)]
 SPECIAL = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
 PORT_FILES = {
     "config.json", "isospike.json", "model.safetensors", "report.html", "report.json",
-    "tokenizer.json", "tokenizer_config.json",
+    "tokenizer.json", "tokenizer_config.json", "sites.csv", "layers.csv", "costs.csv",
 }  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def test_port_writes_a_folder_and_prints_the_headline(bert, text, tmp_path, monk
     out = tmp_path / "new" / "port"
     done = call("port", bert, "--text", text, "--out", out, "--steps", 5, "--sentences", 20)
     assert done.exit_code == 0, done.stderr
-    assert set(map(str, files(out))) == PORT_FILES
+    assert set(map(str, files(out))) == {*PORT_FILES, "curve.csv"}
     for shown in ("model", "bert", "signed-digit", "steps", "Costliest layers", "encoder.layer.0"):
         assert shown in done.stdout
     assert "\x1b" not in done.output
@@ -256,7 +256,7 @@ def test_port_puts_functions_on_spikes_too(bert, text, tmp_path):
     out = tmp_path / "port"
     done = port("--functions", "spiking", "--sentences", 8, model=bert, text=text, out=out)
     assert (done.exit_code, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["nonlinear"] == "spiking"
+    assert json.loads(done.stdout)["functions"] == "spiking"
     assert json.loads((out / "report.json").read_text())["counts"]["spiking_float_ops"] == {}
 
 

@@ -21,7 +21,6 @@ from isospike.porting.functions import (
     numerator,
 )
 from isospike.porting.instrument import open_up
-from isospike.porting.page import html
 from isospike.porting.run import Mode, Run, run_of
 
 KINDS = {
@@ -53,7 +52,7 @@ def ports():
 def test_no_float_operation_is_left_between_spikes(ports, name):
     model, result = ports(name)
     report = result.report
-    assert report.nonlinear == "spiking"
+    assert report.functions == "spiking"
     assert report.counts.spiking_float_ops == {}
     assert report.exceptions == ()
     assert {c.kind for c in report.circuits} == KINDS[name]
@@ -91,7 +90,7 @@ def test_a_saved_port_comes_back_the_same(ports, name, tmp_path):
 def test_the_report_names_the_circuits_and_counts_their_spikes(ports):
     _, result = ports("bert")
     report = result.report
-    page = html(report)
+    page = report.html()
     assert "Show 10 circuits" in page
     assert "No float operation was counted at the soma" in page
     sites = sum(site.spikes for site in report.sites)

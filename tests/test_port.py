@@ -734,7 +734,7 @@ def test_an_unusable_held_back_batch_is_refused():
 
 def test_one_batch_of_two_rows_is_enough():
     report = isospike.port(float_model("bert"), [models.batch("bert", rows=2)], steps=4).report
-    assert (report.calibration_tokens, report.held_back_tokens) == (models.LONGEST, 3)
+    assert (report.calibration_tokens, report.held_out_tokens) == (models.LONGEST, 3)
 
 
 def test_a_quarter_of_the_batches_is_held_back():
@@ -742,13 +742,13 @@ def test_a_quarter_of_the_batches_is_held_back():
     report = isospike.port(float_model("bert"), batches, steps=2).report
     lengths = [int(b["attention_mask"].sum()) for b in batches]
     assert report.calibration_tokens == sum(lengths[:6])
-    assert report.held_back_tokens == sum(lengths[6:])
+    assert report.held_out_tokens == sum(lengths[6:])
 
 
 def test_held_back_batches_may_be_given():
     given = [models.batch("bert", rows=4, seed=50)]
     report = quick(held_back=given, steps=2).report
-    assert report.held_back_tokens == int(given[0]["attention_mask"].sum())
+    assert report.held_out_tokens == int(given[0]["attention_mask"].sum())
     assert report.calibration_tokens == sum(
         int(b["attention_mask"].sum()) for b in models.batches("bert")
     )
@@ -840,11 +840,12 @@ def test_the_report_says_what_was_measured(full):
     assert report.agreement is None
     assert 0.9 < report.cosine <= 1
     assert 0.9 < report.cosine_pooled <= 1
-    assert report.held_back_tokens == int(held["attention_mask"].sum())
+    assert report.held_out_tokens == int(held["attention_mask"].sum())
     assert report.spikes == pytest.approx(report.counts.spikes)
     assert report.synaptic_ops == pytest.approx(report.counts.synaptic_ops)
-    assert set(report.versions) == {"isospike", "torch", "transformers"}
-    assert report.versions["torch"] == importlib.metadata.version("torch")
+    versions = report.provenance.versions
+    assert set(versions) == {"python", "isospike", "torch", "transformers"}
+    assert versions["torch"] == importlib.metadata.version("torch")
     for site in report.sites:
         assert (site.pca95 is None) == (site.kind == "probability")
         assert site.pca95 is None or 1 <= site.pca95 <= 40

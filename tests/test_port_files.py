@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import models
 import pytest
@@ -30,6 +31,12 @@ def saved(tmp_path):
     return ported().save(tmp_path / "port")
 
 
+FILES = {
+    "config.json", "model.safetensors", "isospike.json", "report.html", "report.json",
+    "sites.csv", "layers.csv", "costs.csv",
+}  # fmt: skip
+
+
 def contents(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
@@ -53,9 +60,7 @@ def test_a_loaded_port_gives_equal_outputs_bit_for_bit(name, tmp_path):
     result = ported(name)
     path = result.save(tmp_path / "deep" / "port")
     assert path == tmp_path / "deep" / "port"
-    assert set(contents(path)) == {
-        "config.json", "model.safetensors", "report.json", "isospike.json",
-    }  # fmt: skip
+    assert set(contents(path)) == FILES
     inputs = models.batch(name, seed=9)
     for execution in ("collapsed", "stepped"):
         model = isospike.load(path, execution=execution)
@@ -160,17 +165,19 @@ def test_a_loaded_port_can_be_copied(saved):
     assert torch.equal(models.run(copy.deepcopy(model), inputs), expected)
 
 
-def test_further_files_are_written_by_name(tmp_path):
-    path = ported().save(
-        tmp_path / "port",
-        {"notes.txt": "naïve\n", "raw.bin": lambda path: path.write_bytes(b"\x00\x01")},
-    )
-    assert (path / "notes.txt").read_text(encoding="utf-8") == "naïve\n"
-    assert (path / "raw.bin").read_bytes() == b"\x00\x01"
+class Tokenizer:
+    """What save needs of a tokenizer."""
+
+    def save_pretrained(self, folder):
+        (Path(folder) / "tokenizer.json").write_text("naïve", encoding="utf-8")
+
+
+def test_a_tokenizer_is_saved_beside_the_model(tmp_path):
+    path = ported().save(tmp_path / "port", Tokenizer())
+    assert set(contents(path)) == {*FILES, "tokenizer.json"}
+    assert (path / "tokenizer.json").read_text(encoding="utf-8") == "naïve"
     ported().save(path)  # a folder with further files is still ours
-    assert set(contents(path)) == {
-        "config.json", "model.safetensors", "report.json", "isospike.json",
-    }  # fmt: skip
+    assert set(contents(path)) == FILES
 
 
 # Where a port may be written.
@@ -223,13 +230,13 @@ def test_a_file_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "port").read_text() == "a file"
 
 
-def full_disk(path):
-    path.write_bytes(b"half of")
+def full_disk(model, path):
+    Path(path).write_bytes(b"half of")
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def interrupted(path):
-    path.write_bytes(b"half of")
+def interrupted(model, path):
+    Path(path).write_bytes(b"half of")
     raise KeyboardInterrupt
 
 
@@ -237,13 +244,16 @@ def interrupted(path):
     ("writer", "error"), [(full_disk, OSError), (interrupted, KeyboardInterrupt)]
 )
 @pytest.mark.parametrize("existing", [True, False])
-def test_a_save_cut_short_leaves_what_was_there_and_nothing_else(tmp_path, writer, error, existing):
+def test_a_save_cut_short_leaves_what_was_there_and_nothing_else(
+    tmp_path, monkeypatch, writer, error, existing
+):
     path = tmp_path / "port"
     if existing:
         ported().save(path)
     before = contents(path) if existing else None
+    monkeypatch.setattr("safetensors.torch.save_model", writer)
     with pytest.raises(error):
-        ported("bert", steps=2).save(path, {"big.bin": writer})
+        ported("bert", steps=2).save(path)
     if existing:
         assert contents(path) == before
         assert [p.name for p in tmp_path.iterdir()] == ["port"]

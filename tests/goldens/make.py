@@ -44,7 +44,6 @@ from isospike.memory import (
     SparseDistributedMemory,
     Store,
 )
-from isospike.porting.page import html as port_page
 
 ENGINES = ("reference", "cpu")
 IF, LIF, PLIF, NeuronParams = neurons.IF, neurons.LIF, neurons.PLIF, neurons.NeuronParams
@@ -425,7 +424,7 @@ REPORTS = {
     "dimension bert": partial(dimensions, "bert"),
 }
 PAGES = {
-    **{f"port bert {way}": lambda home, p=p: outline(port_page(ported("bert", **p)))
+    **{f"port bert {way}": lambda home, p=p: outline(ported("bert", **p).html())
        for way, p in {**PORTS, "curve": OTHER_PORTS["curve"]}.items()},
     "rank": lambda home: outline(ranks("bert", controls=True).html()),
     "order": lambda home: outline(order("linear").html()),

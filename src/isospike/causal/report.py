@@ -16,7 +16,8 @@ from isospike.causal.metrics import compare_to_truth
 from isospike.causal.schur import schur_sort
 from isospike.causal.scores import precision
 from isospike.errors import InputError, ShapeError
-from isospike.porting.page import INK, MUTED, ON, page
+from isospike.report.figures import INK, MUTED, ON
+from isospike.report.old_page import page
 
 _RANDOM_ORDERS = 10
 

@@ -1,9 +1,6 @@
 """``isospike port``: port a text model to spikes and measure the port."""
 
 import math
-import shutil
-import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +25,7 @@ from isospike.report.files import check_destination
 
 DEFAULT_STEPS = 8
 HEADLINE = (
-    "model code steps execution precision nonlinear max_error reached error error_predicted "
+    "model code steps execution precision functions max_error reached error error_predicted "
     "error_fast cosine cosine_pooled agreement spikes synaptic_ops"
 ).split()
 
@@ -199,28 +196,12 @@ def _describe(tokenizer: Any, ids: Any) -> tuple[str, list[str]]:
 
 
 def _save(result: Any, tokenizer: Any, folder: Path) -> None:
-    from isospike.porting.page import html
-
     progress.update(f"save {folder}", 0, 1)
-    with tempfile.TemporaryDirectory(prefix="isospike-") as scratch:
-        tokenizer.save_pretrained(scratch)
-        files: dict[str, str | Callable[[Path], None]] = {
-            path.name: partial(_copy, path)
-            for path in sorted(Path(scratch).iterdir())
-            if path.is_file()
-        }
-        files["report.html"] = html(result.report)
-        result.save(folder, files)
+    result.save(folder, tokenizer)
     progress.update(f"save {folder}", 1, 1)
 
 
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
-
-
 def _outcome(report: Any, folder: Path) -> Outcome:
-    from isospike.porting.page import summary
-
     page = folder / "report.html"
     paths = {"out": folder, "report_html": page, "report_json": folder / "report.json"}
     data = {name: getattr(report, name) for name in HEADLINE}
@@ -234,7 +215,7 @@ def _outcome(report: Any, folder: Path) -> Outcome:
     ) if missed else None  # fmt: skip
     return Outcome(
         data=data,
-        text=summary(report),
+        text=report.summary(),
         saved=page,
         status=NOT_REACHED if missed else 0,
         problem=problem,

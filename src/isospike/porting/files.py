@@ -1,8 +1,8 @@
 """A ported model as a folder: safetensors and JSON, written whole or not at all."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from isospike.report.files import Content
 FORMAT = 1
 
 
-def model_files(ported: nn.Module, files: Mapping[str, Content]) -> dict[str, Content]:
-    """``model.safetensors`` and ``config.json`` of a port, beside the caller's own files.
+def model_files(ported: nn.Module) -> dict[str, Content]:
+    """``model.safetensors`` and ``config.json`` of a port.
 
     Raises:
         UnsupportedError: The model has no transformers configuration to rebuild it from.
@@ -41,7 +41,16 @@ def model_files(ported: nn.Module, files: Mapping[str, Content]) -> dict[str, Co
 
     described = {**config.to_dict(), "isospike": _describe(Ported.of(ported))}
     text = json.dumps(described, indent=1, default=str)
-    return {"model.safetensors": write_weights, "config.json": text, **files}
+    return {"model.safetensors": write_weights, "config.json": text}
+
+
+def tokenizer_files(tokenizer: Any) -> dict[str, Content]:
+    """What a tokenizer of transformers saves; nothing for None."""
+    if tokenizer is None:
+        return {}
+    with TemporaryDirectory(prefix="isospike-") as scratch:
+        tokenizer.save_pretrained(scratch)
+        return {p.name: p.read_bytes() for p in sorted(Path(scratch).iterdir()) if p.is_file()}
 
 
 def load(path: str | Path, execution: str | None = None, precision: str | None = None) -> nn.Module:

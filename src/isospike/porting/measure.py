@@ -26,7 +26,7 @@ from isospike.porting.calibrate import Batch, batch_size, first_output, rows_of,
 from isospike.porting.instrument import open_up
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
-from isospike.porting.report import CircuitReport, Raster, SiteReport
+from isospike.porting.records import CircuitReport, Raster, SiteReport
 from isospike.porting.run import CircuitStats, Run, Watcher
 from isospike.porting.sites import Site
 

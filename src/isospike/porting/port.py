@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from isospike.codes import CODES, Law, WeightedCode, fit_law
 from isospike.errors import RangeError, UnsupportedError
 from isospike.porting.audit import Audit, audit
 from isospike.porting.calibrate import Batch, batch_size, calibrate, merge, rows_of, valid_tokens
-from isospike.porting.files import model_files
+from isospike.porting.files import model_files, tokenizer_files
 from isospike.porting.instrument import open_up
 from isospike.porting.measure import (
     Comparison,
@@ -31,11 +30,13 @@ from isospike.porting.measure import (
 )
 from isospike.porting.ported import Ported
 from isospike.porting.product import EXACT_LEVELS
-from isospike.porting.report import CurvePoint, PortReport
+from isospike.porting.records import CurvePoint
+from isospike.porting.report import PortReport
 from isospike.porting.run import ATTRIBUTE, Mode
 from isospike.porting.sensitivity import assign_amplitudes, max_sensitivity, measure_channels
 from isospike.porting.water_filling import Channels, check_allocation, water_fill
-from isospike.report.files import Content, write_folder
+from isospike.report.files import write_folder
+from isospike.report.result import Provenance
 
 DEFAULT_CODE = "signed-digit"
 DEFAULT_STEPS = 8
@@ -62,23 +63,26 @@ class PortResult:
     model: nn.Module
     report: PortReport
 
-    def save(self, path: str | Path, files: Mapping[str, Content] | None = None) -> Path:
-        """Write ``model.safetensors``, ``config.json`` and ``report.json`` to a folder.
-
-        The folder appears whole or not at all; one that isospike wrote before is replaced.
+    def save(self, folder: str | Path, tokenizer: Any = None) -> Path:
+        """Write the model, its report and its tokenizer to a folder, all or nothing.
 
         Args:
-            path: The folder.
-            files: Further files by name: text, or a function that writes to the path it is given.
+            folder: A new or empty folder, or one that was saved before, which is replaced.
+            tokenizer: Of transformers; saved beside the model if given.
+
+        Returns:
+            The folder. It holds ``model.safetensors``, ``config.json`` and the tokenizer's files,
+            and those of :meth:`isospike.report.result.Report.save`.
 
         Raises:
-            IsospikeError: The folder holds something else.
+            InputError: The folder holds something else.
             UnsupportedError: The model is not a transformers model.
+            OSError: The folder cannot be written to, or the disk is full.
         """
-        extra: dict[str, Content] = {"report.json": self.report.to_json(), **(files or {})}
-        path = Path(path).absolute()
-        write_folder(path, model_files(self.model, extra))
-        return path
+        folder = Path(folder).absolute()
+        files = {**model_files(self.model), **tokenizer_files(tokenizer), **self.report.files()}
+        write_folder(folder, files)
+        return folder
 
 
 def port(
@@ -214,8 +218,21 @@ def port(
     circuits = circuit_reports(meter.circuits, comparison.tokens)
     longest = max(held, key=batch_size)
     found = _verify(ported, held[0], tell)
+    known_as = name or type(model).__name__
     report = PortReport(
-        model=name or type(model).__name__,
+        title=f"{known_as} on spikes",
+        provenance=Provenance.of(
+            {
+                "code": code,
+                "steps": dict(steps) if isinstance(steps, Mapping) else steps,
+                "max_error": max_error,
+                "allocate": allocate,
+                "execution": execution,
+                "precision": precision,
+                "functions": nonlinear,
+            }
+        ),
+        model=known_as,
         code=code,
         steps=highest,
         steps_by_site={s: n for s, n in assigned.items() if n != highest},
@@ -244,9 +261,8 @@ def port(
         ),
         exceptions=found.exceptions,
         calibration_tokens=_count_tokens(calibration),
-        held_back_tokens=comparison.tokens,
-        versions={p: version(p) for p in ("isospike", "torch", "transformers")},
-        nonlinear=nonlinear,
+        held_out_tokens=comparison.tokens,
+        functions=nonlinear,
         circuits=tuple(circuits),
     )
     ported.run.mode = mode

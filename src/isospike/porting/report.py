@@ -1,120 +1,25 @@
-"""What a port measured: frozen, and the same after a round trip through JSON."""
+"""What a port measured."""
 
-import json
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from isospike.codes import Law
-from isospike.energy import Counts
+from isospike.energy import TABLES, Counts, estimate_energy
+from isospike.porting import page
+from isospike.porting.costs import cost_table
+from isospike.porting.records import CircuitReport, CurvePoint, LayerSum, Raster, SiteReport
+from isospike.report.numbers import number, percent, si
+from isospike.report.page import Section
+from isospike.report.result import Report
+from isospike.report.table import Columns, Table
+
+COSTLIEST = 5  # layers that the summary lists
 
 
-@dataclass(frozen=True)
-class SiteReport:
-    """One site: the input of one or more matrix products.
-
-    All counts are per unpadded token (per image for models without an attention mask), measured on
-    held-back batches.
-
-    Attributes:
-        name: Module whose input it is; for attention, ``<module>:query``, ``:key``, ``:value`` or
-            ``:probability``.
-        layer: The block it belongs to, e.g. ``encoder.layer.0``; its module's name outside a block.
-        kind: ``linear``, ``conv``, ``query``, ``key``, ``value`` or ``probability``.
-        code: Name of its code.
-        steps: Time steps.
-        values: Values coded per token.
-        neurons: Neurons spent on them per token (twice ``values`` for ON/OFF pairs).
-        spikes: Spikes emitted per token.
-        synaptic_ops: Additions those spikes cause per token: spikes times fan-out.
-        neuron_updates: ``neurons * steps``.
-        macs: Multiply-accumulates of the float product(s) it feeds, per token.
-        error: Root-mean-square coding error over the root-mean-square of the centred values.
-        pca95: Principal components holding 95 % of the variance of its values; None where not
-            defined.
-        participation: Participation ratio ``(sum l)^2 / sum l^2`` of the covariance eigenvalues.
-        capped: Whether ``pca95`` is limited by the number of tokens rather than by the data.
-        share: Its part of the output's squared error as an allocation predicts it; None without.
-    """
-
-    name: str
-    layer: str
-    kind: str
-    code: str
-    steps: int
-    values: float
-    neurons: float
-    spikes: float
-    synaptic_ops: float
-    neuron_updates: float
-    macs: float
-    error: float
-    pca95: int | None
-    participation: float | None
-    capped: bool
-    share: float | None = None
-
-
-@dataclass(frozen=True)
-class CircuitReport:
-    """One circuit that computes a function no product computes; counts as in :class:`SiteReport`.
-
-    Attributes:
-        name: The module it belongs to.
-        layer: Its block.
-        kind: ``activation``, ``normalisation``, ``softmax``, ``product`` (of a gate and a value) or
-            ``relay`` (values spelled so that other neurons can read them).
-        values: Values it gives per token.
-        neurons, spikes, synaptic_ops, neuron_updates: Per token.
-        error: Root-mean-square error against the float function of the same inputs, over that
-            function's root-mean-square value.
-    """
-
-    name: str
-    layer: str
-    kind: str
-    values: float
-    neurons: float
-    spikes: float
-    synaptic_ops: float
-    neuron_updates: float
-    error: float
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """Error of the whole model under one uniform code and number of steps, on held-back batches."""
-
-    code: str
-    steps: int
-    error: float
-    spikes: float  # per token
-
-
-@dataclass(frozen=True)
-class Raster:
-    """The spikes of one real input at one site.
-
-    Attributes:
-        text: The sentence, or a description of the input.
-        site: Name of the site.
-        tokens: One label per token.
-        neurons: Number of neurons shown (the first ones).
-        steps: Time steps per token.
-        spikes: ``(token, step, neuron)`` triples; the OFF neurons come after the ON neurons.
-    """
-
-    text: str
-    site: str
-    tokens: tuple[str, ...]
-    neurons: int
-    steps: int
-    spikes: tuple[tuple[int, int, int], ...]
-
-
-@dataclass(frozen=True)
-class PortReport:
+@dataclass(frozen=True, kw_only=True)
+class PortReport(Report):
     """Everything measured about one port. *Error* is the relative root-mean-square error of the
-    model's first output over unpadded tokens of held-back batches.
+    model's first output over unpadded tokens of held-out batches.
 
     Attributes:
         model: Its name or class.
@@ -123,9 +28,10 @@ class PortReport:
         steps_by_site: Steps of each site that was given its own.
         execution: ``collapsed`` or ``stepped``.
         precision: ``exact`` or ``fast``.
+        functions: ``float`` or ``spiking``.
         max_error: The error asked for, if any.
         reached: Whether ``error <= max_error``; True if none was asked for.
-        error_predicted: By the law, or by the sensitivities of an allocation, before the held-back
+        error_predicted: By the law, or by the sensitivities of an allocation, before the held-out
             batches were seen; None without.
         error: Measured.
         error_fast: Measured with ``precision="fast"``; None unless that precision was asked for.
@@ -135,13 +41,11 @@ class PortReport:
         law: The fitted law; None if no target was given, or steps were allocated for it.
         curve: Error against steps for every code.
         sites: One entry per site, in order of execution.
+        circuits: One entry per circuit, in order of execution; none if ``functions`` is ``float``.
         raster: Spikes of one real input; None if not recorded.
         counts: Operations per token of the float, the quantised and the spiking model.
         exceptions: Matrix products that are left without a binary operand, by module name.
-        calibration_tokens, held_back_tokens: Unpadded tokens used.
-        versions: Of isospike, torch and transformers.
-        nonlinear: ``float`` or ``spiking``.
-        circuits: One entry per circuit, in order of execution; none if ``nonlinear`` is ``float``.
+        calibration_tokens, held_out_tokens: Unpadded tokens used.
     """
 
     model: str
@@ -150,6 +54,7 @@ class PortReport:
     steps_by_site: dict[str, int]
     execution: str
     precision: str
+    functions: str = "float"
     max_error: float | None
     reached: bool
     error_predicted: float | None
@@ -161,14 +66,12 @@ class PortReport:
     law: Law | None
     curve: tuple[CurvePoint, ...]
     sites: tuple[SiteReport, ...]
+    circuits: tuple[CircuitReport, ...] = ()
     raster: Raster | None
     counts: Counts
     exceptions: tuple[str, ...]
     calibration_tokens: int
-    held_back_tokens: int
-    versions: dict[str, str]
-    nonlinear: str = "float"
-    circuits: tuple[CircuitReport, ...] = ()
+    held_out_tokens: int
 
     @property
     def populations(self) -> "list[SiteReport | CircuitReport]":
@@ -185,24 +88,160 @@ class PortReport:
         """Synaptic operations per token over all sites and circuits."""
         return sum((s.synaptic_ops for s in self.populations), 0.0)
 
-    def to_json(self) -> str:
-        """The report as JSON text; :meth:`from_json` restores it exactly."""
-        return json.dumps(asdict(self), indent=1, allow_nan=False)
+    def layers(self) -> tuple[LayerSum, ...]:
+        """The sites and circuits added up by layer, in order of execution."""
+        groups: dict[str, list[SiteReport | CircuitReport]] = {}
+        for site in self.populations:
+            groups.setdefault(site.layer, []).append(site)
+        total = self.synaptic_ops or 1.0
+        return tuple(
+            LayerSum(
+                name=name,
+                spikes=sum(s.spikes for s in group),
+                synaptic_ops=sum(s.synaptic_ops for s in group),
+                neuron_updates=sum(s.neuron_updates for s in group),
+                share=sum(s.synaptic_ops for s in group) / total,
+                error=max(s.error for s in group),
+            )
+            for name, group in groups.items()
+        )
 
-    @classmethod
-    def from_json(cls, text: str) -> "PortReport":
-        """The report that :meth:`to_json` wrote."""
-        d: dict[str, Any] = json.loads(text)
-        d["law"] = d["law"] and Law(
-            **{**d["law"], "steps": tuple(d["law"]["steps"]), "errors": tuple(d["law"]["errors"])}
+    def verdict(self) -> str:
+        """How far the outputs differ, what runs on spikes, and whether that saves energy."""
+        target = ""
+        if self.max_error is not None:
+            asked = f"at most {percent(self.max_error)}"
+            target = f", as asked ({asked})" if self.reached else f", more than asked ({asked})"
+        left = len(self.exceptions)
+        products = f"all matrix products but {left}" if left else "every matrix product"
+        rows = [estimate_energy(self.counts, table) for table in TABLES]
+        compared = [row for row in rows if row.winner is not None]
+        cheaper = sum(row.winner == "spiking" for row in compared)
+        rate = si(self.synaptic_ops / self.counts.macs) if self.counts.macs else "no"
+        return (
+            f"The spiking model's outputs differ from the original's by {percent(self.error)}"
+            f"{target}. Spikes carry {products}, with {rate} additions in place of each "
+            f"multiplication; by {cheaper} of {len(compared)} published cost tables that takes "
+            "less energy than the quantised network of the same accuracy."
         )
-        d["curve"] = tuple(CurvePoint(**p) for p in d["curve"])
-        d["sites"] = tuple(SiteReport(**s) for s in d["sites"])
-        r = d["raster"]
-        d["raster"] = r and Raster(
-            **{**r, "tokens": tuple(r["tokens"]), "spikes": tuple(tuple(s) for s in r["spikes"])}
+
+    def headline(self) -> dict[str, str]:
+        """Code, error, cosine, spikes and synaptic operations."""
+        code = [self.code, f"{self.steps_text()} time steps", f"{self.functions} functions"]
+        errors = [number(self.error)]
+        if self.error_predicted is not None:
+            errors.append(f"predicted {number(self.error_predicted)}")
+        if self.max_error is not None:
+            reached = "reached" if self.reached else "not reached"
+            errors.append(f"asked for {number(self.max_error)}, {reached}")
+        if self.error_fast is not None:
+            errors.append(f"{number(self.error_fast)} with fast precision")
+        if self.law is not None and self.law.floor:
+            errors.append(f"floor of the law {number(self.law.floor)}")
+        cosine = [f"{self.cosine:.4f}", f"by token; {self.cosine_pooled:.4f} pooled over tokens"]
+        if self.agreement is not None:
+            cosine.append(f"same arg-max for {percent(self.agreement)} of tokens")
+        spikes = [si(self.spikes), "per token", f"{self.counts.spike_rate:.3g} per neuron and step"]
+        operations = [si(self.synaptic_ops), "additions per token"]
+        if self.counts.macs:
+            operations.append(f"{self.counts.synaptic_ops / self.counts.macs:.3g} per float MAC")
+        cards = {
+            "Code": code, "Error": errors, "Cosine": cosine, "Spikes": spikes,
+            "Synaptic operations": operations,
+        }  # fmt: skip
+        return {name: "\n".join(lines) for name, lines in cards.items()}
+
+    def steps_text(self) -> str:
+        """The number of steps, or its range over the sites."""
+        if not self.steps_by_site:
+            return str(self.steps)
+        low = min((s.steps for s in self.sites), default=self.steps)
+        return f"{low} to {self.steps}"
+
+    def tables(self) -> dict[str, Table]:
+        """Sites, layers, costs, and, where there are any, circuits and the curve."""
+        tables = {"sites": self._site_table(), "layers": self._layer_table(self.layers())}
+        if self.circuits:
+            tables["circuits"] = self._circuit_table()
+        tables["costs"] = cost_table(self.counts)
+        if self.curve:
+            columns: Columns = {
+                "code": "code",
+                "steps": "steps",
+                "error": "error",
+                "spikes": ("spikes", "si"),
+            }
+            tables["curve"] = Table.of("Error against time steps", self.curve, columns)
+        return tables
+
+    def brief(self) -> Sequence[Table]:
+        """The costliest layers."""
+        costly = sorted(self.layers(), key=lambda layer: -layer.synaptic_ops)
+        return [self._layer_table(costly[:COSTLIEST], "Costliest layers, per token")]
+
+    def sections(self) -> Sequence[Section]:
+        """From the error of the whole model to every site, and how all of it was measured."""
+        this_port = (self.steps, self.error)
+        sections = [page.curve_section(self.curve, self.law, this_port, self.max_error)]
+        if any(s.share is not None for s in self.sites):
+            sections.append(page.steps_section(self.sites, self.error_predicted, self.error))
+        circuits = self._circuit_table() if self.circuits else None
+        return [
+            *sections,
+            page.layers_section(self.layers(), self.code),
+            page.errors_section(self.sites),
+            page.dimension_section(self.sites),
+            page.raster_section(self.raster, self._raster_code()),
+            page.cost_section(self.counts, self.error, self.code),
+            page.float_section(self.counts, circuits, self.exceptions),
+            page.sites_section(self.sites),
+            self._method_section(),
+        ]
+
+    def _raster_code(self) -> str:
+        """The code of the site that the raster shows."""
+        shown = self.raster.site if self.raster is not None else ""
+        return next((s.code for s in self.sites if s.name == shown), self.code)
+
+    def _method_section(self) -> Section:
+        foresight = ""
+        if self.error_predicted is not None:
+            foresight = " The prediction was made before they were seen."
+        return Section(
+            "How it was measured",
+            "Every matrix product is given a binary operand: a spike train in place of numbers. "
+            "Error: root-mean-square difference between the outputs of the two models, relative "
+            "to the output itself. Cosine: mean over tokens. Both on "
+            f"{self.held_out_tokens:,} held-out tokens, after calibration on "
+            f"{self.calibration_tokens:,} others.{foresight} Run {self.execution}, "
+            f"{self.precision} precision.",
         )
-        d["counts"] = Counts(**d["counts"])
-        d["exceptions"] = tuple(d["exceptions"])
-        d["circuits"] = tuple(CircuitReport(**c) for c in d.get("circuits", ()))
-        return cls(**d)
+
+    def _site_table(self) -> Table:
+        columns: Columns = {
+            "name": ("site", "code"), "layer": "layer", "kind": "kind", "code": "code",
+            "steps": "steps", "values": ("values", "si"), "neurons": ("neurons", "si"),
+            "spikes": ("spikes", "si"), "synaptic_ops": ("synaptic ops", "si"),
+            "neuron_updates": ("neuron updates", "si"), "macs": ("MACs", "si"), "error": "error",
+            "pca95": "PCA-95", "participation": "part. ratio", "capped": "lower bound",
+            "share": ("share of error", "percent"),
+        }  # fmt: skip
+        meaning = "One row per matrix-product input, in order of execution; counts are per token."
+        return Table.of("Every site", self.sites, columns, meaning=meaning, small=True)
+
+    def _layer_table(self, layers: Sequence[LayerSum], title: str = "Layers, per token") -> Table:
+        columns: Columns = {
+            "name": ("layer", "code"), "synaptic_ops": ("synaptic ops", "si"),
+            "share": ("share", ".0%"), "spikes": ("spikes", "si"),
+            "neuron_updates": ("neuron updates", "si"), "error": "worst error",
+        }  # fmt: skip
+        return Table.of(title, layers, columns)
+
+    def _circuit_table(self) -> Table:
+        columns: Columns = {
+            "name": ("circuit", "code"), "layer": "layer", "kind": "kind",
+            "values": ("values", "si"), "neurons": ("neurons", "si"), "spikes": ("spikes", "si"),
+            "synaptic_ops": ("synaptic ops", "si"), "neuron_updates": ("neuron updates", "si"),
+            "error": "error",
+        }  # fmt: skip
+        return Table.of("Every circuit, per token", self.circuits, columns, small=True)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from isospike.porting.page import INK, MUTED, OFF, ON, Plot, page, place, plot_layout, section
 from isospike.ranks.numerical import span
+from isospike.report.figures import INK, MUTED, OFF, ON, plot_layout
+from isospike.report.old_page import Plot, page, place, section
 
 COLOURS = (OFF, "#7b5ea7", "#c99a2e", "#5b8c5a", "#b5838d")
 _GRID = (

@@ -54,6 +54,7 @@ class Axis:
         every: Distance of ticks.
         from_zero: Whether it begins at 0.
         reversed: Whether it runs downwards.
+        quiet: Whether to leave out its grid and the marks of its ticks.
     """
 
     title: str = ""
@@ -63,6 +64,7 @@ class Axis:
     every: Number | None = None
     from_zero: bool = False
     reversed: bool = False
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,11 +215,11 @@ def bar(
         xaxis={"title": {"text": _plain(axis)}, "range": [0, 1.16 * max(lengths, default=0) or 1]},
         yaxis={"autorange": "reversed", "showgrid": False, "type": "category", "ticksuffix": " "},
         bargap=0.35,
-        margin={"l": 64, "r": 24, "t": 8, "b": 56},
+        margin={"l": 64, "r": 24, "t": 28, "b": 56},
         showlegend=False,
         hovermode="closest",
     )
-    return Figure(name, label, 74 + 28 * len(lengths), (trace,), layout)
+    return Figure(name, label, 94 + 28 * len(lengths), (trace,), layout)
 
 
 def heatmap(
@@ -420,6 +422,8 @@ def _axis(axis: Axis, values: Sequence[Number]) -> dict[str, Any]:
         plotted["ticktext"] = [_plain(text) for text in axis.ticks.values()]
     if axis.every is not None:
         plotted["dtick"] = axis.every
+    if axis.quiet:
+        plotted |= {"showgrid": False, "ticks": ""}
     if axis.from_zero:
         plotted["rangemode"] = "tozero"
     return plotted

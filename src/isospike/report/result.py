@@ -149,7 +149,7 @@ class Report(ABC):
             *(Text(f"! {warning}", "yellow") for warning in self.warnings),
             Text(),
             head,
-            *(table.rich() for table in self.brief()),
+            *(part for table in self.brief() for part in (Text(), table.rich())),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import rich.table
 
 Cell = str | int | float | None
+Columns = Mapping[str, str | tuple[str, str]]
+"""Heading, or heading and format, of each field by its name."""
 
 FORMATS: dict[str, Callable[[Any], str]] = {
     "si": si, "bytes": memory, "energy": energy, "percent": percent, "code": str,
@@ -73,7 +75,7 @@ class Table:
         cls,
         title: str,
         records: Iterable[Any],
-        columns: Mapping[str, str | tuple[str, str]] | None = None,
+        columns: Columns | None = None,
         **more: Any,
     ) -> "Table":
         """A table of dataclasses, named tuples or dictionaries.

@@ -1,0 +1,125 @@
+"""What is recorded of a port, part by part."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """One site: the input of one or more matrix products.
+
+    All counts are per unpadded token (per image for models without an attention mask), measured on
+    held-out batches.
+
+    Attributes:
+        name: Module whose input it is; for attention, ``<module>:query``, ``:key``, ``:value`` or
+            ``:probability``.
+        layer: The block it belongs to, e.g. ``encoder.layer.0``; its module's name outside a block.
+        kind: ``linear``, ``conv``, ``query``, ``key``, ``value`` or ``probability``.
+        code: Name of its code.
+        steps: Time steps.
+        values: Values coded per token.
+        neurons: Neurons spent on them per token (twice ``values`` for ON/OFF pairs).
+        spikes: Spikes emitted per token.
+        synaptic_ops: Additions those spikes cause per token: spikes times fan-out.
+        neuron_updates: ``neurons * steps``.
+        macs: Multiply-accumulates of the float product(s) it feeds, per token.
+        error: Root-mean-square coding error over the root-mean-square of the centred values.
+        pca95: Principal components holding 95 % of the variance of its values; None where not
+            defined.
+        participation: Participation ratio ``(sum l)^2 / sum l^2`` of the covariance eigenvalues.
+        capped: Whether ``pca95`` is limited by the number of tokens rather than by the data.
+        share: Its part of the output's squared error as an allocation predicts it; None without.
+    """
+
+    name: str
+    layer: str
+    kind: str
+    code: str
+    steps: int
+    values: float
+    neurons: float
+    spikes: float
+    synaptic_ops: float
+    neuron_updates: float
+    macs: float
+    error: float
+    pca95: int | None
+    participation: float | None
+    capped: bool
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class CircuitReport:
+    """One circuit that computes a function no product computes; counts as in :class:`SiteReport`.
+
+    Attributes:
+        name: The module it belongs to.
+        layer: Its block.
+        kind: ``activation``, ``normalisation``, ``softmax``, ``product`` (of a gate and a value) or
+            ``relay`` (values encoded again so that other neurons can read them).
+        values: Values it gives per token.
+        neurons, spikes, synaptic_ops, neuron_updates: Per token.
+        error: Root-mean-square error against the float function of the same inputs, over that
+            function's root-mean-square value.
+    """
+
+    name: str
+    layer: str
+    kind: str
+    values: float
+    neurons: float
+    spikes: float
+    synaptic_ops: float
+    neuron_updates: float
+    error: float
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Error of the whole model under one uniform code and number of steps, on held-out batches."""
+
+    code: str
+    steps: int
+    error: float
+    spikes: float  # per token
+
+
+@dataclass(frozen=True)
+class Raster:
+    """The spikes of one real input at one site.
+
+    Attributes:
+        text: The sentence, or a description of the input.
+        site: Name of the site.
+        tokens: One label per token.
+        neurons: Number of neurons shown (the first ones).
+        steps: Time steps per token.
+        spikes: ``(token, step, neuron)`` triples; the OFF neurons come after the ON neurons.
+    """
+
+    text: str
+    site: str
+    tokens: tuple[str, ...]
+    neurons: int
+    steps: int
+    spikes: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class LayerSum:
+    """The sites and circuits of one layer together, per token.
+
+    Attributes:
+        name: The layer.
+        spikes, synaptic_ops, neuron_updates: Sums over its sites and circuits.
+        share: Its part of all synaptic operations.
+        error: The largest error of a site or circuit.
+    """
+
+    name: str
+    spikes: float
+    synaptic_ops: float
+    neuron_updates: float
+    share: float
+    error: float
