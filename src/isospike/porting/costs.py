@@ -69,8 +69,8 @@ def winner_text(row: EnergyRow) -> str:
         text = f"The quantised network wins: {quantised}; spiking takes {spiking}{times}."
     if row.break_even_rate is not None:
         return (
-            f"{text} They break even at {row.break_even_rate:.3g} spikes per neuron and step, below which "
-            f"spiking beats the quantised network; measured {rate}."
+            f"{text} They break even at {row.break_even_rate:.3g} spikes per neuron and step, "
+            f"below which spiking beats the quantised network; measured {rate}."
         )
     if not row.rate:
         return f"{text} Nothing spiked, so no break-even rate is known."
