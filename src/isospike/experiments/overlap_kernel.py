@@ -1,4 +1,4 @@
-"""Similarity of the firing lines of two addresses, against the similarity of the addresses."""
+"""Similarity of the locations that two addresses activate, against that of the addresses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 from isospike import progress
 from isospike.codes.orders import nof_m, random_orders, significance, similarity
 from isospike.experiments.study import CORRECTED, FAILS, Context, Findings, claim
-from isospike.memory.decoder import AddressDecoder
+from isospike.memory import AddressDecoder
 from isospike.report.table import Table
 
 SPIKES, NEURONS = 11, 256
@@ -54,25 +54,25 @@ class Fit(NamedTuple):
 def measure(
     alpha: float, decoder: tuple[int, int, int], bases: int, generator: torch.Generator
 ) -> Fit:
-    """Move 0, 1, .. all spikes of random addresses and compare the lines that fire.
+    """Move 0, 1, .. all spikes of random addresses and compare the locations that are active.
 
     (1)  k(x, y) = phi(x) . phi(y) / phi(x) . phi(x), phi(x) = significance(nof_m(A x; w))
 
     Args:
         alpha: Factor from one rank of a spike to the next.
-        decoder: Connections a line, firing lines, lines.
+        decoder: Connections of a location, active locations, locations.
         bases: Number of addresses.
         generator: Of the connections and addresses.
 
     Returns:
         The kernel and its fit.
     """
-    connections, fire, lines = decoder
-    matrix = AddressDecoder(NEURONS, connections, fire, lines, alpha, generator).matrix()
+    connections, active, locations = decoder
+    matrix = AddressDecoder(NEURONS, connections, active, locations, alpha, generator).matrix()
 
     def features(orders: Tensor) -> Tensor:
         excited = significance(orders, NEURONS, alpha) @ matrix.T
-        return significance(nof_m(excited, fire), lines, alpha)
+        return significance(nof_m(excited, active), locations, alpha)
 
     base = random_orders(bases, SPIKES, NEURONS, generator)
     first = features(base)

@@ -31,7 +31,14 @@ class Memory(Protocol):
     def synapses(self) -> int: ...
 
     def resize(self, symbols: int) -> None:
-        """Make room for an alphabet of ``symbols`` symbols."""
+        """Make room for a larger alphabet.
+
+        Args:
+            symbols: Its size.
+
+        Raises:
+            RangeError: The store has no code for each of so many.
+        """
 
     def reset_context(self) -> None:
         """Go to the context in which sequences start."""
@@ -40,16 +47,28 @@ class Memory(Protocol):
         """Match every symbol with what is stored for the present context."""
 
     def store(self, symbol: int) -> None:
-        """Store ``symbol`` as what follows the present context."""
+        """Store a symbol as what follows the present context.
+
+        Args:
+            symbol: Its number.
+        """
 
     def advance(self, symbol: int) -> None:
-        """Move on to the context in which ``symbol`` has just come."""
+        """Move on to the context in which a symbol has just come.
+
+        Args:
+            symbol: Its number; the size of the alphabet for the start of a sequence.
+        """
 
     def stream(self, ids: Any, learn: bool, guess: Any, match: Any, margin: Any) -> None:
-        """For each symbol of ``ids``: score, store it if ``learn``, and advance.
+        """Score, store if asked to, and advance, symbol by symbol.
 
-        ``guess``, ``match`` and ``margin`` receive the best symbol, its score, and its lead over
-        the second best.
+        Args:
+            ids: Numbers of the symbols, ``[length]``.
+            learn: Whether to store them.
+            guess: Receives the best symbol before each of them, ``[length]``.
+            match: Receives its score.
+            margin: Receives its lead over the second best.
         """
 
     def tensors(self) -> dict[str, Any]:

@@ -252,6 +252,12 @@ class MachineSettings:
         InputError: Not a context or a store, or an unknown kind of layer.
         RangeError: A number outside its range.
         UnsupportedError: Parts that do not go together.
+
+    Example:
+        >>> from isospike.memory import SequenceMachine
+        >>> settings = SequenceMachine("abc", seed=3).settings
+        >>> settings.context.name, settings.store.rule, settings.seed
+        ('combined', 'or', 3)
     """
 
     context: Context

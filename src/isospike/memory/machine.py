@@ -58,6 +58,11 @@ class SequenceMachine:
     once, and :meth:`predict` reads it. A new machine, and one after :meth:`reset_context`, stands
     in the context of a start symbol. Machines of one seed are equal, and share nothing.
 
+    Attributes:
+        symbols: The alphabet, in the order of the symbols' numbers.
+        settings: Everything else that made the machine (:class:`MachineSettings`).
+        metadata: Your own notes, JSON values by name; they are saved with the machine.
+
     Args:
         symbols: The alphabet, any hashable values; they are saved if they are strings or integers.
         context: How the context is formed: :class:`Combined` (the default), :class:`Layer`,

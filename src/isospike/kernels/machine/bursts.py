@@ -1,4 +1,4 @@
-"""First spikes of a layer that hears a burst: wheel and RDLIF neurons, event by event.
+"""First spikes of a layer that receives a burst: wheel and RDLIF neurons, event by event.
 
 A burst is a list of events in time: the row of weights that a spike delivers, its gain (shunting
 inhibition weakens later spikes) and its time. Between events the activation has a closed form.
