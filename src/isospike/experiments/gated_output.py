@@ -25,7 +25,7 @@ from isospike.models.training import train
 from isospike.models.transformer import Transformer
 from isospike.positions import position
 from isospike.ranks.heads import head_ambiguity
-from isospike.ranks.measure import measure
+from isospike.ranks.measure import measure_forward
 from isospike.report.table import Table
 
 TASKS = ("sort", "text")
@@ -170,7 +170,7 @@ def _train(name: str, gated: bool, seed: int, preset: Preset) -> dict[str, Any]:
     evolution: list[dict[str, float]] = []
 
     def watch(model: torch.nn.Module) -> float:
-        rows = measure(model, {"tokens": looked}, control=True)
+        rows = measure_forward(model, {"tokens": looked}, outputs_only=True)
         last = [s.collapse for s in rows.sites if s.layer.endswith(str(LAYERS - 1))]
         evolution.append({
             "entropic": statistics.mean(c.entropic for c in last),
@@ -205,8 +205,8 @@ def _train(name: str, gated: bool, seed: int, preset: Preset) -> dict[str, Any]:
         "at": [0, *(n for n, _ in history.watched)],
         "evolution": evolution,
         "entropic": evolution[-1]["entropic"],
-        "kernel": max(h.kernel for h in heads),
-        "gain": max(max(h.gains) for h in heads),
+        "kernel": max(h.nullity for h in heads),
+        "gain": max(max(h.noise_gains) for h in heads),
         "gate": _gate_spread(model, looked),
         "parameters": sum(p.numel() for p in model.parameters()),
     }

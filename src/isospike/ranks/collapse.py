@@ -1,7 +1,7 @@
-"""How near to collapse: tokens that are alike, attention that mixes all or looks at one.
+"""Measures of collapse: similar tokens, and attention that mixes all tokens or attends to one.
 
-A rank does not see it coming: real representations have full rank and may still lie near a line.
-Of rows X ``[n, d]`` with mean row m and singular values s:
+A rank cannot show collapse: real representations have full rank and may still lie near a line. For
+rows X ``[n, d]`` with mean row m and singular values s:
 
 (1)  residual        composite(X - 1 m^T) / composite(X),  composite = sqrt(|.|_1 |.|_inf)
 (2)  mu              |X - 1 m^T|_F / |X|_F
@@ -9,7 +9,7 @@ Of rows X ``[n, d]`` with mean row m and singular values s:
 (4)  entropic rank   exp(-sum p ln p), p = s / sum s: of the singular values, not their squares
 (5)  stable rank     sum s^2 / s_1^2;  participation ratio (sum s^2)^2 / sum s^4
 
-None of (4) and (5) is centred: a common offset of all rows makes them small, and is meant to.
+(4) and (5) are not centred on purpose: an offset common to all rows makes them small.
 
 References: Dong, Cordonnier, Loukas (2021), Attention is not all you need (1). Wu, Ajorlou, Wu,
 Jadbabaie (2024), On the role of attention masks and LayerNorm in transformers, mu, here over the
@@ -29,9 +29,15 @@ from isospike.errors import RangeError, ShapeError
 
 
 class Collapse(NamedTuple):
-    """(1) to (5) of one table; see the module's head.
+    """The measures (1) to (5) of one matrix.
 
-    ``cosine`` is NaN of fewer than two rows that are not zero.
+    Attributes:
+        residual: Dong's residual (1): 0 if all rows are equal.
+        mu: The same in the Frobenius norm (2).
+        cosine: Mean cosine of two rows (3); NaN for fewer than two rows that are not zero.
+        entropic: Entropic rank (4).
+        stable: Stable rank (5).
+        participation: Participation ratio (5).
     """
 
     residual: float
@@ -42,27 +48,37 @@ class Collapse(NamedTuple):
     participation: float
 
 
-def collapse(X: Tensor) -> Collapse:
+def measure_collapse(rows: Tensor) -> Collapse:
     """Measure (1) to (5).
 
+    >>> measure_collapse(torch.ones(3, 4)).cosine  # equal rows
+    1.0
+
     Args:
-        X: ``[n, d]``, finite, not all zero.
+        rows: ``[n, d]``, finite, not all zero.
+
+    Returns:
+        The measures.
 
     Raises:
-        ShapeError: Not two axes, or none of one.
-        RangeError: NaN or infinity, or nothing but zeros.
+        ShapeError: ``rows`` does not have two axes, or is empty.
+        RangeError: A value is NaN or infinite, or all are zero.
     """
-    if X.dim() != 2 or not X.numel():
-        raise ShapeError(f"collapse needs X [rows, columns], got shape {list(X.shape)}.")
-    x = X.detach().double().cpu()
+    if rows.dim() != 2 or not rows.numel():
+        raise ShapeError(
+            f"measure_collapse needs a matrix [rows, columns], got shape {list(rows.shape)}. Give "
+            "one row for each token."
+        )
+    x = rows.detach().double().cpu()
     top = float(x.abs().max())
     if not 0 < top < torch.inf:
         raise RangeError(
-            f"collapse needs finite rows that are not all zero, got a maximum of {top}."
+            f"measure_collapse needs finite rows that are not all zero, got a maximum of {top}. "
+            "Leave such rows out."
         )
     x = x / top
-    rest = x - x.mean(0)
-    rest = rest.masked_fill(rest.abs() < 4 * torch.finfo(torch.float64).eps, 0.0)
+    centred = x - x.mean(0)
+    centred = centred.masked_fill(centred.abs() < 4 * torch.finfo(torch.float64).eps, 0.0)
     norms = x.norm(dim=1)
     units = x[norms > 0] / norms[norms > 0, None]
     n = len(units)
@@ -70,8 +86,8 @@ def collapse(X: Tensor) -> Collapse:
     gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
     squares = torch.linalg.eigvalsh(gram).clamp_min(0)
     return Collapse(
-        residual=_composite(rest) / _composite(x),
-        mu=float(rest.norm() / x.norm()),
+        residual=_composite(centred) / _composite(x),
+        mu=float(centred.norm() / x.norm()),
         cosine=max(-1.0, min(1.0, cosine)) if n > 1 else cosine,
         entropic=spectral_entropy(squares.sqrt()),
         stable=stable_rank(squares),
@@ -85,13 +101,13 @@ def _composite(x: Tensor) -> float:
 
 
 class MapMeasures(NamedTuple):
-    """Of attention maps, head by head.
+    """Measures of attention maps, head by head.
 
     Attributes:
-        ratio: Second singular value over the first: near 0, every token gets the same mixture
-            (width collapse).
-        entropy: Mean over rows of the entropy over that of uniform attention, rows that see one
-            key left out: near 0, every token looks at one (entropy collapse). NaN of one row.
+        ratio: Second singular value over the first. Near 0 every token gets the same mixture (width
+            collapse).
+        entropy: Entropy of a row over that of uniform attention, mean over rows that see more than
+            one key. Near 0 every token attends to one other (entropy collapse). NaN for one row.
     """
 
     ratio: tuple[float, ...]
@@ -101,8 +117,14 @@ class MapMeasures(NamedTuple):
 def measure_maps(maps: Float[Tensor, "heads n n"]) -> MapMeasures:
     """The spectral gap and the row entropy of attention maps.
 
+    >>> measure_maps(torch.full((1, 4, 4), 0.25)).entropy  # uniform attention
+    (1.0,)
+
     Args:
-        maps: Rows of weights that sum to one; causal if nothing lies above the diagonal.
+        maps: Rows of weights that sum to 1. Maps with zeros above the diagonal count as causal.
+
+    Returns:
+        The measures.
     """
     a = maps.detach().double().cpu()
     n = a.shape[-1]
@@ -123,24 +145,35 @@ def generic_rank(
     (6)  rank Z = min(n, d, H min(r, d_k)),  rank (X + Z) = min(n, d, r + H min(r, d_k))
 
     **Claim** (arXiv 2604.23681): generically ``rank(X + Z) > rank(X)``.
-    **Assumes**, which it does not say: r < min(n, d), and attention maps that differ. X and Z are
+    **Assumes**, without saying so: r < min(n, d), and attention maps that differ. X and Z are
     functions of the same tokens, so identical rows stay identical whatever the weights.
     **Source**: the abstract; (6) is ours, measured.
     **Test**: ``tests/test_rank_collapse.py``.
 
+    >>> generic_rank(tokens=512, width=384, rank=10, heads=2, head_width=32)
+    (20, 30)
+
     Args:
-        tokens: n.
-        width: d.
-        rank: r of the rows that attention reads; with ``bias``, their affine rank.
-        heads: H.
-        head_width: d_k.
-        bias: Whether values and output have one; the last adds a direction.
+        tokens: Number of tokens n.
+        width: Width of the model, d.
+        rank: Rank r of the rows that attention reads; with ``bias`` their affine rank.
+        heads: Number of heads H.
+        head_width: Width of a head, d_k.
+        bias: Whether values and output have a bias; that of the output adds a direction.
+
+    Returns:
+        The ranks of Z and of X + Z.
+
+    Raises:
+        RangeError: A size is not positive, or the rank is negative.
     """
     sizes = {"tokens": tokens, "width": width, "heads": heads, "head_width": head_width}
     for name, value in sizes.items():
         if value < 1:
-            raise RangeError(f"generic_rank needs {name} >= 1, got {value}.")
+            raise RangeError(
+                f"generic_rank needs {name} >= 1, got {value}. Give the model's {name}."
+            )
     if rank < 0:
-        raise RangeError(f"generic_rank needs rank >= 0, got {rank}.")
+        raise RangeError(f"generic_rank needs rank >= 0, got {rank}. Use 0 for rows of zeros.")
     read = heads * min(rank, head_width) + bias
     return min(tokens, width, read), min(tokens, width, rank + read)

@@ -1,4 +1,4 @@
-"""Which heads can be told apart in the sum that leaves attention.
+"""Which heads can be identified from their sum, the output of attention.
 
 The heads' outputs Y = [Y^1 .. Y^H], ``[n, H d_k]``, leave as Z = Y W_O, W_O ``[H d_k, d]``. Given Z
 and W_O, and with W^h the rows of head h and W^-h the others:
@@ -17,7 +17,7 @@ be meant for an unknown W_O, which is another question, see below.)
 **Source**: the abstract and a public summary; (1) to (5) are linear algebra.
 **Test**: ``tests/test_rank_heads.py``.
 
-What no data can tell, whatever n, is the choice of W_V^h G, G^-1 W_O^h for an invertible G of each
+No data, whatever n, can determine the choice of W_V^h G, G^-1 W_O^h for an invertible G of each
 head: H d_k^2 directions of the *weights* in every layer.
 """
 
@@ -32,20 +32,22 @@ from torch import Tensor
 from isospike.errors import RangeError, ShapeError
 from isospike.ranks.numerical import NumericalRank, numerical_rank
 
-DIGITS = 0.01  # of a head's output that must survive the rounding of the sum
+MAX_AMPLIFIED_ROUNDING = 0.01  # relative error of a head's output that still counts as exact
 
 
 @dataclass(frozen=True)
 class HeadAmbiguity:
-    """(1) to (5), per token: multiply dimensions by n.
+    """The quantities (1) to (5) per token; multiply dimensions by n for a sequence.
 
     Attributes:
-        heads, head_width, width: H, d_k, d.
-        rank: Of W_O.
-        condition: Its largest singular value over the smallest one that counts.
-        coordinates: (2) of each head.
-        contributions: (3) of each head.
-        gains: (5) of each head; infinite where (3) is not 0.
+        heads: Number of heads H.
+        head_width: Width of a head, d_k.
+        width: Width of the model, d.
+        rank: Rank of W_O.
+        condition: Largest singular value of W_O divided by the smallest one that counts.
+        coordinates: Dimensions (2) of each head.
+        contributions: Dimensions (3) of each head.
+        noise_gains: Noise gain (5) of each head; infinite where (3) is not 0.
         angles: Smallest principal angle between the row spaces of two heads, in degrees.
         rounding: Unit roundoff of the weights' type.
     """
@@ -57,59 +59,83 @@ class HeadAmbiguity:
     condition: float
     coordinates: tuple[int, ...]
     contributions: tuple[int, ...]
-    gains: tuple[float, ...]
+    noise_gains: tuple[float, ...]
     angles: tuple[tuple[float, ...], ...]
     rounding: float
 
     @property
-    def kernel(self) -> int:
-        """(1) per token."""
+    def nullity(self) -> int:
+        """Dimension (1) per token: the directions of the heads' outputs that are lost."""
         return self.heads * self.head_width - self.rank.rank
 
     @property
-    def published(self) -> int:
-        """(H - 1) d_k: what the paper says of (1)."""
+    def published_nullity(self) -> int:
+        """(H - 1) d_k: the paper's value for (1)."""
         return (self.heads - 1) * self.head_width
 
     @property
     def verdicts(self) -> tuple[str, ...]:
-        """Of each head's contribution: ``exact``, ``ill-conditioned`` or ``ambiguous``.
+        """``exact``, ``ill-conditioned`` or ``ambiguous`` for each head's contribution.
 
-        Ill-conditioned: the gain leaves fewer than two digits of the weights' type.
+        Ill-conditioned means that the noise gain leaves fewer than two digits of the weights' type.
         """
         return tuple(
-            "ambiguous" if lost else "ill-conditioned" if g * self.rounding > DIGITS else "exact"
-            for lost, g in zip(self.contributions, self.gains, strict=True)
+            "ambiguous"
+            if lost
+            else "ill-conditioned"
+            if gain * self.rounding > MAX_AMPLIFIED_ROUNDING
+            else "exact"
+            for lost, gain in zip(self.contributions, self.noise_gains, strict=True)
         )
 
 
 def head_ambiguity(
-    W_O: Any, heads: int, dtype_of_origin: torch.dtype | None = None
+    weight: Any, heads: int, computed_in: torch.dtype | None = None
 ) -> HeadAmbiguity:
-    """Which heads' outputs the sum that leaves attention still tells.
+    """Which heads' outputs can be recovered from their sum.
+
+    >>> both = head_ambiguity(torch.eye(4), heads=2)  # each head writes to its own channels
+    >>> both.nullity, both.verdicts
+    (0, ('exact', 'exact'))
 
     Args:
-        W_O: ``[H d_k, d]``, heads one below the other: Z = Y W_O. That is the transpose of an
-            ``nn.Linear``'s weight, and the weight itself of a GPT-2's Conv1D.
-        heads: H.
-        dtype_of_origin: The type in which it was made; its own if None.
+        weight: W_O, ``[H d_k, d]``, the heads one below the other: Z = Y W_O. That is the transpose
+            of an ``nn.Linear``'s weight, and the weight itself of a GPT-2's Conv1D.
+        heads: Number of heads H.
+        computed_in: The type in which the weights were computed; their own type by default.
+
+    Returns:
+        The lost dimensions and the noise gains.
 
     Raises:
-        ShapeError: Not a table, or a number of rows that ``heads`` does not divide.
-        RangeError: ``heads < 1``, NaN or infinity.
+        ShapeError: ``weight`` is not a matrix, or its rows cannot be divided among the heads.
+        RangeError: ``heads < 1``, or a weight is NaN or infinite.
     """
-    return invert_heads(W_O, heads, dtype_of_origin)[0]
+    return invert_heads(weight, heads, computed_in)[0]
 
 
 def invert_heads(
-    W_O: Any, heads: int, dtype_of_origin: torch.dtype | None = None
+    weight: Any, heads: int, computed_in: torch.dtype | None = None
 ) -> tuple[HeadAmbiguity, Float[Tensor, "d channels"]]:
-    """:func:`head_ambiguity`, and W_O^+ with it."""
-    w, origin = _stacked(W_O, heads, dtype_of_origin, "head_ambiguity")
+    """:func:`head_ambiguity`, and the pseudoinverse of the weight.
+
+    Args:
+        weight: As for :func:`head_ambiguity`.
+        heads: As for :func:`head_ambiguity`.
+        computed_in: As for :func:`head_ambiguity`.
+
+    Returns:
+        The ambiguity, and W_O^+.
+
+    Raises:
+        ShapeError: As for :func:`head_ambiguity`.
+        RangeError: As for :func:`head_ambiguity`.
+    """
+    w, origin = _stacked(weight, heads, computed_in, "head_ambiguity")
     rank = numerical_rank(w, origin)
     head_width = len(w) // heads
     blocks = w.view(heads, head_width, -1)
-    if rank.rank == len(w):  # independent rows: nothing is lost, and nothing more to count
+    if rank.rank == len(w):  # independent rows: nothing is lost
         coordinates = contributions = (0,) * heads
     else:
         others = [torch.cat([blocks[:h], blocks[h + 1 :]]).flatten(0, 1) for h in range(heads)]
@@ -118,11 +144,11 @@ def invert_heads(
         coordinates = tuple(head_width - rank.rank + r for r in rest)
         contributions = tuple(o + r - rank.rank for o, r in zip(own, rest, strict=True))
     inverse, condition = _inverse(w, rank.rank)
-    # |A B|_2 with A [d, d_k] and B [d_k, d]: that of their triangular factors.
+    # |A B|_2 with A [d, d_k] and B [d_k, d] is that of their triangular factors.
     left = torch.linalg.qr(inverse.view(-1, heads, head_width).movedim(1, 0)).R
     right = torch.linalg.qr(blocks.transpose(1, 2)).R
     norms = torch.linalg.matrix_norm(left @ right.transpose(1, 2), 2).tolist()
-    found = HeadAmbiguity(
+    ambiguity = HeadAmbiguity(
         heads=heads,
         head_width=head_width,
         width=w.shape[1],
@@ -130,65 +156,76 @@ def invert_heads(
         condition=condition,
         coordinates=coordinates,
         contributions=contributions,
-        gains=tuple(
+        noise_gains=tuple(
             math.inf if lost else gain for lost, gain in zip(contributions, norms, strict=True)
         ),
         angles=_angles(blocks, origin, rank.rank == len(w)),
         rounding=torch.finfo(origin).eps / 2,
     )
-    return found, inverse
+    return ambiguity, inverse
 
 
 def recover_heads(
-    Z: Float[Tensor, "n d"],
-    W_O: Any,
+    heads_sum: Float[Tensor, "n d"],
+    weight: Any,
     heads: int,
-    dtype_of_origin: torch.dtype | None = None,
+    computed_in: torch.dtype | None = None,
 ) -> Float[Tensor, "n {heads} width"]:
-    """The heads' outputs Y from their sum, ``Z W_O^+``: all of Y if W_O's rows are independent.
+    """The heads' outputs Y from their sum, ``Z W_O^+``.
 
-    Otherwise the smallest Y with that sum. A bias of the sum is to be taken off before.
+    Exact if the rows of W_O are independent; otherwise the smallest Y with that sum. Subtract a
+    bias of the sum first.
+
+    >>> outputs = torch.arange(4.0).view(1, 2, 2)
+    >>> recover_heads(outputs.view(1, 4) @ (2 * torch.eye(4)), 2 * torch.eye(4), heads=2).tolist()
+    [[[0.0, 1.0], [2.0, 3.0]]]
 
     Args:
-        Z: What attention adds to the stream.
-        W_O: As of :func:`head_ambiguity`.
-        heads: H.
-        dtype_of_origin: The type in which W_O was made; its own if None.
+        heads_sum: Z, the output of attention.
+        weight: As for :func:`head_ambiguity`.
+        heads: Number of heads H.
+        computed_in: The type in which the weights were computed; their own type by default.
 
     Returns:
         ``[n, heads, d_k]``, float64.
 
     Raises:
-        ShapeError: As :func:`head_ambiguity`, or Z of another width.
-        RangeError: As :func:`head_ambiguity`.
+        ShapeError: As for :func:`head_ambiguity`, or ``heads_sum`` has another width.
+        RangeError: As for :func:`head_ambiguity`.
     """
-    w, origin = _stacked(W_O, heads, dtype_of_origin, "recover_heads")
-    if Z.shape[-1] != w.shape[1]:
-        raise ShapeError(f"recover_heads needs Z [n, {w.shape[1]}], got {list(Z.shape)}.")
+    w, origin = _stacked(weight, heads, computed_in, "recover_heads")
+    if heads_sum.shape[-1] != w.shape[1]:
+        raise ShapeError(
+            f"recover_heads needs heads_sum [n, {w.shape[1]}], got {list(heads_sum.shape)}. Give "
+            "the output of the same attention layer."
+        )
     inverse, _ = _inverse(w, numerical_rank(w, origin).rank)
-    return (Z.detach().double().cpu() @ inverse).view(len(Z), heads, -1)
+    return (heads_sum.detach().double().cpu() @ inverse).view(len(heads_sum), heads, -1)
 
 
 def _stacked(
-    W_O: Any, heads: int, dtype_of_origin: torch.dtype | None, who: str
+    weight: Any, heads: int, computed_in: torch.dtype | None, who: str
 ) -> tuple[Tensor, torch.dtype]:
-    given = torch.as_tensor(W_O).detach().cpu()
+    given = torch.as_tensor(weight).detach().cpu()
     w = given.to(torch.float64)
     if heads < 1:
-        raise RangeError(f"{who} needs heads >= 1, got {heads}.")
+        raise RangeError(f"{who} needs heads >= 1, got {heads}. Give the model's number of heads.")
     if w.dim() != 2 or not w.numel() or len(w) % heads:
         raise ShapeError(
-            f"{who} needs W_O [heads * head width, width] of {heads} heads, got {list(w.shape)}. "
-            "Transpose the weight of an nn.Linear."
+            f"{who} needs a weight [heads * head width, width] of {heads} heads, got "
+            f"{list(w.shape)}. Transpose the weight of an nn.Linear."
         )
     if not bool(w.isfinite().all()):
-        raise RangeError(f"{who} needs finite weights, got {int((~w.isfinite()).sum())} others.")
+        raise RangeError(
+            f"{who} needs finite weights, got {int((~w.isfinite()).sum())} that are not. Load the "
+            "model again."
+        )
     own = given.dtype if given.dtype.is_floating_point else torch.float64
-    return w, dtype_of_origin or own
+    return w, computed_in or own
 
 
 def _inverse(w: Tensor, kept: int) -> tuple[Tensor, float]:
-    """W_O^+ from its ``kept`` largest singular values, ``[d, H d_k]``, and their condition."""
+    """W_O^+ from its ``kept`` largest singular values, ``[d, H d_k]``, and its condition number."""
     if kept == len(w):
         q, r = torch.linalg.qr(w.T)
         s = torch.linalg.svdvals(r)
@@ -202,7 +239,7 @@ def _inverse(w: Tensor, kept: int) -> tuple[Tensor, float]:
 def _angles(
     blocks: Tensor, origin: torch.dtype, independent: bool
 ) -> tuple[tuple[float, ...], ...]:
-    """Smallest principal angles, pair by pair; of a block of lower rank, over its row space."""
+    """Smallest principal angle between the row spaces of each pair of blocks."""
     if independent:
         bases = torch.linalg.qr(blocks.transpose(1, 2)).Q.transpose(1, 2)
     else:
@@ -211,6 +248,6 @@ def _angles(
             if bool((block != 0).any()):
                 kept = numerical_rank(block, origin).rank
                 basis[:kept] = torch.linalg.svd(block, full_matrices=False).Vh[:kept]
-    # Rows of zeros, if any, are at right angles to all.
+    # Rows of zeros are at right angles to all others.
     cosines = torch.linalg.matrix_norm(bases[:, None] @ bases.transpose(1, 2), 2).clamp(0, 1)
     return tuple(map(tuple, cosines.acos().rad2deg().tolist()))

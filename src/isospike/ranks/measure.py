@@ -1,49 +1,53 @@
-"""Everything that is measured of one forward pass: layer by layer, sequence by sequence."""
+"""Measurements of one forward pass: layer by layer, sequence by sequence."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from isospike.errors import RangeError, UnsupportedError
-from isospike.ranks.collapse import Collapse, collapse, generic_rank, measure_maps
+from isospike.errors import InputError, UnsupportedError
+from isospike.progress import update
+from isospike.ranks.collapse import Collapse, generic_rank, measure_collapse, measure_maps
 from isospike.ranks.heads import HeadAmbiguity, invert_heads
 from isospike.ranks.norms import NormRank, norm_rank
-from isospike.ranks.numerical import (
-    NumericalRank,
-    affine_rank,
-    numerical_rank,
-)
+from isospike.ranks.numerical import NumericalRank, affine_rank, numerical_rank
 from isospike.ranks.record import (
     LayerRecord,
     NormRecord,
     output_weight,
+    quantised_input,
     record,
-    spelled,
     valid_mask,
 )
 
-RESTS = ("input", "output")
+MEASURED_WITHOUT_FIRST = ("input", "output")
 
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One sequence at one place: ``input`` (of the first layer), ``attention`` (what it adds),
-    ``after attention`` (the stream with that), ``mlp`` (what it adds) or ``output`` of a layer.
+    """Measures of one sequence at one site of a layer.
+
+    The sites are ``input``: the residual stream before the first layer; ``attention``: output of
+    the attention block; ``after attention``: residual stream after adding it; ``mlp``: output of
+    the MLP; ``output``: residual stream after the layer.
 
     Attributes:
-        layer, site, sequence: Where, and which row of the batch.
-        tokens, width: n, d.
-        dtype: The type in which it was made.
-        distinct: Rows that differ.
+        layer: Name of the layer.
+        site: Name of the site.
+        sequence: Index of the sequence in the batch.
+        tokens: Number of unpadded tokens n.
+        width: Width of the model, d.
+        dtype: Type in which the activations were computed.
+        distinct: Number of different rows.
         rank, affine: Numerical and affine rank; None in a control.
-        predicted: Rank for almost all weights, given that of what attention read; None elsewhere.
-        collapse: Of all tokens.
-        rest: Without the first token, which is often the largest; of ``input`` and ``output`` and
-            of at least three tokens, None elsewhere.
+        predicted: Rank for almost all weights, given the rank of the attention's input; None at
+            other sites.
+        collapse: Measures of collapse of all tokens.
+        without_first: The same without the first token, which is often the largest; at ``input``
+            and ``output`` for at least three tokens, None elsewhere.
     """
 
     layer: str
@@ -57,23 +61,39 @@ class SiteRow:
     affine: NumericalRank | None
     predicted: int | None
     collapse: Collapse
-    rest: Collapse | None
+    without_first: Collapse | None
 
 
 @dataclass(frozen=True)
 class NormRow:
-    """One normalisation, one sequence."""
+    """One normalisation of one sequence.
+
+    Attributes:
+        name: Name of the module.
+        sequence: Index of the sequence in the batch.
+        tokens: Number of unpadded tokens.
+        width: Number of channels.
+        result: Ranks before and after.
+    """
 
     name: str
     sequence: int
     tokens: int
     width: int
-    found: NormRank
+    result: NormRank
 
 
 @dataclass(frozen=True)
 class HeadRow:
-    """One attention map: second over first singular value, and row entropy over its maximum."""
+    """One attention map.
+
+    Attributes:
+        layer: Name of the layer.
+        head: Index of the head.
+        sequence: Index of the sequence in the batch.
+        ratio: Second singular value over the first.
+        entropy: Entropy of the rows over its maximum.
+    """
 
     layer: str
     head: int
@@ -84,16 +104,19 @@ class HeadRow:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """What a layer's two halves add outside what was there, one sequence.
+    """New directions that attention and the MLP of a layer add, for one sequence.
 
     Attributes:
-        attention_adds: Directions of attention's rows outside the row space of the input.
-        mlp_adds: Directions of the MLP's rows outside those two; None without an MLP.
-        mlp_outside: Share of the MLP's squared norm that lies there.
-        recovered: Largest error of the heads' outputs computed from attention's output alone,
-            over their largest value.
-        summed: Largest difference of that output and the sum of the heads' shares, over its
-            largest value.
+        layer: Name of the layer.
+        sequence: Index of the sequence in the batch.
+        tokens: Number of unpadded tokens.
+        attention_adds: Directions of the attention's output outside the row space of the input.
+        mlp_adds: Directions of the MLP's output outside both; None without an MLP.
+        mlp_outside: Share of the MLP's squared norm in these directions.
+        recovered: Largest error of the heads' outputs recovered from the attention's output,
+            relative to their largest value.
+        summed: Largest difference between that output and the sum of the heads' contributions,
+            relative to its largest value.
     """
 
     layer: str
@@ -108,15 +131,29 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class ProjectionRow:
-    """The output projection of a layer."""
+    """The output projection of a layer.
+
+    Attributes:
+        layer: Name of the layer.
+        result: Which heads can be recovered.
+    """
 
     layer: str
-    found: HeadAmbiguity
+    result: HeadAmbiguity
 
 
 @dataclass
-class Pass:
-    """All rows of one forward pass."""
+class ForwardMeasurements:
+    """All measurements of one forward pass.
+
+    Attributes:
+        sites: One row for each layer, site and sequence.
+        norms: One row for each normalisation and sequence.
+        heads: One row for each attention map.
+        layers: One row for each layer and sequence.
+        projections: One row for each layer.
+        unknown_norms: Names of modules that are neither LayerNorm nor RMSNorm.
+    """
 
     sites: list[SiteRow] = field(default_factory=list)
     norms: list[NormRow] = field(default_factory=list)
@@ -126,120 +163,139 @@ class Pass:
     unknown_norms: list[str] = field(default_factory=list)
 
 
-def measure(
-    model: nn.Module,
-    batch: Mapping[str, Any],
-    *,
-    control: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> Pass:
-    """Run the model once and measure each layer as it is done.
+def measure_forward(
+    model: nn.Module, batch: Mapping[str, Any], *, outputs_only: bool = False, what: str = "measure"
+) -> ForwardMeasurements:
+    """Run the model once and measure each layer as soon as it is done.
 
     Args:
-        model: See :func:`isospike.ranks.record.record`.
+        model: A model that :func:`isospike.ranks.record.record` understands.
         batch: Arguments of its forward.
-        control: Measure collapse and attention maps only, of the layers' outputs.
-        progress: Told after each layer how many are done.
+        outputs_only: Measure only the collapse of the layers' outputs and the attention maps.
+        what: Name of the phase, for progress.
+
+    Returns:
+        The measurements.
 
     Raises:
-        UnsupportedError: As :func:`isospike.ranks.record.record`.
-        RangeError: So, or a sequence of fewer than two unpadded tokens.
+        UnsupportedError: The model has no attention that hooks can see.
+        InputError: A sequence has fewer than two unpadded tokens.
+        RangeError: An activation of an unpadded token is NaN or infinite.
     """
-    found = Pass()
+    total = getattr(getattr(model, "config", None), "num_hidden_layers", None) or 0
+    measured = ForwardMeasurements()
     done = 0
 
     def on_layer(layer: LayerRecord) -> None:
         nonlocal done
-        _measure_layer(found, layer, batch, control)
+        _measure_layer(measured, layer, batch, outputs_only)
         done += 1
-        if progress is not None:
-            progress(done)
+        update(what, done, max(total, done))
 
     def on_norm(norm: NormRecord) -> None:
-        if not control:
-            valid = _rows(batch, norm.x)
-            for sequence, rows in enumerate(valid):
-                _measure_norm(found, norm, sequence, rows)
+        if not outputs_only:
+            _measure_norm(measured, norm, _unpadded(batch, norm.x))
 
+    update(what, 0, total or 1)
     record(model, batch, on_layer, on_norm)
-    return found
+    update(what, total or 1, total or 1)
+    return measured
 
 
 def _measure_layer(
-    found: Pass, layer: LayerRecord, batch: Mapping[str, Any], control: bool
+    measured: ForwardMeasurements, layer: LayerRecord, batch: Mapping[str, Any], outputs_only: bool
 ) -> None:
-    x, y, maps = layer.x, layer.y, layer.maps
-    added, mlp = layer.added, layer.added_by_mlp
-    valid = _rows(batch, x)
+    mask = _unpadded(batch, layer.x)
     weight, bias = output_weight(layer.projection)
-    heads = maps.shape[1]
     inverse = weight
-    if not control:
-        told, inverse = invert_heads(weight, heads, weight.dtype)
-        found.projections.append(ProjectionRow(layer.name, told))
+    if not outputs_only:
+        ambiguity, inverse = invert_heads(weight, layer.maps.shape[1], weight.dtype)
+        measured.projections.append(ProjectionRow(layer.name, ambiguity))
         for norm in layer.norms:
-            for sequence, rows in enumerate(valid):
-                _measure_norm(found, norm, sequence, rows)
-    for sequence, rows in enumerate(valid):
-        seen = measure_maps(maps[sequence][:, rows][:, :, rows])
-        found.heads += [
+            _measure_norm(measured, norm, mask)
+    for sequence, rows in enumerate(mask):
+        maps = measure_maps(layer.maps[sequence][:, rows][:, :, rows])
+        measured.heads += [
             HeadRow(layer.name, h, sequence, ratio, entropy)
-            for h, (ratio, entropy) in enumerate(zip(seen.ratio, seen.entropy, strict=True))
+            for h, (ratio, entropy) in enumerate(zip(maps.ratio, maps.entropy, strict=True))
         ]
-        parts = {"output": y[sequence, rows]}
-        if not control:
-            parts = {
-                "input": x[sequence, rows],
-                "attention": added[sequence, rows],
-                "after attention": (x + added)[sequence, rows],
-                **({} if mlp is None else {"mlp": mlp[sequence, rows]}),
-                **parts,
-            }
-        ranks: dict[str, NumericalRank] = {}
-        predicted: dict[str, int] = {}
-        if not control:
-            ranks = {site: numerical_rank(part) for site, part in parts.items()}
-            read = layer.read[sequence, rows]
-            predicted = _predict(ranks["input"], read, x, heads, len(weight) // heads, bias)
-            found.layers.append(
-                _layer_row(layer, sequence, parts, ranks, (weight, bias, inverse), rows, heads)
-            )
-        first = not any(row.site == "input" and row.sequence == sequence for row in found.sites)
-        for site, part in parts.items():
-            if site == "input" and not first:
-                continue  # the output of the layer before
-            found.sites.append(
-                SiteRow(
-                    layer=layer.name,
-                    site=site,
-                    sequence=sequence,
-                    tokens=len(part),
-                    width=part.shape[1],
-                    dtype=str(part.dtype).removeprefix("torch."),
-                    distinct=len(torch.unique(part, dim=0)),
-                    rank=ranks.get(site),
-                    affine=None if control else affine_rank(part),
-                    predicted=predicted.get(site),
-                    collapse=_collapse(part),
-                    rest=_collapse(part[1:]) if site in RESTS and len(part) > 2 else None,
-                )
-            )
+        if outputs_only:
+            output = layer.y[sequence, rows]
+            measured.sites.append(_site_row(layer.name, "output", sequence, output, None, None))
+        else:
+            _measure_sequence(measured, layer, sequence, rows, (weight, bias, inverse))
+
+
+def _measure_sequence(
+    measured: ForwardMeasurements,
+    layer: LayerRecord,
+    sequence: int,
+    rows: Tensor,
+    projection: tuple[Tensor, Tensor | None, Tensor],
+) -> None:
+    x, added, mlp = layer.x, layer.added, layer.added_by_mlp
+    parts = {
+        "input": x[sequence, rows],
+        "attention": added[sequence, rows],
+        "after attention": (x + added)[sequence, rows],
+        **({} if mlp is None else {"mlp": mlp[sequence, rows]}),
+        "output": layer.y[sequence, rows],
+    }
+    ranks = {site: numerical_rank(part) for site, part in parts.items()}
+    predicted = _predict(layer, layer.read[sequence, rows], ranks["input"], projection)
+    measured.layers.append(_layer_row(layer, sequence, parts, ranks, projection, rows))
+    if any(row.site == "input" and row.sequence == sequence for row in measured.sites):
+        del parts["input"]  # the output of the layer before
+    for site, part in parts.items():
+        measured.sites.append(
+            _site_row(layer.name, site, sequence, part, ranks[site], predicted.get(site))
+        )
+
+
+def _site_row(
+    layer: str,
+    site: str,
+    sequence: int,
+    part: Tensor,
+    rank: NumericalRank | None,
+    predicted: int | None,
+) -> SiteRow:
+    first = site in MEASURED_WITHOUT_FIRST and len(part) > 2
+    return SiteRow(
+        layer=layer,
+        site=site,
+        sequence=sequence,
+        tokens=len(part),
+        width=part.shape[1],
+        dtype=str(part.dtype).removeprefix("torch."),
+        distinct=len(torch.unique(part, dim=0)),
+        rank=rank,
+        affine=None if rank is None else affine_rank(part),
+        predicted=predicted,
+        collapse=_collapse(part),
+        without_first=_collapse(part[1:]) if first else None,
+    )
 
 
 def _collapse(x: Tensor) -> Collapse:
-    """NaN where a part adds nothing, as an output projection of zeros does."""
-    return collapse(x) if bool(x.any()) else Collapse(*[math.nan] * len(Collapse._fields))
+    """NaN for zeros, the output of a projection whose weights are all 0."""
+    return measure_collapse(x) if bool(x.any()) else Collapse(*[math.nan] * len(Collapse._fields))
 
 
 def _predict(
-    rank: NumericalRank, read: Tensor, x: Tensor, heads: int, head_width: int, bias: Tensor | None
+    layer: LayerRecord,
+    read: Tensor,
+    rank: NumericalRank,
+    projection: tuple[Tensor, Tensor | None, Tensor],
 ) -> dict[str, int]:
-    # With biases, values are those of the affine hull.
+    """Generic ranks at two sites, from the rank of the stream and of the rows attention reads."""
+    weight, bias, _ = projection
+    heads, width = layer.maps.shape[1], layer.x.shape[2]
+    # With biases the affine rank counts.
     source = numerical_rank(read) if bias is None else affine_rank(read)
-    z, _ = generic_rank(
-        len(read), x.shape[2], source.rank, heads, head_width, bias=bias is not None
-    )
-    return {"attention": z, "after attention": min(len(read), x.shape[2], rank.rank + z)}
+    head_width = len(weight) // heads
+    z, _ = generic_rank(len(read), width, source.rank, heads, head_width, bias=bias is not None)
+    return {"attention": z, "after attention": min(len(read), width, rank.rank + z)}
 
 
 def _layer_row(
@@ -247,11 +303,11 @@ def _layer_row(
     sequence: int,
     parts: dict[str, Tensor],
     ranks: dict[str, NumericalRank],
-    output: tuple[Tensor, Tensor | None, Tensor],
+    projection: tuple[Tensor, Tensor | None, Tensor],
     rows: Tensor,
-    heads: int,
 ) -> LayerRow:
-    weight, bias, inverse = output
+    weight, bias, inverse = projection
+    heads = layer.maps.shape[1]
     both = torch.cat([_unit(parts["input"]), _unit(parts["attention"])])
     span = numerical_rank(both, parts["input"].dtype).rank
     mlp_adds = outside = None
@@ -260,8 +316,8 @@ def _layer_row(
         if span < both.shape[1]:
             mlp_adds = numerical_rank(torch.cat([both, mlp]), parts["mlp"].dtype).rank - span
         outside = _outside(mlp, both, span) if mlp_adds else 0.0
-    # The product's own output: a norm may follow before it is added.
-    z = spelled(layer.projection, layer.z)[sequence, rows]
+    # The projection's own output: a norm may follow before it is added.
+    z = quantised_input(layer.projection, layer.z)[sequence, rows]
     total = layer.attention[sequence, rows].double().cpu()
     plain = total if bias is None else total - bias.double().cpu()
     wide = z.double().cpu().view(len(z), heads, -1)
@@ -281,7 +337,7 @@ def _layer_row(
 
 
 def _unit(x: Tensor) -> Tensor:
-    """The same row space, of norm 1: neither part shall drown the other."""
+    """The matrix scaled to norm 1, so that parts of different size can be compared."""
     wide = x.double().cpu()
     unit: Tensor = wide / wide.norm().clamp_min(1e-300)
     return unit
@@ -294,25 +350,27 @@ def _outside(part: Tensor, span: Tensor, rank: int) -> float:
     return float(rest.square().sum() / part.square().sum())
 
 
-def _measure_norm(found: Pass, norm: NormRecord, sequence: int, rows: Tensor) -> None:
-    if norm.name in found.unknown_norms:
-        return
-    x, y = norm.x[sequence, rows], norm.y[sequence, rows]
-    try:
-        seen = norm_rank(x, norm.module, output=y)
-    except UnsupportedError:
-        found.unknown_norms.append(norm.name)
-        return
-    found.norms.append(NormRow(norm.name, sequence, len(x), x.shape[1], seen))
+def _measure_norm(measured: ForwardMeasurements, norm: NormRecord, mask: Tensor) -> None:
+    for sequence, rows in enumerate(mask):
+        if norm.name in measured.unknown_norms:
+            return
+        x, y = norm.x[sequence, rows], norm.y[sequence, rows]
+        try:
+            result = norm_rank(x, norm.module, output=y)
+        except UnsupportedError:
+            measured.unknown_norms.append(norm.name)
+            return
+        measured.norms.append(NormRow(norm.name, sequence, len(x), x.shape[1], result))
 
 
-def _rows(batch: Mapping[str, Any], x: Tensor) -> Tensor:
-    valid: Tensor = valid_mask(batch, (x.shape[0], x.shape[1]))
-    counts = valid.sum(1)
+def _unpadded(batch: Mapping[str, Any], x: Tensor) -> Tensor:
+    """The token mask of a batch, each sequence with at least two tokens."""
+    mask: Tensor = valid_mask(batch, (x.shape[0], x.shape[1]))
+    counts = mask.sum(1)
     if int(counts.min()) < 2:
         at = int(counts.argmin())
-        raise RangeError(
-            f"rank_report needs at least 2 unpadded tokens in each sequence, got {int(counts[at])} "
-            f"in sequence {at}. Leave it out."
+        raise InputError(
+            f"measure_ranks needs at least 2 unpadded tokens in each sequence, got "
+            f"{int(counts[at])} in sequence {at}. Leave it out."
         )
-    return valid
+    return mask

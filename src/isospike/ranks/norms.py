@@ -1,4 +1,4 @@
-"""What LayerNorm and RMSNorm do to rank: exact identities, and the published theorem beside them.
+"""Effect of LayerNorm and RMSNorm on rank: exact identities, and the published theorem.
 
 With P = I - 1 1^T / d, sigma_i the divisor of row i (the square root of its variance or mean
 square, plus eps) and Gamma = diag(gamma):
@@ -25,8 +25,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from isospike.errors import RangeError, ShapeError, UnsupportedError
-from isospike.ranks.numerical import Noisy, NumericalRank, affine, as_noisy, count
+from isospike.errors import InputError, RangeError, ShapeError, UnsupportedError
+from isospike.ranks.numerical import (
+    NumericalRank,
+    RoundedMatrix,
+    affine_rank_of,
+    rank_of,
+    rounded,
+)
 
 KINDS = ("layer", "rms")
 
@@ -47,12 +53,26 @@ class Norm(NamedTuple):
     eps: float = 0.0
 
     def divisor(self, x: Tensor) -> Tensor:
-        """sigma, ``[rows, 1]``."""
+        """The divisor sigma of each row, ``[rows, 1]``.
+
+        Args:
+            x: The rows.
+
+        Returns:
+            The square root of the variance or mean square, plus eps.
+        """
         centred = x - x.mean(1, keepdim=True) if self.kind == "layer" else x
         return (centred.square().mean(1, keepdim=True) + self.eps).sqrt()
 
     def apply(self, x: Tensor) -> Tensor:
-        """The normalised rows."""
+        """Normalise rows.
+
+        Args:
+            x: The rows.
+
+        Returns:
+            The normalised rows.
+        """
         centred = x - x.mean(1, keepdim=True) if self.kind == "layer" else x
         y = centred / self.divisor(x)
         if self.gamma is not None:
@@ -62,18 +82,18 @@ class Norm(NamedTuple):
 
 @dataclass(frozen=True)
 class NormRank:
-    """What a normalisation did to the rank of its input X, ``[n, d]``.
+    """The ranks of a normalisation's input X ``[n, d]`` and of its output.
 
     Attributes:
         kind: ``layer`` or ``rms``.
-        rank, affine: Of X.
+        rank, affine: Rank and affine rank of X.
         predicted: Affine rank of the output by (1) or (2).
         measured: Affine rank of the output itself.
         rank_out: Rank of the output.
-        not_constant, ones_not_in_rows, gamma_not_zero, sigma_not_in_columns: H1 to H4 of the
-            published theorem, None where a rank was undetermined. H1 and H2 say nothing of RMSNorm
-            and are None; H4 is then about col(X).
-        ones_not_in_columns: H5, which is missing there.
+        not_constant, ones_not_in_rows, gamma_not_zero, sigma_not_in_columns: Whether the hypotheses
+            H1 to H4 of the published theorem hold; None where a rank was undetermined. H1 and H2 do
+            not apply to RMSNorm and are None; H4 is then about col(X).
+        ones_not_in_columns: Whether H5 holds, which the theorem lacks.
     """
 
     kind: str
@@ -97,14 +117,14 @@ class NormRank:
 
     @property
     def change(self) -> int | None:
-        """Measured affine rank less that of X; None where either is undetermined."""
+        """Measured affine rank minus that of X; None where either is undetermined."""
         if not (self.affine.determined and self.measured.determined):
             return None
         return self.measured.rank - self.affine.rank
 
     @property
-    def published(self) -> bool | None:
-        """Whether H1 to H4 hold, so that the theorem promises no change; None if not known."""
+    def hypotheses_hold(self) -> bool | None:
+        """Whether H1 to H4 hold, so that the theorem promises no change; None if undetermined."""
         flags = (
             self.not_constant,
             self.ones_not_in_rows,
@@ -117,68 +137,82 @@ class NormRank:
 
 
 def norm_rank(
-    X: Any,
+    rows: Any,
     norm: str | Norm | nn.Module = "layer",
-    dtype_of_origin: torch.dtype | None = None,
+    computed_in: torch.dtype | None = None,
     *,
     output: Any = None,
 ) -> NormRank:
-    """Ranks before and after a normalisation, the identity's prediction, and the hypotheses.
+    """Measure what a normalisation does to rank, and check (1) or (2) and the hypotheses.
+
+    >>> rows = torch.tensor([[1.0, 2.0, 4.0], [3.0, 1.0, 0.0]])
+    >>> result = norm_rank(rows, "rms")
+    >>> result.rank.rank, result.rank_out.rank, result.agrees
+    (2, 2, True)
 
     Args:
-        X: Input rows ``[n, d]``.
-        norm: ``layer`` or ``rms`` (without gain and eps), a :class:`Norm`, or a module such as
-            ``nn.LayerNorm`` or a Llama's.
-        dtype_of_origin: The type in which X was made; its own if None.
-        output: What the module gave for X, of the same type; computed here in float64 if None.
+        rows: Input X of the normalisation, ``[n, d]``.
+        norm: ``layer``, ``rms``, a :class:`Norm`, or a module of one.
+        computed_in: The type in which the rows were computed; their own type by default.
+        output: Output of the normalisation, if it was recorded; computed from ``rows`` otherwise.
+
+    Returns:
+        The ranks, and which hypotheses hold.
 
     Raises:
-        ShapeError: X is not a table, or the norm or output is of another width.
-        RangeError: NaN or infinity in X or output; a norm of no known name; a divisor of 0.
-        UnsupportedError: A module that is neither of the two normalisations.
+        ShapeError: ``rows`` is not a matrix, or the norm or the output has another width.
+        RangeError: A value is NaN or infinite, or a divisor is 0.
+        InputError: The name of the norm is unknown.
+        UnsupportedError: The module is neither LayerNorm nor RMSNorm.
     """
-    x = as_noisy(X, dtype_of_origin, "norm_rank")
-    raw = torch.as_tensor(X).detach().cpu()
-    origin = dtype_of_origin or (raw.dtype if raw.dtype.is_floating_point else torch.float64)
+    x = rounded(rows, computed_in, "norm_rank")
+    raw = torch.as_tensor(rows).detach().cpu()
+    origin = computed_in or (raw.dtype if raw.dtype.is_floating_point else torch.float64)
     raw = raw.to(torch.float64)
     known = _as_norm(norm)
     for name, vector in (("gamma", known.gamma), ("beta", known.beta)):
         if vector is not None and vector.shape != raw.shape[1:]:
             raise ShapeError(
-                f"norm_rank needs {name} of X's width {raw.shape[1]}, got {list(vector.shape)}."
+                f"norm_rank needs {name} of the rows' width {raw.shape[1]}, got "
+                f"{list(vector.shape)}. Give the input of this norm."
             )
     sigma = known.divisor(raw)
     if not bool((sigma > 0).all()):
         row = int((sigma[:, 0] == 0).nonzero()[0])
         raise RangeError(
-            f"norm_rank needs rows with a divisor above 0, got 0 in row {row}. Give an eps."
+            f"norm_rank needs rows with a divisor above 0, got 0 in row {row}. Give the norm an "
+            "eps."
         )
     if output is None:
-        out = as_noisy(known.apply(raw), origin, "norm_rank")
+        out = rounded(known.apply(raw), origin, "norm_rank")
     else:
-        out = as_noisy(output, origin, "norm_rank")
+        out = rounded(output, origin, "norm_rank")
         if out.values.shape != x.values.shape:
             raise ShapeError(
-                f"norm_rank needs an output of X's shape {list(x.values.shape)}, got "
-                f"{list(out.values.shape)}."
+                f"norm_rank needs an output of the rows' shape {list(x.values.shape)}, got "
+                f"{list(out.values.shape)}. Give the output of the same tokens."
             )
     return _compare(x, raw, out, known, sigma)
 
 
-def _compare(x: Noisy, raw: Tensor, out: Noisy, norm: Norm, sigma: Tensor) -> NormRank:
+def _compare(
+    x: RoundedMatrix, raw: Tensor, out: RoundedMatrix, norm: Norm, sigma: Tensor
+) -> NormRank:
     layer = norm.kind == "layer"
     gain = None if norm.gamma is None else norm.gamma.detach().cpu().to(torch.float64)
     alive = gain is None or bool((gain != 0).all())
-    # sigma on the scale of x, with the error that the row's own rounding makes in it.
+    # sigma on the scale of x, with the error caused by the rounding of its row.
     top = float(raw.abs().max()) or 1.0
-    column = Noisy(sigma / top, x.noise.norm(dim=1, keepdim=True) / raw.shape[1] ** 0.5)
+    column = RoundedMatrix(sigma / top, x.noise.norm(dim=1, keepdim=True) / raw.shape[1] ** 0.5)
     inner = x.without_mean() if layer else x
-    rank, flat = count(x), affine(x)
-    inner_rank = count(inner) if layer else rank
-    beside = count(inner.beside(column))
+    rank, flat = rank_of(x), affine_rank_of(x)
+    inner_rank = rank_of(inner) if layer else rank
+    beside = rank_of(inner.beside(column))
     predicted = beside
-    if gain is not None:  # a gain may be as good as 0
-        predicted = count(Noisy(inner.values * gain, inner.noise * gain.abs()).beside(column))
+    if gain is not None:  # a gain may be nearly 0
+        predicted = rank_of(
+            RoundedMatrix(inner.values * gain, inner.noise * gain.abs()).beside(column)
+        )
     variance = inner.values.square().sum(1)
     constant = variance <= inner.noise.square().sum(1)
     return NormRank(
@@ -186,8 +220,8 @@ def _compare(x: Noisy, raw: Tensor, out: Noisy, norm: Norm, sigma: Tensor) -> No
         rank=rank,
         affine=flat,
         predicted=predicted,
-        measured=affine(out),
-        rank_out=count(out),
+        measured=affine_rank_of(out),
+        rank_out=rank_of(out),
         not_constant=not bool(constant.any()) if layer else None,
         ones_not_in_rows=_differs(inner_rank, rank, False) if layer else None,
         gamma_not_zero=alive,
@@ -197,7 +231,7 @@ def _compare(x: Noisy, raw: Tensor, out: Noisy, norm: Norm, sigma: Tensor) -> No
 
 
 def _differs(low: NumericalRank, high: NumericalRank, value: bool) -> bool | None:
-    """``value`` if ``high`` is one more than ``low``, its contrary if they are equal."""
+    """``value`` if ``high`` is one more than ``low``, and not ``value`` if they are equal."""
     step = high.rank - low.rank
     if not (low.determined and high.determined) or step not in (0, 1):
         return None
@@ -209,23 +243,38 @@ def _as_norm(norm: str | Norm | nn.Module) -> Norm:
         return find_norm(norm)
     known = Norm(norm) if isinstance(norm, str) else norm
     if known.kind not in KINDS:
-        raise RangeError(f"norm_rank needs a norm of {', '.join(KINDS)}, got {known.kind!r}.")
+        raise InputError(
+            f"norm_rank needs a known norm, got {known.kind!r}. Choose one of {', '.join(KINDS)}."
+        )
     return known
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module's class says that it is one of the two normalisations."""
+    """Whether a module is LayerNorm or RMSNorm according to its class.
+
+    Args:
+        module: The module.
+
+    Returns:
+        True for classes of torch, and for those named so.
+    """
     name = type(module).__name__
     return isinstance(module, nn.LayerNorm | nn.RMSNorm) or name.endswith(("RMSNorm", "LayerNorm"))
 
 
 def find_norm(module: nn.Module) -> Norm:
-    """What a module computes, found by its class and checked on made rows.
+    """Recognise a normalisation by its class and by its output on test rows.
 
-    Some RMSNorms multiply by ``weight`` and some by ``1 + weight``: what the module does decides.
+    Some RMSNorms multiply by ``weight`` and some by ``1 + weight``; the output decides.
+
+    Args:
+        module: The module.
+
+    Returns:
+        What the module computes.
 
     Raises:
-        UnsupportedError: It computes neither LayerNorm nor RMSNorm over the last axis.
+        UnsupportedError: The module computes neither LayerNorm nor RMSNorm over the last axis.
     """
     weight = getattr(module, "weight", None)
     if is_norm(module) and (weight is None or isinstance(weight, Tensor)):
@@ -242,15 +291,16 @@ def find_norm(module: nn.Module) -> Norm:
         if width > 1:
             home = probe.to(weight) if weight is not None else probe
             with torch.no_grad():
-                told = module(home).double().cpu()
-            coarse = 16 * torch.finfo(home.dtype).eps * max(1.0, float(told.abs().max()))
+                output = module(home).double().cpu()
+            coarse = 16 * torch.finfo(home.dtype).eps * max(1.0, float(output.abs().max()))
             for kind in KINDS:
                 for gain in gains:
                     norm = Norm(kind, _plain(gain), _plain(bias), eps)
-                    if float((norm.apply(home.double().cpu()) - told).abs().max()) < coarse:
+                    if float((norm.apply(home.double().cpu()) - output).abs().max()) < coarse:
                         return norm
     raise UnsupportedError(
-        f"norm_rank needs LayerNorm or RMSNorm over the last axis, got {type(module).__name__}."
+        f"norm_rank needs LayerNorm or RMSNorm over the last axis, got {type(module).__name__}. "
+        "Give another module, or a Norm."
     )
 
 

@@ -1,15 +1,15 @@
-"""How many directions a table of rounded numbers has, and how sure that is.
+"""Numerical rank of a matrix of rounded numbers, and how certain it is.
 
-A stored number x carries the error of its rounding, at most u |x| with u = eps / 2 of the type in
-which it was made, whatever type the singular values are computed in. Rows may be scaled without
-changing the rank, so each is scaled until its error has norm 1:
+A stored number x carries a rounding error of at most u |x|, with u = eps / 2 of the type in which
+it was computed; the type of the SVD does not matter. Scaling a row does not change the rank, so
+each row is scaled until its error has norm 1:
 
 (1)  noise[i, j] = u max(|x[i, j]|, smallest normal number)
 (2)  y[i] = x[i] / |noise[i]|, s = singular values of y
 (3)  edge = max(1 + max_j |noise[:, j] / |noise[i]||,  s_1 max(n, d) eps_64)
 
-(3) bounds the largest singular value of such an error alone (row norm plus column norm), and what
-the float64 SVD itself makes. An activation is the result of several rounded operations: the
+(3) bounds the largest singular value of such an error alone (row norm plus column norm), and the
+error of the float64 SVD itself. An activation is the result of several rounded operations, so the
 tolerance lies half a decade above the edge,
 
 (4)  rank = #{s > sqrt(10) edge}, between #{s > 10 edge} and #{s > edge}
@@ -39,14 +39,14 @@ EPS_64 = torch.finfo(torch.float64).eps
 
 
 class NumericalRank(NamedTuple):
-    """A rank with what it rests on.
+    """A rank, and the evidence for it.
 
     Attributes:
-        rank: Singular values above the tolerance.
-        low, high: The rank at the two ends of a decade of tolerances around it.
-        gap: The last singular value above the tolerance over the first one below it; over the
-            tolerance, if there is none below.
-        tolerance: In units of (2), where rounding has size 1.
+        rank: Number of singular values above the tolerance.
+        low, high: Rank at the upper and the lower end of a decade of tolerances around it.
+        gap: Ratio of the last singular value above the tolerance to the first one below it, or to
+            the tolerance if there is none below.
+        tolerance: Tolerance in the units of (2), in which the rounding error has size 1.
         determined: Whether the gap is at least 10.
     """
 
@@ -65,8 +65,15 @@ class NumericalRank(NamedTuple):
         return f"undetermined ({self.low} to {self.high})"
 
 
-def span(ranks: Sequence[NumericalRank | None]) -> str:
-    """Ranks of several tables in a few letters, with a question mark if one is undetermined."""
+def format_range(ranks: Sequence[NumericalRank | None]) -> str:
+    """The smallest and the largest of several ranks, with ``?`` if one is undetermined.
+
+    Args:
+        ranks: The ranks; None for one that was not measured.
+
+    Returns:
+        Text such as ``3–5?``, or a dash if none was measured.
+    """
     known = [r for r in ranks if r is not None]
     if not known:
         return "–"
@@ -76,110 +83,161 @@ def span(ranks: Sequence[NumericalRank | None]) -> str:
     return text if all(r.determined for r in known) else f"{text}?"
 
 
-class Noisy(NamedTuple):
-    """Values ``[rows, columns]`` in float64, and the size of the rounding error in each."""
+class RoundedMatrix(NamedTuple):
+    """A matrix in float64 with the size of the rounding error of each value.
+
+    Attributes:
+        values: ``[rows, columns]``.
+        noise: Size of the error in each value.
+    """
 
     values: Tensor
     noise: Tensor
 
-    def beside(self, other: "Noisy") -> "Noisy":
-        """The columns of both."""
-        return Noisy(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
+    def beside(self, other: "RoundedMatrix") -> "RoundedMatrix":
+        """The columns of both matrices.
 
-    def without_mean(self) -> "Noisy":
-        """Each row less its mean over the columns: X P."""
+        Args:
+            other: A matrix with as many rows.
+
+        Returns:
+            The wider matrix.
+        """
+        return RoundedMatrix(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
+
+    def without_mean(self) -> "RoundedMatrix":
+        """The matrix X P: each row minus its mean over the columns."""
         mean_noise = self.noise.square().mean(1, keepdim=True) / self.values.shape[1]
-        return Noisy(
+        return RoundedMatrix(
             self.values - self.values.mean(1, keepdim=True),
             (self.noise.square() + mean_noise).sqrt(),
         )
 
 
-def numerical_rank(X: Any, dtype_of_origin: torch.dtype | None = None) -> NumericalRank:
-    """(4): the rank of a table of rounded numbers.
+def numerical_rank(rows: Any, computed_in: torch.dtype | None = None) -> NumericalRank:
+    """The rank of a matrix of rounded numbers, by (4).
+
+    >>> x = torch.eye(3)
+    >>> x[2] = x[0] + 1e-9 * x[1]  # below the rounding of float32
+    >>> numerical_rank(x).rank
+    2
 
     Args:
-        X: ``[rows, columns]``, a tensor or anything NumPy takes.
-        dtype_of_origin: The type in which the numbers were made; that of ``X`` if None. Say
-            ``torch.bfloat16`` of activations of a bfloat16 model that were upcast later.
+        rows: ``[rows, columns]``, a tensor or an array.
+        computed_in: The type in which the numbers were computed; that of ``rows`` by default. Use
+            ``torch.bfloat16`` for activations of a bfloat16 model that were upcast later.
 
     Returns:
-        The rank; invariant to the scale of each row.
+        The rank. Scaling a row does not change it.
 
     Raises:
-        ShapeError: Not two axes, or none of one.
-        RangeError: NaN or infinity, or ``dtype_of_origin`` is not a floating type.
+        ShapeError: ``rows`` does not have two axes, or is empty.
+        RangeError: A value is NaN or infinite, or ``computed_in`` is not a floating type.
     """
-    return count(as_noisy(X, dtype_of_origin, "numerical_rank"))
+    return rank_of(rounded(rows, computed_in, "numerical_rank"))
 
 
-def affine_rank(X: Any, dtype_of_origin: torch.dtype | None = None) -> NumericalRank:
+def affine_rank(rows: Any, computed_in: torch.dtype | None = None) -> NumericalRank:
     """``rank [X, 1]``: the dimension of the rows' affine hull, plus one.
 
     (6)  rank [X, 1] = 1 + rank (X - 1 c^T), c any weighted mean of the rows
 
-    which is how it is computed, weights falling with a row's error: a common offset then costs
-    digits only where rounding has lost them already, and one huge row costs the others none.
+    It is computed by (6), with weights that fall with a row's error. A common offset then costs
+    digits only where rounding has lost them already, and one huge row costs the other rows none.
+
+    >>> affine_rank([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]]).rank  # points on a line
+    2
 
     Args:
-        X: As of :func:`numerical_rank`.
-        dtype_of_origin: As there.
+        rows: As for :func:`numerical_rank`.
+        computed_in: As for :func:`numerical_rank`.
 
     Returns:
-        The rank; invariant to a shift of all rows.
+        The rank. Shifting all rows does not change it.
 
     Raises:
-        ShapeError: As :func:`numerical_rank`.
-        RangeError: As :func:`numerical_rank`.
+        ShapeError: As for :func:`numerical_rank`.
+        RangeError: As for :func:`numerical_rank`.
     """
-    return affine(as_noisy(X, dtype_of_origin, "affine_rank"))
+    return affine_rank_of(rounded(rows, computed_in, "affine_rank"))
 
 
-def affine(x: Noisy) -> NumericalRank:
-    """(6) of noisy values."""
+def affine_rank_of(x: RoundedMatrix) -> NumericalRank:
+    """The affine rank (6).
+
+    Args:
+        x: The matrix.
+
+    Returns:
+        The rank.
+    """
     size = x.noise.norm(dim=1, keepdim=True)
     weight = (size.min() / size.clamp_min(1e-300)).square().clamp_min(1e-300)
     weight = weight / weight.sum()
     values = x.values - (weight * x.values).sum(0)
     values = values - (weight * values).sum(0)  # again: the first mean was rounded itself
     mean_noise = (weight * x.noise).square().sum(0)
-    found = count(Noisy(values, (x.noise.square() + mean_noise).sqrt()), weight[:, 0])
-    return found._replace(rank=found.rank + 1, low=found.low + 1, high=found.high + 1)
+    centred = RoundedMatrix(values, (x.noise.square() + mean_noise).sqrt())
+    rank = rank_of(centred, weight[:, 0])
+    return rank._replace(rank=rank.rank + 1, low=rank.low + 1, high=rank.high + 1)
 
 
-def as_noisy(X: Any, dtype_of_origin: torch.dtype | None, who: str) -> Noisy:
-    """(1) of a checked table, scaled as a whole so that its largest entry is 1."""
-    x = torch.as_tensor(X).detach().cpu()
-    origin = dtype_of_origin or x.dtype
+def rounded(rows: Any, computed_in: torch.dtype | None, who: str) -> RoundedMatrix:
+    """Check a matrix, scale it so that its largest entry is 1, and add the errors (1).
+
+    Args:
+        rows: As for :func:`numerical_rank`.
+        computed_in: As for :func:`numerical_rank`.
+        who: Name of the public function, for error messages.
+
+    Returns:
+        The matrix with its rounding errors.
+
+    Raises:
+        ShapeError: As for :func:`numerical_rank`.
+        RangeError: As for :func:`numerical_rank`.
+    """
+    x = torch.as_tensor(rows).detach().cpu()
+    origin = computed_in or x.dtype
     if not origin.is_floating_point:
-        if dtype_of_origin is not None or x.is_complex():
-            raise RangeError(f"{who} needs a floating dtype_of_origin, got {origin}.")
+        if computed_in is not None or x.is_complex():
+            raise RangeError(
+                f"{who} needs a floating computed_in, got {origin}. Name a type such as "
+                "torch.float32."
+            )
         origin = torch.float64  # whole numbers are exact
     x = x.to(torch.float64)
     if x.dim() != 2 or not x.numel():
-        raise ShapeError(f"{who} needs X [rows, columns], got shape {list(x.shape)}.")
+        raise ShapeError(
+            f"{who} needs a matrix [rows, columns], got shape {list(x.shape)}. Give one row for "
+            "each token."
+        )
     if not bool(x.isfinite().all()):
         at = (~x.isfinite()).nonzero()[0].tolist()
         raise RangeError(
             f"{who} needs finite numbers, got {float(x[at[0], at[1]])} in row {at[0]}, column "
-            f"{at[1]} ({int((~x.isfinite()).sum())} in all)."
+            f"{at[1]} ({int((~x.isfinite()).sum())} in all). Leave those rows out."
         )
     limits = torch.finfo(origin)
     top = float(x.abs().max()) or 1.0
     x = x / top
-    return Noisy(x, limits.eps / 2 * x.abs().clamp_min(limits.smallest_normal / top))
+    return RoundedMatrix(x, limits.eps / 2 * x.abs().clamp_min(limits.smallest_normal / top))
 
 
-def count(x: Noisy, null: Tensor | None = None) -> NumericalRank:
-    """(2) to (5).
+def rank_of(x: RoundedMatrix, null: Tensor | None = None) -> NumericalRank:
+    """The rank by (2) to (5).
 
-    Full rank that is clear is found from a Cholesky factor, many times as fast as singular values;
-    ``gap`` is then found by inverse iteration. Only what is clear is decided so, since the factor
-    is that of products, which have half of the digits.
+    A clear full rank is found from a Cholesky factor, many times as fast as singular values, and
+    its ``gap`` by inverse iteration. Other ranks need singular values, since the factor is that of
+    products, which have half of the digits.
 
     Args:
-        x: The table.
-        null: ``[rows]``, known weights with which the rows add up to 0; full rank is then one less.
+        x: The matrix.
+        null: ``[rows]``, known weights for which the weighted rows sum to 0; full rank is then one
+            less.
+
+    Returns:
+        The rank.
     """
     sizes = x.values.abs().amax(1, keepdim=True)
     kept = sizes[:, 0] > 0
@@ -199,7 +257,7 @@ def count(x: Noisy, null: Tensor | None = None) -> NumericalRank:
 
 
 def _clearly_full(y: Tensor, edge: float, null: Tensor | None) -> NumericalRank | None:
-    """The rank if it is full by a clear gap, None if that is not sure."""
+    """The rank if it is full by a clear gap, otherwise None."""
     wide = y.shape[0] <= y.shape[1]
     gram = y @ y.T if wide else y.T @ y
     rank = len(gram)

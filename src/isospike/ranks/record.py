@@ -130,7 +130,7 @@ def record(
             module.training = True
     if not recorder.seen:
         raise UnsupportedError(
-            f"rank_report needs attention that hooks can see, got none in {type(model).__name__}: "
+            f"measure_ranks needs attention that hooks can see, got none in {type(model).__name__}: "
             "no module that uses the transformers attention interface, and no call of torch's "
             "scaled_dot_product_attention in a layer."
         )
@@ -147,7 +147,7 @@ def valid_mask(batch: Mapping[str, Any], shape: tuple[int, int]) -> Tensor:
         return torch.ones(shape, dtype=torch.bool)
     if mask.dim() != 2 or tuple(mask.shape) != shape:
         raise ShapeError(
-            f"rank_report needs an attention_mask of shape {list(shape)}, got {list(mask.shape)}."
+            f"measure_ranks needs an attention_mask of shape {list(shape)}, got {list(mask.shape)}."
         )
     return mask.bool().cpu()
 
@@ -207,7 +207,7 @@ class _Recorder:
             if bool(bad.any()):
                 at = [int(i) for i in bad.nonzero()[0]]
                 raise RangeError(
-                    f"rank_report needs finite activations, got {float(x[*at])} in {site} "
+                    f"measure_ranks needs finite activations, got {float(x[*at])} in {site} "
                     f"(sequence {at[0]}, token {at[1]}, {int(bad.sum())} in all)."
                 )
 
@@ -357,7 +357,7 @@ def _attention(
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if eager is None or _listener is None:
         raise UnsupportedError(
-            f"rank_report needs a model with eager attention, got {type(module).__name__}."
+            f"measure_ranks needs a model with eager attention, got {type(module).__name__}."
         )
     out, maps = eager(module, query, key, value, attention_mask, **kwargs)
     _listener(module, maps, out)
@@ -386,8 +386,8 @@ def output_weight(projection: nn.Module) -> tuple[Tensor, Tensor | None]:
     return (weight.T if linear else weight).detach(), None if bias is None else bias.detach()
 
 
-def spelled(projection: nn.Module, z: Tensor) -> Tensor:
-    """What of z enters the product: z itself, or what a port's spikes say of it."""
+def quantised_input(projection: nn.Module, z: Tensor) -> Tensor:
+    """Input of a projection: z itself, or its value in spikes where a port runs the projection."""
     if not isinstance(projection, SpikingProduct):
         return z
     site = projection.site
