@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from isospike.ranks.heads import head_ambiguity
-from isospike.ranks.numerical import affine_rank, as_noisy, numerical_rank
+from isospike.ranks.numerical import affine_rank, numerical_rank
 
 ROWS, WIDTH, RANK = 256, 192, 40
 TYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16,
@@ -67,7 +68,7 @@ def noise(data: Path) -> None:
             true = copy.deepcopy(rounded).double()(ids, output_hidden_states=True).hidden_states
         for layer in (0, 1, 3, 6):
             x, y = ours[layer][0], true[layer][0]
-            at = as_noisy(x, dtype, "noise")
+            at = rounded(x, dtype, "noise")
             top, scale = float(x.double().abs().max()), at.noise.norm(dim=1, keepdim=True)
             s = torch.linalg.svdvals((x.double() - y) / top / scale)
             edge = 1 + float((at.noise / scale).norm(dim=0).max())
@@ -94,8 +95,8 @@ def heads(data: Path) -> None:
         y = normal(3, 64, count, each)
         back = recover_heads(y.flatten(1) @ w, w, count)
         print(
-            f"| {name} | {512 * found.published:,} | {512 * found.kernel:,} | "
-            f"{max(found.gains):.3g} | {float((back - y).abs().max() / y.abs().max()):.1e} |"
+            f"| {name} | {512 * found.published_nullity:,} | {512 * found.nullity:,} | "
+            f"{max(found.noise_gains):.3g} | {float((back - y).abs().max() / y.abs().max()):.1e} |"
         )
 
 
@@ -115,9 +116,9 @@ def stories(data: Path) -> None:
     import isospike
 
     model, tokens = tiny_stories(data)
-    report = isospike.rank_report(model, {"input_ids": tokens[:512].view(2, 256)},
+    report = isospike.measure_ranks(model, {"input_ids": tokens[:512].view(2, 256)},
                                   name="stories260K")  # fmt: skip
-    print(report.summary())
+    Console().print(report.summary())
     print("saved:", report.save("out/rank/stories260k"))
 
 
@@ -128,10 +129,12 @@ def spikes(data: Path) -> None:
     model, tokens = tiny_stories(data)
     windows = tokens[: len(tokens) // 128 * 128].view(-1, 128)
     batches = [{"input_ids": windows[i : i + 1]} for i in range(len(windows))]
-    rows = {"float": isospike.rank_report(model, batches[-1], controls=False)}
+    rows = {"float": isospike.measure_ranks(model, batches[-1], controls=False)}
     for steps in (2, 4, 8):
         ported = isospike.port(model, batches[:-2], steps=steps, held_back=batches[-2:]).model
-        rows[f"signed-digit T={steps}"] = isospike.rank_report(ported, batches[-1], controls=False)
+        rows[f"signed-digit T={steps}"] = isospike.measure_ranks(
+            ported, batches[-1], controls=False
+        )
     print("| | rank of Z, layers | entropic rank of Z | rank at the end | entropic | cosine | "
           "s2/s1 | entropy | worst recovery |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|")  # fmt: skip
     for name, r in rows.items():
@@ -143,7 +146,7 @@ def spikes(data: Path) -> None:
             f"{last.entropic:.1f} | {last.cosine:.3f} | "
             f"{sum(d.ratio for d in r.depth) / len(r.depth):.3f} | "
             f"{sum(d.entropy for d in r.depth) / len(r.depth):.3f} | "
-            f"{max(x.recovered for x in r.measured.layers):.1e} |"
+            f"{max(x.recovered for x in r.layers):.1e} |"
         )
 
 
@@ -168,7 +171,7 @@ def run_case(case: str) -> None:
     """Seconds, CPU seconds and peak MiB of one case."""
     import transformers
 
-    from isospike.ranks.report import rank_report
+    from isospike.ranks.report import measure_ranks
 
     torch.manual_seed(0)
     model = transformers.BertModel(transformers.BertConfig()).eval()
@@ -178,7 +181,7 @@ def run_case(case: str) -> None:
         with torch.inference_mode():
             model(ids)
     elif case.startswith("report"):
-        rank_report(model, {"input_ids": ids}, controls=case == "report")
+        measure_ranks(model, {"input_ids": ids}, controls=case == "report")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(time.perf_counter() - start, time.process_time() - cpu, peak)
 

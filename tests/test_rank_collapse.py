@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import isospike
 from isospike.errors import RangeError, ShapeError
-from isospike.ranks.collapse import collapse, generic_rank, measure_maps
+from isospike.ranks.collapse import generic_rank, measure_collapse, measure_maps
 from isospike.ranks.numerical import numerical_rank
 
 
@@ -20,7 +20,7 @@ def normal(seed, *shape):
 
 def test_collapse_by_hand():
     # Two orthogonal rows 3 e1, 4 e2: mean (1.5, 2), rest rows +-(1.5, -2).
-    found = collapse(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    found = measure_collapse(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
     # |rest|_1 = 4 (largest column), |rest|_inf = 3.5 (largest row); |x|_1 = |x|_inf = 4.
     assert found.residual == pytest.approx(math.sqrt(4 * 3.5 / 16))
     assert found.mu == pytest.approx(math.sqrt(12.5 / 25))
@@ -33,23 +33,23 @@ def test_collapse_by_hand():
 
 def test_equal_rows_have_collapsed_whatever_their_size():
     for scale in (1e-200, 1e-3, 1e200):
-        found = collapse(scale * normal(0, 1, 8).expand(5, 8))
+        found = measure_collapse(scale * normal(0, 1, 8).expand(5, 8))
         assert (found.residual, found.mu) == (0, 0)
         assert found.cosine == pytest.approx(1)
         assert found.entropic == pytest.approx(1, abs=1e-4)  # of an eigenvalue's square root
-    assert math.isnan(collapse(torch.ones(1, 3)).cosine)
+    assert math.isnan(measure_collapse(torch.ones(1, 3)).cosine)
 
 
 @given(st.integers(0, 2**31), st.integers(2, 9), st.integers(1, 9))
 def test_measures_stay_in_their_bounds(seed, n, d):
     x = normal(seed, n, d)
-    found = collapse(x)
+    found = measure_collapse(x)
     assert 0 <= found.mu <= 1 + 1e-12
     assert -1 <= found.cosine <= 1
     most = min(n, d) + 1e-6
     assert 1 <= found.stable <= found.participation + 1e-9 <= most
     assert found.participation <= found.entropic + 1e-6
-    rest = collapse(x @ torch.linalg.qr(normal(1, d, d)).Q)
+    rest = measure_collapse(x @ torch.linalg.qr(normal(1, d, d)).Q)
     assert rest.entropic == pytest.approx(found.entropic)
     assert rest.cosine == pytest.approx(found.cosine, abs=1e-9)
 
@@ -98,14 +98,14 @@ def test_equal_tokens_stay_equal_through_every_layer(kinds):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = isospike.Transformer(5, 16, 4, 3, causal=False).double()
-    report = isospike.rank_report(model, {"tokens": tokens}, controls=False)
-    for row in report.measured.sites:
+    report = isospike.measure_ranks(model, {"tokens": tokens}, controls=False)
+    for row in report.sites:
         assert row.rank.rank <= kinds
-    assert any(f"reads {kinds} different rows of 12" in w for w in report.warnings)
+    assert any(f"reads only {kinds} different rows for 12" in w for w in report.warnings)
     # A causal mask tells equal tokens apart, where there are two kinds.
     looking_back = isospike.Transformer(5, 16, 4, 3).double()
-    last = isospike.rank_report(looking_back, {"tokens": tokens}, controls=False)
-    assert (last.measured.sites[-1].rank.rank > kinds) == (kinds > 1)
+    last = isospike.measure_ranks(looking_back, {"tokens": tokens}, controls=False)
+    assert (last.sites[-1].rank.rank > kinds) == (kinds > 1)
 
 
 def test_attention_alone_leaves_the_span_of_its_tokens_but_is_linear_for_one():
@@ -134,4 +134,4 @@ def test_attention_alone_leaves_the_span_of_its_tokens_but_is_linear_for_one():
 )
 def test_mistakes_are_named(x, error, text):
     with pytest.raises(error, match=text):
-        collapse(x)
+        measure_collapse(x)

@@ -49,7 +49,7 @@ def test_dimensions_are_those_of_the_map(seed, heads, each, d, rank):
     w = normal(seed, heads * each, rank) @ normal(seed + 1, rank, d)
     found = head_ambiguity(w, heads)
     kernel, coordinates, contributions = counted(w, heads, n)
-    assert n * found.kernel == kernel
+    assert n * found.nullity == kernel
     assert [n * c for c in found.coordinates] == coordinates
     assert [n * c for c in found.contributions] == contributions
 
@@ -72,7 +72,7 @@ def test_the_published_dimension_is_an_upper_bound_met_in_one_case(
     if rank is not None:
         w = normal(1, heads * each, rank) @ normal(2, rank, d)
     found = head_ambiguity(w, heads)
-    assert (n * found.kernel, n * found.published) == (kernel, claimed)
+    assert (n * found.nullity, n * found.published_nullity) == (kernel, claimed)
     assert set(found.verdicts) == ({"ambiguous"} if kernel else {"exact"})
 
 
@@ -105,17 +105,19 @@ def test_the_gain_is_one_over_the_sine_of_the_angle_and_bounds_the_error():
         others = torch.cat([blocks[i] for i in range(4) if i != h])
         a, b = (torch.linalg.qr(m.T).Q for m in (blocks[h], others))
         cosine = float(torch.linalg.matrix_norm(a.T @ b, 2))
-        assert found.gains[h] == pytest.approx(1 / math.sqrt(1 - cosine**2))
+        assert found.noise_gains[h] == pytest.approx(1 / math.sqrt(1 - cosine**2))
         # An error of the sum, along the worst direction, is amplified by just that.
         inverse = torch.linalg.pinv(w)[:, 4 * h : 4 * h + 4]
-        assert found.gains[h] == pytest.approx(float(torch.linalg.svdvals(inverse @ blocks[h])[0]))
+        assert found.noise_gains[h] == pytest.approx(
+            float(torch.linalg.svdvals(inverse @ blocks[h])[0])
+        )
     assert found.condition == pytest.approx(float(torch.linalg.cond(w)))
 
 
 def test_orthogonal_heads_have_gain_one_and_right_angles():
     q = torch.linalg.qr(normal(0, 12, 12)).Q
     found = head_ambiguity(q, 3)
-    assert found.gains == pytest.approx((1, 1, 1))
+    assert found.noise_gains == pytest.approx((1, 1, 1))
     angles = torch.tensor(found.angles)
     torch.testing.assert_close(angles, 90 - 90 * torch.eye(3), atol=1e-5, rtol=0)
     assert found.condition == pytest.approx(1)
@@ -129,13 +131,17 @@ def test_nearly_parallel_heads_are_ill_conditioned_in_float32_only():
     assert head_ambiguity(w, 2).angles[0][1] < 1e-3
     w[4:] = 0
     found = head_ambiguity(w, 2)
-    assert (found.kernel, found.coordinates, found.contributions) == (4, (0, 4), (0, 0))
+    assert (found.nullity, found.coordinates, found.contributions) == (4, (0, 4), (0, 0))
     assert found.verdicts == ("exact", "exact")  # the second head contributes nothing, for sure
 
 
 def test_one_head_has_nothing_to_be_confused_with():
     found = head_ambiguity(normal(0, 6, 6), 1)
-    assert (found.kernel, found.published, found.gains[0]) == (0, 0, pytest.approx(1))
+    assert (found.nullity, found.published_nullity, found.noise_gains[0]) == (
+        0,
+        0,
+        pytest.approx(1),
+    )
 
 
 def test_weights_are_known_up_to_an_invertible_map_of_each_head():
@@ -165,5 +171,5 @@ def test_mistakes_are_named(w, heads, error, text):
 
 
 def test_a_sum_of_another_width_is_named():
-    with pytest.raises(ShapeError, match=r"Z \[n, 4\], got \[2, 5\]"):
+    with pytest.raises(ShapeError, match=r"heads_sum \[n, 4\], got \[2, 5\]"):
         recover_heads(torch.ones(2, 5), torch.eye(4), 2)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import isospike
-from isospike.errors import RangeError, ShapeError, UnsupportedError
+from isospike.errors import InputError, RangeError, ShapeError, UnsupportedError
 from isospike.ranks.norms import Norm, find_norm, norm_rank
 
 # ------------------------------------------------------------------- rational arithmetic
@@ -155,7 +155,7 @@ def test_the_published_theorem_needs_a_fifth_hypothesis(kind, hypotheses, change
     assert (
         found.ones_not_in_rows, found.sigma_not_in_columns, found.ones_not_in_columns
     ) == hypotheses  # fmt: skip
-    assert found.published == (hypotheses[:2] == (True, True))
+    assert found.hypotheses_hold == (hypotheses[:2] == (True, True))
 
 
 def test_without_bias_layernorm_keeps_the_rank_where_ones_lie_outside_the_rows():
@@ -194,7 +194,7 @@ def test_more_tokens_than_channels_lose_one_and_fewer_lose_none():
     assert tall.ones_not_in_rows is False
     assert (wide.affine.rank, wide.measured.rank, wide.change) == (16, 16, 0)
     assert wide.sigma_not_in_columns is False  # the conclusion holds, the theorem does not say so
-    assert wide.published is False
+    assert wide.hypotheses_hold is False
 
 
 def test_a_constant_row_becomes_beta_and_zeros_in_gamma_cut():
@@ -267,10 +267,10 @@ def test_modules_are_known_by_what_they_do():
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: norm_rank(torch.eye(3), "batch"), RangeError, "layer, rms, got 'batch'"),
+        (lambda: norm_rank(torch.eye(3), "batch"), InputError, "known norm, got 'batch'. Choose"),
         (lambda: norm_rank(torch.ones(2, 3)), RangeError, "divisor above 0, got 0 in row 0"),
         (lambda: norm_rank(torch.eye(3), Norm("layer", gamma=torch.ones(2))), ShapeError,
-         r"gamma of X's width 3, got \[2\]"),
+         r"gamma of the rows' width 3, got \[2\]"),
         (lambda: norm_rank(torch.eye(3), output=torch.eye(4)), ShapeError, r"\[3, 3\], got"),
         (lambda: isospike.norm_rank(torch.tensor([[torch.nan, 1.0]])), RangeError, "got nan"),
     ],

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import isospike
 from isospike.errors import RangeError, ShapeError
 from isospike.ranks import numerical
-from isospike.ranks.numerical import affine_rank, numerical_rank, span
+from isospike.ranks.numerical import affine_rank, format_range, numerical_rank
 
 N, D, R = 96, 72, 20
 TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -68,8 +68,8 @@ def test_a_spectrum_without_a_gap_is_undetermined():
     assert not found.determined
     assert found.low < found.rank < found.high
     assert str(found) == f"undetermined ({found.low} to {found.high})"
-    assert span([found, numerical_rank(low_rank())]) == f"20–{found.high}?"
-    assert span([None]) == "–"
+    assert format_range([found, numerical_rank(low_rank())]) == f"20–{found.high}?"
+    assert format_range([None]) == "–"
 
 
 def test_hand_traces():
@@ -121,11 +121,11 @@ def test_the_fast_way_says_what_singular_values_say(shape, rank, monkeypatch):
 @pytest.mark.parametrize(
     ("x", "dtype", "error", "text"),
     [
-        (torch.ones(3), None, ShapeError, r"X \[rows, columns\], got shape \[3\]"),
+        (torch.ones(3), None, ShapeError, r"a matrix \[rows, columns\], got shape \[3\]"),
         (torch.ones(0, 3), None, ShapeError, r"got shape \[0, 3\]"),
         (torch.tensor([[1.0, math.nan]]), None, RangeError, "got nan in row 0, column 1"),
         (torch.tensor([[1.0], [math.inf]]), None, RangeError, "got inf in row 1"),
-        (torch.ones(2, 2), torch.int8, RangeError, "a floating dtype_of_origin, got torch.int8"),
+        (torch.ones(2, 2), torch.int8, RangeError, "a floating computed_in, got torch.int8"),
         (torch.ones(2, 2, dtype=torch.complex64), None, RangeError, "got torch.complex64"),
     ],
 )

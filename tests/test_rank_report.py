@@ -1,4 +1,4 @@
-"""rank_report: hooks on four architectures and on spikes, the page, the command, its mistakes."""
+"""measure_ranks: hooks on four architectures and on spikes, the page, the command, its mistakes."""
 
 import csv
 import json
@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 import isospike
 from isospike.cli import app
-from isospike.errors import MissingExtraError, RangeError, ShapeError, UnsupportedError
-from isospike.ranks.measure import measure
-from isospike.ranks.report import TABLES
+from isospike.errors import InputError, RangeError, ShapeError, UnsupportedError
+from isospike.ranks.measure import measure_forward
+from isospike.ranks.report import RankReport
 
 NAMES = ("bert", "vit", "gpt2", "llama")
 
@@ -31,7 +31,7 @@ def plain():
 
 @pytest.fixture(scope="module")
 def report():
-    return isospike.rank_report(make("bert"), batch("bert", 3), name="tiny <b>BERT</b>")
+    return isospike.measure_ranks(make("bert"), batch("bert", 3), name="tiny <b>BERT</b>")
 
 
 def own_inputs(name, rows=3):
@@ -53,14 +53,14 @@ def test_heads_summed_through_their_projection_are_the_attention_output(name):
     else:
         model = spiking() if name == "spiking" else make(name)
         inputs = batch("llama" if name == "spiking" else name, 3)
-    found = measure(model, inputs)
+    found = measure_forward(model, inputs)
     assert len(found.layers) == 2 * 3
     assert max(row.summed for row in found.layers) < 1e-5
     # From the sum alone every head comes back, as far as the condition of W_O lets it.
     for row in found.layers:
-        gain = next(p.found.condition for p in found.projections if p.layer == row.layer)
+        gain = next(p.result.condition for p in found.projections if p.layer == row.layer)
         assert row.recovered < 1e-6 * max(10, gain)
-    assert all(n.found.agrees is not False for n in found.norms)
+    assert all(n.result.agrees is not False for n in found.norms)
     for h in found.heads:
         assert 0 <= h.ratio <= 1
         assert 0 <= h.entropy <= 1 + 1e-9
@@ -97,7 +97,7 @@ def test_the_model_is_left_as_it_was(name):
     weights = {k: v.clone() for k, v in model.state_dict().items()}
     state, kept = torch.get_rng_state(), getattr(model, "config", None)
     implementation = kept and kept._attn_implementation
-    isospike.rank_report(model, inputs)
+    isospike.measure_ranks(model, inputs)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(m.training for m in model.modules())
     assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
@@ -108,9 +108,9 @@ def test_the_model_is_left_as_it_was(name):
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_padding_changes_nothing(name):
     model, inputs = make(name), batch(name, 3)
-    padded = measure(model, inputs)
+    padded = measure_forward(model, inputs)
     length = int(inputs["attention_mask"][2].sum())
-    alone = measure(model, {k: v[2:, :length] for k, v in inputs.items()})
+    alone = measure_forward(model, {k: v[2:, :length] for k, v in inputs.items()})
     for ours, theirs in zip([s for s in padded.sites if s.sequence == 2], alone.sites, strict=True):
         assert (ours.layer, ours.site, ours.tokens) == (theirs.layer, theirs.site, length)
         assert ours.rank.rank == theirs.rank.rank
@@ -124,15 +124,15 @@ def test_the_first_token_is_measured_with_and_without():
     model = make("gpt2")
     with torch.no_grad():  # a first position that outweighs the others
         model.transformer.wpe.weight[0] *= 100
-    found = isospike.rank_report(model, batch("gpt2", 2, padded=False), controls=False)
-    first = found.measured.sites[0]
-    assert first.rest.stable > 2 * first.collapse.stable
-    assert found.measured.sites[1].rest is None  # of what attention adds
+    found = isospike.measure_ranks(model, batch("gpt2", 2, padded=False), controls=False)
+    first = found.sites[0]
+    assert first.without_first.stable > 2 * first.collapse.stable
+    assert found.sites[1].without_first is None  # of what attention adds
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_has_the_tolerance_of_its_type(dtype):
-    found = measure(make("llama").to(dtype), batch("llama", 2))
+    found = measure_forward(make("llama").to(dtype), batch("llama", 2))
     assert {row.dtype for row in found.sites} == {str(dtype).removeprefix("torch.")}
     for row in found.sites:
         assert 1 <= row.rank.low <= row.rank.high <= min(row.tokens, row.width)
@@ -140,11 +140,11 @@ def test_half_precision_has_the_tolerance_of_its_type(dtype):
 
 
 def test_rotary_and_grouped_heads_are_counted_as_queries():
-    found = measure(make("llama"), batch("llama", 2))
-    assert {p.found.heads for p in found.projections} == {4}  # of two that hold keys
+    found = measure_forward(make("llama"), batch("llama", 2))
+    assert {p.result.heads for p in found.projections} == {4}  # of two that hold keys
     wide = make("llama", head_dim=16)  # 4 heads of 16 on 32 channels
-    lost = measure(wide, batch("llama", 2)).projections[0].found
-    assert (lost.kernel, lost.published) == (32, 48)
+    lost = measure_forward(wide, batch("llama", 2)).projections[0].result
+    assert (lost.nullity, lost.published_nullity) == (32, 48)
     assert set(lost.verdicts) == {"ambiguous"}
 
 
@@ -154,59 +154,68 @@ def test_rotary_and_grouped_heads_are_counted_as_queries():
 def test_a_report_holds_every_layer_site_and_sequence(report):
     assert report.tokens == (9, 3, 8)
     assert len(report.depth) == 2
-    assert len(report.rows("sites")) == 3 * (1 + 2 * 4)
-    assert len(report.rows("norms")) == 3 * (1 + 2 * 2)
-    assert len(report.rows("heads")) == 3 * 2 * 3
+    assert len(report.sites) == 3 * (1 + 2 * 4)
+    assert len(report.norms) == 3 * (1 + 2 * 2)
+    assert len(report.heads) == 3 * 2 * 3
     assert [c.name for c in report.controls] == ["new random weights", "tokens in random order"]
-    assert "capped by the tokens (9 at most)" in report.warnings[0]
-    told = json.loads(report.to_json())
-    assert told["name"] == "tiny <b>BERT</b>"
-    assert told["sites"][0]["rank"] == 9
-    assert told["projections"][0]["kernel"] == 0
-    lines = report.summary().splitlines()
-    assert lines[0].split()[:3] == ["layer", "rank", "affine"]
-    assert lines[1].startswith("encoder.layer.0")
-    with pytest.raises(RangeError, match="a table of sites, .*, got 'rocks'"):
-        report.rows("rocks")
+    assert "limited by the number of tokens (9 at most)" in report.warnings[0]
+    assert report.verdict() == (
+        "The tokens do not collapse: the mean cosine of two of them is at most "
+        f"{max(row.cosine for row in report.depth):.2f}, after encoder.layer.1. Every head's "
+        "output can be recovered from their sum."
+    )
+    assert (report.provenance.seed, report.provenance.parameters) == (0, {"controls": True})
+
+
+def test_a_report_survives_json(report):
+    again = RankReport.from_json(report.to_json())
+    assert again == report
+    assert json.loads(report.to_json())["sites"][0]["rank"]["rank"] == 9
 
 
 def test_controls_are_seeded_and_cut_at_the_width():
     model = make("gpt2", n_embd=6, n_head=2)
     inputs = batch("gpt2", 2, padded=False)
-    one, other = (isospike.rank_report(model, inputs, seed=3) for _ in range(2))
+    one, other = (isospike.measure_ranks(model, inputs, seed=3) for _ in range(2))
     assert one.controls == other.controls
     assert [(c.name, c.tokens) for c in one.controls] == [
         ("new random weights", 9), ("tokens in random order", 9), ("first 3 tokens", 3),
         ("first 6 tokens", 6),
     ]  # fmt: skip
     assert one.controls[1].rows != one.depth
-    assert isospike.rank_report(spiking(), batch("llama", 2)).controls[0].name == (
+    assert isospike.measure_ranks(spiking(), batch("llama", 2)).controls[0].name == (
         "tokens in random order"
     )
 
 
-def test_save_writes_a_page_json_and_tables(report, tmp_path):
+def test_save_writes_a_page_json_and_every_table(report, tmp_path):
     assert report.save(tmp_path / "deep" / "rank") == tmp_path / "deep" / "rank"
-    names = {p.name for p in (tmp_path / "deep" / "rank").iterdir()}
-    assert names == {"report.html", "report.json", *(f"{t}.csv" for t in TABLES)}
+    names = {p.stem for p in (tmp_path / "deep" / "rank").iterdir()}
+    assert names == {"report", "isospike", *report.tables()}
     with (tmp_path / "deep" / "rank" / "sites.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(report.rows("sites"))
-    assert float(rows[0]["cosine"]) == pytest.approx(report.rows("sites")[0]["cosine"])
-
-
-def test_a_frame_needs_pandas(report, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
-    with pytest.raises(MissingExtraError, match=r"needs the package pandas. Install isospike\[fr"):
-        report.to_frame()
+    assert len(rows) == len(report.sites)
+    assert float(rows[0]["cosine"]) == report.sites[0].collapse.cosine
+    assert (rows[0]["rank"], rows[0]["rank_low"]) == ("9", "9")
+    assert rows[1]["without_first_mu"] == ""  # not measured at this site
 
 
 def test_a_frame_has_a_column_for_each_measure(report):
     pandas = pytest.importorskip("pandas")
-    frame = report.to_frame()
+    frame = report.to_frame("sites")
     assert isinstance(frame, pandas.DataFrame)
-    assert {"layer", "site", "rank", "rank_gap", "affine", "cosine", "rest_cosine"} <= set(frame)
-    assert len(report.to_frame("heads")) == len(report.measured.heads)
+    names = {"layer", "site", "rank", "rank_gap", "affine", "cosine", "without_first_cosine"}
+    assert names <= set(frame)
+    assert len(report.to_frame("heads")) == len(report.heads)
+    assert list(report.to_frame()["layer"]) == ["encoder.layer.0", "encoder.layer.1"]
+
+
+def test_every_head_has_a_row_on_its_recovery(report):
+    rows = report.tables()["recovery"].rows
+    assert len(rows) == 2 * 3
+    result = report.projections[0].result
+    assert rows[0][4] == result.noise_gains[0]
+    assert rows[0][-1] == min(result.angles[0][1:])
 
 
 def test_the_page_escapes_names_and_draws_every_plot(report):
@@ -261,10 +270,10 @@ def masked(rows):
     [
         (lambda: (Bare(), {"x": torch.ones(1, 3, 4)}), UnsupportedError,
          "attention that hooks can see, got none in Bare"),
-        (lambda: (make("bert"), masked(1)), RangeError,
+        (lambda: (make("bert"), masked(1)), InputError,
          "at least 2 unpadded tokens in each sequence, got 1 in sequence 1"),
-        (lambda: (make("bert"), masked(0)), RangeError, "got 0 in sequence 1"),
-        (lambda: (make("bert"), {"input_ids": torch.ones(2, 1, dtype=torch.long)}), RangeError,
+        (lambda: (make("bert"), masked(0)), InputError, "got 0 in sequence 1"),
+        (lambda: (make("bert"), {"input_ids": torch.ones(2, 1, dtype=torch.long)}), InputError,
          "got 1 in sequence 0"),
         (lambda: (broken("bert", "encoder.layer.1.attention.self.value.bias"), batch("bert", 2)),
          RangeError, r"finite activations, got nan in encoder.layer.1.attention.self, attention"),
@@ -274,13 +283,13 @@ def masked(rows):
          "got nan in model.norm"),
         (lambda: (plain(), {"tokens": torch.ones(2, 5, dtype=torch.long),
                             "mask": torch.ones(2, 5, dtype=torch.bool).fill_(False)}),
-         RangeError, "at least 2 unpadded tokens"),
+         InputError, "at least 2 unpadded tokens"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(call, error, text):
     model, inputs = call()
-    with pytest.raises(error, match=f"^rank_report needs .*{text}"):
-        isospike.rank_report(model, inputs)
+    with pytest.raises(error, match=f"^measure_ranks needs .*{text}"):
+        isospike.measure_ranks(model, inputs)
 
 
 def test_a_mask_that_does_not_fit_is_named():
@@ -294,13 +303,13 @@ def test_a_layer_that_adds_nothing_is_measured_all_the_same():
     model = plain()
     with torch.no_grad():
         model.blocks[0].join.weight.zero_()
-    found = isospike.rank_report(model, own_inputs("own"), controls=False)
-    row = next(s for s in found.measured.sites if s.site == "attention")
+    found = isospike.measure_ranks(model, own_inputs("own"), controls=False)
+    row = next(s for s in found.sites if s.site == "attention")
     assert row.rank.rank == 0
     assert math.isnan(row.collapse.cosine)
-    assert found.measured.projections[0].found.kernel == 16
-    assert any("mixed for good in blocks.0" in w for w in found.warnings)
-    assert json.loads(found.to_json())["sites"][1]["cosine"] is None
+    assert found.projections[0].result.nullity == 16
+    assert any("The output projection of blocks.0 is rank-deficient" in w for w in found.warnings)
+    assert json.loads(found.to_json())["sites"][1]["collapse"]["cosine"] is None
     found.html()
 
 
@@ -311,7 +320,7 @@ def test_not_a_number_in_padding_is_not_looked_at():
     hidden = inputs["attention_mask"] == 0
     assert hidden.any()
     with pytest.raises(RangeError, match="finite"):  # it reaches the others as 0 times NaN
-        isospike.rank_report(model, inputs)
+        isospike.measure_ranks(model, inputs)
 
 
 # The command.
@@ -346,9 +355,9 @@ def test_the_command_prints_a_table_and_leaves_a_page(saved, tmp_path):
     assert done.exit_code == 0, done.output
     assert "encoder.layer.1" in done.stdout
     assert (tmp_path / "r" / "report.html").exists()
-    told = run(folder, "--text", text, "--out", tmp_path / "r", "--no-controls", "--json")
-    assert json.loads(told.stdout) == json.loads((tmp_path / "r" / "report.json").read_text())
-    assert json.loads(told.stdout)["tokens"] == [16, 16]
+    done = run(folder, "--text", text, "--out", tmp_path / "r", "--no-controls", "--json")
+    assert json.loads(done.stdout) == json.loads((tmp_path / "r" / "report.json").read_text())
+    assert json.loads(done.stdout)["tokens"] == [16, 16]
 
 
 @pytest.mark.parametrize(

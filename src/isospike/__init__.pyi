@@ -80,6 +80,6 @@ from isospike.ranks.numerical import (
     affine_rank as affine_rank,
     numerical_rank as numerical_rank,
 )
-from isospike.ranks.report import RankReport as RankReport, rank_report as rank_report
+from isospike.ranks.report import RankReport as RankReport, measure_ranks as measure_ranks
 
 __version__: str

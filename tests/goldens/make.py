@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 # ------------------------------------------- the only names of isospike below: adapt them here
 import isospike.neurons as neurons
-from isospike import causal_report, port, positions, rank_report
+from isospike import causal_report, measure_ranks, port, positions
 from isospike.causal.simulate import random_dag, simulate
 from isospike.causal.table import read_table
 from isospike.circuits.few_spike import few_spike_neuron
@@ -136,7 +136,7 @@ def other_port(arguments, home):
 
 @cache
 def ranks(name, controls=False):
-    return rank_report(models.make(name), models.batch(name, 2), controls=controls, name=name)
+    return measure_ranks(models.make(name), models.batch(name, 2), controls=controls, name=name)
 
 
 def ranks_json(name, home):

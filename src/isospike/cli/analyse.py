@@ -130,12 +130,9 @@ def rank(
     text_model = _load(source)
     wanted = min(MOST_TOKENS, text_model.longest) if tokens is None else tokens
     batch = text_model.pieces(words, sequences, wanted)
-    from isospike.ranks.report import rank_report
+    from isospike.ranks.report import measure_ranks
 
-    report = rank_report(
-        text_model.model, batch, controls=controls, seed=seed, name=source.name,
-        progress=progress.update,
-    )  # fmt: skip
+    report = measure_ranks(text_model.model, batch, controls=controls, seed=seed, name=source.name)
     place = report.save(out or Path("out/rank") / source.label)
     return Outcome(data=report.to_json(), text=report.summary(), saved=place / "report.html")
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from isospike.ranks.record import (
 )
 
 MEASURED_WITHOUT_FIRST = ("input", "output")
+_Projection = tuple[Tensor, Tensor | None, Tensor]  # weight, bias, pseudoinverse
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class ProjectionRow:
     result: HeadAmbiguity
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class ForwardMeasurements:
     """All measurements of one forward pass.
 
@@ -155,12 +156,24 @@ class ForwardMeasurements:
         unknown_norms: Names of modules that are neither LayerNorm nor RMSNorm.
     """
 
-    sites: list[SiteRow] = field(default_factory=list)
-    norms: list[NormRow] = field(default_factory=list)
-    heads: list[HeadRow] = field(default_factory=list)
-    layers: list[LayerRow] = field(default_factory=list)
-    projections: list[ProjectionRow] = field(default_factory=list)
-    unknown_norms: list[str] = field(default_factory=list)
+    sites: tuple[SiteRow, ...]
+    norms: tuple[NormRow, ...]
+    heads: tuple[HeadRow, ...]
+    layers: tuple[LayerRow, ...]
+    projections: tuple[ProjectionRow, ...]
+    unknown_norms: tuple[str, ...]
+
+    def at(self, layer: str, site: str) -> list[SiteRow]:
+        """The rows of one site, sequence by sequence.
+
+        Args:
+            layer: Name of the layer.
+            site: Name of the site.
+
+        Returns:
+            The rows; none if the layer has no such site.
+        """
+        return [s for s in self.sites if (s.layer, s.site) == (layer, site)]
 
 
 def measure_forward(
@@ -183,73 +196,96 @@ def measure_forward(
         RangeError: An activation of an unpadded token is NaN or infinite.
     """
     total = getattr(getattr(model, "config", None), "num_hidden_layers", None) or 0
-    measured = ForwardMeasurements()
+    rows = _Rows()
     done = 0
 
     def on_layer(layer: LayerRecord) -> None:
         nonlocal done
-        _measure_layer(measured, layer, batch, outputs_only)
+        rows.add_layer(layer, batch, outputs_only)
         done += 1
         update(what, done, max(total, done))
 
     def on_norm(norm: NormRecord) -> None:
         if not outputs_only:
-            _measure_norm(measured, norm, _unpadded(batch, norm.x))
+            rows.add_norm(norm, _unpadded(batch, norm.x))
 
     update(what, 0, total or 1)
     record(model, batch, on_layer, on_norm)
     update(what, total or 1, total or 1)
-    return measured
+    return ForwardMeasurements(
+        sites=tuple(rows.sites),
+        norms=tuple(rows.norms),
+        heads=tuple(rows.heads),
+        layers=tuple(rows.layers),
+        projections=tuple(rows.projections),
+        unknown_norms=tuple(rows.unknown_norms),
+    )
 
 
-def _measure_layer(
-    measured: ForwardMeasurements, layer: LayerRecord, batch: Mapping[str, Any], outputs_only: bool
-) -> None:
-    mask = _unpadded(batch, layer.x)
-    weight, bias = output_weight(layer.projection)
-    inverse = weight
-    if not outputs_only:
-        ambiguity, inverse = invert_heads(weight, layer.maps.shape[1], weight.dtype)
-        measured.projections.append(ProjectionRow(layer.name, ambiguity))
-        for norm in layer.norms:
-            _measure_norm(measured, norm, mask)
-    for sequence, rows in enumerate(mask):
-        maps = measure_maps(layer.maps[sequence][:, rows][:, :, rows])
-        measured.heads += [
-            HeadRow(layer.name, h, sequence, ratio, entropy)
-            for h, (ratio, entropy) in enumerate(zip(maps.ratio, maps.entropy, strict=True))
-        ]
-        if outputs_only:
-            output = layer.y[sequence, rows]
-            measured.sites.append(_site_row(layer.name, "output", sequence, output, None, None))
-        else:
-            _measure_sequence(measured, layer, sequence, rows, (weight, bias, inverse))
+class _Rows:
+    """The rows of one forward pass, as they come."""
 
+    def __init__(self) -> None:
+        self.sites: list[SiteRow] = []
+        self.norms: list[NormRow] = []
+        self.heads: list[HeadRow] = []
+        self.layers: list[LayerRow] = []
+        self.projections: list[ProjectionRow] = []
+        self.unknown_norms: list[str] = []
 
-def _measure_sequence(
-    measured: ForwardMeasurements,
-    layer: LayerRecord,
-    sequence: int,
-    rows: Tensor,
-    projection: tuple[Tensor, Tensor | None, Tensor],
-) -> None:
-    x, added, mlp = layer.x, layer.added, layer.added_by_mlp
-    parts = {
-        "input": x[sequence, rows],
-        "attention": added[sequence, rows],
-        "after attention": (x + added)[sequence, rows],
-        **({} if mlp is None else {"mlp": mlp[sequence, rows]}),
-        "output": layer.y[sequence, rows],
-    }
-    ranks = {site: numerical_rank(part) for site, part in parts.items()}
-    predicted = _predict(layer, layer.read[sequence, rows], ranks["input"], projection)
-    measured.layers.append(_layer_row(layer, sequence, parts, ranks, projection, rows))
-    if any(row.site == "input" and row.sequence == sequence for row in measured.sites):
-        del parts["input"]  # the output of the layer before
-    for site, part in parts.items():
-        measured.sites.append(
-            _site_row(layer.name, site, sequence, part, ranks[site], predicted.get(site))
-        )
+    def add_layer(self, layer: LayerRecord, batch: Mapping[str, Any], outputs_only: bool) -> None:
+        mask = _unpadded(batch, layer.x)
+        weight, bias = output_weight(layer.projection)
+        inverse = weight
+        if not outputs_only:
+            ambiguity, inverse = invert_heads(weight, layer.maps.shape[1], weight.dtype)
+            self.projections.append(ProjectionRow(layer.name, ambiguity))
+            for norm in layer.norms:
+                self.add_norm(norm, mask)
+        for sequence, rows in enumerate(mask):
+            maps = measure_maps(layer.maps[sequence][:, rows][:, :, rows])
+            self.heads += [
+                HeadRow(layer.name, h, sequence, ratio, entropy)
+                for h, (ratio, entropy) in enumerate(zip(maps.ratio, maps.entropy, strict=True))
+            ]
+            if outputs_only:
+                output = layer.y[sequence, rows]
+                self.sites.append(_site_row(layer.name, "output", sequence, output, None, None))
+            else:
+                self._add_sequence(layer, sequence, rows, (weight, bias, inverse))
+
+    def _add_sequence(
+        self, layer: LayerRecord, sequence: int, rows: Tensor, projection: _Projection
+    ) -> None:
+        x, added, mlp = layer.x, layer.added, layer.added_by_mlp
+        parts = {
+            "input": x[sequence, rows],
+            "attention": added[sequence, rows],
+            "after attention": (x + added)[sequence, rows],
+            **({} if mlp is None else {"mlp": mlp[sequence, rows]}),
+            "output": layer.y[sequence, rows],
+        }
+        ranks = {site: numerical_rank(part) for site, part in parts.items()}
+        predicted = _predict(layer, layer.read[sequence, rows], ranks["input"], projection)
+        self.layers.append(_layer_row(layer, sequence, parts, ranks, projection, rows))
+        if any(row.site == "input" and row.sequence == sequence for row in self.sites):
+            del parts["input"]  # the output of the layer before
+        for site, part in parts.items():
+            self.sites.append(
+                _site_row(layer.name, site, sequence, part, ranks[site], predicted.get(site))
+            )
+
+    def add_norm(self, norm: NormRecord, mask: Tensor) -> None:
+        for sequence, rows in enumerate(mask):
+            if norm.name in self.unknown_norms:
+                return
+            x, y = norm.x[sequence, rows], norm.y[sequence, rows]
+            try:
+                result = norm_rank(x, norm.module, output=y)
+            except UnsupportedError:
+                self.unknown_norms.append(norm.name)
+                return
+            self.norms.append(NormRow(norm.name, sequence, len(x), x.shape[1], result))
 
 
 def _site_row(
@@ -286,7 +322,7 @@ def _predict(
     layer: LayerRecord,
     read: Tensor,
     rank: NumericalRank,
-    projection: tuple[Tensor, Tensor | None, Tensor],
+    projection: _Projection,
 ) -> dict[str, int]:
     """Generic ranks at two sites, from the rank of the stream and of the rows attention reads."""
     weight, bias, _ = projection
@@ -303,7 +339,7 @@ def _layer_row(
     sequence: int,
     parts: dict[str, Tensor],
     ranks: dict[str, NumericalRank],
-    projection: tuple[Tensor, Tensor | None, Tensor],
+    projection: _Projection,
     rows: Tensor,
 ) -> LayerRow:
     weight, bias, inverse = projection
@@ -348,19 +384,6 @@ def _outside(part: Tensor, span: Tensor, rank: int) -> float:
     basis = torch.linalg.svd(span, full_matrices=False).Vh[:rank]
     rest = part - part @ basis.T @ basis
     return float(rest.square().sum() / part.square().sum())
-
-
-def _measure_norm(measured: ForwardMeasurements, norm: NormRecord, mask: Tensor) -> None:
-    for sequence, rows in enumerate(mask):
-        if norm.name in measured.unknown_norms:
-            return
-        x, y = norm.x[sequence, rows], norm.y[sequence, rows]
-        try:
-            result = norm_rank(x, norm.module, output=y)
-        except UnsupportedError:
-            measured.unknown_norms.append(norm.name)
-            return
-        measured.norms.append(NormRow(norm.name, sequence, len(x), x.shape[1], result))
 
 
 def _unpadded(batch: Mapping[str, Any], x: Tensor) -> Tensor:

@@ -1,393 +1,328 @@
-"""The page of a rank report."""
+"""Sections of the page of a rank report."""
 
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from html import escape
+from itertools import cycle
 from typing import Any
 
-from isospike.ranks.numerical import span
-from isospike.report.figures import INK, MUTED, OFF, ON, plot_layout
-from isospike.report.old_page import Plot, page, place, section
+from markupsafe import Markup
 
-COLOURS = (OFF, "#7b5ea7", "#c99a2e", "#5b8c5a", "#b5838d")
-_GRID = (
-    '<div style="display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:8px">'
-)
+from isospike.ranks.controls import Control, DepthRow
+from isospike.ranks.measure import ForwardMeasurements, SiteRow
+from isospike.ranks.numerical import NumericalRank, format_range
+from isospike.report.figures import INK, MUTED, OFF, ON, Axis, Figure, Series, heatmap, line
+from isospike.report.numbers import extent, number, percent
+from isospike.report.page import Grid, Note, Section
+from isospike.report.table import Table
+
+PURPLE, GOLD = "#7b5ea7", "#c99a2e"
+CONTROL_COLOURS = (OFF, PURPLE, GOLD, "#5b8c5a", "#b5838d")
+
+Value = Callable[[SiteRow], Any]
 
 
-def html(report: Any) -> str:
-    """The page of a :class:`isospike.RankReport`."""
-    plots: list[Plot] = []
-    sections = [
-        _alike(report, plots),
-        _ranks(report, plots),
-        _attention(report, plots),
-        _controls(report, plots),
-        _heads(report, plots),
-        _norms(report),
-        _streams(report),
+def sections(
+    measured: ForwardMeasurements, depth: Sequence[DepthRow], controls: Sequence[Control], name: str
+) -> list[Section]:
+    """The sections of the page, without those that have nothing to show.
+
+    Args:
+        measured: The measurements of the model.
+        depth: The same layer by layer.
+        controls: The baselines.
+        name: Name of the model.
+
+    Returns:
+        The sections.
+    """
+    parts = [
+        _likeness(measured),
+        _ranks(measured),
+        _attention(measured),
+        _heads(measured),
+        _layers(measured, depth),
     ]
-    versions = ", ".join(f"{escape(k)} {escape(v)}" for k, v in report.versions.items())
-    footer = f"<footer>{versions}. Seed of the controls {report.seed}.</footer>"
-    title = f"Ranks of {escape(report.name)}"
-    return page(title, _header(report, title), [s for s in sections if s], footer, plots)
+    if measured.norms:
+        parts.insert(4, _norms(measured))
+    if controls:
+        parts.insert(3, _controls(depth, controls, name))
+    return parts
 
 
-def _header(report: Any, title: str) -> str:
-    depth, found = report.depth, report.measured
-    worst = max(depth, key=lambda row: row.cosine)
-    kernel = max(p.found.kernel for p in found.projections)
-    gain = max((g for p in found.projections for g in p.found.gains if g < math.inf), default=0.0)
-    last = report.at(depth[-1].layer, "output")
-    low, high = min(report.tokens), max(report.tokens)
-    cards = [
-        ("Layers", str(len(depth)), [f"{report.width} channels",
-                                     f"{found.projections[0].found.heads} heads each"]),
-        ("Tokens", str(low) if low == high else f"{low}–{high}",
-         [f"in {len(report.tokens)} sequence{'s' * (len(report.tokens) > 1)}, each by itself"]),
-        ("Rank at the end", span([s.rank for s in last]),
-         [f"entropic rank {depth[-1].entropic:.1f}"]),
-        ("Most alike", f"{worst.cosine:.2f}", ["mean cosine of two tokens",
-                                              f"after {worst.layer}"]),
-        ("Heads lost", str(kernel), ["dimensions per token, worst layer",
-                                     f"noise gain up to {gain:.3g}"]),
-    ]  # fmt: skip
-    body = "".join(
-        f'<div class="card"><div class="name">{escape(name)}</div>'
-        f'<div class="big">{escape(value)}</div>'
-        + "".join(f'<div class="fine">{escape(line)}</div>' for line in lines)
-        + "</div>"
-        for name, value, lines in cards
-    )
-    said = "".join(f'<p class="warn">{escape(w)}</p>' for w in report.warnings)
-    return (
-        f"<header><h1>{title}</h1><p>Which representations collapse, where, and which heads can be "
-        "told apart. Padding is left out; every sequence is measured by itself.</p>"
-        f'<div class="cards">{body}</div>{said}</header>'
-    )
-
-
-def _alike(report: Any, plots: list[Plot]) -> str:
-    traces = [
-        _line(report, "cosine", lambda c: c.cosine, ON),
-        _line(report, "cosine, without the first token", lambda c: c.cosine, ON, rest=True),
-        _line(report, "Dong's residual", lambda c: c.residual, OFF),
-        _line(report, "residual, without the first", lambda c: c.residual, OFF, rest=True),
-        _line(report, "mu", lambda c: c.mu, "#7b5ea7"),
+def _likeness(measured: ForwardMeasurements) -> Section:
+    stream = _Stream(measured)
+    series = [
+        stream.series("cosine", ON, lambda s: s.collapse.cosine),
+        stream.without_first("cosine, without the first token", ON, "cosine"),
+        stream.series("Dong's residual", OFF, lambda s: s.collapse.residual),
+        stream.without_first("residual, without the first token", OFF, "residual"),
+        stream.series("mu", PURPLE, lambda s: s.collapse.mu),
     ]
-    return section(
+    return Section(
         "Are the tokens alike?",
-        "Along the depth, medians over sequences. Cosine: mean over pairs of tokens, 1 when all "
-        "point the same way. Residual: what is left without the mean token, in the composite norm; "
-        "mu: the same in the Frobenius norm. Both are 0 when all tokens are equal.",
-        place(_depth_plot(report, "plot-alike", "Likeness of tokens by layer", traces,
-                          {"title": {"text": "likeness, distance"}, "rangemode": "tozero"}), plots),
-    )  # fmt: skip
+        "Medians over sequences, layer by layer. Cosine: mean over pairs of tokens; 1 if all point "
+        "in the same direction. Residual: the distance to the mean token in the composite norm; "
+        "mu: the same in the Frobenius norm. Both are 0 if all tokens are equal.",
+        (
+            stream.figure(
+                "plot-alike",
+                "Likeness of tokens by layer",
+                series,
+                Axis("likeness, distance", from_zero=True),
+            ),
+        ),
+    )
 
 
-def _ranks(report: Any, plots: list[Plot]) -> str:
-    traces = [
-        _line(report, "numerical rank", lambda c: c.rank.rank, INK, row=True),
-        _line(report, "affine rank", lambda c: c.affine.rank, MUTED, row=True, dash="dot"),
-        _line(report, "entropic rank", lambda c: c.entropic, ON),
-        _line(report, "entropic, without the first token", lambda c: c.entropic, ON, rest=True),
-        _line(report, "participation ratio", lambda c: c.participation, "#c99a2e"),
-        _line(report, "stable rank", lambda c: c.stable, OFF),
-        _line(report, "stable, without the first", lambda c: c.stable, OFF, rest=True),
+def _ranks(measured: ForwardMeasurements) -> Section:
+    stream = _Stream(measured)
+    series = [
+        stream.series("numerical rank", INK, lambda s: _plain(s.rank)),
+        stream.series("affine rank", MUTED, lambda s: _plain(s.affine), "dot"),
+        stream.series("entropic rank", ON, lambda s: s.collapse.entropic),
+        stream.without_first("entropic, without the first token", ON, "entropic"),
+        stream.series("participation ratio", GOLD, lambda s: s.collapse.participation),
+        stream.series("stable rank", OFF, lambda s: s.collapse.stable),
+        stream.without_first("stable, without the first token", OFF, "stable"),
     ]
-    vague = sum(not s.rank.determined for s in report.measured.sites)
+    vague = sum(s.rank is not None and not s.rank.determined for s in measured.sites)
     meaning = (
-        "Numerical rank: singular values above the rounding of the type in which the activations "
-        "were made. The others are smooth measures of the same, uncentred singular values, so that "
-        "an offset common to all tokens makes them small; they are no ranks."
+        "Numerical rank: number of singular values above the rounding error of the type in which "
+        "the activations were computed. The other measures are smooth functions of the same "
+        "singular values, not ranks. They are not centred, so an offset common to all tokens makes "
+        "them small."
     )
     if vague:
-        meaning += f" {vague} of {len(report.measured.sites)} ranks have no clear gap."
-    return section(
-        "How many directions?",
-        meaning,
-        place(_depth_plot(report, "plot-ranks", "Ranks by layer", traces,
-                          {"title": {"text": "directions"}, "type": "log", "dtick": 1}), plots),
+        meaning += f" {vague} of {len(measured.sites)} ranks have no clear gap."
+    plot = stream.figure(
+        "plot-ranks", "Ranks by layer", series, Axis("directions", log=True)
     )  # fmt: skip
+    return Section("How many directions?", meaning, (plot,))
 
 
-def _attention(report: Any, plots: list[Plot]) -> str:
-    maps = (
-        _heat(report, "plot-ratio", "s2/s1", lambda h: h.ratio),
-        _heat(report, "plot-entropy", "row entropy / its maximum", lambda h: h.entropy),
-    )
-    return section(
+def _attention(measured: ForwardMeasurements) -> Section:
+    def heat(name: str, title: str, field: str) -> Figure:
+        rows = []
+        for layer in dict.fromkeys(h.layer for h in measured.heads):
+            mine = [h for h in measured.heads if h.layer == layer]
+            heads = sorted({h.head for h in mine})
+            values = ([getattr(h, field) for h in mine if h.head == head] for head in heads)
+            rows.append([statistics.mean(v) for v in values])
+        return _heatmap(name, title, rows, (0.0, 1.0))
+
+    return Section(
         "Attention maps",
-        "Each cell is a head, mean over sequences. Left: second over first singular value; near 0 "
-        "every token gets the same mixture (width collapse). Right: entropy of the rows; near 0 "
-        "every token looks at one (entropy collapse), near 1 at all alike.",
-        _GRID,
-        *(place(plot, plots) for plot in maps),
-        "</div>",
+        "Each cell is a head, averaged over sequences. Left: second singular value over the first; "
+        "near 0 every token gets the same mixture (width collapse). Right: entropy of the rows "
+        "over its maximum; near 0 every token attends to one other (entropy collapse), near 1 to "
+        "all equally.",
+        (
+            Grid(
+                (
+                    heat("plot-ratio", "s2/s1", "ratio"),
+                    heat("plot-entropy", "row entropy / its maximum", "entropy"),
+                )
+            ),
+        ),
     )
 
 
-def _controls(report: Any, plots: list[Plot]) -> str:
-    if not report.controls:
-        return ""
-    runs = [(f"{report.name}, {max(report.tokens)} tokens", report.depth, INK)]
+def _controls(depth: Sequence[DepthRow], controls: Sequence[Control], name: str) -> Section:
+    runs = [(name, depth, INK)]
     runs += [
-        (f"{c.name}" + ("" if c.name.startswith("first") else f" ({c.tokens})"), c.rows, colour)
-        for c, colour in zip(report.controls, _cycle(len(report.controls)), strict=True)
+        (c.name if c.name.startswith("first") else f"{c.name} ({c.tokens})", c.rows, colour)
+        for c, colour in zip(controls, cycle(CONTROL_COLOURS), strict=False)
     ]
-    shown = (
+    plots = []
+    for field, label in (
         ("cosine", "cosine of tokens"), ("entropic", "entropic rank"), ("ratio", "mean s2/s1"),
         ("entropy", "mean entropy"),
-    )  # fmt: skip
-    body = []
-    for i, (field, label) in enumerate(shown):
-        traces = [
-            _trace(name, [getattr(row, field) for row in rows], colour, legend=i == 0)
-            for name, rows, colour in runs
+    ):  # fmt: skip
+        series = [
+            Series(run, range(1, len(rows) + 1), _finite(getattr(r, field) for r in rows), colour)
+            for run, rows, colour in runs
         ]
-        yaxis = {"title": {"text": label}, "rangemode": "tozero"}
-        name = f"plot-control-{field}"
-        body.append(_depth_plot(report, name, f"{label}, with controls", traces, yaxis, 320))
-    chips = " &nbsp; ".join(
-        f'<span style="color:{colour};white-space:nowrap">━━ {escape(name)}</span>'
-        for name, _, colour in runs
+        plots.append(
+            line(
+                f"plot-control-{field}",
+                f"{label}, with controls",
+                series,
+                _depth_axis(len(depth)),
+                Axis(label, from_zero=True),
+                height=320,
+                legend=False,
+            )
+        )
+    chips = Markup(" &nbsp; ").join(
+        Markup('<span style="color:{};white-space:nowrap">━━ {}</span>').format(colour, run)
+        for run, _, colour in runs
     )
-    for plot in body:
-        plot.layout["showlegend"] = False
-    return section(
+    return Section(
         "Beside controls",
-        "The same model before training, on its tokens in random order, and on fewer tokens than, "
-        "as many as and more than channels, where the sequences are long enough. What a control "
-        "shows too, training or meaning has not made.",
-        f'<p class="fine">{chips}</p>',
-        _GRID,
-        *(place(plot, plots) for plot in body),
-        "</div>",
+        "The same model before training, on its tokens in random order, and on fewer tokens (less "
+        "than, equal to and more than the width, if the sequences are long enough). An effect that "
+        "a control shows too does not come from training or from the meaning of the text.",
+        (Note(chips), Grid(tuple(plots))),
     )
 
 
-def _heads(report: Any, plots: list[Plot]) -> str:
-    lines, rows = [], report.measured.layers
-    for p in report.measured.projections:
-        f = p.found
-        mine = [r for r in rows if r.layer == p.layer]
-        flat = [a for i, row in enumerate(f.angles) for j, a in enumerate(row) if i < j]
-        verdicts = {v: f.verdicts.count(v) for v in dict.fromkeys(f.verdicts)}
-        lines.append((
+def _heads(measured: ForwardMeasurements) -> Section:
+    rows, gains = [], []
+    for p in measured.projections:
+        r = p.result
+        mine = [row for row in measured.layers if row.layer == p.layer]
+        angles = [a for i, row in enumerate(r.angles) for j, a in enumerate(row) if i < j]
+        counts = {v: r.verdicts.count(v) for v in dict.fromkeys(r.verdicts)}
+        rows.append((
             p.layer,
-            f"{f.rank} of {f.heads * f.head_width}",
-            _short(f.condition),
-            f"{f.kernel:,}",
-            f"{f.published:,}",
-            ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()),
-            _short(max(f.gains)),
-            f"{min(flat):.1f}°" if flat else "–",
-            f"{max(r.recovered for r in mine):.1e}",
-            f"{max(r.summed for r in mine):.1e}",
+            f"{r.rank} of {r.heads * r.head_width}",
+            number(r.condition),
+            f"{r.nullity:,}",
+            f"{r.published_nullity:,}",
+            ", ".join(f"{count} {verdict}" for verdict, count in counts.items()),
+            number(max(r.noise_gains)),
+            f"{min(angles):.1f}°" if angles else "–",
+            f"{max(row.recovered for row in mine):.1e}",
+            f"{max(row.summed for row in mine):.1e}",
         ))  # fmt: skip
+        gains.append([math.log10(g) if 0 < g < math.inf else None for g in r.noise_gains])
     head = ("layer", "rank W_O", "condition", "lost per token", "published", "heads", "noise gain",
             "angle", "recovered to", "sum to")  # fmt: skip
-    gains = [[math.log10(g) if 0 < g < math.inf else None for g in p.found.gains]
-             for p in report.measured.projections]  # fmt: skip
     top = max((g for row in gains for g in row if g is not None), default=0.0)
-    heat = _heatmap(report, "plot-gain", "log10 of the noise gain", gains, (0.0, max(3.0, top)))
-    return section(
+    return Section(
         "Which heads can be told apart?",
-        "The heads leave attention as one sum. Lost: dimensions per token that no one can recover "
-        "from the sum and W_O, H d<sub>k</sub> − rank W_O; published: (H − 1) d<sub>k</sub>. Noise "
-        "gain: how much recovery amplifies an error, 1 / sin of the smallest angle between a "
-        "head's output directions and all others'. Angle: the smallest between two heads. "
-        "Recovered to: largest error of the heads' outputs computed back from the sum, over "
-        "their largest value. "
-        "Sum to: the same of the sum of the heads' shares beside what the layer gave.",
-        _table(head, lines),
-        place(heat, plots),
+        "The heads leave attention as one sum. Lost: dimensions per token that cannot be recovered "
+        "from the sum and W_O, H d_k − rank W_O; published: (H − 1) d_k. Noise gain: factor by "
+        "which recovery amplifies an error, 1 / sin of the smallest angle between the output "
+        "directions of a head and those of all others. Angle: the smallest one between two heads. "
+        "Recovered to: largest error of the heads' outputs computed from the sum, relative to "
+        "their largest value. Sum to: largest difference between the layer's output and the sum of "
+        "the heads' contributions, relative to its largest value.",
+        (
+            Table("Heads", head, tuple(rows)),
+            _heatmap("plot-gain", "log10 of the noise gain", gains, (0.0, max(3.0, top))),
+        ),
     )
 
 
-def _norms(report: Any) -> str:
-    if not report.measured.norms:
-        return ""
-    lines = []
-    names = dict.fromkeys(n.name for n in report.measured.norms)
-    for name in names:
-        mine = [n.found for n in report.measured.norms if n.name == name]
+def _norms(measured: ForwardMeasurements) -> Section:
+    rows = []
+    for name in dict.fromkeys(n.name for n in measured.norms):
+        mine = [n.result for n in measured.norms if n.name == name]
         flags = [
-            [getattr(f, field) for f in mine]
+            [getattr(r, field) for r in mine]
             for field in ("not_constant", "ones_not_in_rows", "gamma_not_zero",
                           "sigma_not_in_columns", "ones_not_in_columns")
         ]  # fmt: skip
-        lines.append((
+        rows.append((
             name,
             "LayerNorm" if mine[0].kind == "layer" else "RMSNorm",
-            span([f.rank for f in mine]),
-            span([f.affine for f in mine]),
-            span([f.predicted for f in mine]),
-            span([f.measured for f in mine]),
-            *(_flag(values) for values in flags),
-            _flag([f.agrees for f in mine]),
+            format_range([r.rank for r in mine]),
+            format_range([r.affine for r in mine]),
+            format_range([r.predicted for r in mine]),
+            format_range([r.measured for r in mine]),
+            *(_sign(values) for values in flags),
+            _sign([r.agrees for r in mine]),
         ))  # fmt: skip
     head = ("norm", "kind", "rank in", "affine in", "predicted", "affine out", "H1", "H2", "H3",
             "H4", "H5", "identity")  # fmt: skip
-    return section(
+    return Section(
         "Normalisation",
-        "The affine rank of what leaves is rank [XP, σ] for LayerNorm and rank [X, σ] for RMSNorm, "
-        "whatever X is (identity). The published theorem says that LayerNorm keeps the affine rank "
-        "if H1 to H4 hold: no constant row, 1 not in the row space, no gain of 0, σ not in the "
-        "columns of XP; it needs H5 too, 1 not in the columns of X. At full rank H2 or H4 fails. "
-        "✓ holds, ✗ does not, ? undetermined, – says nothing here.",
-        _table(head, lines, "sites"),
+        "The affine rank of the output is rank [XP, σ] for LayerNorm and rank [X, σ] for RMSNorm, "
+        "for any X (identity). The published theorem says that LayerNorm keeps the affine rank if "
+        "H1 to H4 hold: no constant row, 1 not in the row space, no gain of 0, σ not in the "
+        "columns of XP. It also needs H5: 1 not in the columns of X. At full rank H2 or H4 fails. "
+        "✓ holds, ✗ does not hold, ? undetermined, – does not apply.",
+        (Table("Normalisation", head, tuple(rows), small=True),),
     )
 
 
-def _streams(report: Any) -> str:
-    lines = []
-    for row in report.depth:
-        mine = [r for r in report.measured.layers if r.layer == row.layer]
-        cells = [row.layer]
+def _layers(measured: ForwardMeasurements, depth: Sequence[DepthRow]) -> Section:
+    rows = []
+    for layer in (row.layer for row in depth):
+        mine = [r for r in measured.layers if r.layer == layer]
+        cells = [layer]
         for site in ("attention", "after attention"):
-            at = report.at(row.layer, site)
-            cells += [span([s.rank for s in at]), _plain_span([s.predicted for s in at])]
+            at = measured.at(layer, site)
+            cells += [format_range([s.rank for s in at]), extent([s.predicted for s in at])]
+        outside = [r.mlp_outside for r in mine if r.mlp_outside is not None]
         cells += [
-            span([s.rank for s in report.at(row.layer, "mlp")]),
-            span([s.rank for s in report.at(row.layer, "output")]),
-            _plain_span([r.attention_adds for r in mine]),
-            _plain_span([r.mlp_adds for r in mine]),
-            _share([r.mlp_outside for r in mine]),
+            format_range([s.rank for s in measured.at(layer, "mlp")]),
+            format_range([s.rank for s in measured.at(layer, "output")]),
+            extent([r.attention_adds for r in mine]),
+            extent([r.mlp_adds for r in mine]),
+            percent(statistics.median(outside) if outside else None),
         ]
-        lines.append(tuple(cells))
+        rows.append(tuple(cells))
     head = ("layer", "rank Z", "generic", "rank X + Z", "generic", "rank MLP", "rank out",
             "attention adds", "MLP adds", "of its norm")  # fmt: skip
-    return section(
+    return Section(
         "What each layer adds",
-        "Z is what attention adds to the stream X. Generic: the rank for almost all weights and "
-        "maps, min(n, d, H min(r, d<sub>k</sub>)) and min(n, d, r + that). Adds: directions of "
-        "attention's rows outside the row space of X, and of the MLP's rows outside both; of its "
-        "norm: share of the MLP's squared norm that lies there.",
-        _table(head, lines),
+        "Z is the attention's output, which is added to the stream X. Generic: the rank for almost "
+        "all weights and maps, min(n, d, H min(r, d_k)) and min(n, d, r + that). Adds: directions "
+        "of the attention's output outside the row space of X, and of the MLP's output outside "
+        "both; of its norm: share of the MLP's squared norm in these directions.",
+        (Table("Layers", head, tuple(rows)),),
     )
 
 
 # ------------------------------------------------------------------------------ parts
 
 
-def _line(
-    report: Any,
-    name: str,
-    value: Callable[[Any], float],
-    colour: str,
-    *,
-    rest: bool = False,
-    row: bool = False,
-    dash: str = "solid",
-) -> dict[str, Any]:
-    """A measure of the stream: of the input, then of each layer's output."""
-    sites = [("input", report.depth[0].layer), *(("output", r.layer) for r in report.depth)]
-    values: list[float | None] = []
-    for site, layer in sites:
-        at = report.at(layer, site)
-        of = [s if row else s.rest if rest else s.collapse for s in at]
-        known = [float(value(o)) for o in of if o is not None]
-        values.append(statistics.median(known) if known else None)
-    return _trace(name, values, colour, "dash" if rest else dash, start=0)
+class _Stream:
+    """Measures of the residual stream: before the first layer, then after each layer."""
+
+    def __init__(self, measured: ForwardMeasurements) -> None:
+        layers = list(dict.fromkeys(s.layer for s in measured.sites))
+        places = [(layers[0], "input"), *((layer, "output") for layer in layers)]
+        self.sites = [measured.at(*place) for place in places]
+        self.layers = len(layers)
+
+    def series(self, name: str, colour: str, value: Value, dash: str = "solid") -> Series:
+        """The median of a measure over sequences."""
+        medians = []
+        for sites in self.sites:
+            known = [float(v) for s in sites if (v := value(s)) is not None]
+            medians.append(statistics.median(known) if known else None)
+        return Series(name, range(self.layers + 1), _finite(medians), colour, dash)
+
+    def without_first(self, name: str, colour: str, field: str) -> Series:
+        """The same without the first token of each sequence."""
+
+        def value(site: SiteRow) -> Any:
+            return site.without_first and getattr(site.without_first, field)
+
+        return self.series(name, colour, value, "dash")
+
+    def figure(self, name: str, label: str, series: Sequence[Series], y: Axis) -> Figure:
+        return line(name, label, series, _depth_axis(self.layers), y)
 
 
-def _trace(
-    name: str,
-    values: Sequence[float | None],
-    colour: str,
-    dash: str = "solid",
-    *,
-    start: int = 1,
-    legend: bool = True,
-) -> dict[str, Any]:
-    finite = [None if v is None or not math.isfinite(v) else v for v in values]
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": escape(name, quote=False),
-        "showlegend": legend,
-        "x": list(range(start, start + len(finite))),
-        "y": finite,
-        "line": {"color": colour, "width": 2, "dash": dash},
-        "marker": {"size": 5},
-        "hovertemplate": "%{fullData.name}<br>after layer %{x}<br>%{y:.4g}<extra></extra>",
-    }
-
-
-def _depth_plot(
-    report: Any,
-    name: str,
-    label: str,
-    traces: list[dict[str, Any]],
-    yaxis: dict[str, Any],
-    height: int = 400,
-) -> Plot:
-    count = len(report.depth)
-    xaxis = {
-        "title": {"text": "layers passed"},
-        "dtick": max(1, count // 12),
-        "range": [-0.3, count + 0.3],
-    }
-    return Plot(name, label, height, traces, plot_layout(xaxis=xaxis, yaxis=yaxis))
-
-
-def _heat(report: Any, name: str, title: str, value: Callable[[Any], float]) -> Plot:
-    table = []
-    for row in report.depth:
-        mine = [h for h in report.measured.heads if h.layer == row.layer]
-        heads = sorted({h.head for h in mine})
-        table.append([statistics.mean(value(h) for h in mine if h.head == head) for head in heads])
-    return _heatmap(report, name, title, table, (0.0, 1.0))
+def _depth_axis(layers: int) -> Axis:
+    return Axis("layers passed", limits=(-0.3, layers + 0.3), every=max(1, layers // 12))
 
 
 def _heatmap(
-    report: Any,
     name: str,
     title: str,
-    table: Sequence[Sequence[float | None]],
-    limits: tuple[float, float] | None = None,
-) -> Plot:
-    rows = len(table)
-    shown = [[None if v is None or not math.isfinite(v) else round(v, 3) for v in line]
-             for line in table]  # fmt: skip
-    data: dict[str, Any] = {
-        "type": "heatmap",
-        "y": list(range(1, rows + 1)),
-        "x": list(range(1, max(map(len, table)) + 1)),
-        "z": shown,
-        "hovertemplate": "layer %{y}, head %{x}: %{z}<extra></extra>",
-        "colorscale": [[0, "#f3e3d3"], [0.5, "#a9cdd2"], [1, "#1f6f8b"]],
-        "colorbar": {"thickness": 10, "outlinewidth": 0},
-        "xgap": 1,
-        "ygap": 1,
-    }
-    if limits is not None:
-        data |= {"zmin": limits[0], "zmax": limits[1]}
-    layout = plot_layout(
-        title={"text": title, "font": {"size": 14}, "x": 0.01},
-        xaxis={"title": {"text": "head"}, "showgrid": False, "ticks": "", "dtick": 1},
-        yaxis={"title": {"text": "layer"}, "autorange": "reversed", "showgrid": False,
-               "ticks": "", "dtick": 1},
-    )  # fmt: skip
-    return Plot(name, f"{title}, by layer and head", 150 + 26 * max(rows, 3), [data], layout)
+    values: Sequence[Sequence[float | None]],
+    limits: tuple[float, float],
+) -> Figure:
+    label = f"{title}, by layer and head"
+    return heatmap(name, label, values, axes=("head", "layer"), limits=limits, title=title)
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]], kind: str = "") -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines
-    )
-    of_kind = f' class="{kind}"' if kind else ""
-    return (
-        f'<div class="scroll"><table{of_kind}><thead><tr>{top}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+def _plain(rank: NumericalRank | None) -> int | None:
+    return None if rank is None else rank.rank
 
 
-def _flag(values: Sequence[bool | None]) -> str:
-    """One sign for several sequences; where they differ, how many hold."""
+def _finite(values: Any) -> list[float | None]:
+    return [None if v is None or not math.isfinite(v) else v for v in values]
+
+
+def _sign(values: Sequence[bool | None]) -> str:
+    """One sign for several sequences; how many hold where they differ."""
     if all(v is None for v in values):
         return "?" if values else "–"
     if any(v is None for v in values):
@@ -395,24 +330,3 @@ def _flag(values: Sequence[bool | None]) -> str:
     if len(set(values)) > 1:
         return f"{sum(map(bool, values))}/{len(values)}"
     return "✓" if values[0] else "✗"
-
-
-def _plain_span(values: Sequence[int | None]) -> str:
-    known = [v for v in values if v is not None]
-    if not known:
-        return "–"
-    low, high = min(known), max(known)
-    return str(low) if low == high else f"{low}–{high}"
-
-
-def _share(values: Sequence[float | None]) -> str:
-    known = [v for v in values if v is not None]
-    return f"{statistics.median(known):.1%}" if known else "–"
-
-
-def _short(value: float) -> str:
-    return "∞" if value == math.inf else f"{value:.3g}"
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]

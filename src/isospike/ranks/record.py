@@ -130,9 +130,9 @@ def record(
             module.training = True
     if not recorder.seen:
         raise UnsupportedError(
-            f"measure_ranks needs attention that hooks can see, got none in {type(model).__name__}: "
-            "no module that uses the transformers attention interface, and no call of torch's "
-            "scaled_dot_product_attention in a layer."
+            f"measure_ranks needs attention that hooks can see, got none in "
+            f"{type(model).__name__}. Use a model with the transformers attention interface, or "
+            "one whose layers call torch's scaled_dot_product_attention."
         )
 
 
@@ -147,7 +147,8 @@ def valid_mask(batch: Mapping[str, Any], shape: tuple[int, int]) -> Tensor:
         return torch.ones(shape, dtype=torch.bool)
     if mask.dim() != 2 or tuple(mask.shape) != shape:
         raise ShapeError(
-            f"measure_ranks needs an attention_mask of shape {list(shape)}, got {list(mask.shape)}."
+            f"measure_ranks needs an attention_mask of shape {list(shape)}, got "
+            f"{list(mask.shape)}. Give the tokenizer's mask of these tokens."
         )
     return mask.bool().cpu()
 
@@ -208,7 +209,8 @@ class _Recorder:
                 at = [int(i) for i in bad.nonzero()[0]]
                 raise RangeError(
                     f"measure_ranks needs finite activations, got {float(x[*at])} in {site} "
-                    f"(sequence {at[0]}, token {at[1]}, {int(bad.sum())} in all)."
+                    f"(sequence {at[0]}, token {at[1]}, {int(bad.sum())} in all). Use a wider "
+                    "type, such as float32, or other weights."
                 )
 
     # How it is heard.
@@ -357,7 +359,8 @@ def _attention(
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if eager is None or _listener is None:
         raise UnsupportedError(
-            f"measure_ranks needs a model with eager attention, got {type(module).__name__}."
+            f"measure_ranks needs a model with eager attention, got {type(module).__name__}. "
+            "Use a model of transformers that has it."
         )
     out, maps = eager(module, query, key, value, attention_mask, **kwargs)
     _listener(module, maps, out)
