@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from test_report import browse, needs_chromium
+from test_port_report import browse, needs_chromium
 from typer.testing import CliRunner
 
 from isospike import progress

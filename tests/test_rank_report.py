@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from models import batch, make, seeded
-from test_report import browse, needs_chromium
+from test_port_report import browse, needs_chromium
 from torch import nn
 from typer.testing import CliRunner
 
