@@ -403,7 +403,7 @@ class SequenceMachine:
         if i is None:
             if not self.settings.grow:
                 raise InputError(
-                    f"the machine needs a symbol of its alphabet of {len(self.symbols)}, got "
+                    f"SequenceMachine needs a symbol of its alphabet of {len(self.symbols)}, got "
                     f"{symbol!r}. Make it with grow=True to take new ones."
                 )
             i = self._add(symbol)
