@@ -378,3 +378,24 @@ def test_what_is_more_than_to_add_to_compare_and_to_reset_is_counted(function, k
     found = isospike.audit(Formula(function), {"x": x}).nonlinear_ops
     assert set(found) == kinds
     assert all(n <= ROWS * CHANNELS for n in found.values())
+
+
+# The report.
+
+
+def test_the_report_names_the_first_product_without_spikes():
+    report = isospike.audit(linear(), values(), name="<b>mine</b>")
+    assert report.verdict() == (
+        "1 of the 1 matrix products of <b>mine</b> do not read spikes, 100.0% of the "
+        f"multiplications. The first is {report.first_real}."
+    )
+    assert type(report).from_json(report.to_json()) == report
+    assert "<b>mine" not in report.html()
+    assert list(report.tables()) == ["products", "operands", "functions"]
+    assert report.tables()["operands"].rows[0][-1] == "no"
+
+
+def test_the_report_says_that_every_product_reads_spikes():
+    report = isospike.audit(linear(), counts(0, 1))
+    assert "Each of the 1 matrix products of Linear reads spikes" in repr(report)
+    assert report.tables()["operands"].rows[0][-1] == "yes"

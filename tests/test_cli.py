@@ -846,8 +846,9 @@ def test_generate_refuses_what_it_cannot_continue(options, line, writer):
 def test_dimension_measures_every_site_of_a_model(model, text, request):
     done = call("dimension", request.getfixturevalue(model), "--text", text, "--json")
     assert (done.exit_code, done.stderr) == (0, "")
-    found = json.loads(done.stdout)
-    kinds = [site["kind"] for site in found.values()]
+    sites = json.loads(done.stdout)["sites"]
+    kinds = [site["kind"] for site in sites]
+    found = {site["name"]: site["dimension"] for site in sites}
     assert [kinds.count(kind) for kind in ("query", "key", "value")] == [2, 2, 2]
     assert kinds.count("linear") >= 8
     assert max(site["rows"] for site in found.values()) > 300

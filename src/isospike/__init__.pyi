@@ -55,8 +55,9 @@ from isospike.neurons import (
     NeuronParams as NeuronParams,
     NeuronState as NeuronState,
 )
-from isospike.porting.audit import Audit as Audit, audit as audit
+from isospike.porting.audit import audit as audit
 from isospike.porting.compare import compare as compare
+from isospike.porting.dimensions import measure_dimension as measure_dimension
 from isospike.porting.embed import embed as embed
 from isospike.porting.files import load as load
 from isospike.porting.port import PortResult as PortResult, port as port

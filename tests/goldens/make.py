@@ -159,7 +159,8 @@ def order_json(mechanism, home):
 
 def dimensions(name, home):
     done = call(home, f"dimension {name} --text text.txt --sentences 6 --json")
-    return {"exit": done["exit"], "stderr": done["stderr"], **done["stdout"]}
+    sites = {s["name"]: {"kind": s["kind"], **s["dimension"]} for s in done["stdout"]["sites"]}
+    return {"exit": done["exit"], "stderr": done["stderr"], **sites}
 
 
 # ------------------------------------------------------------------ command lines

@@ -1,7 +1,5 @@
 """``isospike dimension``, ``rank`` and ``order``: what a model or a table holds."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +19,6 @@ from isospike.cli.options import (
 from isospike.errors import RangeError
 from isospike.hf.load import MAX_SENTENCES, Source, TextModel, find_model
 
-REPLICATES = 20  # enough for a standard error; each one takes an eigendecomposition
 MOST_SEQUENCES = 64
 MOST_TOKENS = 512  # unless asked for
 
@@ -63,18 +60,16 @@ def dimension(
     text_model = _load(source)
     import torch
 
-    from isospike.dimension import EffectiveDimension
-    from isospike.porting.measure import site_dimensions
+    from isospike.porting.dimensions import measure_dimension
 
-    generator = torch.Generator().manual_seed(seed)
-    found = site_dimensions(
+    report = measure_dimension(
         text_model.model,
         text_model.batches(chosen),
-        lambda: EffectiveDimension(share, replicates=REPLICATES, generator=generator),
-        progress.update,
+        share=share,
+        generator=torch.Generator().manual_seed(seed),
+        name=source.name,
     )
-    data = {name: {"kind": kind, **_plain(d)} for name, (kind, d) in found.items()}
-    return Outcome(data=json.dumps(data, allow_nan=False), text=_dimension_table(found, share))
+    return Outcome(data=report.to_json(), text=report.summary())
 
 
 @command(
@@ -259,35 +254,6 @@ def _load(source: Source) -> TextModel:
         text_model = load(source)
     progress.update(f"load {source.name}", 1, 1)
     return text_model
-
-
-def _dimension_table(found: dict[str, tuple[str, Any]], share: float) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("site", overflow="fold")
-    names = ("width", "rows", f"PCA {100 * share:g} %", "particip.", "entropy", "stable")
-    for name in (*names, "TwoNN", "MLE"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, (_, d) in found.items():
-        estimates = (d.pca, d.participation, d.entropy, d.stable_rank, d.two_nn, d.mle)
-        table.add_row(name, str(d.width), str(d.rows), *(_short(e) for e in estimates))
-    return table
-
-
-def _plain(dimension: Any) -> dict[str, Any]:
-    plain = {
-        name: value._asdict() if hasattr(value, "_asdict") else value
-        for name, value in asdict(dimension).items()
-    }
-    return {**plain, "curve": [point._asdict() for point in dimension.curve]}
-
-
-def _short(estimate: Any) -> str:
-    if estimate is None:
-        return "–"
-    return f"{'≥ ' if estimate.capped else ''}{estimate.value:.3g}"
 
 
 def _known(

@@ -1,8 +1,8 @@
 """Pretrained transformers on spikes: port, load and audit."""
 
-from isospike.porting.audit import Audit, Product, audit
+from isospike.porting.audit import AuditReport, Product, audit
 from isospike.porting.files import load
 from isospike.porting.port import PortResult, port
 from isospike.porting.report import PortReport
 
-__all__ = ["Audit", "PortReport", "PortResult", "Product", "audit", "load", "port"]
+__all__ = ["AuditReport", "PortReport", "PortResult", "Product", "audit", "load", "port"]

@@ -1,7 +1,7 @@
 """What really enters the matrix products of a model, measured while it runs."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,6 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from isospike.report.numbers import percent, si
+from isospike.report.page import Details, Section
+from isospike.report.result import Provenance, Report
+from isospike.report.table import Columns, Table
 
 LARGEST_INTEGER = 2**24  # float32 counts exactly up to here
 MOST_LEVELS = 2**16  # a graded operand has at most this many levels per channel
@@ -48,11 +53,12 @@ class Product:
         return "binary" in (self.left, self.right) and not self.real
 
 
-@dataclass(frozen=True)
-class Audit:
+@dataclass(frozen=True, kw_only=True)
+class AuditReport(Report):
     """Every matrix product of one run, in order.
 
     Attributes:
+        model: Name or class of the model.
         products: The products. Outer products (nothing is summed) are left out.
         float_ops: Elements passed through float functions between the products, by kind.
         nonlinear_ops: Those of them, and others, that are no accumulation, threshold, reset or gain
@@ -60,6 +66,7 @@ class Audit:
             both depend on the input and of which neither counts spikes.
     """
 
+    model: str
     products: tuple[Product, ...]
     float_ops: dict[str, int] = field(default_factory=dict)
     nonlinear_ops: dict[str, int] = field(default_factory=dict)
@@ -67,10 +74,7 @@ class Audit:
     @property
     def first_real(self) -> str | None:
         """The first real-valued operand, as ``module: op(left, right)``; None if there is none."""
-        for p in self.products:
-            if p.real:
-                return f"{p.module}: {p.op}({p.left}, {p.right})"
-        return None
+        return next((_text(p) for p in self.products if p.real), None)
 
     @property
     def exceptions(self) -> tuple[str, ...]:
@@ -82,9 +86,94 @@ class Audit:
         """Whether every product has a binary operand and no real-valued one."""
         return not self.exceptions
 
+    def verdict(self) -> str:
+        """Whether all products run on spikes, or which one is the first that does not."""
+        count = len(self.products)
+        if not count:
+            return f"{self.model} has no matrix product."
+        others = [p for p in self.products if not p.spiking]
+        if not others:
+            return (
+                f"Each of the {count} matrix products of {self.model} reads spikes: one operand is "
+                "binary, and none has real values."
+            )
+        share = sum(p.macs for p in others) / max(1, sum(p.macs for p in self.products))
+        return (
+            f"{len(others)} of the {count} matrix products of {self.model} do not read spikes, "
+            f"{percent(share)} of the multiplications. The first is {_text(others[0])}."
+        )
 
-def audit(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Audit:
-    """Run a model once and say what entered its matrix products.
+    def headline(self) -> dict[str, str]:
+        """Products, those on spikes, and functions between them."""
+        spiking = [p for p in self.products if p.spiking]
+        macs = sum(p.macs for p in self.products)
+        return {
+            "Products": f"{len(self.products)}\n{si(macs)} multiply-accumulates",
+            "On spikes": f"{len(spiking)}\n{si(sum(p.macs for p in spiking))} of them",
+            "Float functions": f"{si(sum(self.float_ops.values()))}\nelements between products",
+            "Non-linear": f"{si(sum(self.nonlinear_ops.values()))}\nof elements, not on spikes",
+        }
+
+    def tables(self) -> dict[str, Table]:
+        """Every product, the pairs of operands, and the functions."""
+        columns: Columns = {
+            "module": ("module", "code"), "op": "operator", "left": "left", "right": "right",
+            "macs": ("MACs", "si"), "contraction": "summed", "spiking": "on spikes",
+        }  # fmt: skip
+        kinds = dict.fromkeys([*self.float_ops, *self.nonlinear_ops])
+        functions = [
+            {"kind": k, "float_ops": self.float_ops.get(k), "nonlinear": self.nonlinear_ops.get(k)}
+            for k in kinds
+        ]
+        heads: Columns = {
+            "kind": "kind", "float_ops": ("float operations", "si"),
+            "nonlinear": ("not on spikes", "si"),
+        }  # fmt: skip
+        meaning = "Every matrix product, in order of execution, with what its operands were."
+        return {
+            "products": Table.of("Every product", self.products, columns, meaning=meaning),
+            "operands": self._operand_table(),
+            "functions": Table.of(
+                "Functions between the products", functions, heads, meaning="Elements by kind."
+            ),
+        }
+
+    def brief(self) -> Sequence[Table]:
+        """The pairs of operands and the functions."""
+        tables = self.tables()
+        return [tables["operands"], tables["functions"]]
+
+    def sections(self) -> Sequence[Section]:
+        """Pairs of operands, functions, and every product on demand."""
+        tables = self.tables()
+        shown = Details(f"Show {len(self.products)} products", (tables["products"],))
+        return [
+            *(Section(tables[n].title, tables[n].meaning, (tables[n],))
+              for n in ("operands", "functions")),
+            Section("Every product", tables["products"].meaning, (shown,)),
+        ]  # fmt: skip
+
+    def _operand_table(self) -> Table:
+        pairs: dict[tuple[str, str], list[Product]] = {}
+        for p in self.products:
+            pairs.setdefault((p.left, p.right), []).append(p)
+        rows = tuple(
+            (*pair, len(found), sum(p.macs for p in found), "yes" if found[0].spiking else "no")
+            for pair, found in pairs.items()
+        )
+        head = ("left", "right", "products", "MACs", "on spikes")
+        meaning = "A product runs on spikes if one side is binary and none is float."
+        return Table("Operands", head, rows, meaning=meaning, formats=("", "", "", "si", ""))
+
+
+def _text(p: Product) -> str:
+    return f"{p.module}: {p.op}({p.left}, {p.right})"
+
+
+def audit(
+    model: nn.Module, batch: Mapping[str, Any] | Tensor, *, name: str | None = None
+) -> AuditReport:
+    """Run a model once and report what entered its matrix products.
 
     The operands are judged by their values, not by what a layer is called, and in doubt against the
     model: with fewer than eight samples per channel only 0/1 and whole numbers are recognised. A
@@ -93,13 +182,28 @@ def audit(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> Audit:
     Args:
         model: Any PyTorch model.
         batch: Keyword arguments for it, or its single input.
+        name: Name of the model in the report.
+
+    Returns:
+        The report: ``report.spiking`` is whether every product reads spikes.
+
+    >>> print(audit(torch.nn.Linear(3, 2), torch.eye(3)).verdict())
+    Each of the 1 matrix products of Linear reads spikes: one operand is binary, and none has real
+    values.
     """
     trace = _run(model, batch, judge=True)
     nonlinear: dict[str, int] = {}
     for (_, kind), elements in trace.nonlinear.items():
         nonlinear[kind] = nonlinear.get(kind, 0) + elements
-    products = tuple(p for p in trace.products if p.contraction > 1)
-    return Audit(products, dict(trace.float_ops), nonlinear)
+    known_as = name or type(model).__name__
+    return AuditReport(
+        title=f"Matrix products of {known_as}",
+        provenance=Provenance.of(),
+        model=known_as,
+        products=tuple(p for p in trace.products if p.contraction > 1),
+        float_ops=dict(trace.float_ops),
+        nonlinear_ops=nonlinear,
+    )
 
 
 def trace_products(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> list[Product]:
@@ -110,7 +214,7 @@ def trace_products(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> list[
 def trace_nonlinear(
     model: nn.Module, batch: Mapping[str, Any] | Tensor
 ) -> dict[tuple[str, str], int]:
-    """``Audit.nonlinear_ops`` of one run by module and operator."""
+    """``AuditReport.nonlinear_ops`` of one run by module and operator."""
     return dict(_run(model, batch, judge=False).operators)
 
 

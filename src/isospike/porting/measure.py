@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isospike import progress
 from isospike.codes import WeightedCode
 from isospike.dimension import (
     Dimension,
@@ -281,7 +282,6 @@ def site_dimensions(
     model: nn.Module,
     batches: Sequence[Batch],
     make: Callable[[], EffectiveDimension],
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, tuple[str, Dimension]]:
     """Kind and effective dimension of every site of a float model: nothing is coded.
 
@@ -289,7 +289,6 @@ def site_dimensions(
         model: The float model.
         batches: Its inputs; only unpadded tokens count.
         make: An estimator for each site.
-        progress: Told what is being done, how much of it is done, and of how much.
 
     Returns:
         By name of the site, in order of execution.
@@ -304,7 +303,7 @@ def site_dimensions(
         rows.seen.clear()
         with torch.no_grad(), opened.run.watching(rows, valid_tokens(batch)):
             opened.model(**batch)
-        progress("run the model", done, len(batches))
+        progress.update("run the model", done, len(batches))
     found = rows.estimators
     if not found:
         raise UnsupportedError(
@@ -315,7 +314,7 @@ def site_dimensions(
     for done, (name, (kind, estimator)) in enumerate(found.items(), 1):
         with _at_site(name):
             measured[name] = kind, estimator.dimension_
-        progress("measure", done, len(found))
+        progress.update("measure", done, len(found))
     return measured
 
 

@@ -16,10 +16,12 @@ from isospike.report.numbers import number, si
 from isospike.report.page import Block, Details, Items, Note, Section
 from isospike.report.table import Columns, Table
 
-_Points = list[tuple[int, float, SiteReport]]
-_Marks = Mapping[str, tuple[str, str]]
+Points = list[tuple[int, float, str]]
+"""Number of the site, value, and the text beside the pointer."""
+Marks = Mapping[str, tuple[str, str]]
+"""Colour and symbol by name."""
 
-KIND_MARKS: _Marks = {
+KIND_MARKS: Marks = {
     "linear": ("#33658a", "circle"),
     "conv": ("#2a9d8f", "square"),
     "query": ("#e07a5f", "triangle-up"),
@@ -28,7 +30,7 @@ KIND_MARKS: _Marks = {
     "probability": ("#8d6cab", "cross"),
 }
 
-DIMENSION_MARKS: _Marks = {
+DIMENSION_MARKS: Marks = {
     "95 % of variance": ("#33658a", "circle"),
     "95 % of variance, at least": ("#33658a", "circle-open"),
     "participation ratio": ("#c99a2e", "diamond"),
@@ -79,11 +81,11 @@ def steps_section(sites: Sequence[SiteReport], predicted: float | None, error: f
         f"{number(predicted)}, measured {number(error)}. Hover for a site's "
         "part of the squared error."
     )
-    groups: dict[str, _Points] = {}
+    groups: dict[str, Points] = {}
     for i, site in enumerate(sites, 1):
-        groups.setdefault(site.kind, []).append((i, float(site.steps), site))
+        groups.setdefault(site.kind, []).append((i, float(site.steps), _site_text(site)))
     axis = Axis("time steps", from_zero=True, every=2)
-    figure = _sites_figure(sites, "plot-steps", axis, groups, KIND_MARKS)
+    figure = sites_figure([s.layer for s in sites], "plot-steps", axis, groups, KIND_MARKS)
     return Section("Steps by site", meaning, (figure,))
 
 
@@ -116,23 +118,28 @@ def errors_section(sites: Sequence[SiteReport]) -> Section:
     )
     if exact:
         meaning += f" {exact} without any error cannot be shown on this scale."
-    groups: dict[str, _Points] = {}
+    groups: dict[str, Points] = {}
     for i, site in enumerate(sites, 1):
         if site.error > 0:
-            groups.setdefault(site.kind, []).append((i, site.error, site))
+            groups.setdefault(site.kind, []).append((i, site.error, _site_text(site)))
     axis = Axis("coding error (relative RMS)", log=True)
-    figure = _sites_figure(sites, "plot-errors", axis, groups, KIND_MARKS)
+    figure = sites_figure([s.layer for s in sites], "plot-errors", axis, groups, KIND_MARKS)
     return Section("Coding error by site", meaning, (figure,))
 
 
 def dimension_section(sites: Sequence[SiteReport]) -> Section:
     """Effective dimension of each site."""
     heading = "Effective dimension by site"
-    pca = [(i, float(s.pca95), s) for i, s in enumerate(sites, 1) if s.pca95]
-    ratio = [(i, s.participation, s) for i, s in enumerate(sites, 1) if s.participation]
-    if not pca and not ratio:
+    known, at_least, participation = DIMENSION_MARKS
+    groups: dict[str, Points] = {known: [], at_least: [], participation: []}
+    for i, s in enumerate(sites, 1):
+        if s.pca95:
+            groups[at_least if s.capped else known].append((i, float(s.pca95), _site_text(s)))
+        if s.participation:
+            groups[participation].append((i, s.participation, _site_text(s)))
+    if not any(groups.values()):
         return Section(heading, "Not measured for this port.")
-    capped = sum(s.capped for _, _, s in pca)
+    capped = len(groups[at_least])
     meaning = (
         "How many directions each site's values really use: components holding 95 % of the "
         "variance, and the participation ratio, which weighs every component."
@@ -140,14 +147,8 @@ def dimension_section(sites: Sequence[SiteReport]) -> Section:
     if capped:
         marks = "mark is a lower bound" if capped == 1 else "marks are lower bounds"
         meaning += f" {capped} hollow {marks}: there were too few tokens to see more components."
-    known, at_least, participation = DIMENSION_MARKS
-    groups: dict[str, _Points] = {
-        known: [p for p in pca if not p[2].capped],
-        at_least: [p for p in pca if p[2].capped],
-        participation: ratio,
-    }
     axis = Axis("dimensions", log=True)
-    figure = _sites_figure(sites, "plot-dimension", axis, groups, DIMENSION_MARKS)
+    figure = sites_figure([s.layer for s in sites], "plot-dimension", axis, groups, DIMENSION_MARKS)
     return Section(heading, meaning, (figure,))
 
 
@@ -307,23 +308,30 @@ def _law_series(law: Law, low: int, high: int) -> list[Series]:
     ]
 
 
-def _sites_figure(
-    sites: Sequence[SiteReport],
-    name: str,
-    axis: Axis,
-    groups: Mapping[str, _Points],
-    marks: _Marks,
+def sites_figure(
+    layers: Sequence[str], name: str, axis: Axis, groups: Mapping[str, Points], marks: Marks
 ) -> Figure:
-    """Marks over the sites in order of execution, one colour per group, layers as bands."""
+    """Marks over the sites in order of execution, layers as bands.
+
+    Args:
+        layers: Layer of each site.
+        name: Name of the figure's element.
+        axis: The vertical axis.
+        groups: The points of each colour, by its name in the legend.
+        marks: Colour and symbol of each group.
+
+    Returns:
+        The figure.
+    """
     series = []
     for group, points in groups.items():
         colour, symbol = marks.get(group, (MUTED, "circle"))
-        hover = [f"{s.name}\n{s.code}, {s.steps} steps{_share(s)}" for _, _, s in points]
+        hover = [text for _, _, text in points]
         x, y = [i for i, _, _ in points], [value for _, value, _ in points]
         if points:
             series.append(Series(group, x, y, colour, symbol=symbol, hover=hover))
     bands, labels, start = [], {}, 1
-    for n, (layer, of_layer) in enumerate(groupby(sites, key=lambda s: s.layer)):
+    for n, (layer, of_layer) in enumerate(groupby(layers)):
         end = start + len(list(of_layer))
         if n % 2:
             bands.append((start - 0.5, end - 0.5))
@@ -338,8 +346,9 @@ def _sites_figure(
     return scatter(name, f"{axis.title} by site", series, across, axis, bands=bands)
 
 
-def _share(site: SiteReport) -> str:
-    return "" if site.share is None else f"\n{site.share:.1%} of the squared error"
+def _site_text(site: SiteReport) -> str:
+    share = "" if site.share is None else f"\n{site.share:.1%} of the squared error"
+    return f"{site.name}\n{site.code}, {site.steps} steps{share}"
 
 
 def _raster_figure(raster: Raster, paired: bool) -> Figure:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from isospike import codes
 from isospike.codes import CODES, Law, WeightedCode, fit_law
 from isospike.errors import RangeError, UnsupportedError
-from isospike.porting.audit import Audit, audit
+from isospike.porting.audit import AuditReport, audit
 from isospike.porting.calibrate import Batch, batch_size, calibrate, merge, rows_of, valid_tokens
 from isospike.porting.files import model_files, tokenizer_files
 from isospike.porting.instrument import open_up
@@ -521,7 +521,7 @@ def _sweep(
     return tuple(points)
 
 
-def _verify(ported: Ported, batch: Batch, tell: Progress) -> Audit:
+def _verify(ported: Ported, batch: Batch, tell: Progress) -> AuditReport:
     """Run stepped under audit."""
     tell("audit the stepped run", 0, 1)
     with ported.run.switched(execution="stepped"):
