@@ -178,7 +178,7 @@ def test_the_best_code_depends_on_what_is_counted():
         (lambda: fit_law("phase", {3: 0.1}), "two numbers of steps at least, got 1"),
         (lambda: fit_law("phase", {3: 0.1, 5: math.nan}), "finite errors .*got nan at 5 steps"),
         (lambda: fit_law("phase", {3: 0.1, 5: -1.0}), "got -1.0 at 5 steps"),
-        (lambda: analytic_law("phase", 0.0), "crest above 0 and finite, got 0"),
+        (lambda: analytic_law("phase", 0.0), "crest_factor above 0 and finite, got 0"),
         (lambda: analytic_law("phase", 1.0).fewest_steps(math.nan), "target above 0 and finite"),
         (lambda: choose(1e-9, [analytic_law("rate", 1.0)]), "least error of these laws is 0.00113"),
         (lambda: choose(0.1, [analytic_law("rate", 1.0)], by="luck"), "got 'luck'"),

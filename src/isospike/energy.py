@@ -53,8 +53,8 @@ class Counts:
         steps: Time steps.
         tokens_per_input: Mean unpadded tokens per input, over which a dense network reuses a
             weight.
-        spiking_float_ops: What the spiking network keeps of ``float_ops``, where its functions run
-            on spikes too; None if all of it.
+        spiking_float_ops: Float operations of the spiking network, where its functions run on
+            spikes too; None if the same as ``float_ops``.
     """
 
     macs: float
@@ -78,19 +78,19 @@ class Counts:
 
 @dataclass(frozen=True)
 class CostTable:
-    """What each operation costs in one technology. Nothing here is measured by isospike.
+    """Energy of each operation in one technology, as published. isospike measures none of it.
 
-    A ``None`` says that the source has no figure for that machine; its energy is then ``None`` too,
-    never one borrowed from another technology.
+    ``None`` means that the source has no figure for that machine; its energy is then ``None`` too,
+    never a figure of another technology.
 
     Attributes:
         name: Technology and arithmetic.
         source: Where the figures are published.
-        note: What is assumed beyond the source, in a sentence or two.
+        note: Assumptions beyond the source, in a sentence or two.
         float_mac_pj: One 32-bit float multiply-accumulate.
         quantised_mac_pj: The part of a quantised multiply-accumulate that does not depend on the
             activation's bits.
-        quantised_mac_per_bit_pj: What every bit of the activation adds to it.
+        quantised_mac_per_bit_pj: Energy that every bit of the activation adds to it.
         synaptic_op_pj: One addition of a weight to a membrane.
         neuron_update_pj: One update of one neuron in one step.
         float_op_pj: One float operation at the soma, on any machine; None leaves them out.
@@ -284,6 +284,13 @@ def memory_moved_bytes(counts: Counts) -> MemoryMoved:
     Raises:
         RangeError: Some count is negative, infinite or NaN, or ``tokens_per_input`` or ``bits`` is
             not positive.
+
+    >>> counts = Counts(
+    ...     macs=0.0, synaptic_ops=100.0, spikes=10.0, neuron_updates=8.0, neurons=4.0, bits=4,
+    ...     float_ops={}, weights=100, activations=4.0, steps=2, tokens_per_input=10.0,
+    ... )
+    >>> memory_moved_bytes(counts).spiking
+    Traffic(weight_bytes=100.0, state_bytes=64.0)
     """
     _check_counts("memory_moved_bytes", counts)
     weights = counts.weights / counts.tokens_per_input
@@ -297,7 +304,7 @@ def memory_moved_bytes(counts: Counts) -> MemoryMoved:
 
 
 def estimate_energy(counts: Counts, table: CostTable) -> EnergyRow:
-    """Energy per token of the three machines, and the spike rate at which the last two draw level.
+    """Energy per token of the three machines, and the spike rate at which the last two break even.
 
     (1)  float      macs * float_mac_pj                       + memory + soma
     (2)  quantised  macs * (quantised_mac_pj + bits * quantised_mac_per_bit_pj) + memory + soma
@@ -306,7 +313,7 @@ def estimate_energy(counts: Counts, table: CostTable) -> EnergyRow:
     (4)  break_even_rate = rate * ((2) - fixed) / ((3) - fixed),  fixed = (3) without synaptic_ops
 
     ``soma`` is ``float_op_pj`` for each of ``counts.float_ops``, the same on all three machines
-    unless ``counts.spiking_float_ops`` says what (3) keeps: one multiply-accumulate per element and
+    unless ``counts.spiking_float_ops`` lists those of (3): one multiply-accumulate per element and
     operation, whatever its kind. ``memory`` is the traffic of :func:`memory_moved_bytes` at the
     table's price per 64 bits. In (4) the synaptic operations follow the spikes at the measured
     fan-out, while neuron updates do not depend on them.
@@ -320,8 +327,16 @@ def estimate_energy(counts: Counts, table: CostTable) -> EnergyRow:
 
     Raises:
         RangeError: As for :func:`memory_moved_bytes`.
+
+    >>> counts = Counts(
+    ...     macs=1e6, synaptic_ops=5e5, spikes=500.0, neuron_updates=8e3, neurons=1e3, bits=8,
+    ...     float_ops={}, weights=1_000_000, activations=1e3, steps=8, tokens_per_input=10.0,
+    ... )
+    >>> row = estimate_energy(counts, INT8_45NM)
+    >>> row.winner, row.break_even_rate
+    ('spiking', 0.374...)
     """
-    _check_counts("energy", counts)
+    _check_counts("estimate_energy", counts)
     moved = memory_moved_bytes(counts)
     soma = (table.float_op_pj or 0.0) * sum(counts.float_ops.values(), 0.0)
     left = counts.float_ops if counts.spiking_float_ops is None else counts.spiking_float_ops
@@ -342,21 +357,23 @@ def estimate_energy(counts: Counts, table: CostTable) -> EnergyRow:
     )
     spiking_pj = events + fixed  # (3)
 
-    known = {
-        name: pj
-        for name, pj in (("quantised", quantised_pj), ("spiking", spiking_pj), ("float", float_pj))
-        if pj is not None
-    }
     rate = counts.spike_rate
     return EnergyRow(
         table=table,
         float_pj=float_pj,
         quantised_pj=quantised_pj,
         spiking_pj=spiking_pj,
-        winner=min(known, key=lambda name: known[name]) if len(known) > 1 else None,
+        winner=_winner(quantised_pj, spiking_pj, float_pj),
         rate=rate,
         break_even_rate=_break_even_rate(rate, events, fixed, quantised_pj),
     )
+
+
+def _winner(quantised: float | None, spiking: float, float_pj: float | None) -> str | None:
+    """The machine that takes least, the first of them in a tie; None without another machine."""
+    energies = {"quantised": quantised, "spiking": spiking, "float": float_pj}
+    known = {name: pj for name, pj in energies.items() if pj is not None}
+    return min(known, key=lambda name: known[name]) if len(known) > 1 else None
 
 
 def _memory_pj(traffic: Traffic, table: CostTable) -> float:

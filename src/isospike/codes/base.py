@@ -198,7 +198,15 @@ class WeightedCode(Code):
 
 
 def check_steps(code: type[Code], steps: object) -> None:
-    """Raise RangeError unless ``steps`` is a whole number within the code's range."""
+    """Check a number of steps.
+
+    Args:
+        code: The class of the code.
+        steps: What was given for its steps.
+
+    Raises:
+        RangeError: ``steps`` is not a whole number within the code's range.
+    """
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise RangeError(
             f"{code.__name__} needs a whole number of steps, got {steps!r}. Give an int."
@@ -211,7 +219,15 @@ def check_steps(code: type[Code], steps: object) -> None:
 
 
 def check_values(code: Code, x: Tensor) -> None:
-    """Raise RangeError if some value is NaN or outside the code's range."""
+    """Check values before they are encoded.
+
+    Args:
+        code: The code.
+        x: The values.
+
+    Raises:
+        RangeError: Some value is NaN or outside the code's range, or ``x`` is not floating point.
+    """
     if not x.dtype.is_floating_point:
         raise RangeError(
             f"{type(code).__name__} needs floating-point values, got {x.dtype}. Convert x first."
@@ -226,7 +242,16 @@ def check_values(code: Code, x: Tensor) -> None:
 
 
 def check_spikes(code: Code, spikes: Tensor) -> None:
-    """Raise unless spikes are floats and lead with ``[steps]``, or ``[steps, 2]`` for a pair."""
+    """Check spikes before they are decoded.
+
+    Args:
+        code: The code.
+        spikes: The spikes.
+
+    Raises:
+        ShapeError: They do not lead with ``[steps]``, or ``[steps, 2]`` for a pair.
+        RangeError: They are not floating point.
+    """
     lead = (code.steps, 2) if code.neurons == 2 else (code.steps,)
     if tuple(spikes.shape[: len(lead)]) != lead:
         raise ShapeError(

@@ -28,9 +28,20 @@ def nof_m(x: Float[Tensor, "*batch m"], n: int) -> Int[Tensor, "*batch n"]:
 
     Unchanged by any increasing map of ``x``.
 
+    Args:
+        x: Vectors of M values, in the last axis.
+        n: Number of neurons that fire.
+
+    Returns:
+        Indices of the neurons, the first to fire first.
+
     Raises:
         ShapeError: ``x`` has fewer than ``n`` values.
         RangeError: ``n`` < 1, or some value is NaN.
+
+    >>> import torch
+    >>> nof_m(torch.tensor([0.1, 0.9, 0.3, 0.5]), 3).tolist()
+    [1, 3, 2]
     """
     if n < 1:
         raise RangeError(f"nof_m needs n >= 1, got {n}. Let one neuron fire at least.")
@@ -40,7 +51,10 @@ def nof_m(x: Float[Tensor, "*batch m"], n: int) -> Int[Tensor, "*batch n"]:
             "longer vectors or a smaller n."
         )
     if x.isnan().any():
-        raise RangeError(f"nof_m needs ordered values, got NaN in {int(x.isnan().sum())} places.")
+        raise RangeError(
+            f"nof_m needs ordered values, got NaN in {int(x.isnan().sum())} places. "
+            "Remove them first."
+        )
     return x.argsort(dim=-1, descending=True, stable=True)[..., :n]
 
 
@@ -49,8 +63,21 @@ def significance(
 ) -> Float[Tensor, "*batch {m}"]:
     """(1): the vector of an order.
 
+    Args:
+        order: Orders, in the last axis.
+        m: Number of neurons.
+        alpha: Ratio of the significance of consecutive ranks, in (0, 1].
+        dtype: Type of the result.
+
+    Returns:
+        Vectors of m values, 0 where a neuron does not fire.
+
     Raises:
         RangeError: A neuron outside [0, m), one that fires twice, or ``alpha`` outside (0, 1].
+
+    >>> import torch
+    >>> significance(torch.tensor([2, 0]), m=4, alpha=0.5).tolist()
+    [0.5, 0.0, 1.0, 0.0]
     """
     check_order(order, order.shape[-1] if order.dim() else 0, m, "significance")
     check_alpha(alpha, "significance")
@@ -62,9 +89,27 @@ def significance(
 def random_orders(
     count: int, n: int, m: int, generator: torch.Generator | None = None
 ) -> Int[Tensor, "{count} n"]:
-    """Independent uniform orders of ``n`` of ``m`` neurons."""
+    """Draw independent uniform orders of ``n`` of ``m`` neurons.
+
+    Args:
+        count: Number of orders.
+        n: Neurons that fire.
+        m: All neurons.
+        generator: Source of randomness; torch's global one if not given.
+
+    Returns:
+        The orders, one a row.
+
+    Raises:
+        RangeError: ``n`` is not from 1 to ``m``.
+
+    >>> random_orders(3, n=2, m=5).shape
+    torch.Size([3, 2])
+    """
     if not 1 <= n <= m:
-        raise RangeError(f"random_orders needs 1 <= n <= m, got n={n} and m={m}.")
+        raise RangeError(
+            f"random_orders needs 1 <= n <= m, got n={n} and m={m}. Let fewer neurons fire."
+        )
     draws = torch.rand(count, m, generator=generator, dtype=torch.float64)
     return draws.argsort(dim=-1, descending=True, stable=True)[..., :n]
 
@@ -73,13 +118,13 @@ class Similarity(NamedTuple):
     """How alike two orders are, entry by entry; each has the batch shape.
 
     Attributes:
-        matched: Share of the neurons that are in both.
+        matched: Fraction of the neurons that are in both.
         set_exact: Whether the neurons are the same.
         order_exact: Whether they fire in the same order too.
         kendall: Kendall's tau over the neurons in both: concordant less discordant pairs, over
             pairs. NaN with fewer than two.
-        cosine: Of the significance vectors. At alpha near 1 it hardly sees order: for 11 neurons
-            and alpha = 0.99 the reversed order scores .998.
+        cosine: Cosine of the significance vectors. At alpha near 1 it hardly depends on the order:
+            for 11 neurons and alpha = 0.99 the reversed order scores .998.
     """
 
     matched: Float[Tensor, "*batch"]
@@ -90,14 +135,29 @@ class Similarity(NamedTuple):
 
 
 def similarity(a: Int[Tensor, "*batch n"], b: Int[Tensor, "*batch n"], alpha: float) -> Similarity:
-    """Every measure of likeness of two orders of one length.
+    """Compare two orders of one length by every measure.
+
+    Args:
+        a: Orders, in the last axis.
+        b: Orders to compare them with, of the same shape.
+        alpha: Ratio of the significance of consecutive ranks, in (0, 1].
+
+    Returns:
+        The measures, each of the batch's shape.
 
     Raises:
         ShapeError: The shapes differ.
+        RangeError: ``alpha`` is outside (0, 1].
+
+    >>> import torch
+    >>> alike = similarity(torch.tensor([0, 1, 2]), torch.tensor([1, 0, 3]), alpha=0.9)
+    >>> alike.matched.item(), alike.kendall.item()
+    (0.666..., -1.0)
     """
     if a.shape != b.shape or a.dim() == 0:
         raise ShapeError(
-            f"similarity needs orders of one shape, got {tuple(a.shape)} and {tuple(b.shape)}."
+            f"similarity needs orders of one shape, got {tuple(a.shape)} and {tuple(b.shape)}. "
+            "Compare orders of equally many neurons."
         )
     check_alpha(alpha, "similarity")
     n = a.shape[-1]
@@ -119,9 +179,24 @@ def similarity(a: Int[Tensor, "*batch n"], b: Int[Tensor, "*batch n"], alpha: fl
 
 
 def bits(n: int, m: int, ordered: bool = True) -> float:
-    """Information of one N-of-M word: ``log2 C(m, n)``, plus ``log2 n!`` if the order counts."""
+    """Information of one N-of-M word: ``log2 C(m, n)``, plus ``log2 n!`` if the order counts.
+
+    Args:
+        n: Neurons that fire.
+        m: All neurons.
+        ordered: Whether the order counts.
+
+    Returns:
+        Bits.
+
+    Raises:
+        RangeError: ``n`` is not from 0 to ``m``.
+
+    >>> bits(2, 4, ordered=False)
+    2.58...
+    """
     if not 0 <= n <= m:
-        raise RangeError(f"bits needs 0 <= n <= m, got n={n} and m={m}.")
+        raise RangeError(f"bits needs 0 <= n <= m, got n={n} and m={m}. Let fewer neurons fire.")
     return math.log2(math.comb(m, n)) + (math.log2(math.factorial(n)) if ordered else 0.0)
 
 
@@ -153,7 +228,13 @@ class RankOrderCode(Code):
         check_alpha(self.alpha, "RankOrderCode")
 
     def encode(self, x: Float[Tensor, "*shape"]) -> Tensor:
-        """Spikes ``[N, ..., M]``: step r holds the one spike of the value of rank r.
+        """Spikes of the N largest values; step r holds the one spike of the value of rank r.
+
+        Args:
+            x: Vectors of M values, in the last axis.
+
+        Returns:
+            Spikes ``[N, ..., M]``.
 
         Raises:
             ShapeError: The last axis has fewer than ``steps`` values.
@@ -186,23 +267,37 @@ class RankOrderCode(Code):
 
 
 def check_order(order: Tensor, n: int, m: int, who: str) -> None:
-    """Raise unless ``order`` is integers ``[..., n]``, distinct and in [0, m)."""
+    """Check an order: integers ``[..., n]``, distinct and in [0, m).
+
+    Args:
+        order: The order to check.
+        n: Number of neurons that fire.
+        m: Number of neurons.
+        who: First words of the message.
+
+    Raises:
+        ShapeError: Another number of neurons.
+        RangeError: Something else is wrong.
+    """
     if order.dtype.is_floating_point or order.dtype.is_complex or order.dtype == torch.bool:
         raise RangeError(
             f"{who} needs firing orders, whole numbers, got {order.dtype}. nof_m makes an order of "
             "a vector."
         )
     if order.dim() == 0 or order.shape[-1] != n:
-        raise ShapeError(f"{who} needs orders [..., {n}], got shape {tuple(order.shape)}.")
+        raise ShapeError(
+            f"{who} needs orders [..., {n}], got shape {tuple(order.shape)}. Give {n} neurons each."
+        )
     if order.numel() == 0:
         return
     order = order.long()
     if int(order.min()) < 0 or int(order.max()) >= m:
         raise RangeError(
-            f"{who} needs neurons in [0, {m}), got {int(order.min())} to {int(order.max())}."
+            f"{who} needs neurons in [0, {m}), got {int(order.min())} to {int(order.max())}. "
+            "Number them from 0."
         )
     if bool((order.sort(-1).values.diff(dim=-1) == 0).any()):
-        raise RangeError(f"{who} needs each neuron to fire once, got one twice.")
+        raise RangeError(f"{who} needs each neuron to fire once, got one twice. Name it once.")
 
 
 def check_alpha(alpha: float, who: str) -> None:

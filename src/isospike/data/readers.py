@@ -152,6 +152,9 @@ def chord_symbol(notes: int | list[int]) -> str:
     Args:
         notes: MIDI numbers, or one of them.
 
+    Returns:
+        One word.
+
     Raises:
         TypeError: Something else.
     """

@@ -15,15 +15,15 @@ each token.
 Claim (arXiv 2604.15769, Theorem 7): spiking transformers approximate every continuous map that is
     equivariant to permutations within eps, with ``log 1 / eps`` layers, ``n^2 d / eps^2`` heads and
     ``n^2 d_k^2 / eps^2`` steps.
-Verdict: universality holds, by (1) to (5): the error is at most ``lipschitz 2^-bits / 2``. Of the
-    size, the steps are far too many (``log2 1 / eps`` are enough) and the heads too few: no network
-    that is written down in fewer bits than :func:`bits_needed` approximates all such maps, and that
-    number grows as ``eps^-(n d)``. See :func:`published_bits`.
 Assumes: a Lipschitz constant in the largest-value norm; inputs in [0, 1].
 Source: (1) to (5) after Yun et al. (2020), Are transformers universal approximators of
     sequence-to-sequence functions?, with counts for their contextual mapping; the bound by counting
     functions (Kolmogorov, Tikhomirov 1959).
 Test: n from 2 to 8, d from 2 to 4; every input within the bound, and a map that meets it.
+Verdict: universality holds, by (1) to (5): the error is at most ``lipschitz 2^-bits / 2``. The size
+    does not: the steps are far too many (``log2 1 / eps`` are enough) and the heads too few. No
+    network that is written down in fewer bits than :func:`bits_needed` approximates all such maps,
+    and that number grows as ``eps^-(n d)``. See :func:`published_bits`.
 """
 
 import math
@@ -44,7 +44,7 @@ WEIGHT_BITS = 32
 
 @dataclass(frozen=True)
 class Approximation:
-    """What the built network said.
+    """Output of the built network.
 
     Attributes:
         y: Its output, ``[batch, tokens, out]``.
@@ -79,7 +79,7 @@ class EquivariantTable:
         if min(tokens, channels, bits) < 1:
             raise RangeError(
                 "EquivariantTable needs tokens, channels and bits of at least 1, got "
-                f"{tokens}, {channels} and {bits}."
+                f"{tokens}, {channels} and {bits}. Raise the smallest."
             )
         cells = 2 ** (bits * channels)
         cases = cells * math.comb(cells + tokens - 2, tokens - 1)
@@ -104,7 +104,14 @@ class EquivariantTable:
         self.neurons = tokens * cells + cells * tokens + len(self.own)
 
     def centres(self, cells: Tensor) -> Tensor:
-        """Centre of each cell, ``[..., channels]``."""
+        """Centre of each cell.
+
+        Args:
+            cells: Indices of cells.
+
+        Returns:
+            Values in [0, 1], ``[..., channels]``.
+        """
         places = 2 ** (self.bits * torch.arange(self.channels))
         integers = cells[..., None] // places % 2**self.bits
         centres: Tensor = (integers.double() + 0.5) / 2**self.bits
@@ -113,6 +120,12 @@ class EquivariantTable:
     def __call__(self, x: Float[Tensor, "batch tokens channels"]) -> Approximation:
         """Run on spikes.
 
+        Args:
+            x: Values in [0, 1].
+
+        Returns:
+            Output and number of spikes.
+
         Raises:
             ShapeError: Another number of tokens or channels.
             RangeError: Some value is NaN or outside [0, 1].
@@ -120,7 +133,7 @@ class EquivariantTable:
         if x.shape[1:] != (self.tokens, self.channels):
             raise ShapeError(
                 f"EquivariantTable needs [batch, {self.tokens}, {self.channels}], got "
-                f"{tuple(x.shape)}."
+                f"{tuple(x.shape)}. Build another table for that shape."
             )
         if not bool(((x >= 0) & (x <= 1)).all()):
             raise RangeError("EquivariantTable needs values in [0, 1]. Rescale x first.")
@@ -143,12 +156,19 @@ class EquivariantTable:
         return PhaseCode(self.bits).encode_integers(integers.double())
 
     def bound(self, lipschitz: float) -> float:
-        """Largest error for a map of that Lipschitz constant, in the largest-value norm."""
+        """Largest error of the network.
+
+        Args:
+            lipschitz: Lipschitz constant of the map, in the largest-value norm.
+
+        Returns:
+            The error.
+        """
         return lipschitz * 2.0**-self.bits / 2
 
 
 def bits_needed(tokens: int, channels: int, eps: float, lipschitz: float = 1.0) -> int:
-    """Bits that a network needs which shall come within ``eps`` of any map of the class.
+    """Bits of a network that can come within ``eps`` of any map of the class.
 
     (6)  binomial(q^d, n) with q = floor(lipschitz / (4 eps))
 
@@ -157,13 +177,25 @@ def bits_needed(tokens: int, channels: int, eps: float, lipschitz: float = 1.0) 
     its tokens: two to that number of maps, each two of which are 4 eps apart somewhere. No output
     is within eps of two.
 
+    Args:
+        tokens: n.
+        channels: d.
+        eps: Largest error.
+        lipschitz: Lipschitz constant of the maps.
+
+    Returns:
+        Bits.
+
     Raises:
         RangeError: A number is not above 0.
+
+    >>> bits_needed(tokens=2, channels=2, eps=0.05)
+    300
     """
     if min(tokens, channels) < 1 or not 0 < eps < math.inf or not 0 < lipschitz < math.inf:
         raise RangeError(
             "bits_needed needs tokens, channels, eps and lipschitz above 0, got "
-            f"{tokens}, {channels}, {eps:g} and {lipschitz:g}."
+            f"{tokens}, {channels}, {eps:g} and {lipschitz:g}. Give positive numbers."
         )
     return math.comb(int(lipschitz / (4 * eps)) ** channels, tokens)
 
@@ -173,15 +205,35 @@ def published_bits(tokens: int, channels: int, eps: float) -> float:
 
     ``log2(1 / eps)`` layers of ``n^2 d / eps^2`` heads of four d x d matrices of 32 bits.
 
+    Args:
+        tokens: n.
+        channels: d.
+        eps: Largest error.
+
+    Returns:
+        Bits.
+
     Raises:
         RangeError: eps not in (0, 1).
+
+    >>> published_bits(tokens=2, channels=2, eps=0.5)
+    16384.0
     """
     if not 0 < eps < 1:
-        raise RangeError(f"published_bits needs an eps between 0 and 1, got {eps:g}.")
+        raise RangeError(f"published_bits needs an eps between 0 and 1, got {eps:g}. Try 0.1.")
     heads = tokens**2 * channels / eps**2
     return math.log2(1 / eps) * heads * 4 * channels**2 * WEIGHT_BITS
 
 
 def published_steps(tokens: int, channels: int, eps: float) -> float:
-    """Steps of Theorem 7, ``n^2 d_k^2 / eps^2`` with d_k = d; ours take ``log2(1 / eps)``."""
+    """Steps of Theorem 7, ``n^2 d_k^2 / eps^2`` with d_k = d; ours take ``log2(1 / eps)``.
+
+    Args:
+        tokens: n.
+        channels: d.
+        eps: Largest error.
+
+    Returns:
+        Steps.
+    """
     return tokens**2 * channels**2 / eps**2

@@ -1,10 +1,10 @@
-"""Spike times and positions: what about them is equivalent, and what is not.
+"""Spike times and positions: where they are equivalent, and where they are not.
 
 A spike of rank p in a cycle of length T has the latency ``t(p) = p T / L``, and the sinusoid's
 component i the phase ``w_i p = W_i t(p)``, ``W_i = w_i L / T``: a change of clock, whose table is
-``c E`` with ``c = T / L``. The lemma that attention does not notice c is true of positions alone
-(:func:`lemma_1a`). Attention reads contents and positions together, and then its scores have three
-terms, of which each is scaled differently (:func:`score_terms`).
+``c E`` with ``c = T / L``. The lemma that attention does not depend on c is true of positions alone
+(:func:`lemma_1a`). With contents and positions together the scores have three terms, and each
+scales differently (:func:`score_terms`).
 """
 
 import math
@@ -23,7 +23,23 @@ from isospike.positions.base import BASE
 def latency(
     position: Float[Tensor, "*shape"], length: int, cycle: float = 1.0
 ) -> Float[Tensor, "*shape"]:
-    """When the spike of a rank comes: ``t(p) = p * cycle / length``, in units of ``cycle``."""
+    """Time of the spike of a rank: ``t(p) = p * cycle / length``, in units of ``cycle``.
+
+    Args:
+        position: Ranks, from 0.
+        length: L, number of ranks.
+        cycle: T, length of the cycle.
+
+    Returns:
+        Times, in the shape of ``position``.
+
+    Raises:
+        RangeError: A number is outside its range.
+
+    >>> import torch
+    >>> latency(torch.tensor([0.0, 3.0]), length=4).tolist()
+    [0.0, 0.75]
+    """
     _check_clock(length, cycle, "latency")
     return position * cycle / length
 
@@ -32,6 +48,20 @@ def phase_slopes(width: int, length: int, cycle: float = 1.0) -> Float[Tensor, "
     """Frequency of each oscillator that, read at the latencies, gives the sinusoid's phases.
 
     (1)  W_i = w_i length / cycle, so that W_i t(p) = w_i p, w_i = 10000^(-2i / width)
+
+    Args:
+        width: Even width of the sinusoid.
+        length: L, number of ranks.
+        cycle: T, length of the cycle.
+
+    Returns:
+        One frequency for each pair of channels.
+
+    Raises:
+        RangeError: A number is outside its range.
+
+    >>> phase_slopes(width=4, length=10).tolist()
+    [10.0, 0.1]
     """
     _check_clock(length, cycle, "phase_slopes")
     return _frequencies(width) * length / cycle
@@ -41,7 +71,19 @@ def wraps_after(width: int) -> Float[Tensor, "half"]:
     """Positions after which each component repeats: ``2 pi / w_i``.
 
     The map from rank to *observed* phase is one to one only below that: component 0 wraps every
-    6.28 positions. Only all components together tell positions apart.
+    6.28 positions. Only all components together identify a position.
+
+    Args:
+        width: Even width of the sinusoid.
+
+    Returns:
+        Positions, one for each pair of channels.
+
+    Raises:
+        RangeError: ``width`` is odd or below 2.
+
+    >>> wraps_after(2).tolist()
+    [6.28...]
     """
     return 2 * math.pi / _frequencies(width)
 
@@ -62,7 +104,14 @@ class ScoreTerms(NamedTuple):
     position: Float[Tensor, "queries keys"]
 
     def at(self, factor: float) -> Float[Tensor, "queries keys"]:
-        """The scores at c = ``factor``."""
+        """The scores at one change of clock.
+
+        Args:
+            factor: c.
+
+        Returns:
+            Scores ``[queries, keys]``.
+        """
         return self.content + factor * self.mixed + factor**2 * self.position
 
 
@@ -75,15 +124,32 @@ def score_terms(
 
     Claim (published, Lemma 1): attention is invariant to the spike-timing map, up to one global
         scale of the positional part.
-    Verdict: fails as read by users. The terms scale by 1, c and c^2, and a temperature scales all
-        three alike. :func:`counterexample` is a pair of keys whose order c turns round.
+    Assumes: contents and positions are added before the product, as in a transformer.
     Source: derived.
     Test: ``tests/test_equivalence.py``.
+    Verdict: fails as users read it. The terms scale by 1, c and c^2, and a temperature scales all
+        three alike. :func:`counterexample` has a pair of keys whose order c reverses.
+
+    Args:
+        x: Contents, one row a token.
+        table: Positions E, one row a token.
+        form: B.
+
+    Returns:
+        The three terms.
+
+    Raises:
+        ShapeError: Contents and positions differ in shape.
+
+    >>> import torch
+    >>> one = torch.eye(2)
+    >>> score_terms(one, one, one).at(2.0)[0, 0].item()
+    9.0
     """
     if x.shape != table.shape:
         raise ShapeError(
             f"score_terms needs contents and positions of one shape, got {tuple(x.shape)} and "
-            f"{tuple(table.shape)}."
+            f"{tuple(table.shape)}. Give one position for each token."
         )
     return ScoreTerms(
         x @ form @ x.T, x @ form @ table.T + table @ form @ x.T, table @ form @ table.T
@@ -97,8 +163,14 @@ def lemma_1a(
 
     Claim: ``softmax(scores of c E / c^2) = softmax(scores of E)``.
     Assumes: no content, x = 0; c > 0.
-    Source: derived; the true core of the published Lemma 1.
+    Source: derived; the part of the published Lemma 1 that is true.
     Test: equal to rounding.
+    Verdict: holds.
+
+    Args:
+        table: Positions E.
+        form: The bilinear form of the scores.
+        factor: c.
 
     Returns:
         Both sides.
@@ -120,9 +192,16 @@ def lemma_1b(
 
     Claim: ``(x + E) R`` under the form ``R^T B R`` has the scores of ``x + E`` under B. So weights
         absorb the map: a model that may learn them can compute the same.
-    Assumes: R orthogonal, of contents and positions alike.
+    Assumes: R orthogonal, the same for contents and positions.
     Source: derived.
     Test: equal to rounding.
+    Verdict: holds.
+
+    Args:
+        x: Contents.
+        table: Positions E.
+        form: B.
+        turn: R.
 
     Returns:
         Both sides.
@@ -137,7 +216,7 @@ def lemma_1c(
     factor: float,
     eps: float = 0.0,
 ) -> tuple[Float[Tensor, "length width"], Float[Tensor, "length width"]]:
-    """What the first layer of a pre-norm transformer reads.
+    """The input of the first layer of a pre-norm transformer.
 
     Claim: ``LN(x + c E) = LN(x / c + E)``: spike timing is the sinusoid with contents 1 / c = L / T
         times as large, and contents times c undo it.
@@ -145,6 +224,13 @@ def lemma_1c(
         where variances of the left side are not far above it.
     Source: derived.
     Test: equal to rounding at eps = 0; and as a training run, ``isospike reproduce spike-timing``.
+    Verdict: holds.
+
+    Args:
+        x: Contents.
+        table: Positions E.
+        factor: c.
+        eps: Of the norm.
 
     Returns:
         Both sides.
@@ -163,7 +249,16 @@ def counterexample(factor: float) -> Float[Tensor, "2"]:
 
     (2)  scores(c) = (2, 4 c^2)
 
-    A temperature changes no order. Hence no temperature makes attention at c that at 1.
+    A temperature changes no order. Hence no temperature makes attention at c equal to that at 1.
+
+    Args:
+        factor: c.
+
+    Returns:
+        Scores of the two keys.
+
+    >>> counterexample(0.5).tolist(), counterexample(1.0).tolist()
+    ([2.0, 1.0], [2.0, 4.0])
     """
     x = torch.tensor([[2.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
     table = torch.tensor([[0.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
@@ -176,8 +271,9 @@ class Geometry(NamedTuple):
     Attributes:
         pearson, spearman: Correlation of their Gram matrices off the diagonal.
         ranks: Effective rank of each, centred.
-        gaps: What a step costs in each: mean of the Gram matrix's diagonal less its neighbour.
-        cosines: Least and largest cosine of two positions, of each.
+        gaps: Loss of similarity by one step, in each: mean of the Gram matrix's diagonal less that
+            of its neighbour.
+        cosines: Smallest and largest cosine of two positions, in each.
     """
 
     pearson: float
@@ -188,14 +284,26 @@ class Geometry(NamedTuple):
 
 
 def geometry(a: Float[Tensor, "length width"], b: Float[Tensor, "length_b width_b"]) -> Geometry:
-    """Compare two tables of one length.
+    """Compare two tables of positions of one length.
+
+    Args:
+        a: Vectors of positions, one a row.
+        b: Vectors of the same positions.
+
+    Returns:
+        Both geometries.
 
     Raises:
         ShapeError: The lengths differ, or are below 3.
+
+    >>> import torch
+    >>> geometry(torch.eye(4), 2 * torch.eye(4)).gaps
+    (1.0, 4.0)
     """
     if len(a) != len(b) or len(a) < 3:
         raise ShapeError(
-            f"geometry needs two tables of one length of at least 3, got {len(a)} and {len(b)}."
+            f"geometry needs two tables of one length of at least 3, got {len(a)} and {len(b)}. "
+            "Cut the longer one."
         )
     above = torch.ones(len(a), len(a), dtype=torch.bool).triu(1)
     grams = [table.double() @ table.double().T for table in (a, b)]
@@ -236,10 +344,12 @@ def _ranks(x: Tensor) -> Tensor:
 
 def _frequencies(width: int) -> Tensor:
     if width < 2 or width % 2:
-        raise RangeError(f"a sinusoid needs an even width, got {width}.")
+        raise RangeError(f"a sinusoid needs an even width, got {width}. Add or drop a channel.")
     return BASE ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
 
 
 def _check_clock(length: int, cycle: float, who: str) -> None:
     if length < 1 or not cycle > 0:
-        raise RangeError(f"{who} needs length >= 1 and cycle > 0, got {length} and {cycle}.")
+        raise RangeError(
+            f"{who} needs length >= 1 and cycle > 0, got {length} and {cycle}. Try a cycle of 1."
+        )

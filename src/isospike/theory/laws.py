@@ -1,7 +1,7 @@
-"""How many steps an error needs: what each code does, and what no decoder can do.
+"""How many steps an error needs: the error of each code, and lower bounds for every decoder.
 
-These laws are derived, with nothing fitted, and say what they assume. What a whole network makes of
-the errors of its codes is measured and fitted: :mod:`isospike.port.law`.
+These laws are derived, with nothing fitted, and say what they assume. The error of a whole network
+is measured and fitted instead: :mod:`isospike.codes.law`.
 """
 
 import math
@@ -30,8 +30,19 @@ def square_error(code: WeightedCode, x: Float[Tensor, "*shape"]) -> Float[Tensor
 
     Its mean over uniform x is ``code.mean_square_error``.
 
+    Args:
+        code: The code.
+        x: Values in the code's range.
+
+    Returns:
+        The mean square error of each value.
+
     Raises:
         RangeError: Some value is NaN or outside the code's range.
+
+    >>> import torch
+    >>> square_error(BernoulliCode(4), torch.tensor([0.5, 1.0])).tolist()
+    [0.0625, 0.0]
     """
     check_values(code, x)
     if isinstance(code, BernoulliCode):
@@ -48,6 +59,21 @@ def dithered_square_error(x: Float[Tensor, "*shape"], steps: int) -> Float[Tenso
     Assumes: constant drive x in [0, 1], no leak, soft reset, threshold 1.
     Source: derived; the count is the integer below x T, or with probability f the one above.
     Test: Monte Carlo; at 1 / 2 and T = 1 it is that of the Bernoulli code, 1 / 4.
+    Verdict: holds.
+
+    Args:
+        x: Constant drives in [0, 1].
+        steps: T, at least 1.
+
+    Returns:
+        The mean square error of each value.
+
+    Raises:
+        RangeError: ``steps < 1``.
+
+    >>> import torch
+    >>> dithered_square_error(torch.tensor(0.5), steps=1).item()
+    0.25
     """
     if steps < 1:
         raise RangeError(f"dithered_square_error needs steps >= 1, got {steps}. Give at least one.")
@@ -56,16 +82,32 @@ def dithered_square_error(x: Float[Tensor, "*shape"], steps: int) -> Float[Tenso
 
 
 def rheobase(decay: float, threshold: float = 1.0) -> float:
-    """Largest constant drive at which a leaky neuron never fires: ``(1 - decay) threshold``.
+    """Rheobase: the largest constant drive at which a leaky neuron never fires.
+
+    ``(1 - decay) threshold``
 
     Claim (published, setting): the expected count of a rate-coded leaky neuron is x T.
-    Verdict: fails for decay < 1. The membrane tends to x / (1 - decay), which drives below this do
-        not lift above the threshold. Holds for Bernoulli spikes, and for decay = 1.
+    Assumes: constant drive, a membrane that starts at 0.
     Source: derived: the sum of a geometric series.
     Test: the recurrence, on both sides of it.
+    Verdict: fails for decay < 1. The membrane tends to x / (1 - decay); a drive below the rheobase
+        does not lift it to the threshold. Holds for Bernoulli spikes, and for decay = 1.
+
+    Args:
+        decay: Factor by which the membrane shrinks in one step, in [0, 1].
+        threshold: Membrane at which the neuron fires.
+
+    Returns:
+        The drive.
+
+    Raises:
+        RangeError: ``decay`` is outside [0, 1].
+
+    >>> rheobase(0.75)
+    0.25
     """
     if not 0 <= decay <= 1:
-        raise RangeError(f"rheobase needs a decay in [0, 1], got {decay:g}. 1 is no leak.")
+        raise RangeError(f"rheobase needs a decay in [0, 1], got {decay:g}. Use 1 for no leak.")
     return (1 - decay) * threshold
 
 
@@ -76,28 +118,38 @@ class ProjectionLaw(NamedTuple):
     """Error of Bernoulli trains read by a projection: ``MSE(T) = noise / T + floor``.
 
     Attributes:
-        noise: What one step adds, per coordinate.
-        floor: What the projection leaves out, per coordinate. No number of steps removes it.
+        noise: Squared error of one step, per coordinate.
+        floor: Squared error of the projection, per coordinate. No number of steps removes it.
     """
 
     noise: float
     floor: float
 
     def mean_square_error(self, steps: int) -> float:
-        """Per coordinate."""
+        """Mean square error per coordinate.
+
+        Args:
+            steps: T, at least 1.
+        """
         return self.noise / steps + self.floor
 
     def steps(self, error: float) -> int:
         """(6): the fewest steps with a root-mean-square error of at most ``error``.
 
+        Args:
+            error: Root-mean-square error, above the root of the floor.
+
+        Returns:
+            The steps.
+
         Raises:
-            RangeError: ``error`` is not above the floor; the message says what the floor is.
+            RangeError: ``error`` is not above the floor; the message gives the floor.
         """
         room = error**2 - self.floor
         if error <= 0 or room <= 0:
             raise RangeError(
                 f"ProjectionLaw.steps needs an error above its floor, {math.sqrt(self.floor):.4g}, "
-                f"got {error:g}. Ask for more, or project on more components."
+                f"got {error:g}. Ask for more error, or project on more components."
             )
         return max(1, math.ceil(self.noise / room * (1 - 1e-12)))
 
@@ -122,6 +174,14 @@ def projection_law(rows: Float[Tensor, "rows width"], rank: int) -> ProjectionLa
     Test: Monte Carlo; sharp with a Hadamard basis; (5) a factor d / k too low where k coordinates
         vary and the others are silent; independent of k where the decoder does not project, and
         far too high for integrate-and-fire trains.
+    Verdict: holds for independent spikes and a projecting decoder.
+
+    Args:
+        rows: Rates in [0, 1].
+        rank: k, the number of principal components that the decoder reads.
+
+    Returns:
+        The law (4).
 
     Raises:
         RangeError: Fewer than 2 rows, a rate outside [0, 1], or a rank outside 1 .. width.
@@ -134,7 +194,7 @@ def projection_law(rows: Float[Tensor, "rows width"], rank: int) -> ProjectionLa
         )
     width = rows.shape[1]
     if not 1 <= rank <= width:
-        raise RangeError(f"projection_law needs a rank from 1 to {width}, got {rank}.")
+        raise RangeError(f"projection_law needs a rank from 1 to {width}, got {rank}. Choose one.")
     x = rows.double()
     centred = x - x.mean(0)
     variances, axes = torch.linalg.eigh(centred.t() @ centred / len(x))
@@ -155,7 +215,10 @@ def incoherent_law(
         width: d.
         spread: mean[r (1 - r)], at most 1 / 4.
         variance: sigma^2.
-        share: v.
+        share: v, the fraction of the variance in the k components.
+
+    Returns:
+        The law (5).
 
     Raises:
         RangeError: A number is outside its range.
@@ -163,7 +226,8 @@ def incoherent_law(
     if not 1 <= rank <= width or not 0 <= spread <= 0.25 or variance < 0 or not 0 <= share <= 1:
         raise RangeError(
             "incoherent_law needs 1 <= rank <= width, spread in [0, 1/4], variance >= 0 and share "
-            f"in [0, 1], got {rank}, {width}, {spread:g}, {variance:g} and {share:g}."
+            f"in [0, 1], got {rank}, {width}, {spread:g}, {variance:g} and {share:g}. Choose "
+            "numbers in these ranges."
         )
     return ProjectionLaw(rank / width * spread, (1 - share) * variance)
 
@@ -171,14 +235,31 @@ def incoherent_law(
 def published_steps(dimension: float, error: float) -> int:
     """The published rule, ``T = 2.3 d_eff / eps^2``, as written.
 
-    Claim: arXiv 2604.15769, Theorem 13, with T = 4 to 8 recommended at d_eff = 47 to 89.
+    Claim: a rate code of effective dimension d_eff needs T steps for an error eps; T = 4 to 8 are
+        recommended at d_eff = 47 to 89.
+    Assumes: values in [0, 1]; the rest is not stated.
+    Source: arXiv 2604.15769, Theorem 13.
+    Test: its own numbers; :func:`incoherent_law` for the same dimension.
     Verdict: fails as written: at eps = .1 it asks for 10,810 steps, and T = 4 needs an error of 5.2
         where values lie in [0, 1]. Divided by the width it is (5) with another constant.
+
+    Args:
+        dimension: d_eff, above 0.
+        error: eps, above 0.
+
+    Returns:
+        The steps.
+
+    Raises:
+        RangeError: A number is not above 0.
+
+    >>> published_steps(47.0, 0.1)
+    10810
     """
     if dimension <= 0 or error <= 0:
         raise RangeError(
             f"published_steps needs a dimension and an error above 0, got {dimension:g} and "
-            f"{error:g}."
+            f"{error:g}. Give positive numbers."
         )
     return math.ceil(PUBLISHED_CONSTANT * dimension / error**2 * (1 - 1e-12))
 
@@ -190,13 +271,29 @@ def bernoulli_steps(rate: float, error: float) -> int:
     """Fewest steps of independent spikes of one rate: ``r (1 - r) / eps^2``.
 
     Claim: no unbiased decoder of T Bernoulli spikes has a smaller variance than r (1 - r) / T.
-    Assumes: independent spikes of equal probability; unbiased. Of no other train.
+    Assumes: independent spikes of equal probability; an unbiased decoder. It bounds no other train.
     Source: Cramer-Rao; the published lower bound (Theorem 8) where it is true.
     Test: the mean meets it; a constant decoder, biased, beats it; so does every other code.
+    Verdict: holds for independent spikes, fails for others.
+
+    Args:
+        rate: r, the probability of a spike in a step.
+        error: eps, root-mean-square error.
+
+    Returns:
+        The steps.
+
+    Raises:
+        RangeError: A number is outside its range.
+
+    >>> bernoulli_steps(0.5, 0.05)
+    100
     """
     _check_error(error, "bernoulli_steps")
     if not 0 <= rate <= 1:
-        raise RangeError(f"bernoulli_steps needs a rate in [0, 1], got {rate:g}.")
+        raise RangeError(
+            f"bernoulli_steps needs a rate in [0, 1], got {rate:g}. Rates are spikes per step."
+        )
     return math.ceil(rate * (1 - rate) / error**2 * (1 - 1e-12))
 
 
@@ -208,6 +305,19 @@ def count_steps(error: float) -> int:
     Assumes: one neuron, at most one spike a step, x uniform.
     Source: derived; equal cells are the best T + 1.
     Test: met by the mid-points of T + 1 equal cells; the rate code needs one step more.
+    Verdict: holds.
+
+    Args:
+        error: eps, root-mean-square error.
+
+    Returns:
+        The steps.
+
+    Raises:
+        RangeError: ``error`` is not above 0 and finite.
+
+    >>> count_steps(0.01)
+    28
     """
     _check_error(error, "count_steps")
     return max(0, math.ceil((1 / (math.sqrt(12) * error) - 1) * (1 - 1e-12)))
@@ -220,13 +330,24 @@ def rate_distortion(variances: Float[Tensor, "width"], mean_square: float) -> fl
 
     Claim: no code of fewer bits reaches the total error D on average, with spikes or without.
     Assumes: rows Gaussian with these variances along their axes, coded in long blocks. Then it is
-        met; for other rows of equal variances it is the most, not the fewest, that is needed.
+        met; for other rows of equal variances it is an upper bound of the bits, not a lower one.
     Source: Shannon; reverse water-filling (Cover, Thomas 2006, theorem 10.3.3).
     Test: equal variances by hand; continuous and falling in D.
+    Verdict: holds.
 
     Args:
         variances: l, at least 0.
         mean_square: D, above 0.
+
+    Returns:
+        R, bits per row.
+
+    Raises:
+        RangeError: A variance is negative or not finite, or ``mean_square`` is not above 0.
+
+    >>> import torch
+    >>> rate_distortion(torch.ones(4), 1.0)
+    4.0
     """
     _check_error(mean_square, "rate_distortion")
     if bool((variances < 0).any()) or not bool(variances.isfinite().all()):
@@ -239,26 +360,52 @@ def rate_distortion(variances: Float[Tensor, "width"], mean_square: float) -> fl
 
 
 def spike_bits(spikes: int, slots: int) -> float:
-    """Most bits in at most ``spikes`` spikes in ``slots`` places (neurons times steps).
+    """Largest number of bits that ``spikes`` spikes or fewer can carry in ``slots`` places.
 
     (8)  log2 sum_{j <= spikes} binomial(slots, j)
 
-    Claim: true of every decoder; a spike carries up to log2(slots) bits, not at most one.
+    Claim: no decoder reads more; a spike carries up to log2(slots) bits, not at most one.
+    Assumes: nothing.
     Source: derived: the number of trains.
     Test: the phase code at T = 8 uses all 8 bits with 4 spikes on average.
+    Verdict: holds.
+
+    Args:
+        spikes: Largest number of spikes.
+        slots: Places for a spike: neurons times steps.
+
+    Returns:
+        Bits.
+
+    Raises:
+        RangeError: ``spikes`` is not from 0 to ``slots``.
+
+    >>> spike_bits(1, 255)
+    8.0
     """
     if not 0 <= spikes <= slots:
         raise RangeError(
-            f"spike_bits needs a number of spikes from 0 to {slots} slots, got {spikes}."
+            f"spike_bits needs a number of spikes from 0 to {slots} slots, got {spikes}. Each "
+            "place holds one."
         )
     return math.log2(sum(math.comb(slots, j) for j in range(spikes + 1)))
 
 
 def fewest_spikes(bits: float, slots: int) -> int:
-    """The inverse of (8): the most spikes of a train that can be any of ``2^bits``.
+    """The inverse of (8): the smallest number of spikes that can carry ``bits``.
+
+    Args:
+        bits: Bits to carry.
+        slots: Places for a spike: neurons times steps.
+
+    Returns:
+        The largest number of spikes that a train then has.
 
     Raises:
-        RangeError: More bits than slots; no number of spikes is enough.
+        RangeError: More bits than slots: no number of spikes is enough.
+
+    >>> fewest_spikes(8.0, 255)
+    1
     """
     if not 0 <= bits <= slots:
         raise RangeError(
@@ -273,4 +420,4 @@ def fewest_spikes(bits: float, slots: int) -> int:
 
 def _check_error(error: float, who: str) -> None:
     if not 0 < error < math.inf:
-        raise RangeError(f"{who} needs an error above 0 and finite, got {error:g}.")
+        raise RangeError(f"{who} needs an error above 0 and finite, got {error:g}. Try 0.05.")
