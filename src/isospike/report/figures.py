@@ -275,18 +275,11 @@ def heatmap(
             "text": [["" if v is None else format(v, texts) for v in row] for row in cells],
             "texttemplate": "%{text}",
         }
-    quiet = {"showgrid": False, "ticks": "", "showline": False}
-    top = {"side": "top"} if x is not None else {"dtick": max(1, wide // 16)}
-    down = {"type": "category"} if y is not None else {"dtick": max(1, len(cells) // 24)}
-    parts: dict[str, Any] = {
-        "xaxis": {**quiet, **top, "title": {"text": _plain(axes[0])}},
-        "yaxis": {**quiet, **down, "title": {"text": _plain(axes[1])}, "autorange": "reversed"},
-    }
-    if x is not None:
-        parts["xaxis"]["type"] = "category"
-        parts["margin"] = {"l": 64, "r": 24, "t": 80 if title else 44, "b": 16}
+    parts = _heatmap_axes(axes, x is not None, y is not None, wide, len(cells))
     if title:
         parts["title"] = _title(title)
+    if x is not None:
+        parts["margin"] = {"l": 64, "r": 24, "t": 80 if title else 44, "b": 16}
     height = 150 + 26 * max(len(cells), 3)
     return Figure(name, label, height, (trace,), plot_layout(**parts))
 
@@ -402,6 +395,21 @@ def _trace(series: Series, *, log: bool) -> dict[str, Any]:
     if series.spread is not None:
         trace["error_y"] = {"array": list(series.spread), "thickness": 1, "width": 2}
     return trace
+
+
+def _heatmap_axes(
+    titles: tuple[str, str], named_columns: bool, named_rows: bool, columns: int, rows: int
+) -> dict[str, Any]:
+    """Both axes of a heatmap: names as they are, numbers not more than fit."""
+    quiet = {"showgrid": False, "ticks": "", "showline": False}
+    across: dict[str, Any] = {"dtick": columns // 16 or 1}
+    if named_columns:
+        across = {"side": "top", "type": "category"}
+    down: dict[str, Any] = {"type": "category"} if named_rows else {"dtick": rows // 24 or 1}
+    return {
+        "xaxis": {**quiet, **across, "title": {"text": _plain(titles[0])}},
+        "yaxis": {**quiet, **down, "title": {"text": _plain(titles[1])}, "autorange": "reversed"},
+    }
 
 
 def _axis_of(axis: Axis | str) -> Axis:
