@@ -78,7 +78,7 @@ def spike_linear(
     if weight.dim() != 2 or s.dim() == 0 or s.shape[-1] != weight.shape[1]:
         raise ShapeError(
             f"spike_linear needs spikes [..., inputs] and weights [outputs, inputs], got "
-            f"{tuple(s.shape)} and {tuple(weight.shape)}. Features are the last axis."
+            f"{tuple(s.shape)} and {tuple(weight.shape)}. Put the features last."
         )
     fast = precision == "fast" or torch.is_autocast_enabled(s.device.type)
     y: Tensor = _SpikeLinear.apply(s, weight, fast, pack)  # type: ignore[no-untyped-call]
@@ -116,7 +116,7 @@ def spike_matmul(a: Tensor, b: Tensor) -> Tensor:
     if a.dim() < 2 or b.dim() < 2 or a.shape[-1] != b.shape[-2]:
         raise ShapeError(
             f"spike_matmul needs [..., rows, terms] and [..., terms, columns], got "
-            f"{tuple(a.shape)} and {tuple(b.shape)}. The inner axes must agree."
+            f"{tuple(a.shape)} and {tuple(b.shape)}. Transpose one, so that the inner axes agree."
         )
     y: Tensor = _SpikeMatmul.apply(a, b)  # type: ignore[no-untyped-call]
     return y

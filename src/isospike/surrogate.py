@@ -29,6 +29,17 @@ from torch import Tensor
 
 from isospike.errors import RangeError
 
+__all__ = [
+    "SURROGATES",
+    "ATan",
+    "Erf",
+    "Sigmoid",
+    "SuperSpike",
+    "Surrogate",
+    "Triangle",
+    "spike",
+]
+
 
 @dataclass(frozen=True)
 class Surrogate(ABC):
@@ -47,16 +58,23 @@ class Surrogate(ABC):
         if not 0 < self.alpha < math.inf:
             raise RangeError(
                 f"{type(self).__name__} needs a finite alpha > 0, got {self.alpha}. "
-                "A larger alpha is nearer to a step."
+                "Use the default, or more for a steeper one."
             )
 
     @abstractmethod
     def primitive(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The smooth function whose derivative stands in for that of the step."""
+        """The smooth function whose derivative is the gradient of a spike.
+
+        Args:
+            u: Membrane above the threshold.
+        """
 
     @abstractmethod
     def derivative(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Derivative of :meth:`primitive`: even, not negative, largest at 0, finite everywhere.
+
+        Args:
+            u: Membrane above the threshold.
 
         Gradient: that of the formula, so a spike may be differentiated twice.
         """
@@ -64,7 +82,11 @@ class Surrogate(ABC):
 
 @dataclass(frozen=True)
 class Sigmoid(Surrogate):
-    """The logistic function; the default of the spiking transformers."""
+    """The logistic function; the default of the spiking transformers.
+
+    >>> Sigmoid(alpha=4.0).derivative(torch.tensor(0.0))
+    tensor(1.)
+    """
 
     alpha: float = 4.0
     kind = 0
@@ -172,7 +194,7 @@ class _Spike(torch.autograd.Function):
 
 
 def spike(u: Float[Tensor, "*shape"], surrogate: Surrogate) -> Float[Tensor, "*shape"]:
-    """``s = 1 if u >= 0 else 0``: at the threshold a neuron fires. NaN does not.
+    """A spike where the membrane reaches the threshold: ``s = 1 if u >= 0 else 0``. NaN gives 0.
 
     Args:
         u: Membrane above the threshold.
@@ -182,6 +204,11 @@ def spike(u: Float[Tensor, "*shape"], surrogate: Surrogate) -> Float[Tensor, "*s
         Spikes in {0, 1}, dtype and device of ``u``.
 
     Gradient: ``surrogate.derivative(u)``; differentiable again.
+
+    >>> u = torch.tensor([-0.1, 0.0], requires_grad=True)
+    >>> s = spike(u, Triangle(alpha=1.0))
+    >>> s.detach(), torch.autograd.grad(s.sum(), u)[0]
+    (tensor([0., 1.]), tensor([0.9000, 1.0000]))
     """
     out: Tensor = _Spike.apply(u, surrogate)  # type: ignore[no-untyped-call]
     return out

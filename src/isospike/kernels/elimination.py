@@ -81,7 +81,7 @@ def eliminate(e: Elimination, count: int, floor: float, ridge: float, gamma: flo
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _panel(e, columns, size, floor, ridge, gamma):
-    """Choose the pivots and make their columns, of which only the diagonal is told."""
+    """Choose the pivots and make their columns; of the rest, only the diagonal is updated."""
     for k in range(len(columns)):
         if e.line[0] == e.line[1]:
             if not _gather(e, size, gamma):

@@ -158,8 +158,15 @@ class Spikformer(nn.Module):
 
 
 def split_heads(x: Tensor, heads: int) -> tuple[Tensor, ...]:
-    """Queries, keys and values ``[..., heads, tokens, channels]`` of ``x [..., tokens, 3 heads
-    channels]``."""
+    """Split ``x [..., tokens, 3 heads channels]`` into queries, keys and values.
+
+    Args:
+        x: Queries, keys and values side by side.
+        heads: Number of heads.
+
+    Returns:
+        Three tensors ``[..., heads, tokens, channels]``.
+    """
     parts = (y.view(*y.shape[:-1], heads, -1) for y in x.chunk(3, -1))
     return tuple(y.transpose(-3, -2) for y in parts)
 

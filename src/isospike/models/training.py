@@ -76,7 +76,7 @@ def train(
         if value < 1:
             raise RangeError(f"train needs {name} >= 1, got {value}. Give a positive number.")
     if not 0 < rate < math.inf:
-        raise RangeError(f"train needs a rate above 0, got {rate}. 0.001 is usual.")
+        raise RangeError(f"train needs a rate above 0, got {rate}. Use 0.001.")
     run = _Run(model, generator, steps, rate)
     if checkpoint is not None and checkpoint.exists():
         run.load(checkpoint)

@@ -87,7 +87,9 @@ class Transformer(nn.Module):
         }  # fmt: skip
         for name, size in sizes.items():
             if size < 1:
-                raise RangeError(f"Transformer needs {name} >= 1, got {size}. Give more.")
+                raise RangeError(
+                    f"Transformer needs {name} >= 1, got {size}. Give a positive number."
+                )
         if width % heads:
             raise RangeError(
                 f"Transformer needs a width that {heads} heads divide, got {width}. Choose a "
@@ -158,6 +160,10 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Tensor, "batch length width"], Int[Tensor, "length"]]:
         """(1) of tokens that follow ``start`` others, and their positions.
 
+        Args:
+            tokens: Token numbers, in [0, vocabulary).
+            start: Number of tokens before them.
+
         Raises:
             ShapeError: Not ``[batch, length]``.
             RangeError: A token out of range, or more tokens than the encoding has positions.
@@ -183,6 +189,15 @@ class Transformer(nn.Module):
         mask: Bool[Tensor, "batch length"] | None = None,
     ) -> tuple[Float[Tensor, "batch length width"], Cache]:
         """(2) and (3), all layers, over the tokens of the cache and of x itself.
+
+        Args:
+            x: Output of :meth:`embed`.
+            at: Positions of the tokens.
+            cache: Keys and values of earlier tokens.
+            mask: False for padding, to which no other token attends.
+
+        Returns:
+            The stream after the last layer, and the cache with these tokens in it.
 
         Raises:
             ShapeError: The mask is not ``[batch, length]``.

@@ -236,8 +236,7 @@ class CentralPatternGenerator(Additive):
         check_positive("CentralPatternGenerator", width=width, pairs=pairs)
         if not -1 <= threshold < 1:
             raise RangeError(
-                f"CentralPatternGenerator needs a threshold in [-1, 1), got {threshold}. "
-                "Oscillators stay in [-1, 1]; 0.8 is the default."
+                f"CentralPatternGenerator needs a threshold in [-1, 1), got {threshold}. Use 0.8."
             )
         self.pairs, self.threshold = pairs, threshold
         self.project = nn.Linear(2 * pairs, width, bias=False)

@@ -39,7 +39,7 @@ class RoPE(Position):
         super().__init__()
         check_even("RoPE", head_width=head_width)
         if not base > 0:
-            raise RangeError(f"RoPE needs a base above 0, got {base}. 10000 is usual.")
+            raise RangeError(f"RoPE needs a base above 0, got {base}. Use 10000.")
         self.head_width, self.base = head_width, base
 
     @classmethod
@@ -142,9 +142,7 @@ class T5Buckets(Position):
         super().__init__()
         check_positive("T5Buckets", heads=heads)
         if buckets < 4 or buckets % 4:
-            raise RangeError(
-                f"T5Buckets needs a multiple of 4 buckets, got {buckets}. 32 is usual."
-            )
+            raise RangeError(f"T5Buckets needs a multiple of 4 buckets, got {buckets}. Use 32.")
         if max_distance <= buckets:
             raise RangeError(
                 f"T5Buckets needs max_distance above the {buckets} buckets, got {max_distance}. "
@@ -293,9 +291,7 @@ class GrayCode(Position):
         super().__init__()
         check_positive("GrayCode", heads=heads)
         if not 1 <= bits <= 62:
-            raise RangeError(
-                f"GrayCode needs 1 to 62 bits, got {bits}. 10 bits have 1024 positions."
-            )
+            raise RangeError(f"GrayCode needs 1 to 62 bits, got {bits}. Use 10 for 1024 positions.")
         self.bits, self.max_length = bits, 1 << bits
         self.gain = nn.Parameter(torch.ones(heads))
 

@@ -20,14 +20,16 @@ def find_steps(weight, steps):
 
 @njit(cache=True, nogil=True)
 def find_digits(weight, steps, digits):
-    """The bytes of ``weight / steps``, rounded; the highest takes what is left."""
-    last = len(digits) - 1
+    """The bytes of ``weight / steps``, rounded, highest plane first.
+
+    ``digits`` is a tuple, whose length the compiler knows.
+    """
     for i in range(len(weight)):
         step = np.float64(steps[i])
         for j in range(weight.shape[1]):
             w = np.int64(round(weight[i, j] / step))
-            for plane in range(last):
+            for plane in range(len(digits) - 1, 0, -1):
                 low = (w + 128) % 256 - 128
-                digits[last - plane, i, j] = low
+                digits[plane][i, j] = low
                 w = (w - low) // 256
-            digits[0, i, j] = w
+            digits[0][i, j] = w

@@ -133,5 +133,5 @@ def _split(weight: Tensor, step: Tensor, count: int) -> list[Tensor]:
     from isospike.kernels.product.digits import find_digits  # imports the compiler
 
     digits = np.empty((count, *weight.shape), np.int8)
-    find_digits(weight.detach().contiguous().numpy(), step.contiguous().numpy(), digits)
+    find_digits(weight.detach().contiguous().numpy(), step.contiguous().numpy(), tuple(digits))
     return list(torch.from_numpy(digits))
