@@ -32,3 +32,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("isospike")
+
+# Fixtures of folders that several files of tests read; what they import is hooked by now.
+from folders import bert, gpt2, home, ported, text, writer  # noqa: E402, F401

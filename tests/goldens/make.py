@@ -20,7 +20,7 @@ from pathlib import Path
 import models
 import numpy as np
 import torch
-from test_cli import WORDS, make_folder
+from folders import WORDS, make_folder
 from typer.testing import CliRunner
 
 # ------------------------------------------- the only names of isospike below: adapt them here

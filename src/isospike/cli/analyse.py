@@ -1,23 +1,14 @@
 """``isospike dimension``, ``rank`` and ``order``: what a model or a table holds."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from isospike import progress
 from isospike.cli.app import command
 from isospike.cli.emit import Outcome, note
-from isospike.cli.options import (
-    ModelArgument,
-    ModelOrPortArgument,
-    SeedOption,
-    SentencesOption,
-    TextOption,
-    argument,
-    option,
-    out_option,
-)
 from isospike.errors import RangeError
 from isospike.hf.load import MAX_SENTENCES, Source, TextModel, find_model
+from isospike.report.files import check_destination
 
 MOST_SEQUENCES = 64
 MOST_TOKENS = 512  # unless asked for
@@ -32,22 +23,28 @@ MOST_TOKENS = 512  # unless asked for
     smaller="--sentences",
 )
 def dimension(
-    model: ModelArgument,
-    text: TextOption = None,
-    share: Annotated[
-        float,
-        option("X", "Share of the variance that the counted principal components explain."),
-    ] = 0.95,
-    sentences: SentencesOption = MAX_SENTENCES,
-    seed: SeedOption = 0,
+    model: str,
+    *,
+    text: Path | None = None,
+    share: float = 0.95,
+    sentences: int = MAX_SENTENCES,
+    seed: int = 0,
+    out: Path | None = None,
 ) -> Outcome:
-    """Measure the effective dimension at every site of a float model: what a port would code.
+    """Measure the effective dimension at every site of a model.
 
-    A site is the input of a matrix product, a row one token. A number after ≥ is limited by the
-    number of rows, not by the model: give more text.
+    It says how many directions a port would have to code. A site is the input of a matrix
+    product, a row one token. A number after ≥ is limited by the number of rows, not by the model:
+    give more text.
+
+    Args:
+        share: Share of the variance that the counted principal components explain.
+        out (DIR): Where to write a page, JSON and a table.
     """
     if not 0 < share <= 1:
         raise RangeError(f"dimension needs share in (0, 1], got {share:g}. Try 0.95.")
+    if out is not None:
+        check_destination(out)
     if not 1 <= sentences <= MAX_SENTENCES:
         raise RangeError(
             f"dimension needs sentences from 1 to {MAX_SENTENCES}, got {sentences}. Choose a "
@@ -69,7 +66,7 @@ def dimension(
         generator=torch.Generator().manual_seed(seed),
         name=source.name,
     )
-    return Outcome(data=report.to_json(), text=report.summary())
+    return Outcome.of(report, out)
 
 
 @command(
@@ -82,36 +79,27 @@ def dimension(
     smaller="--tokens",
 )
 def rank(
-    model: ModelOrPortArgument,
-    text: TextOption = None,
-    tokens: Annotated[
-        int | None,
-        option(
-            "N",
-            "Tokens of a sequence. No rank exceeds it, so more than channels show more.",
-            default=f"all that the model reads, up to {MOST_TOKENS}",
-        ),
-    ] = None,
-    sequences: Annotated[
-        int,
-        option("N", f"Pieces of the text to measure, 1 to {MOST_SEQUENCES}."),
-    ] = 2,
-    controls: Annotated[
-        bool,
-        option(
-            "",
-            "Also run new random weights, tokens in random order, and fewer tokens.",
-            "--controls/--no-controls",
-        ),
-    ] = True,
-    seed: SeedOption = 0,
-    out: Annotated[
-        Path | None, out_option("Where to write.", "out/rank/<name of the model>")
-    ] = None,
+    model: str,
+    *,
+    text: Path | None = None,
+    tokens: int | None = None,
+    sequences: int = 2,
+    controls: bool = True,
+    seed: int = 0,
+    out: Path | None = None,
 ) -> Outcome:
-    """Measure which representations of a transformer collapse, and which heads are redundant.
+    """Find representations that collapse and heads that are redundant.
 
     Prints one line for each layer and warnings in words; writes a page, JSON and CSV tables.
+
+    Args:
+        model (MODEL): A folder that transformers saved or isospike port wrote, a name on the
+            Hugging Face hub, or ``minilm``.
+        tokens: Tokens of a sequence. No rank exceeds it, so more than channels show more.
+            [default: all that the model reads, up to 512]
+        sequences: Pieces of the text to measure, 1 to 64.
+        controls: Also run new random weights, tokens in random order, and fewer tokens.
+        out (DIR): Where to write. [default: out/rank/<name of the model>]
     """
     if not 1 <= sequences <= MOST_SEQUENCES:
         raise RangeError(
@@ -121,6 +109,8 @@ def rank(
     if tokens is not None and tokens < 2:
         raise RangeError(f"rank needs tokens of at least 2, got {tokens}. Try 64.")
     source = find_model(model, ports=True)
+    folder = out or Path("out/rank") / source.label
+    check_destination(folder)
     words = _read(text)
     text_model = _load(source)
     wanted = min(MOST_TOKENS, text_model.longest) if tokens is None else tokens
@@ -128,12 +118,7 @@ def rank(
     from isospike.ranks.report import measure_ranks
 
     report = measure_ranks(text_model.model, batch, controls=controls, seed=seed, name=source.name)
-    place = report.save(out or Path("out/rank") / source.label)
-    return Outcome(data=report.to_json(), text=report.summary(), saved=place / "report.html")
-
-
-def _file(text: str) -> Any:
-    return option("FILE", text)
+    return Outcome.of(report, folder)
 
 
 @command(
@@ -142,73 +127,47 @@ def _file(text: str) -> Any:
     smaller="table",
 )
 def order(
-    file: Annotated[
-        str,
-        argument(
-            "FILE",
-            "A table of numbers, one row a line, separator and header found out; or "
-            "[b]sachs[/], which comes with isospike.",
-        ),
-    ],
-    truth: Annotated[Path | None, _file("True edges, a cause and an effect on each line.")] = None,
-    correction: Annotated[
-        str | None,
-        option(
-            "NAME",
-            "[b]regression[/]: splines, from the roots (default). [b]mean[/]: the mean "
-            "information matrix, from the leaves (default with another --score). "
-            "[b]per-sample[/], [b]winsorised[/]: every row's Jacobian; with denoising only.",
-            choices="isospike.causal.estimator:CORRECTIONS",
-        ),
-    ] = None,
-    score: Annotated[
-        str,
-        option(
-            "NAME",
-            "Information matrix of the other corrections: [b]precision[/], [b]shrinkage[/], "
-            "[b]glasso[/], [b]stein[/] or [b]denoising[/], a network.",
-            choices="isospike.causal.scores:SCORES",
-        ),
-    ] = "precision",
-    prune: Annotated[
-        str,
-        option(
-            "NAME",
-            "Edges: [b]cam[/], F-tests of splines; [b]row[/], linear weights; [b]slopes[/], "
-            "root mean squared slopes.",
-            choices="isospike.causal.estimator:PRUNES",
-        ),
-    ] = "cam",
-    level: Annotated[
-        float,
-        option("SHARE", "Target false discovery rate of --prune cam."),
-    ] = 0.001,
-    threshold: Annotated[
-        float,
-        option("SLOPE", "Smallest edge weight that row and slopes keep."),
-    ] = 0.3,
-    gamma: Annotated[
-        float,
-        option(
-            "SHARE",
-            "Variables within this relative tolerance of the minimum are removed in the same step.",
-        ),
-    ] = 0.05,
-    noise_scale: Annotated[
-        Path | None, _file("Scale of the noise of each column, a name and a number on each line.")
-    ] = None,
-    required: Annotated[Path | None, _file("Edges that are known, as --truth.")] = None,
-    forbidden: Annotated[Path | None, _file("Edges that cannot be, as --truth.")] = None,
-    tiers: Annotated[
-        Path | None, _file("Names of columns, a tier on each line, earlier ones first.")
-    ] = None,
-    seed: SeedOption = 0,
-    out: Annotated[Path, out_option("Where to write.", "out/order")] = Path("out/order"),
+    file: str,
+    *,
+    truth: Path | None = None,
+    correction: str | None = None,
+    score: str = "precision",
+    prune: str = "cam",
+    level: float = 0.001,
+    threshold: float = 0.3,
+    gamma: float = 0.05,
+    noise_scale: Path | None = None,
+    required: Path | None = None,
+    forbidden: Path | None = None,
+    tiers: Path | None = None,
+    seed: int = 0,
+    out: Path = Path("out/order"),
 ) -> Outcome:
-    """Order the columns of a table, causes first, and draw the graph along the order.
+    """Order the columns of a table, causes first, and draw the graph.
 
     Writes report.html, report.json and edges.csv. With the true edges, the inverse covariance,
     sorting by variance, random orders and the empty graph are compared with the result.
+
+    Args:
+        file (FILE): A table of numbers, one row a line, separator and header found out; or
+            ``sachs``, which comes with isospike.
+        truth: True edges, a cause and an effect on each line.
+        correction: ``regression``: splines, from the roots (default). ``mean``: the mean
+            information matrix, from the leaves (default with another --score). ``per-sample``,
+            ``winsorised``: every row's Jacobian; with denoising only.
+        score: Information matrix of the other corrections: ``precision``, ``shrinkage``,
+            ``glasso``, ``stein`` or ``denoising``, a network.
+        prune: Edges: ``cam``, F-tests of splines; ``row``, linear weights; ``slopes``, root mean
+            squared slopes.
+        level (SHARE): Target false discovery rate of --prune cam.
+        threshold (SLOPE): Smallest edge weight that row and slopes keep.
+        gamma (SHARE): Variables within this relative tolerance of the minimum are removed in the
+            same step.
+        noise_scale: Scale of the noise of each column, a name and a number on each line.
+        required: Edges that are known, as --truth.
+        forbidden: Edges that cannot be, as --truth.
+        tiers: Names of columns, a tier on each line, earlier ones first.
+        out (DIR): Where to write.
     """
     if correction is None:
         correction = "regression" if score == "precision" else "mean"

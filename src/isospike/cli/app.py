@@ -6,15 +6,14 @@ Whatever goes wrong ends in one line on stderr and an exit code, never in half a
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
-from typer.models import OptionInfo
 
 from isospike.cli.emit import MISTAKE, Bars, Outcome, Words, emit, errors_in_one_line, say
-from isospike.cli.options import COMMON
+from isospike.cli.options import COMMON, option_name, parameters, split_docstring
 from isospike.progress import shown_by
 
 Handler = Callable[..., Outcome]
@@ -28,6 +27,8 @@ class _PlainHelp:
         params = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
             if param.param_type_name == "argument":
+                shown = param.metavar if param.required else f"[{param.metavar}]"
+                param.get_usage_pieces = lambda ctx, shown=shown: [shown]  # noqa: ARG005
                 param.display_type_rich = lambda ctx: None  # noqa: ARG005
             elif param.is_flag:
                 param.metavar = ""
@@ -61,11 +62,6 @@ def _epilog(title: str, lines: Sequence[str]) -> str:
     return "\n".join((f"[bold]{title}[/]", *indented)) + "\n\n" if lines else ""
 
 
-def _help(docstring: str | None) -> str:
-    """A docstring with each paragraph on one line: Typer would keep the line ends."""
-    return "\n\n".join(" ".join(p.split()) for p in (docstring or "").split("\n\n"))
-
-
 app = typer.Typer(
     name="isospike",
     cls=_Group,
@@ -73,8 +69,7 @@ app = typer.Typer(
     "the port; see what collapses in a model; learn sequences in one pass; order the causes in a "
     "table.",
     epilog=_epilog(
-        "Start with",
-        ("isospike port minilm", "isospike learn shakespeare", "isospike order sachs"),
+        "Start with", ("isospike port minilm", "isospike learn shakespeare", "isospike order sachs")
     )
     + _epilog(
         "Exit codes",
@@ -128,42 +123,29 @@ def command(
     epilog += _epilog("Exit codes", exits)
 
     def decorate(function: Handler) -> Handler:
-        signature = inspect.signature(function)
-        options = {name: f"--{name.replace('_', '-')}" for name in _options(signature)}
-        spoken = Words(
+        about, _ = split_docstring(function)
+        given = list(parameters(function))
+        own = inspect.signature(function).parameters
+        options = {p.name: option_name(p.name) for p in given if p.kind is p.KEYWORD_ONLY}
+        speech = Words(
             name=function.__name__, options={**options, **(words or {})}, kept=kept, smaller=smaller
         )
 
         @functools.wraps(function)
-        def run(**given: Any) -> int:
-            as_json, quiet, debug = (given.pop(name) for name in COMMON)
-            if "as_json" in signature.parameters:
-                given["as_json"] = as_json
-            with errors_in_one_line(spoken, quiet=quiet, debug=debug):
+        def run(**values: Any) -> int:
+            as_json, quiet, debug = (values[name] for name in COMMON)
+            with errors_in_one_line(speech, quiet=quiet, debug=debug):
                 with Bars(silent=quiet or as_json) as bars, shown_by(bars):
-                    outcome = function(**given)
+                    outcome = function(**{name: values[name] for name in own})
                 emit(outcome, as_json)
             return outcome.status
 
-        own = [p for name, p in signature.parameters.items() if name not in COMMON]
-        run.__dict__["__signature__"] = signature.replace(
-            parameters=[*own, *COMMON.values()], return_annotation=int
-        )
-        run.__annotations__ = {p.name: p.annotation for p in (*own, *COMMON.values())}
-        app.command(
-            cls=_Command, help=_help(function.__doc__), epilog=epilog, rich_help_panel=group
-        )(run)
+        run.__dict__["__signature__"] = inspect.Signature(given, return_annotation=int)
+        run.__annotations__ = {p.name: p.annotation for p in given}
+        app.command(cls=_Command, help=about, epilog=epilog, rich_help_panel=group)(run)
         return function
 
     return decorate
-
-
-def _options(signature: inspect.Signature) -> Iterator[str]:
-    """Names of the parameters that are options, not arguments."""
-    for name, parameter in signature.parameters.items():
-        about = getattr(parameter.annotation, "__metadata__", ())
-        if any(isinstance(info, OptionInfo) for info in about):
-            yield name
 
 
 def _print_version(asked: bool) -> bool:

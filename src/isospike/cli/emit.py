@@ -75,6 +75,14 @@ class Outcome:
     status: int = DONE
     problem: tuple[str, str] | None = None
 
+    @classmethod
+    def of(cls, report: Any, folder: Path | None = None) -> "Outcome":
+        """The outcome of a report, which is saved if there is a folder."""
+        if folder is not None:
+            report.save(folder)
+        page = None if folder is None else folder / "report.html"
+        return cls(data=report.to_json(), text=report.summary(), saved=page)
+
 
 def emit(outcome: Outcome, as_json: bool) -> None:
     """Print an outcome."""

@@ -1,11 +1,17 @@
-"""Options that commands share. The library checks their values; names it knows complete in a shell.
+"""Options of a command, from the signature and the docstring of its function.
 
-Help names the choices in words, and a test compares them with the library: reading them from it
-would load torch before ``--help`` could answer.
+What stands before ``*`` in the signature is an argument, the rest are options. The help of each is
+its line under ``Args``, with what its value is in brackets, or the text of :data:`SHARED`::
+
+    steps (N): Time steps. More are more exact and cost more. [default: 8, without --max-error]
+
+The library checks the values; the names it knows complete in a shell. Help says them in words, and
+a test compares those with the library: to read them would load torch before ``--help`` answers.
 """
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,34 +20,87 @@ import typer
 
 from isospike.hf.load import MAX_SENTENCES
 
-OUTPUT = "Output"
-_EXECUTIONS = "isospike.porting.run:EXECUTIONS"
+COMMON = ("as_json", "quiet", "debug")
+OUTPUT = ("out", *COMMON)
+METAVARS = {int: "N", float: "X", Path: "FILE", str: "NAME", bool: ""}
+CHOICES = {
+    "code": "isospike.codes:CODES",
+    "correction": "isospike.causal.estimator:CORRECTIONS",
+    "execution": "isospike.porting.run:EXECUTIONS",
+    "functions": "isospike.porting.run:FUNCTIONS",
+    "precision": "isospike.porting.run:PRECISIONS",
+    "prune": "isospike.causal.estimator:PRUNES",
+    "score": "isospike.causal.scores:SCORES",
+    "unit": "isospike.cli.sequence:UNITS",
+}
+"""Names that the library knows for the value of an option."""
+
+SHARED = {
+    "model": "(MODEL) A folder that transformers saved, a name on the Hugging Face hub, or "
+    "``minilm``: all-MiniLM-L6-v2, installed with isospike[demo]. Safetensors only.",
+    "port": "(DIR) A folder that isospike port wrote.",
+    "text": "UTF-8 text like what the model will read. [default: Shakespeare, included]",
+    "sentences": f"Number of passages of the text to use, up to {MAX_SENTENCES}.",
+    "execution": "(MODE) ``collapsed``: one product on the decoded spikes, fast. ``stepped``: "
+    "every time step, spike by spike; the specification.",
+    "seed": "Seed of every random draw.",
+    "workers": "Number of processes. [default: one for each core]",
+    "as_json": "Print JSON and no progress.",
+    "quiet": "Print no progress and no notes.",
+    "debug": "Show the traceback of an error.",
+}
+"""Help of options that several commands have."""
+
+_ENTRY = re.compile(r"^ {8}(\w+)(?: (\(.+?\)))?: ", re.MULTILINE)
 
 
-def argument(metavar: str, text: str) -> Any:
-    """A positional argument."""
-    return typer.Argument(metavar=metavar, help=text, show_default=False)
+def split_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """The help of a command, one line a paragraph, and the help of its options by name."""
+    text, _, entries = (function.__doc__ or "").partition("    Args:\n")
+    parts = _ENTRY.split(entries)[1:]
+    texts = {
+        name: " ".join(f"{metavar or ''} {about}".split())
+        for name, metavar, about in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    }
+    # Typer would keep the line ends within a paragraph.
+    return "\n\n".join(" ".join(p.split()) for p in text.split("\n\n")), texts
 
 
-def option(
-    metavar: str, text: str, *names: str, default: str | None = None, choices: str | None = None
-) -> Any:
-    """An option.
+def parameters(function: Callable[..., Any]) -> Iterator[inspect.Parameter]:
+    """The parameters of a command as Typer reads them, those that all commands have at the end."""
+    _, texts = split_docstring(function)
+    own = inspect.signature(function, eval_str=True).parameters.values()
+    common = (inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
+              for n in COMMON)  # fmt: skip
+    for parameter in (*(p for p in own if p.name not in COMMON), *common):
+        info = _info(parameter, texts.get(parameter.name) or SHARED[parameter.name])
+        yield parameter.replace(annotation=Annotated[parameter.annotation, info])
 
-    Args:
-        metavar: What its value is; empty for a switch.
-        text: Its help.
-        names: ``--name``, where it is not the name of the parameter.
-        default: What happens without it, where the value of the parameter does not say so.
-        choices: ``module:attribute`` of the library's names for its values, for a shell.
 
-    Returns:
-        What Typer reads in an annotation.
-    """
-    shown = f"{text} [dim]\\[default: {default}][/]" if default else text
-    complete = _completion(choices) if choices else None
+def option_name(name: str) -> str:
+    """The option of a parameter."""
+    return f"--{name.removeprefix('as_').replace('_', '-')}"
+
+
+def _info(parameter: inspect.Parameter, text: str) -> Any:
+    """What Typer is told of a parameter."""
+    name, default = parameter.name, parameter.default
+    kinds = getattr(parameter.annotation, "__args__", (parameter.annotation,))
+    metavar = METAVARS[kinds[0]]
+    if text.startswith("("):
+        metavar, _, text = text[1:].partition(") ")
+    shown = re.sub(r"``(.+?)``", r"[b]\1[/]", text.replace("[", "\\["))
+    shown = re.sub(r"(\\\[default: .*\])$", r"[dim]\1[/]", shown)
+    if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+        return typer.Argument(metavar=metavar, help=shown, show_default=False)
+    switch = option_name(name)
     return typer.Option(
-        *names, metavar=metavar, help=shown, show_default=default is None, autocompletion=complete
+        f"{switch}/--no-{switch[2:]}" if default is True else switch,
+        metavar=metavar,
+        help=shown,
+        show_default=not isinstance(default, bool) and default is not None and "[dim]" not in shown,
+        autocompletion=_completion(CHOICES[name]) if name in CHOICES else None,
+        rich_help_panel="Output" if name in OUTPUT else None,
     )
 
 
@@ -52,98 +111,3 @@ def _completion(place: str) -> Callable[[str], list[str]]:
         return [name for name in names if name.startswith(incomplete)]
 
     return complete
-
-
-def out_option(text: str, default: str | None = None, metavar: str = "DIR") -> Any:
-    """``--out``, whose meaning differs from command to command."""
-    info = option(metavar, text, "--out", default=default)
-    info.rich_help_panel = OUTPUT
-    return info
-
-
-# ---------------------------------------------------------------- what is read
-
-_PLACE = (
-    "A folder that transformers saved, a name on the Hugging Face hub, or [b]minilm[/]: "
-    "all-MiniLM-L6-v2, installed with isospike\\[demo]."
-)
-ModelArgument = Annotated[str, argument("MODEL", f"{_PLACE} Safetensors only.")]
-ModelOrPortArgument = Annotated[
-    str, argument("MODEL", f"{_PLACE} Or a folder that isospike port wrote.")
-]
-PortArgument = Annotated[Path, argument("DIR", "A folder that isospike port wrote.")]
-TextOption = Annotated[
-    Path | None,
-    option("FILE", "UTF-8 text like what the model will read.", default="Shakespeare, included"),
-]
-SentencesOption = Annotated[
-    int, option("N", f"Number of passages of the text to use, up to {MAX_SENTENCES}.")
-]
-
-# ---------------------------------------------------------------- what is done
-
-CodeOption = Annotated[
-    str,
-    option(
-        "CODE",
-        "How numbers become spikes: signed-digit, half-octave, phase, rate, bernoulli or latency.",
-        choices="isospike.codes:CODES",
-    ),
-]
-ExecutionOption = Annotated[
-    str,
-    option(
-        "MODE",
-        "How the port runs. [b]collapsed[/]: one product on the decoded spikes, fast. "
-        "[b]stepped[/]: every time step, spike by spike; the specification.",
-        choices=_EXECUTIONS,
-    ),
-]
-SavedExecutionOption = Annotated[
-    str | None,
-    option(
-        "MODE",
-        "Run [b]collapsed[/] (fast) or [b]stepped[/] (the specification).",
-        "--execution",
-        default="as saved",
-        choices=_EXECUTIONS,
-    ),
-]
-PrecisionOption = Annotated[
-    str,
-    option(
-        "MODE",
-        "Arithmetic of a collapsed run: [b]exact[/], or [b]fast[/]: bfloat16; the report gives the "
-        "error it adds.",
-        choices="isospike.porting.run:PRECISIONS",
-    ),
-]
-FunctionsOption = Annotated[
-    str,
-    option(
-        "MODE",
-        "Softmax, normalisation, activations and gates: [b]float[/] at the soma, or "
-        "[b]spiking[/]: circuits that add, compare and reset.",
-        choices="isospike.porting.run:FUNCTIONS",
-    ),
-]
-WorkersOption = Annotated[
-    int | None, option("N", "Number of processes.", default="one for each core")
-]
-SeedOption = Annotated[int, option("N", "Seed of every random draw.")]
-
-# ------------------------------------------------------- what every command has
-
-
-def _common(name: str, switch: str, text: str) -> inspect.Parameter:
-    info = option("", text, switch)
-    info.rich_help_panel = OUTPUT
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=False, annotation=Annotated[bool, info])
-
-
-COMMON = {
-    "as_json": _common("as_json", "--json", "Print JSON and no progress."),
-    "quiet": _common("quiet", "--quiet", "Print no progress and no notes."),
-    "debug": _common("debug", "--debug", "Show the traceback of an error."),
-}

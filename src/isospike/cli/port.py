@@ -3,22 +3,11 @@
 import math
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from isospike import progress
 from isospike.cli.app import command
 from isospike.cli.emit import NOT_REACHED, Outcome
-from isospike.cli.options import (
-    CodeOption,
-    ExecutionOption,
-    FunctionsOption,
-    ModelArgument,
-    PrecisionOption,
-    SentencesOption,
-    TextOption,
-    option,
-    out_option,
-)
 from isospike.errors import InputError, RangeError
 from isospike.hf.load import MAX_SENTENCES, TextModel, find_model
 from isospike.report.files import check_destination
@@ -47,61 +36,42 @@ HEADLINE = (
     smaller="--sentences, or a smaller model",
 )
 def port(
-    model: ModelArgument,
-    text: TextOption = None,
-    code: CodeOption = "signed-digit",
-    steps: Annotated[
-        int | None,
-        option(
-            "N",
-            "Time steps. More are more exact and cost more.",
-            default=f"{DEFAULT_STEPS}, without --max-error",
-        ),
-    ] = None,
-    max_error: Annotated[
-        float | None,
-        option(
-            "E",
-            "In place of --steps: find the fewest steps with at most this error, e.g. 0.05. "
-            "Error is the root-mean-square change of the model's output, relative to the output, "
-            "on sentences held back from calibration.",
-        ),
-    ] = None,
-    per_channel: Annotated[
-        bool,
-        option(
-            "",
-            "With --max-error: give every site its own steps and every channel its own "
-            "resolution, so that the error costs the fewest spikes.",
-            "--per-channel",
-        ),
-    ] = False,
-    execution: ExecutionOption = "collapsed",
-    precision: PrecisionOption = "exact",
-    functions: FunctionsOption = "float",
-    sentences: SentencesOption = MAX_SENTENCES,
-    no_curve: Annotated[
-        bool,
-        option(
-            "",
-            "Leave out the report's plot of error against steps for every code, which takes "
-            "most of the time.",
-            "--no-curve",
-        ),
-    ] = False,
-    out: Annotated[
-        Path | None,
-        out_option(
-            "Folder to write. An earlier port in it is replaced; anything else is left alone.",
-            "out/<name of the model>",
-        ),
-    ] = None,
+    model: str,
+    *,
+    text: Path | None = None,
+    code: str = "signed-digit",
+    steps: int | None = None,
+    max_error: float | None = None,
+    per_channel: bool = False,
+    execution: str = "collapsed",
+    precision: str = "exact",
+    functions: str = "float",
+    sentences: int = MAX_SENTENCES,
+    curve: bool = True,
+    out: Path | None = None,
 ) -> Outcome:
-    """Port a pretrained text model to binary spikes, measure and save the port.
+    """Port a pretrained model to spikes; measure and save the port.
 
     Writes report.html, report.json, model.safetensors, config.json and the tokenizer: all that
     isospike embed and isospike generate need. Four fifths of the passages calibrate the port, one
     fifth measures it. The model that was given is not changed.
+
+    Args:
+        code (CODE): How numbers become spikes: signed-digit, half-octave, phase, rate, bernoulli
+            or latency.
+        steps: Time steps. More are more exact and cost more. [default: 8, without --max-error]
+        max_error (E): In place of --steps: find the fewest steps with at most this error, e.g.
+            0.05. Error is the root-mean-square change of the model's output, relative to the
+            output, on sentences held back from calibration.
+        per_channel: With --max-error: give every site its own steps and every channel its own
+            resolution, so that the error costs the fewest spikes.
+        precision (MODE): Arithmetic of a collapsed run: ``exact``, or ``fast``: bfloat16; the
+            report gives the error it adds.
+        functions (MODE): Softmax, normalisation, activations and gates: ``float`` at the soma, or
+            ``spiking``: circuits that add, compare and reset.
+        curve: Plot error against steps for every code in the report, which takes most of the time.
+        out (DIR): Folder to write. An earlier port in it is replaced; anything else is left alone.
+            [default: out/<name of the model>]
     """
     _check(steps, max_error, per_channel, sentences)
     source = find_model(model)
@@ -129,7 +99,7 @@ def port(
         precision=precision,
         nonlinear=functions,
         held_back=text_model.batches(evaluation),
-        curve=() if no_curve else tuple(CODES),
+        curve=tuple(CODES) if curve else (),
         name=source.name,
         describe=partial(_describe, text_model.tokenizer),
         progress=progress.update,

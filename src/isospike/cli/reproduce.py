@@ -3,28 +3,12 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
 
 from isospike.cli.app import command
 from isospike.cli.emit import Outcome
-from isospike.cli.options import WorkersOption, argument, option, out_option
 from isospike.errors import InputError, RangeError
 
 KEPT = "what was computed is kept; the same command goes on from there."
-
-PresetOption = Annotated[
-    str,
-    option(
-        "NAME",
-        "[b]tiny[/] takes seconds, [b]small[/] minutes; [b]full[/] makes the tables of the "
-        "documentation.",
-        "--preset",
-    ),
-]
-OutOption = Annotated[
-    Path,
-    out_option("Where results go. What is there already is not computed again.", "out/positions"),
-]
 
 
 @command(
@@ -34,23 +18,24 @@ OutOption = Annotated[
     smaller="--preset",
 )
 def reproduce(
-    name: Annotated[
-        str | None,
-        argument("[NAME]", "A claim; without one, they are listed."),
-    ] = None,
-    preset: PresetOption = "small",
-    studies: Annotated[
-        str,
-        option("PACKAGE", "Where studies are; [b]benchmarks[/] in a copy of the repository."),
-    ] = "isospike.experiments",
-    data: Annotated[
-        Path | None,
-        option("DIR", "Data sets that a study needs.", default="$ISOSPIKE_DATA"),
-    ] = None,
-    workers: WorkersOption = None,
-    out: OutOption = Path("out/positions"),
+    name: str | None = None,
+    *,
+    preset: str = "small",
+    studies: str = "isospike.experiments",
+    data: Path | None = None,
+    workers: int | None = None,
+    out: Path = Path("out/positions"),
 ) -> Outcome:
-    """Test a published claim: what it says, what was measured, whether it holds."""
+    """Test a published claim: what it says, what was measured, if it holds.
+
+    Args:
+        name: A claim; without one, they are listed.
+        preset: ``tiny`` takes seconds, ``small`` minutes; ``full`` makes the tables of the
+            documentation.
+        studies (PACKAGE): Where studies are; ``benchmarks`` in a copy of the repository.
+        data (DIR): Data sets that a study needs. [default: $ISOSPIKE_DATA]
+        out (DIR): Where results go. What is there already is not computed again.
+    """
     from isospike.experiments import study
 
     if name is None:
@@ -78,23 +63,26 @@ def reproduce(
     smaller="--preset",
 )
 def positions(
-    tasks: Annotated[str | None, option("A,B", "Tasks.", default="all")] = None,
-    encodings: Annotated[
-        str | None,
-        option("A,B", "Encodings and controls.", default="all"),
-    ] = None,
-    preset: PresetOption = "small",
-    seeds: Annotated[
-        int | None,
-        option("N", "Seeds of each row.", default="as the preset says"),
-    ] = None,
-    workers: WorkersOption = None,
-    out: OutOption = Path("out/positions"),
+    *,
+    tasks: str | None = None,
+    encodings: str | None = None,
+    preset: str = "small",
+    seeds: int | None = None,
+    workers: int | None = None,
+    out: Path = Path("out/positions"),
 ) -> Outcome:
-    """Train one small transformer with every positional encoding on every task.
+    """Compare positional encodings: train each one on every task.
 
-    Writes report.html, and tables.md with the same figures. An interrupted run goes on where it
-    was.
+    They all train the same small transformer. Writes report.html, and tables.md with the same
+    figures. An interrupted run goes on where it was.
+
+    Args:
+        tasks (A,B): Tasks. [default: all]
+        encodings (A,B): Encodings and controls. [default: all]
+        preset: ``tiny`` takes seconds, ``small`` minutes; ``full`` makes the tables of the
+            documentation.
+        seeds: Seeds of each row. [default: as the preset says]
+        out (DIR): Where results go. What is there already is not computed again.
     """
     from dataclasses import replace
 

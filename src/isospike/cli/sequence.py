@@ -3,12 +3,11 @@
 import itertools
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from isospike import progress
 from isospike.cli.app import command
 from isospike.cli.emit import Outcome, note
-from isospike.cli.options import SeedOption, argument, option, out_option
 from isospike.errors import InputError, RangeError
 
 CHUNK = 2000  # symbols between two looks at the progress
@@ -22,40 +21,24 @@ UNITS = ("char", "word", "line")
     smaller="--limit",
 )
 def learn(
-    file: Annotated[
-        str,
-        argument(
-            "FILE",
-            "A UTF-8 text; melodies as JSON, lists of MIDI numbers or of chords; or "
-            "[b]shakespeare[/] or [b]chorales[/], which come with isospike.",
-        ),
-    ],
-    unit: Annotated[
-        str,
-        option(
-            "UNIT",
-            "What a symbol of a text is: [b]char[/], [b]word[/] or [b]line[/].",
-            choices="isospike.cli.sequence:UNITS",
-        ),
-    ] = "char",
-    limit: Annotated[
-        int | None,
-        option("N", "Most symbols to learn.", default="all"),
-    ] = None,
-    seed: SeedOption = 0,
-    out: Annotated[
-        Path,
-        out_option(
-            "Where to save. A machine that is there already learns on.",
-            "out/sequence.safetensors",
-            "FILE",
-        ),
-    ] = Path("out/sequence.safetensors"),
+    file: str,
+    *,
+    unit: str = "char",
+    limit: int | None = None,
+    seed: int = 0,
+    out: Path = Path("out/sequence.safetensors"),
 ) -> Outcome:
     """Learn a text or melodies in one pass, symbol by symbol.
 
     Every symbol is predicted before it is learned. The result compares the accuracy of the machine
     with that of a back-off n-gram of order 5 that learned in the same way.
+
+    Args:
+        file (FILE): A UTF-8 text; melodies as JSON, lists of MIDI numbers or of chords; or
+            ``shakespeare`` or ``chorales``, which come with isospike.
+        unit (UNIT): What a symbol of a text is: ``char``, ``word`` or ``line``.
+        limit: Most symbols to learn. [default: all]
+        out: Where to save. A machine that is there already learns on.
     """
     if unit not in UNITS:
         raise InputError(f"learn needs unit to be char, word or line, got {unit!r}. Choose one.")
@@ -82,33 +65,29 @@ def learn(
 @command(
     "Sequence memory", examples=("isospike recall out/sequence.safetensors --prompt 'To be, or'",)
 )
-def recall(
-    model: Annotated[
-        Path,
-        argument("FILE", "A machine that isospike learn saved."),
-    ],
-    prompt: Annotated[
-        str,
-        option("TEXT", "Text to continue; symbols of melodies with spaces."),
-    ] = "",
-    symbols: Annotated[int, option("N", "Most symbols to add.")] = 100,
-) -> Outcome:
-    """Continue a prompt with what a machine has learned."""
+def recall(machine: Path, *, prompt: str = "", symbols: int = 100) -> Outcome:
+    """Continue a prompt with what a machine has learned.
+
+    Args:
+        machine: A machine that isospike learn saved.
+        prompt (TEXT): Text to continue; symbols of melodies with spaces between them.
+        symbols: Most symbols to add.
+    """
     if symbols < 0:
         raise RangeError(f"recall needs symbols of at least 0, got {symbols}. Try 100.")
     from isospike.memory.machine import SequenceMachine
 
-    machine = SequenceMachine.load(model)
-    unit = machine.metadata.get("unit", "char")
+    learned = SequenceMachine.load(machine)
+    unit = learned.metadata.get("unit", "char")
     start = _split(prompt, unit)
-    unknown = [s for s in start if s not in machine]
+    unknown = [s for s in start if s not in learned]
     if unknown:
         raise InputError(
             f"recall needs prompt of symbols that the machine has learned, got {unknown[0]!r}. It "
-            f"knows {len(machine.symbols)}; choose from those."
+            f"knows {len(learned.symbols)}; choose from those."
         )
     joint = {"char": "", "line": "\n"}.get(unit, " ")
-    added = machine.generate(start, symbols)
+    added = learned.generate(start, symbols)
     text = joint.join(str(s) for s in [*start, *added])
     return Outcome(data={"prompt": prompt, "text": text, "symbols": len(added)}, text=text)
 

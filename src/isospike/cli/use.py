@@ -5,12 +5,11 @@ import json
 import math
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from isospike import progress
 from isospike.cli.app import command
 from isospike.cli.emit import Outcome, note
-from isospike.cli.options import PortArgument, SavedExecutionOption, option, out_option
 from isospike.errors import InputError, RangeError, UnsupportedError
 from isospike.hf.load import TextModel, find_port
 
@@ -23,24 +22,23 @@ SHOWN_LINES = 20
     smaller="--text",
 )
 def embed(
-    port: PortArgument,
-    text: Annotated[
-        Path,
-        option("FILE", "UTF-8 text, one sentence per line."),
-    ],
-    execution: SavedExecutionOption = None,
-    out: Annotated[
-        Path | None,
-        out_option(
-            "Write all embeddings, one row per line of text, as a NumPy array.", metavar="FILE.npy"
-        ),
-    ] = None,
+    port: Path,
+    *,
+    text: Path,
+    execution: str | None = None,
+    out: Path | None = None,
     as_json: bool = False,
 ) -> Outcome:
     """Embed every line of a text on spikes.
 
     An embedding is the mean output over the tokens, scaled to length 1. Empty lines are skipped.
     --json prints one list per line of text; without it or --out, a short table is printed.
+
+    Args:
+        text: UTF-8 text, one sentence per line.
+        execution (MODE): Run ``collapsed`` (fast) or ``stepped`` (the specification).
+            [default: as saved]
+        out (FILE.npy): Write all embeddings, one row per line of text, as a NumPy array.
     """
     if out is not None:
         _check_array(out, as_json)
@@ -69,21 +67,27 @@ def embed(
 
 @command("Port", examples=("isospike generate out/my-gpt2 --prompt 'Once upon a time'",))
 def generate(
-    port: PortArgument,
-    prompt: Annotated[str, option("TEXT", "Text to continue.")],
-    tokens: Annotated[int, option("N", "Most tokens to add.")] = 50,
-    temperature: Annotated[
-        float,
-        option("X", "0 always takes the likeliest token; above 0 draws one."),
-    ] = 0.0,
-    seed: Annotated[
-        int | None,
-        option("N", "Seed of the draws.", default="a new one every time"),
-    ] = None,
-    execution: SavedExecutionOption = None,
+    port: Path,
+    *,
+    prompt: str,
+    tokens: int = 50,
+    temperature: float = 0.0,
+    seed: int | None = None,
+    execution: str | None = None,
     as_json: bool = False,
 ) -> Outcome:
-    """Continue a prompt on spikes, token by token, with a port of a causal language model."""
+    """Continue a prompt on spikes, token by token.
+
+    The port must be of a causal language model.
+
+    Args:
+        prompt (TEXT): Text to continue.
+        tokens: Most tokens to add.
+        temperature: 0 always takes the likeliest token; above 0 draws one.
+        seed: Seed of the draws. [default: a new one every time]
+        execution (MODE): Run ``collapsed`` (fast) or ``stepped`` (the specification).
+            [default: as saved]
+    """
     if tokens < 1:
         raise RangeError(f"generate needs tokens of at least 1, got {tokens}. Try 50.")
     if not 0 <= temperature < math.inf:
