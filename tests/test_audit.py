@@ -386,8 +386,7 @@ def test_what_is_more_than_to_add_to_compare_and_to_reset_is_counted(function, k
 def test_the_report_names_the_first_product_without_spikes():
     report = isospike.audit(linear(), values(), name="<b>mine</b>")
     assert report.verdict() == (
-        "1 of the 1 matrix products of <b>mine</b> do not read spikes, 100.0% of the "
-        f"multiplications. The first is {report.first_real}."
+        f"No matrix product of <b>mine</b> (1) reads spikes. The first is {report.first_real}."
     )
     assert type(report).from_json(report.to_json()) == report
     assert "<b>mine" not in report.html()
@@ -397,5 +396,13 @@ def test_the_report_names_the_first_product_without_spikes():
 
 def test_the_report_says_that_every_product_reads_spikes():
     report = isospike.audit(linear(), counts(0, 1))
-    assert "Each of the 1 matrix products of Linear reads spikes" in repr(report)
+    assert "Every matrix product of Linear (1) reads spikes" in repr(report)
     assert report.tables()["operands"].rows[0][-1] == "yes"
+
+
+def test_the_report_says_how_much_is_not_on_spikes():
+    model = models.seeded(lambda: nn.Sequential(nn.Linear(CHANNELS, 5), nn.Linear(5, 2)))
+    report = isospike.audit(model, counts(0, 1))
+    assert report.verdict().startswith(
+        "1 of the 2 matrix products of Sequential do not read spikes, "
+    )

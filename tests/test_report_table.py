@@ -116,3 +116,12 @@ def test_a_table_without_rows_is_still_a_table():
     assert table.text() == "a  b"
     assert table.csv() == "a,b\n"
     assert "<tbody></tbody>" in table.html()
+
+
+def test_a_narrow_terminal_leaves_names_readable():
+    heads = ("layer", *(f"long heading {i}" for i in range(7)))
+    table = Table("t", heads, ((f"encoder.layer.{'x' * 9}", *[0.123456] * 7),))
+    lines = printed(table, 80).splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    (row,) = (line.split() for line in lines if line.startswith("encoder."))
+    assert row[1:] == ["0.123"] * 7

@@ -94,8 +94,13 @@ class AuditReport(Report):
         others = [p for p in self.products if not p.spiking]
         if not others:
             return (
-                f"Each of the {count} matrix products of {self.model} reads spikes: one operand is "
+                f"Every matrix product of {self.model} ({count}) reads spikes: one operand is "
                 "binary, and none has real values."
+            )
+        if len(others) == count:
+            return (
+                f"No matrix product of {self.model} ({count}) reads spikes. The first is "
+                f"{_text(others[0])}."
             )
         share = sum(p.macs for p in others) / max(1, sum(p.macs for p in self.products))
         return (
@@ -111,7 +116,7 @@ class AuditReport(Report):
             "Products": f"{len(self.products)}\n{si(macs)} multiply-accumulates",
             "On spikes": f"{len(spiking)}\n{si(sum(p.macs for p in spiking))} of them",
             "Float functions": f"{si(sum(self.float_ops.values()))}\nelements between products",
-            "Non-linear": f"{si(sum(self.nonlinear_ops.values()))}\nof elements, not on spikes",
+            "Not on spikes": f"{si(sum(self.nonlinear_ops.values()))}\nelements of functions",
         }
 
     def tables(self) -> dict[str, Table]:
@@ -188,7 +193,7 @@ def audit(
         The report: ``report.spiking`` is whether every product reads spikes.
 
     >>> print(audit(torch.nn.Linear(3, 2), torch.eye(3)).verdict())
-    Each of the 1 matrix products of Linear reads spikes: one operand is binary, and none has real
+    Every matrix product of Linear (1) reads spikes: one operand is binary, and none has real
     values.
     """
     trace = _run(model, batch, judge=True)

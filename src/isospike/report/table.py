@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from markupsafe import Markup
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Cell = str | int | float | None
 Columns = Mapping[str, str | tuple[str, str]]
 """Heading, or heading and format, of each field by its name."""
+
+MIN_WIDTH = 8  # of a column of words on a narrow terminal
 
 FORMATS: dict[str, Callable[[Any], str]] = {
     "si": si, "bytes": memory, "energy": energy, "percent": percent, "code": str,
@@ -138,16 +140,17 @@ class Table:
 
         table = RichTable(
             box=box.SIMPLE_HEAD, title=Text(self.title, "bold"), title_justify="left",
-            padding=(0, 1, 0, 0),
+            padding=(0, 1, 0, 0), show_edge=False, pad_edge=False,
         )  # fmt: skip
-        for heading, left in zip(self.head, self._left(), strict=True):
-            table.add_column(
-                Text(heading),
-                justify="left" if left else "right",
-                no_wrap=not left,
-                overflow="fold",
-            )
-        for i, line in enumerate(self._lines()[1:]):
+        _, *body = lines = self._lines()
+        for j, (heading, left) in enumerate(zip(self.head, self._left(), strict=True)):
+            wide = max((len(line[j]) for line in body), default=0)
+            # A long heading takes two lines.
+            text = Text(heading.replace(" ", "\n") if len(heading) > wide else heading)
+            least = min(MIN_WIDTH, max(len(line[j]) for line in lines)) if left else None
+            side: Literal["left", "right"] = "left" if left else "right"
+            table.add_column(text, justify=side, no_wrap=not left, overflow="fold", min_width=least)
+        for i, line in enumerate(body):
             # Text: a name like [bold] is not markup.
             table.add_row(
                 *(Text(c, "bold" if (i, j) in self.strong else "") for j, c in enumerate(line))
