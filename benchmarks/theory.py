@@ -3,20 +3,18 @@
 import torch
 
 from isospike.circuits.arithmetic import (
-    CELLS,
-    FINE,
     OCTAVES,
-    SignedDigitFormat,
     cells_of,
     exp2_negative,
     exp2_spikes,
     inverse_spikes,
     layer_norm,
     race_spikes,
-    relative_error,
     softmax,
     subtract_row_max,
 )
+from isospike.circuits.digits import SignedDigitFormat
+from isospike.circuits.integers import CELLS, FINE, relative_error
 from isospike.codes import CODES, BernoulliCode
 from isospike.dimension import EffectiveDimension
 from isospike.theory.approximation import (

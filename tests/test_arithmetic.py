@@ -4,25 +4,22 @@ import pytest
 import torch
 
 from isospike.circuits.arithmetic import (
-    CELLS,
     OCTAVES,
     REACH,
-    SignedDigitFormat,
     cells_of,
     exp2_negative,
     exp2_spikes,
     inverse,
     inverse_spikes,
     layer_norm,
-    lookup,
-    lookup_table,
     multiply,
     race_spikes,
-    relative_error,
     softmax,
     subtract_row_max,
 )
+from isospike.circuits.digits import SignedDigitFormat
 from isospike.circuits.few_spike import BUILTIN, few_spike_neuron
+from isospike.circuits.integers import CELLS, lookup, lookup_table, relative_error
 from isospike.errors import RangeError
 
 SIZES = (4, 16, 64, 197)

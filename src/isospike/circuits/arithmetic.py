@@ -1,4 +1,4 @@
-"""Arithmetic by spiking neurons: between spikes there is to add, to compare and to reset.
+"""Arithmetic by spiking neurons: additions, comparisons and resets are the only operations.
 
 ============================  =========================================  ========================
 circuit                       how                                        what a spike does
@@ -14,8 +14,8 @@ circuit                       how                                        what a 
 ============================  =========================================  ========================
 
 Two operations go beyond an addition of constant weights, and hardware must have them. In a product,
-a spike of one number lets the *membrane* of the other be added, shifted by the spike's step: a gate
-and a shift, no multiplier. To halve or double is a shift, or one step of a leak of 1/2.
+a spike of one number adds the *membrane* of the other, shifted by the spike's step: a gate and a
+shift, no multiplier. Halving and doubling are shifts, or one step of a leak of 1/2.
 
 Each circuit has a *stepped* form, spike by spike, which is the specification, and a collapsed one,
 which gives the same numbers, bit for bit. That is possible as every threshold and reset is a whole
@@ -29,167 +29,29 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from isospike.circuits.few_spike import BUILTIN, few_spike_neuron
+from isospike.circuits.digits import (
+    SignedDigitFormat,
+    add_spikes,
+    digits_of,
+    gated_add,
+    popcount,
+)
+from isospike.circuits.integers import CELLS, FINE, integer_neuron, lookup_table, take
 from isospike.errors import RangeError
 
-CELLS = 1024
-"""Cells of a few-spike neuron's range: its thresholds and resets are whole numbers of them."""
-FINE = 4096
-"""Its output counts in units of 1 / FINE."""
 OCTAVES = 16
 """exp2 is silent below 2^-OCTAVES."""
 REACH = 2**20
-"""Largest score, in cells, that :func:`subtract_row_max` tells from others: 1,024 octaves."""
+"""Largest score, in cells, that :func:`subtract_row_max` can represent: 1,024 octaves."""
 RACE_STEPS = REACH.bit_length()
 LOG2E = math.log2(math.e)
 
 
-@dataclass(frozen=True)
-class SignedDigitFormat:
-    """Signed digits of a membrane in units of ``grid``.
-
-    (1)  on = v >= c w, off = v < (1 - c) w, v <- v - w (on - off), w = 2^(steps-1) .. 1
-
-    with v = x / grid + 1/2 and c w = ceil(2 w / 3): the non-adjacent form of floor(v), which has
-    the fewest spikes. Values beyond 2^steps - 1 units saturate.
-
-    Attributes:
-        grid: Unit, a power of two.
-        steps: Time steps, 1 to 20.
-    """
-
-    grid: float
-    steps: int
-
-    @classmethod
-    def fit(cls, smallest: float, largest: float) -> "SignedDigitFormat":
-        """For an error of at most ``smallest``, up to ``largest`` as far as 20 steps reach."""
-        grid = 2.0 ** math.floor(math.log2(max(2 * smallest, largest * 2.0**-20, 1e-30)))
-        return cls(grid, max(1, min(20, math.ceil(math.log2(largest / grid + 2)))))
-
-    @property
-    def largest(self) -> int:
-        """Largest whole number."""
-        return int(2**self.steps - 1)
-
-    def integers(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The number that the digits spell."""
-        n = x.mul(1 / self.grid).add_(0.5).floor_()
-        return n.clamp_(-self.largest, self.largest)
-
-    def spikes(self, x: Float[Tensor, "*shape"]) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(1): weight, ON and OFF spikes of each step."""
-        return digits_of(x * (1 / self.grid) + 0.5, self.steps)
-
-    @staticmethod
-    def count(integers: Tensor) -> Int[Tensor, "*shape"]:
-        """Spikes of each whole number; saturated ones, all digits of one sign, count fewer."""
-        n = integers.abs().long()
-        return popcount(n ^ (3 * n))
-
-
-def digits_of(v: Tensor, steps: int, unit: float | int = 1) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(1) for a membrane with weights in multiples of ``unit``."""
-    for t in range(steps - 1, -1, -1):
-        w = 2**t
-        c = -(-2 * w // 3)
-        on, off = v >= c * unit, v < (1 - c) * unit
-        v = add_spikes(v, on, off, w * unit, -1)
-        yield w, on, off
-
-
-def add_spikes(v: Tensor, on: Tensor, off: Tensor, weight: float | int, sign: int = 1) -> Tensor:
-    """``v + sign weight (on - off)``: what a spike of an ON/OFF pair adds."""
-    return torch.add(torch.add(v, on, alpha=sign * weight), off, alpha=-sign * weight)
-
-
-def gated_add(v: Tensor, trace: Tensor, spikes: Tensor, weight: float | int) -> Tensor:
-    """``v + weight trace`` where there is a spike: a gate."""
-    return torch.addcmul(v, trace, spikes.to(v.dtype), value=weight)
-
-
-def popcount(n: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """Binary ones of whole numbers."""
-    total = torch.zeros_like(n)
-    while bool((n > 0).any()):
-        total += n & 1
-        n = n >> 1
-    return total
-
-
-@dataclass(frozen=True)
-class IntegerNeuron:
-    """A few-spike neuron in whole numbers: input 0 to ``CELLS``, output in units of 1 / FINE."""
-
-    thresholds: tuple[int, ...]
-    resets: tuple[int, ...]
-    weights: tuple[int, ...]
-    offset: int
-
-    def run(self, v: Tensor, unit: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-        """Output and number of spikes, step by step; thresholds and resets count ``unit``."""
-        total = torch.full_like(v, self.offset)
-        count = torch.zeros_like(v)
-        for threshold, reset, weight in zip(
-            self.thresholds, self.resets, self.weights, strict=True
-        ):
-            fired = v >= threshold * unit
-            if isinstance(unit, Tensor):
-                v = gated_add(v, unit, fired, -reset)
-            else:
-                v = torch.add(v, fired, alpha=-reset * unit)
-            total = torch.add(total, fired, alpha=float(weight))
-            count = count + fired
-        return total, count
-
-
-@cache
-def integer_neuron(name: str, scale: float = 1.0) -> IntegerNeuron:
-    """A shipped few-spike neuron in whole numbers, its output multiplied by ``scale``."""
-    neuron = few_spike_neuron(name)
-    return IntegerNeuron(
-        tuple(round(x * CELLS) for x in neuron.thresholds),
-        tuple(round(x * CELLS) for x in neuron.resets),
-        tuple(round(x * scale * FINE) for x in neuron.weights),
-        round(neuron.offset * scale * FINE),
-    )
-
-
-@cache
-def lookup_table(name: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Output, in units of 1, and spikes of a whole neuron for each of its CELLS + 1 inputs."""
-    every = torch.arange(CELLS + 1, dtype=torch.float64)
-    with torch.inference_mode(False):
-        total, count = integer_neuron(name, scale).run(every)
-        return total.div_(FINE), count
-
-
-def lookup(name: str, v: Tensor, *, stepped: bool = False) -> Tensor:
-    """A few-spike neuron's function of ``v``, 0 to CELLS cells of its range, saturating.
-
-    Error: that of the neuron; whole numbers add a few per cent to it. The number of spikes is in
-    :func:`lookup_table`.
-    """
-    if stepped:
-        total, _ = integer_neuron(name).run(v.double().clamp(0, CELLS))
-        return (total / FINE).to(v.dtype)
-    return _at(lookup_table(name)[0], v)
-
-
-@cache
-def relative_error(name: str) -> float:
-    """Largest error of :func:`lookup`, relative to a function that is nowhere 0: measured."""
-    function, low, high = BUILTIN[name]
-    at = torch.arange(16 * CELLS, dtype=torch.float64) / 16
-    true = function(low + (high - low) * at / CELLS)
-    return float((lookup(name, at) / true - 1).abs().max())
-
-
 def subtract_row_max(scores: Float[Tensor, "*rows n"], *, stepped: bool = False) -> Tensor:
-    """Each row's largest whole number is subtracted from all of it.
+    """Subtract each row's largest whole number from the row.
 
     (2)  s_j = 1 if v_j >= w; v <- v - w if any s_j; w = REACH .. 1, from v = scores + REACH
 
@@ -200,6 +62,13 @@ def subtract_row_max(scores: Float[Tensor, "*rows n"], *, stepped: bool = False)
     Args:
         scores: Whole numbers within REACH of 0, or -inf; larger ones count as REACH.
         stepped: Whether spike by spike.
+
+    Returns:
+        Whole numbers of at most 0.
+
+    >>> import torch
+    >>> subtract_row_max(torch.tensor([3.0, 5.0, -1.0])).tolist()
+    [-2.0, 0.0, -6.0]
     """
     if not stepped:
         top = scores.amax(-1, keepdim=True).clamp_(-REACH, REACH - 1)
@@ -221,7 +90,14 @@ def _race(scores: Tensor) -> Iterator[tuple[int, Bool[Tensor, "*rows n"]]]:
 
 
 def race_spikes(scores: Float[Tensor, "*rows n"]) -> Tensor:
-    """Spikes of the neurons of a race, and those of its inhibitory neuron, of each row."""
+    """Number of spikes of a race, :func:`subtract_row_max`.
+
+    Args:
+        scores: Its input.
+
+    Returns:
+        For each row, spikes of its neurons and spikes of its inhibitory neuron.
+    """
     each = [(spikes.sum(-1), spikes.any(-1)) for _, spikes in _race(scores)]
     return torch.stack([torch.stack([s for s, _ in each]).sum(0),
                         torch.stack([a for _, a in each]).sum(0)])  # fmt: skip
@@ -233,9 +109,20 @@ def exp2_negative(d: Float[Tensor, "*shape"], *, stepped: bool = False) -> Float
     (3)  2^-(k + f) = 2^-k 2^-f: a spike for each octave k, which halves; a few-spike neuron for f
 
     Error: relative, the same in every octave: that of the few-spike neuron on [0, 1).
+
+    Args:
+        d: Whole numbers of cells, at least 0.
+        stepped: Whether spike by spike.
+
+    Returns:
+        Powers of two, in the dtype of ``d``.
+
+    >>> import torch
+    >>> exp2_negative(torch.tensor([0.0, 1024.0, 1536.0])).tolist()
+    [1.0, 0.5, 0.35]
     """
     if not stepped:
-        return _at(_exp2_table(), d)
+        return take(_exp2_table(), d)
     v = d.double().clamp_min(0)
     halvings = []
     for _ in range(OCTAVES):
@@ -258,11 +145,18 @@ def _exp2_table() -> Tensor:
 
 
 def exp2_spikes(d: Tensor) -> Tensor:
-    """Spikes of :func:`exp2_negative`: octaves and few-spike."""
+    """Number of spikes of :func:`exp2_negative`, of its octaves and its few-spike neuron.
+
+    Args:
+        d: Its input.
+
+    Returns:
+        Counts, in the shape of ``d``.
+    """
     d = d.clamp(0, OCTAVES * CELLS)
     octaves = (d / CELLS).floor()
     return octaves + torch.where(
-        octaves < OCTAVES, _at(lookup_table("exp2")[1], d - octaves * CELLS), 0.0
+        octaves < OCTAVES, take(lookup_table("exp2")[1], d - octaves * CELLS), 0.0
     )
 
 
@@ -293,8 +187,15 @@ def inverse(
 
     Args:
         total: Whole numbers from 0 to 2^53.
-        root: Whether the root is meant.
+        root: Whether to take the root.
         stepped: Whether spike by spike.
+
+    Returns:
+        The result as mantissa and shift.
+
+    >>> import torch
+    >>> inverse(torch.tensor([4.0])).value.item()
+    0.25
     """
     x = total.double()
     name = "rsqrt" if root else "reciprocal"
@@ -302,9 +203,9 @@ def inverse(
         m, k = torch.frexp(x)
         k = (k - 1).clamp_min_(0)
         cells = ((2 * m - 1) * CELLS).floor()
-        y = _at(lookup_table(name)[0], cells)
+        y = take(lookup_table(name)[0], cells)
         if root:
-            y = torch.where(k % 2 == 1, _at(lookup_table(name, math.sqrt(0.5))[0], cells), y)
+            y = torch.where(k % 2 == 1, take(lookup_table(name, math.sqrt(0.5))[0], cells), y)
         return ScaledInteger(torch.where(x >= 1, y * FINE, 0.0), k // 2 if root else k)
     top, k = torch.ones_like(x), torch.zeros_like(x, dtype=torch.long)
     odd = torch.zeros_like(x, dtype=torch.bool)
@@ -320,10 +221,18 @@ def inverse(
 
 
 def inverse_spikes(total: Tensor, *, root: bool = False) -> tuple[Tensor, Tensor]:
-    """Spikes that find :func:`inverse`, and spikes of its digits, each of which opens a gate."""
+    """Number of spikes of :func:`inverse`.
+
+    Args:
+        total: Its input.
+        root: Whether to take the root.
+
+    Returns:
+        Spikes that compute it, and spikes of its digits, each of which opens a gate.
+    """
     m, k = torch.frexp(total.double())
     cells = ((2 * m - 1) * CELLS).floor()
-    finding = k.double() + _at(lookup_table("rsqrt" if root else "reciprocal")[1], cells)
+    finding = k.double() + take(lookup_table("rsqrt" if root else "reciprocal")[1], cells)
     alive = total >= 1
     digits = popcount(inverse(total, root=root).mantissa.long())
     return torch.where(alive, finding, 0.0), digits
@@ -334,9 +243,17 @@ def multiply(
 ) -> Float[Tensor, "*rows n"]:
     """``trace`` times a number of each row, ``[*rows, 1]``.
 
-    (5)  y = sum_t w[t] s[t] trace: a spike of the factor's digit t lets the trace in, shifted by t
+    (5)  y = sum_t w[t] s[t] trace: a spike of the factor's digit t adds the trace, shifted by t
 
     Exact up to the rounding of ``trace``'s type.
+
+    Args:
+        trace: Values.
+        factor: The number of each row.
+        stepped: Whether spike by spike.
+
+    Returns:
+        Products, in the dtype of ``trace``.
     """
     if not stepped:
         return trace * factor.value.to(trace.dtype)
@@ -351,7 +268,14 @@ def multiply(
 
 
 def cells_of(scores: Tensor) -> Tensor:
-    """Scores in whole cells of an octave."""
+    """Scores as whole numbers of cells of an octave.
+
+    Args:
+        scores: Natural logarithms.
+
+    Returns:
+        Whole numbers.
+    """
     return (scores * (LOG2E * CELLS)).floor()
 
 
@@ -359,22 +283,31 @@ def softmax(scores: Float[Tensor, "*rows n"], *, stepped: bool = False) -> Tenso
     """Softmax of each row, by (2), (3), a sum, (4) and (5).
 
     Claim: ``|y - softmax|_1 <= 2 (r + 1 / CELLS) + q + 2 n 2^-OCTAVES``, r and q the largest
-        relative errors of the few-spike neurons of exp2 and of the reciprocal: all but a floor.
+        relative errors of the few-spike neurons of exp2 and of the reciprocal.
     Assumes: scores finite and within 709 of 0, or -inf. A row that is all -inf gives 0.
     Source: derived. Weights wrong by at most r each change their shares by 2 r in sum, to first
-        order; the common factor is wrong by q; what is silent is lost.
+        order; the common factor is wrong by q; weights below 2^-OCTAVES are lost.
     Test: n in 4, 16, 64, 197, near-ties and masks among them.
+    Verdict: holds.
+
+    Args:
+        scores: Finite numbers or -inf.
+        stepped: Whether spike by spike.
 
     Returns:
         Rows that add up to 1 within q.
 
     Raises:
         RangeError: NaN or +inf among the scores, or an empty row.
+
+    >>> import torch
+    >>> [round(p, 2) for p in softmax(torch.tensor([0.0, 1.0])).tolist()]
+    [0.27, 0.73]
     """
     if not scores.shape[-1] or not bool((scores < math.inf).all()):
         raise RangeError(
             "softmax needs scores that are finite or -inf, at least one in each row, got "
-            f"{'none' if not scores.shape[-1] else 'NaN or +inf'}. Look for the layer before."
+            f"{'none' if not scores.shape[-1] else 'NaN or +inf'}. Check the layer before."
         )
     below = subtract_row_max(cells_of(scores.double()), stepped=stepped)
     e = exp2_negative(-below, stepped=stepped)
@@ -386,12 +319,12 @@ def softmax(scores: Float[Tensor, "*rows n"], *, stepped: bool = False) -> Tenso
 
 @dataclass(frozen=True)
 class LayerNormTrace:
-    """What a layer norm passed through.
+    """Result and intermediate values of a layer norm.
 
     Attributes:
         y: Its result.
-        integers: Inputs as spelled.
-        mean: Their mean, a whole number; 0 where none is taken.
+        integers: Its inputs as whole numbers.
+        mean: Their mean, a whole number; 0 for an RMSNorm.
         squares: The sum (7).
     """
 
@@ -424,14 +357,27 @@ def layer_norm(
         has rounding the mean, for all channels alike; that both agree at worst gives g^2 / 3, and
         half as much again is left for (7).
     Test: widths 4 to 768, twenty decades of scale, constant rows.
+    Verdict: holds.
 
     A constant row has c = 0 and gives the bias. NaN anywhere makes its row NaN.
+
+    Args:
+        x: Values, normalised along the last axis.
+        weight: Gain of each channel.
+        bias: Shift of each channel, if any.
+        eps: Added to the variance.
+        digits: Format that the inputs are encoded in.
+        subtract_mean: Whether the mean is subtracted.
+        stepped: Whether spike by spike.
+
+    Returns:
+        The result and intermediate values, which the number of spikes depends on.
 
     Raises:
         RangeError: ``eps < 0`` or not finite.
     """
     if not 0 <= eps < math.inf:
-        raise RangeError(f"layer_norm needs a finite eps of at least 0, got {eps:g}.")
+        raise RangeError(f"layer_norm needs a finite eps of at least 0, got {eps:g}. Try 1e-5.")
     width = x.shape[-1]
     current = max(1.0, float(round(width * eps / digits.grid**2)))
     run = _norm_stepped if stepped else _norm_collapsed
@@ -476,11 +422,3 @@ def _norm_stepped(
         gated = gated_add(gated_add(torch.zeros_like(c), c, on, w), c, off, -w)
         squares = squares + gated.sum(-1, keepdim=True)
     return n.to(x.dtype), mean, c.to(x.dtype), squares
-
-
-def _at(values: Tensor, index: Tensor) -> Tensor:
-    """``values[floor(index)]`` of an index >= 0, ends beyond; in the type of ``index``."""
-    found = values.to(index.device, index.dtype)
-    last = len(values) - 1
-    place = index.clamp(0, last).to(torch.int32).clamp_(0, last)  # again, for NaN
-    return found.index_select(0, place.flatten()).view(index.shape)

@@ -4,8 +4,8 @@
 (2)  s[t] = 1 if v[t] >= threshold[t] else 0;  v[t+1] = v[t] - reset[t] s[t]
 (3)  f(x) ~ offset + sum_t weight[t] s[t]
 
-Thresholds and resets decide which spikes mean what, and weights what they are worth. Given the
-spikes, the best weights are a linear least-squares problem; only (2) is searched.
+Given thresholds and resets, and so the spikes, the best weights solve a linear least-squares
+problem; only the thresholds and resets of (2) are searched.
 
 Reference: Stoeckl, Maass (2021), Optimized spiking neurons can classify images with high accuracy
 through temporal coding with two spikes.
@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isospike.errors import RangeError
+from isospike.errors import InputError, RangeError
 
 BUILTIN: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
     "exp": (torch.exp, -8.0, 0.0),
@@ -37,9 +37,10 @@ BUILTIN: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
     "gelu residual": (lambda x: x * torch.special.ndtr(-x), 0.0, 4.0),
     "silu residual": (lambda x: x * torch.sigmoid(-x), 0.0, 8.0),
 }
-"""The functions whose neurons come with isospike, and where they are fitted.
+"""The functions whose neurons come with isospike: the function, and the range of the fit.
 
-exp2 is ``2^-x``. A dip is what GELU and SiLU lack of a ramp: ``f(x) = max(x, 0) - dip(|x|)``.
+exp2 is ``2^-x``. The residual of GELU and SiLU is ReLU less the function: ``f(x) = max(x, 0) -
+residual(|x|)``.
 """
 
 POINTS = 600  # of the fit
@@ -78,6 +79,12 @@ class FewSpikeNeuron:
 
     def encode(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "steps *shape"]:
         """(2): the spikes, 0 or 1.
+
+        Args:
+            x: Values in [low, high].
+
+        Returns:
+            Spikes, time first.
 
         Raises:
             RangeError: Some value is NaN or outside [low, high].
@@ -118,7 +125,7 @@ def fit_few_spike(
 
     Thresholds and resets start at the digits of a number and are moved at random, a few at a time,
     by less and less; a move is kept if it lowers the mean square error, early on also if it raises
-    it a little. Four such searches, of which the best counts.
+    it a little. The best of four such searches is returned.
 
     Args:
         function: Elementwise, finite on the range.
@@ -128,13 +135,21 @@ def fit_few_spike(
         rounds: Moves of one search, at least 1.
         generator: Source of randomness.
 
+    Returns:
+        The neuron, with its errors.
+
     Raises:
         RangeError: A number is outside its range, or the function not finite there.
+
+    >>> import torch
+    >>> neuron = fit_few_spike(torch.square, 0.0, 1.0, steps=4, rounds=100)
+    >>> neuron.steps, neuron.error < 0.1
+    (4, True)
     """
     if not 1 <= steps <= 32 or rounds < 1 or not -math.inf < low < high < math.inf:
         raise RangeError(
             "fit_few_spike needs steps from 1 to 32, rounds >= 1 and low < high, got "
-            f"{steps}, {rounds}, {low:g} and {high:g}."
+            f"{steps}, {rounds}, {low:g} and {high:g}. Give 16 steps and a range."
         )
     unit = torch.linspace(0, 1, POINTS, dtype=torch.float64)
     values = function(low + (high - low) * unit)
@@ -157,7 +172,15 @@ def fit_few_spike(
 
 
 def measure(neuron: FewSpikeNeuron, function: Callable[[Tensor], Tensor]) -> FewSpikeNeuron:
-    """The neuron with its errors and spikes, on a grid finer than that of the fit."""
+    """Measure a neuron's errors and spikes, on a grid finer than that of the fit.
+
+    Args:
+        neuron: The neuron.
+        function: The function that it was fitted to.
+
+    Returns:
+        The neuron with these figures.
+    """
     at = torch.linspace(0, 1, 16 * POINTS + 1, dtype=torch.float64)
     x = (neuron.low + (neuron.high - neuron.low) * at).clamp(neuron.low, neuron.high)
     error = neuron(x) - function(x)
@@ -171,14 +194,24 @@ def measure(neuron: FewSpikeNeuron, function: Callable[[Tensor], Tensor]) -> Few
 
 @cache
 def few_spike_neuron(name: str) -> FewSpikeNeuron:
-    """A neuron that comes with isospike, one of :data:`BUILTIN`, of 16 steps.
+    """Make a neuron of 16 steps that comes with isospike.
+
+    Args:
+        name: One of :data:`BUILTIN`.
+
+    Returns:
+        The neuron.
 
     Raises:
-        RangeError: Unknown name.
+        InputError: Unknown name.
+
+    >>> import torch
+    >>> few_spike_neuron("sqrt")(torch.tensor(0.25)).item()
+    0.51
     """
     if name not in BUILTIN:
-        raise RangeError(
-            f"few_spike needs one of {', '.join(BUILTIN)}, got {name!r}. Fit others with "
+        raise InputError(
+            f"few_spike_neuron needs one of {', '.join(BUILTIN)}, got {name!r}. Fit others with "
             "fit_few_spike."
         )
     table = json.loads(files("isospike").joinpath("data/few_spike.json").read_text("utf-8"))[name]
@@ -217,7 +250,7 @@ def _spikes(x: Array, thresholds: Array, resets: Array) -> Array:
 
 
 def _solve(spikes: Array, y: Array) -> tuple[Array, float]:
-    """Least-squares weights and their mean square error; a spike that tells nothing weighs 0."""
+    """Least-squares weights and their mean square error; a spike that never changes weighs 0."""
     normal = spikes @ spikes.T
     normal[np.diag_indices(len(normal))] += 1e-9 * len(y)
     weights: Array = np.linalg.solve(normal, spikes @ y).astype(np.float64)

@@ -17,26 +17,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isospike.circuits.arithmetic import (
-    CELLS,
     LOG2E,
     OCTAVES,
     RACE_STEPS,
     ScaledInteger,
-    SignedDigitFormat,
-    add_spikes,
     exp2_negative,
     exp2_spikes,
-    gated_add,
     inverse,
     inverse_spikes,
     layer_norm,
-    lookup,
-    lookup_table,
     multiply,
     race_spikes,
     subtract_row_max,
 )
+from isospike.circuits.digits import SignedDigitFormat, add_spikes, gated_add
 from isospike.circuits.few_spike import BUILTIN
+from isospike.circuits.integers import CELLS, lookup, lookup_table
 from isospike.errors import RangeError, UnsupportedError
 from isospike.kernels.runtime.buffers import cache_blocks
 from isospike.porting.run import CircuitStats, Run

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from isospike import codes
-from isospike.circuits.arithmetic import SignedDigitFormat
+from isospike.circuits.digits import SignedDigitFormat
 from isospike.errors import UnsupportedError
 from isospike.porting.attention import SpikingAttention
 from isospike.porting.audit import trace_nonlinear, trace_products

@@ -1,26 +1,4 @@
-"""Effective dimension: how many directions the rows of a table use.
-
-From the variances l along the principal axes, sorted from the largest:
-
-(1)  PCA share           the fewest k with l_1 + ... + l_k >= share (l_1 + l_2 + ...)
-(2)  participation ratio (sum l)^2 / sum l^2
-(3)  spectral entropy    exp(-sum p ln p), p = l / sum l
-(4)  stable rank         sum l / l_1
-
-From the distances r_1 <= r_2 <= ... of a row to the other rows, hence along a curved surface too:
-
-(5)  TwoNN   slope through 0 of -ln(1 - i / N) against the i-th smallest ln(r_2 / r_1), the largest
-             tenth left out
-(6)  MLE     1 / mean over rows of (1 / (k - 1)) sum_{j < k} ln(r_k / r_j)
-
-Every one of them is bounded by the number of rows, long before it equals it. An :class:`Estimate`
-says whether it was.
-
-References: Roy, Vetterli (2007), The effective rank (3). Rudelson, Vershynin (2007), Sampling from
-large matrices (4). Facco, d'Errico, Rodriguez, Laio (2017), Estimating the intrinsic dimension by
-minimal neighbourhood information (5). Levina, Bickel (2004), Maximum likelihood estimation of
-intrinsic dimension, averaged as MacKay and Ghahramani (2005) correct it (6).
-"""
+"""Every measure of a table's dimension in one pass over its rows, with intervals."""
 
 import math
 from collections.abc import Callable
@@ -32,126 +10,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from isospike.dimension.measures import (
+    is_capped,
+    is_capped_intrinsic,
+    mle_of,
+    nearest_distances,
+    participation_ratio,
+    pca_count,
+    spectral_entropy,
+    stable_rank,
+    two_nn_of,
+)
 from isospike.errors import RangeError, ShapeError
-
-ROWS_PER_DIMENSION = 10  # of a spectral measure, below which the sample caps it
-NORMAL_95 = 1.96
-BLOCK = 64  # rows whose neighbours are held at once
-
-# ------------------------------------------------------------------- from variances
-
-
-def pca_count(variances: Float[Tensor, "width"], share: float = 0.95) -> int:
-    """(1): principal components that hold ``share`` of the variance.
-
-    Args:
-        variances: Along the principal axes, in any order.
-        share: In (0, 1]; 1 counts the variances above rounding.
-
-    Raises:
-        RangeError: ``share`` is outside (0, 1], or there is no variance.
-    """
-    if not 0 < share <= 1:
-        raise RangeError(f"pca_count needs a share in (0, 1], got {share:g}. Try 0.95.")
-    p = _shares(variances, "pca_count")
-    return int((p.sort(descending=True).values.cumsum(0) < share - 1e-12).sum()) + 1
-
-
-def participation_ratio(variances: Float[Tensor, "width"]) -> float:
-    """(2): 1 if one axis has all the variance, the number of axes if all have the same."""
-    return float(1 / _shares(variances, "participation_ratio").square().sum())
-
-
-def spectral_entropy(variances: Float[Tensor, "width"]) -> float:
-    """(3), also called the effective rank; at least (2)."""
-    p = _shares(variances, "spectral_entropy")
-    return float(torch.special.entr(p).sum().exp())
-
-
-def stable_rank(variances: Float[Tensor, "width"]) -> float:
-    """(4): squared Frobenius over squared spectral norm of the centred rows; at most (2)."""
-    return float(1 / _shares(variances, "stable_rank").max())
-
-
-def _shares(variances: Tensor, who: str) -> Tensor:
-    total = variances.double().clamp_min(0).sum()
-    if not bool(total.isfinite()) or total <= 0:
-        raise RangeError(
-            f"{who} needs a variance above 0, got {float(total):g}. Give rows that differ."
-        )
-    return variances.double().clamp_min(0) / total
-
-
-# ------------------------------------------------------------------- from distances
-
-
-def two_nn(rows: Float[Tensor, "rows width"]) -> float:
-    """(5): intrinsic dimension from the ratio of the two smallest distances of each row.
-
-    Assumes: density constant over a row's second neighbour. Equal rows count once.
-
-    Raises:
-        RangeError: Fewer than 3 different rows.
-    """
-    return _two_nn(_nearest(_distinct(rows, 3, "two_nn"), 2))
-
-
-def mle(rows: Float[Tensor, "rows width"], neighbours: int = 20) -> float:
-    """(6): intrinsic dimension from the distances to the ``neighbours`` nearest rows.
-
-    Assumes: density constant over those neighbours. Equal rows count once.
-
-    Raises:
-        RangeError: ``neighbours < 2``, or not more different rows than neighbours.
-    """
-    if neighbours < 2:
-        raise RangeError(f"mle needs at least 2 neighbours, got {neighbours}. Try 20.")
-    return _mle(_nearest(_distinct(rows, neighbours + 1, "mle"), neighbours))
-
-
-def _two_nn(nearest: Tensor) -> float:
-    n = len(nearest)
-    kept = max(1, int(0.9 * n))
-    x = (nearest[:, 1] / nearest[:, 0]).log().sort().values[:kept]
-    y = -torch.log1p(-torch.arange(1, kept + 1, dtype=x.dtype) / n)
-    return float((x * y).sum() / x.square().sum().clamp_min(1e-300))
-
-
-def _mle(nearest: Tensor) -> float:
-    logs = nearest.log()
-    terms = (logs[:, -1:] - logs[:, :-1]).mean(1)
-    return float(1 / terms.mean().clamp_min(1e-300))
-
-
-def _distinct(rows: Tensor, least: int, who: str) -> Tensor:
-    found: Tensor = torch.unique(rows.double(), dim=0)
-    if len(found) < least:
-        raise RangeError(
-            f"{who} needs at least {least} different rows, got {len(found)}. Give more of them."
-        )
-    return found
-
-
-def _nearest(rows: Tensor, count: int) -> Tensor:
-    """Distances to the nearest other rows, ``[rows, count]``, ascending."""
-    rows = rows - rows.mean(0)
-    squares = rows.square().sum(1)
-    found = []
-    for start in range(0, len(rows), BLOCK):
-        block = rows[start : start + BLOCK]
-        # The product tells which rows are near; it rounds small distances away.
-        rough = torch.addmm(squares[None], block, rows.t(), alpha=-2)
-        rough[torch.arange(len(block)), start + torch.arange(len(block))] = math.inf
-        near = rows[rough.topk(count, largest=False).indices]
-        found.append((near - block[:, None]).norm(dim=-1).sort().values)
-    return torch.cat(found)
-
-
-# ---------------------------------------------------------------------- one pass
+from isospike.report.numbers import NORMAL_95
 
 
 class Moments:
-    """Mean and covariance of rows that come in batches, in float64.
+    """Running mean and covariance of rows that come in batches, in float64.
 
     (7)  n' = n + m,  mean' = mean + (m / n') d,  S' = S + S_batch + (n m / n') d d^T,
          d = mean_batch - mean
@@ -172,7 +47,11 @@ class Moments:
         self.scatter = torch.zeros(width, width, dtype=torch.float64)
 
     def update(self, rows: Float[Tensor, "rows width"]) -> None:
-        """Add a batch; it is not written to."""
+        """Add a batch.
+
+        Args:
+            rows: The batch, which is not changed.
+        """
         if not len(rows):
             return
         centred = rows.to(torch.float64, copy=True)
@@ -186,31 +65,18 @@ class Moments:
         self.rows = total
 
     def variances(self) -> Float[Tensor, "width"]:
-        """Along the principal axes, from the largest."""
+        """Variances along the principal axes, from the largest."""
         return _spectrum(self.scatter / max(self.rows, 1))
-
-
-def is_capped(count: float, rows: int) -> bool:
-    """Whether a spectral measure is limited by the rows: fewer than ten for each dimension."""
-    return rows < ROWS_PER_DIMENSION * count
-
-
-def is_capped_intrinsic(dimension: float, rows: int) -> bool:
-    """Whether an intrinsic dimension is: ``rows < 10^(dimension / 2)``.
-
-    Reference: Eckmann, Ruelle (1992), Fundamental limitations for estimating dimensions.
-    """
-    return dimension > 2 * math.log10(rows)
 
 
 class Estimate(NamedTuple):
     """A measure with its 95 % interval.
 
     Attributes:
-        value: Of all rows; for (5) and (6), of the kept rows.
+        value: The measure of all rows; of the kept rows for (5) and (6).
         low, high: ``value`` -+ 1.96 bootstrap standard errors.
-        rows: That it was computed from.
-        capped: Whether it is limited by the number of rows: the truth is at least this.
+        rows: Number of rows that it was computed from.
+        capped: Whether it is limited by the number of rows: the true value is at least this.
     """
 
     value: float
@@ -227,7 +93,7 @@ class Estimate(NamedTuple):
 
 
 class AtSize(NamedTuple):
-    """The measures of a part of the kept rows, chosen at random. None where undefined."""
+    """The measures of a random part of the kept rows; None if undefined."""
 
     rows: int
     pca: int | None
@@ -240,16 +106,16 @@ class AtSize(NamedTuple):
 
 @dataclass(frozen=True)
 class Dimension:
-    """What was measured of one table.
+    """Every measure of one table.
 
     Attributes:
-        rows, width: Of the table.
-        kept: Rows that were kept for intervals, distances and the curve.
-        constant: Columns that never change. They take no part in any measure.
-        share: Of :attr:`pca`.
+        rows, width: Shape of the table.
+        kept: Number of rows that were kept for intervals, distances and the curve.
+        constant: Number of columns that never change. They take no part in any measure.
+        share: Fraction of the variance that :attr:`pca` holds.
         pca, participation, entropy, stable_rank: (1) to (4).
         two_nn, mle: (5) and (6); None with too few different rows.
-        curve: The measures of the kept rows and of a half, a quarter, ... of them, the fewest
+        curve: The measures of the kept rows and of a half, a quarter, ... of them, smallest
             first. Do not trust a measure that still rises at the end.
     """
 
@@ -270,23 +136,30 @@ class Dimension:
 class EffectiveDimension:
     """Estimator of :class:`Dimension`, in one pass: ``EffectiveDimension().fit(x).dimension_``.
 
-    Memory does not grow with the rows: their moments (:class:`Moments`, of all of them) and a
-    uniform sample of ``keep`` rows. Standard errors are those of resampled kept rows (resampled
-    neighbourhoods for (5) and (6), where copies of a row would have distance 0), times
+    Memory does not grow with the rows: it holds their moments (:class:`Moments`, of all of them)
+    and a uniform sample of ``keep`` rows. Standard errors are those of resampled kept rows
+    (resampled neighbourhoods for (5) and (6), where copies of a row would have distance 0), times
     ``sqrt(kept / rows)`` for (1) to (4), which all rows determine.
 
     Assumes: independent rows, for the intervals. Tokens of one sentence are not; intervals of
     activations are too narrow.
 
     Args:
-        share: Of the variance, for the PCA count; in (0, 1].
+        share: Fraction of the variance, for the PCA count; in (0, 1].
         neighbours: k of (6).
         keep: Rows to keep, at least 2.
         replicates: Bootstrap samples, at least 2. Each takes an eigendecomposition.
-        generator: Source of randomness, of what is kept and of the bootstrap.
+        generator: Source of randomness, for the rows that are kept and for the bootstrap.
 
     Raises:
         RangeError: A number is outside its range.
+
+    >>> import torch
+    >>> draw = torch.Generator().manual_seed(0)
+    >>> rows = torch.randn(2000, 3, generator=draw) @ torch.randn(3, 10, generator=draw)
+    >>> found = EffectiveDimension(replicates=2, generator=draw).fit(rows).dimension_
+    >>> int(found.pca.value), round(found.two_nn.value)
+    (3, 3)
     """
 
     def __init__(
@@ -315,15 +188,25 @@ class EffectiveDimension:
         self._first = self._changes = self._kept = self._keys = torch.empty(0)
 
     def fit(self, rows: Any) -> "EffectiveDimension":
-        """Forget what was seen and take all of ``rows``; see :meth:`partial_fit`."""
+        """Forget the rows so far and take these.
+
+        Args:
+            rows: See :meth:`partial_fit`.
+
+        Returns:
+            The estimator.
+        """
         self._moments = None
         return self.partial_fit(rows)
 
     def partial_fit(self, rows: Any) -> "EffectiveDimension":
-        """Take a batch of rows more.
+        """Take another batch of rows.
 
         Args:
             rows: ``[rows, width]``, a tensor or anything NumPy takes; real numbers.
+
+        Returns:
+            The estimator.
 
         Raises:
             ShapeError: Not two axes, no columns, or another width than before.
@@ -365,7 +248,7 @@ class EffectiveDimension:
 
     @property
     def dimension_(self) -> Dimension:
-        """Measured of all rows so far.
+        """The measures of all rows so far.
 
         Raises:
             RangeError: Fewer than 2 rows, or all of them equal.
@@ -406,15 +289,15 @@ class EffectiveDimension:
             participation=spectral(participation_ratio),
             entropy=spectral(spectral_entropy),
             stable_rank=spectral(stable_rank),
-            two_nn=None if near is None else self._intrinsic(_two_nn, near),
-            mle=None if near is None or self._too_few(near) else self._intrinsic(_mle, near),
+            two_nn=None if near is None else self._intrinsic(two_nn_of, near),
+            mle=None if near is None or self._too_few(near) else self._intrinsic(mle_of, near),
             curve=self._curve(first),
         )
 
     def _neighbours(self, distinct: Tensor) -> Tensor | None:
         """Distances to as many neighbours as (6) takes, or as there are; None without two."""
         count = min(self.neighbours, len(distinct) - 1)
-        return _nearest(distinct, count) if count >= 2 else None
+        return nearest_distances(distinct, count) if count >= 2 else None
 
     def _too_few(self, near: Tensor) -> bool:
         return near.shape[1] < self.neighbours
@@ -453,8 +336,8 @@ class EffectiveDimension:
             participation=participation_ratio(variances) if varied else None,
             entropy=spectral_entropy(variances) if varied else None,
             stable_rank=stable_rank(variances) if varied else None,
-            two_nn=None if near is None else _two_nn(near),
-            mle=None if near is None or self._too_few(near) else _mle(near),
+            two_nn=None if near is None else two_nn_of(near),
+            mle=None if near is None or self._too_few(near) else mle_of(near),
         )
 
 
@@ -472,7 +355,7 @@ def _differ(rows: Tensor) -> bool:
 
 
 def _variances(rows: Tensor) -> Tensor:
-    """Along the principal axes, from the largest; of the smaller of the two products."""
+    """Variances along the principal axes, from the largest, by the smaller product."""
     centred = rows - rows.mean(0)
     wide = rows.shape[1] > len(rows)
     product = centred @ centred.t() if wide else centred.t() @ centred
@@ -480,7 +363,7 @@ def _variances(rows: Tensor) -> Tensor:
 
 
 def _spectrum(symmetric: Tensor) -> Tensor:
-    """Eigenvalues from the largest; what rounding puts below 0 is 0."""
+    """Eigenvalues from the largest; those that rounding makes negative are 0."""
     values: Tensor = torch.linalg.eigvalsh(symmetric)
     return values.clamp_min(0).flip(0)
 
