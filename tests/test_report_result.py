@@ -89,6 +89,8 @@ def test_any_numbers_and_texts_survive_json(error, title, values):
         (lambda d: d["parts"][0].update(values=None), r"a list in parts\[0\].values, got None"),
         (lambda d: d["parts"][0].update(verdict="maybe"), r"one of .*parts\[0\].verdict"),
         (lambda d: d.update(error=True), "a number in error, got True"),
+        (lambda d: d.update(error=10**400), "a number in error, got 1000"),
+        (lambda d: d["parts"][0].update(counts={"x": True}), "keys that are int in parts"),
         (lambda d: d.update(parts={}), "a list in parts, got dict"),
         (lambda d: d.update(provenance=[]), "an object in provenance, got list"),
     ],
@@ -100,7 +102,7 @@ def test_a_report_of_another_shape_is_refused_by_its_path(change, message):
         Small.from_json(json.dumps(plain))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "[" * 100_000])
 def test_text_that_is_no_report_is_refused(text):
     with pytest.raises(InputError, match="from_json needs"):
         Small.from_json(text)

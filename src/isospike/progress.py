@@ -34,6 +34,9 @@ def shown_by(reporter: Reporter) -> Iterator[None]:
     Args:
         reporter: Called by :func:`update`; an outer listener is replaced until the end.
 
+    Returns:
+        A context manager.
+
     >>> with shown_by(lambda what, done, total: print(what, done, "of", total)):
     ...     update("calibrate", 1, 2)
     calibrate 1 of 2

@@ -18,7 +18,14 @@ MEMORY_MEANING = (
 
 
 def cost_table(counts: Counts) -> Table:
-    """Operations, memory and energy per token of three machines, as numbers with their unit."""
+    """Operations, memory and energy per token of three machines, as numbers with their unit.
+
+    Args:
+        counts: Operations per token.
+
+    Returns:
+        The table.
+    """
     head = ("quantity", "unit", "float32", f"quantised, {counts.bits} bits", "spiking")
     rows: list[tuple[Cell, ...]] = [(name, unit, *values) for name, unit, values in _rows(counts)]
     return Table(
@@ -27,7 +34,14 @@ def cost_table(counts: Counts) -> Table:
 
 
 def shown_costs(counts: Counts) -> Table:
-    """The same for people: numbers with prefixes, the least energy in bold."""
+    """The same for people: numbers with prefixes, the least energy in bold.
+
+    Args:
+        counts: Operations per token.
+
+    Returns:
+        The table.
+    """
     rows = _rows(counts)
     first = next(i for i, row in enumerate(rows) if row[1] == "bytes")
     energies = [estimate_energy(counts, table) for table in TABLES]
@@ -49,7 +63,14 @@ def shown_costs(counts: Counts) -> Table:
 
 
 def winner_text(row: EnergyRow) -> str:
-    """Who wins under a table, by how much, and at what spike rate that would change."""
+    """Who wins under a table, by how much, and at what spike rate that would change.
+
+    Args:
+        row: Energies under one cost table.
+
+    Returns:
+        One to three sentences.
+    """
     spiking = numbers.energy(row.spiking_pj)
     if row.quantised_pj is None:
         return f"Spiking takes {spiking}. The table has no figure for another machine: no winner."

@@ -43,7 +43,17 @@ def curve_section(
     this_port: tuple[int, float],
     max_error: float | None,
 ) -> Section:
-    """Error against steps of every code, the fitted law, and this port's own steps and error."""
+    """Error against steps of every code, the fitted law, and this port's own steps and error.
+
+    Args:
+        curve: Error of each code and number of steps.
+        law: The fitted law, if any.
+        this_port: Steps and error of the port.
+        max_error: The error that was asked for, if any.
+
+    Returns:
+        The section.
+    """
     heading = "Error against time steps"
     if not any(p.error > 0 for p in curve):
         return Section(heading, "No curve was measured for this port.")
@@ -73,7 +83,16 @@ def _law_meaning(law: Law) -> Markup:
 
 
 def steps_section(sites: Sequence[SiteReport], predicted: float | None, error: float) -> Section:
-    """Steps that an allocation gave each site."""
+    """Steps that an allocation gave each site.
+
+    Args:
+        sites: The sites in order of execution.
+        predicted: Error that the allocation predicts.
+        error: Error measured.
+
+    Returns:
+        The section.
+    """
     meaning = (
         "Steps were allocated: every channel has the resolution with which all values add the same "
         "error to the output, and a site takes the steps that its widest channel needs. Sensitive "
@@ -90,7 +109,15 @@ def steps_section(sites: Sequence[SiteReport], predicted: float | None, error: f
 
 
 def layers_section(layers: Sequence[LayerSum], code: str) -> Section:
-    """Spikes of each layer."""
+    """Spikes of each layer.
+
+    Args:
+        layers: The layers in order of execution.
+        code: Name of the code, for its colour.
+
+    Returns:
+        The section.
+    """
     hover = [
         f"{si(layer.synaptic_ops)} synaptic operations\n"
         + (f"{layer.spikes / layer.neuron_updates:.3g}" if layer.neuron_updates else "–")
@@ -110,7 +137,14 @@ def layers_section(layers: Sequence[LayerSum], code: str) -> Section:
 
 
 def errors_section(sites: Sequence[SiteReport]) -> Section:
-    """Coding error of each site."""
+    """Coding error of each site.
+
+    Args:
+        sites: The sites in order of execution.
+
+    Returns:
+        The section.
+    """
     exact = sum(s.error <= 0 for s in sites)
     meaning = (
         "Error each site's code makes on its own values, relative to their spread. One mark per "
@@ -128,7 +162,14 @@ def errors_section(sites: Sequence[SiteReport]) -> Section:
 
 
 def dimension_section(sites: Sequence[SiteReport]) -> Section:
-    """Effective dimension of each site."""
+    """Effective dimension of each site.
+
+    Args:
+        sites: The sites in order of execution.
+
+    Returns:
+        The section.
+    """
     heading = "Effective dimension by site"
     known, at_least, participation = DIMENSION_MARKS
     groups: dict[str, Points] = {known: [], at_least: [], participation: []}
@@ -153,7 +194,15 @@ def dimension_section(sites: Sequence[SiteReport]) -> Section:
 
 
 def raster_section(raster: Raster | None, code: str) -> Section:
-    """Spikes of one input at a site of this code."""
+    """Spikes of one input at a site of this code.
+
+    Args:
+        raster: The spikes; None if not recorded.
+        code: Name of the code at that site.
+
+    Returns:
+        The section.
+    """
     heading = "Spikes of one input"
     if raster is None:
         return Section(heading, "No raster was recorded for this port.")
@@ -172,7 +221,16 @@ def raster_section(raster: Raster | None, code: str) -> Section:
 
 
 def cost_section(counts: Counts, error: float, code: str) -> Section:
-    """Operations, memory and energy of three machines, and which one takes least."""
+    """Operations, memory and energy of three machines, and which one takes least.
+
+    Args:
+        counts: Operations per token.
+        error: Error of the port.
+        code: Name of its code.
+
+    Returns:
+        The section.
+    """
     equal = (
         "The quantised network with the same levels computes the same numbers, so it has the same "
         f"error, {number(error)}. Spikes bring no accuracy here; they can only lower the "
@@ -204,7 +262,16 @@ def cost_section(counts: Counts, error: float, code: str) -> Section:
 
 
 def float_section(counts: Counts, circuits: Table | None, exceptions: Sequence[str]) -> Section:
-    """What is computed in float, and what circuits compute in its place."""
+    """What is computed in float, and what circuits compute in its place.
+
+    Args:
+        counts: Operations per token.
+        circuits: Table of the circuits; None without.
+        exceptions: Products without a binary operand.
+
+    Returns:
+        The section.
+    """
     left = counts.float_ops if counts.spiking_float_ops is None else counts.spiking_float_ops
     kept = ", ".join(f"{kind} ({si(count)})" for kind, count in left.items())
     blocks: list[Block] = [
@@ -231,7 +298,14 @@ def float_section(counts: Counts, circuits: Table | None, exceptions: Sequence[s
 
 
 def sites_section(sites: Sequence[SiteReport]) -> Section:
-    """Every site, on demand."""
+    """Every site, on demand.
+
+    Args:
+        sites: The sites in order of execution.
+
+    Returns:
+        The section.
+    """
     columns: Columns = {
         "name": ("site", "code"), "kind": "kind", "code": "code", "steps": "steps",
         "neurons": ("neurons", "si"), "spikes": ("spikes", "si"),

@@ -21,6 +21,9 @@ def encode(value: Any) -> Any:
     Args:
         value: Dataclasses, named tuples, mappings, sequences, text, numbers, nested at will.
 
+    Returns:
+        Dictionaries, lists, text, numbers and None.
+
     Raises:
         InputError: Something else is in it.
     """
@@ -51,6 +54,9 @@ def decode(kind: Any, value: Any, path: str = "") -> Any:
         value: What JSON held.
         path: Of the value, for messages.
 
+    Returns:
+        The value.
+
     Raises:
         InputError: The value is not of that type; the message names its path.
     """
@@ -77,7 +83,8 @@ def decode(kind: Any, value: Any, path: str = "") -> Any:
     if kind is float:
         if value is None:
             return math.nan
-        return float(value) if type(value) in (int, float) else _refuse("a number", value, path)
+        small = type(value) is float or (type(value) is int and abs(value) < 2**1023)
+        return float(value) if small else _refuse("a number", value, path)
     if kind is types.NoneType:
         return value if value is None else _refuse("null", value, path)
     return value if type(value) is kind else _refuse(kind.__name__, value, path)
@@ -99,7 +106,11 @@ def _decode_mapping(arguments: Sequence[Any], value: Any, path: str) -> dict[Any
     if not isinstance(value, dict):
         _refuse("an object", value, path)
     key_of = arguments[0] if arguments[0] in (int, float) else str
-    return {key_of(k): decode(arguments[1], v, _join(path, k)) for k, v in value.items()}
+    try:
+        keys = {key: key_of(key) for key in value}
+    except ValueError:
+        _refuse(f"keys that are {key_of.__name__}", list(value), path)
+    return {keys[k]: decode(arguments[1], v, _join(path, k)) for k, v in value.items()}
 
 
 def _decode_record(kind: Any, value: Any, path: str) -> Any:

@@ -126,6 +126,9 @@ def read_manifest(path: Path) -> dict[str, str]:
     Args:
         path: A folder that :func:`write_folder` wrote.
 
+    Returns:
+        The digests.
+
     Raises:
         InputError: It has no readable :data:`MANIFEST`.
     """

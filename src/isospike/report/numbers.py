@@ -13,6 +13,12 @@ ABSENT = "–"
 def number(value: Number | None) -> str:
     """Three digits; a dash for None and NaN.
 
+    Args:
+        value: Any number.
+
+    Returns:
+        The text.
+
     >>> number(0.024441), number(None), number(float("inf"))
     ('0.0244', '–', '∞')
     """
@@ -26,6 +32,12 @@ def number(value: Number | None) -> str:
 def si(value: Number | None) -> str:
     """Three digits and a decimal prefix.
 
+    Args:
+        value: Any number.
+
+    Returns:
+        The text.
+
     >>> si(18.4e6), si(999.6)
     ('18.4 M', '1 k')
     """
@@ -34,6 +46,12 @@ def si(value: Number | None) -> str:
 
 def memory(value: Number | None) -> str:
     """Three digits and a multiple of a byte.
+
+    Args:
+        value: Bytes.
+
+    Returns:
+        The text.
 
     >>> memory(90_900_000)
     '90.9 MB'
@@ -44,6 +62,12 @@ def memory(value: Number | None) -> str:
 def energy(value_pj: Number | None) -> str:
     """Three digits and a multiple of a joule, from picojoules.
 
+    Args:
+        value_pj: Picojoules.
+
+    Returns:
+        The text.
+
     >>> energy(123_456)
     '123 nJ'
     """
@@ -53,6 +77,13 @@ def energy(value_pj: Number | None) -> str:
 def percent(value: Number | None, digits: int = 1) -> str:
     """A share between 0 and 1 as percent.
 
+    Args:
+        value: A share between 0 and 1.
+        digits: Digits after the point.
+
+    Returns:
+        The text.
+
     >>> percent(0.123456)
     '12.3%'
     """
@@ -61,6 +92,12 @@ def percent(value: Number | None, digits: int = 1) -> str:
 
 def extent(values: Sequence[Number | None]) -> str:
     """The smallest and the largest value; one number if they are equal, a dash without any.
+
+    Args:
+        values: Numbers; None is left out.
+
+    Returns:
+        The text.
 
     >>> extent([3, 5, None, 4]), extent([2, 2])
     ('3–5', '2')
@@ -74,6 +111,12 @@ def extent(values: Sequence[Number | None]) -> str:
 
 def interval(values: Sequence[Number]) -> tuple[float, float]:
     """The mean, and half the width of its 95 % interval (normal; 0 for a single value).
+
+    Args:
+        values: Independent measurements.
+
+    Returns:
+        Mean and half width.
 
     >>> interval([1.0, 1.0, 1.0])
     (1.0, 0.0)

@@ -176,7 +176,7 @@ class Report(ABC):
         """
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"from_json needs JSON, got {text[:40]!r} ({error}). Give the text of a "
                 "report.json."
@@ -189,6 +189,9 @@ class Report(ABC):
 
         Args:
             table: A name in :meth:`tables`; the first one by default.
+
+        Returns:
+            The data frame.
 
         Raises:
             InputError: No such table.

@@ -102,7 +102,15 @@ class Table:
         return cls(title, tuple(head for head, _ in pairs), cells, names=names, **more)
 
     def cell(self, row: int, column: int) -> str:
-        """The text of a cell, as it is shown."""
+        """The text of a cell, as it is shown.
+
+        Args:
+            row: Number of the row.
+            column: Number of the column.
+
+        Returns:
+            The text.
+        """
         value = self.rows[row][column]
         form = self.formats[column] if self.formats else ""
         if value is None:
