@@ -166,7 +166,7 @@ def dimensions(name, home):
 # ------------------------------------------------------------------ command lines
 
 COMMANDS = (
-    "", "port", "embed", "generate", "dimension", "rank", "learn", "recall", "reproduce",
+    "", "port", "compare", "embed", "generate", "dimension", "rank", "learn", "recall", "reproduce",
     "positions", "order",
 )  # fmt: skip
 PORT = "port bert --text text.txt --out out/port --json --no-curve"

@@ -9,7 +9,7 @@ from isospike import progress
 from isospike.cli.app import command
 from isospike.cli.emit import NOT_REACHED, Outcome
 from isospike.errors import InputError, RangeError
-from isospike.hf.load import MAX_SENTENCES, TextModel, find_model
+from isospike.hf.load import MAX_SENTENCES, Source, TextModel, find_model, find_port
 from isospike.report.files import check_destination
 
 DEFAULT_STEPS = 8
@@ -190,3 +190,72 @@ def _outcome(report: Any, folder: Path) -> Outcome:
         status=NOT_REACHED if missed else 0,
         problem=problem,
     )
+
+
+@command(
+    "Port",
+    examples=("isospike compare out/t4 out/t8", "isospike compare minilm@4 minilm@8 --out out/4-8"),
+    smaller="--sentences",
+)
+def compare(
+    a: str,
+    b: str,
+    *,
+    text: Path | None = None,
+    sentences: int = MAX_SENTENCES,
+    out: Path | None = None,
+) -> Outcome:
+    """Compare two ports: error, spikes, the worst sites and cost.
+
+    Each is a folder that isospike port wrote, or MODEL@STEPS: that model is ported with so many
+    steps, and the port is not kept.
+
+    Args:
+        a (A): A folder of isospike port, or MODEL@STEPS.
+        b (B): Another one.
+        out (DIR): Where to write a page, JSON and tables.
+    """
+    check_sentences(sentences, 2)
+    if out is not None:
+        check_destination(out)
+    sides = [_side(place) for place in (a, b)]
+    passages = None if all(source is None for source, _ in sides) else _passages(text, sentences)
+    from isospike.porting.compare import compare as compare_ports
+
+    loaded: dict[Source, TextModel] = {}
+    reports: list[Any] = [a, b]
+    for i, (source, steps) in enumerate(sides):
+        if source is not None and passages is not None:
+            text_model = loaded.get(source) or _load(source)
+            loaded[source] = text_model
+            reports[i] = _report(text_model, steps, *passages)
+    return Outcome.of(compare_ports(*reports), out)
+
+
+def _side(place: str) -> tuple[Source | None, int]:
+    """The model and its steps of MODEL@STEPS; no model for a folder."""
+    name, at, steps = place.rpartition("@")
+    if Path(place).exists() or not at:
+        find_port(place)
+        return None, 0
+    if not steps.isdecimal():
+        raise InputError(f"compare needs MODEL@STEPS, got {place!r}. Name it like minilm@8.")
+    from isospike import codes
+
+    codes.code("signed-digit", int(steps))
+    return find_model(name), int(steps)
+
+
+def _report(
+    text_model: TextModel, steps: int, calibration: list[str], evaluation: list[str]
+) -> Any:
+    from isospike.porting.port import port as port_model
+
+    return port_model(
+        text_model.model,
+        text_model.batches(calibration),
+        steps=steps,
+        held_back=text_model.batches(evaluation),
+        name=text_model.name,
+        progress=progress.update,
+    ).report

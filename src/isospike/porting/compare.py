@@ -166,7 +166,7 @@ def compare(a: Any, b: Any) -> CompareReport:
     if one.model != two.model:
         warnings = (f"These are ports of two models, {one.model} and {two.model}.",)
     return CompareReport(
-        title=f"{names[0]} and {names[1]}",
+        title=f"{names[0]} beside {names[1]}",
         provenance=Provenance.of({"a": names[0], "b": names[1]}),
         warnings=warnings,
         a=names[0],
@@ -214,7 +214,7 @@ def _names(one: PortReport, two: PortReport) -> tuple[str, str]:
         ", ".join(f"{getattr(r, f)} steps" if f == "steps" else str(getattr(r, f)) for f in parts)
         for r in (one, two)
     )
-    return (f"A: {a}", f"B: {b}")
+    return f"{a} (A)", f"{b} (B)"
 
 
 def _pair(name: str, a: Any, b: Any) -> SitePair:
