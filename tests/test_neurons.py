@@ -1,10 +1,7 @@
-"""Neurons: one recurrence in three engines, its gradients, its contracts, its presets."""
+"""Neurons: one recurrence in three engines, its gradients, its contracts."""
 
 import importlib.util
-import json
 import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,11 +22,9 @@ from isospike.neurons import (
     run,
     step,
 )
-from isospike.presets import norse_lif_box, snntorch_leaky, spikingjelly_lif
+from isospike.presets import spikingjelly_lif
 from isospike.surrogate import SURROGATES
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "neurons.json").read_text(encoding="utf-8"))
-PRESETS = {f.__name__: f for f in (spikingjelly_lif, snntorch_leaky, norse_lif_box)}
 compiled = pytest.mark.parametrize("engine", ["cpu", "gpu"])
 every = pytest.mark.parametrize("engine", ["reference", "cpu", "gpu"])
 MODELS = {
@@ -369,90 +364,6 @@ def test_compiled_neurons_give_the_same_spikes(params, dtype):
         compile_neuron(params, 7)
 
 
-# Presets: other libraries' neurons, spike for spike.
-
-
-@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda c: f"{c['preset']} {c['arguments']}")
-def test_a_preset_fires_as_the_golden_file_says(case):
-    x = torch.tensor([[int(n) for n in row.split()] for row in GOLDEN["x times 64"]]) / 64
-    true = torch.tensor([[int(s) for s in row] for row in case["spikes"]])
-    spikes, _ = run(x, None, PRESETS[case["preset"]](**case["arguments"]))
-    assert 0.03 < true.float().mean() < 0.9
-    assert torch.equal(spikes.long(), true)
-
-
-def installed(name):
-    """Version of a peer whose golden spikes we have; None if it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def need(name):
-    if installed(name) is None:
-        pytest.skip(f"{name} is not installed")
-
-
-DRIVE = (16, 32, 40)
-peers = pytest.mark.filterwarnings("ignore")  # other libraries' own
-
-
-@peers
-@pytest.mark.parametrize("decay_input", [True, False])
-@pytest.mark.parametrize("v_reset", [0.0, None, -0.3])
-def test_spikes_and_gradients_are_spikingjellys(decay_input, v_reset):
-    need("spikingjelly")
-    from spikingjelly.activation_based.neuron import LIFNode
-
-    x = (1.5 * torch.randn(DRIVE, generator=draw(0)) + 0.5).requires_grad_()
-    node = LIFNode(2.5, decay_input, v_reset=v_reset, step_mode="m")
-    layer = LIF(spikingjelly_lif(2.5, decay_input, v_reset=v_reset))
-    up = torch.randn(DRIVE, generator=draw(1))
-    spikes, ours = node(x), layer(x)
-    assert torch.equal(ours, spikes)
-    (true,) = torch.autograd.grad(spikes, x, up)
-    (grad,) = torch.autograd.grad(ours, x, up)
-    torch.testing.assert_close(grad, true, rtol=1e-4, atol=1e-5)
-
-
-@peers
-@pytest.mark.parametrize(("reset", "delay"), [("subtract", True), ("zero", True), ("zero", False)])
-def test_spikes_are_snntorchs(reset, delay):
-    need("snntorch")
-    from snntorch import Leaky
-
-    x = torch.randn(DRIVE, generator=draw(0)) + 0.5
-    node = Leaky(0.9, threshold=1.25, reset_mechanism=reset, reset_delay=delay)
-    mem, spikes = torch.zeros(DRIVE[1:]), []
-    for current in x:
-        s, mem = node(current, mem)
-        spikes.append(s)
-    ours, _ = run(x, None, snntorch_leaky(0.9, 1.25, reset, delay))
-    assert torch.equal(ours, torch.stack(spikes))
-
-
-@peers
-def test_spikes_are_norses():
-    need("norse")
-    from norse.torch import LIFBoxCell
-    from norse.torch.functional.lif_box import LIFBoxParameters
-
-    x = 2 * torch.randn(DRIVE, generator=draw(0)) + 1
-    cell, state, spikes = LIFBoxCell(LIFBoxParameters(tau_mem_inv=torch.tensor(300.0))), None, []
-    for current in x:
-        s, state = cell(current, state)
-        spikes.append(s)
-    ours, _ = run(x, None, norse_lif_box(300.0))
-    assert torch.equal(ours, torch.stack(spikes))
-
-
-def test_strictly_above_the_threshold_where_the_library_is():
-    x = torch.tensor([[1.0], [1.0000001]])
-    assert run(x, None, snntorch_leaky(0.0, reset_mechanism="zero"))[0][:, 0].tolist() == [0, 1]
-    assert run(x, None, NeuronParams(decay=0.0))[0][:, 0].tolist() == [1, 1]
-
-
 # Bad input.
 
 
@@ -560,30 +471,9 @@ def test_byte_spikes_have_no_gradient():
         run(x, dtype=torch.int64)
 
 
-@pytest.mark.parametrize(
-    ("call", "match"),
-    [
-        (lambda: spikingjelly_lif(1.0), "needs tau > 1, got 1.0"),
-        (lambda: spikingjelly_lif(v_reset=2.0), "spikingjelly_lif needs threshold above 0, got -1"),
-        (lambda: snntorch_leaky(1.5), "snntorch_leaky needs decay in"),
-        (lambda: snntorch_leaky(0.5, 0.0), "needs threshold above 0, got 0"),
-        (
-            lambda: snntorch_leaky(0.0),
-            "beta > 0 to subtract at the next step, got 0. Use reset_mechanism='zero'",
-        ),
-        (lambda: norse_lif_box(2000.0), "norse_lif_box needs decay in"),
-        (lambda: norse_lif_box(v_leak=2.0), "needs threshold above 0"),
-        (lambda: PLIF(NeuronParams(decay=1.0)), "strictly between 0 and 1 to start from, got 1.0"),
-    ],
-)
-def test_presets_refuse_what_is_out_of_range(call, match):
-    with pytest.raises(RangeError, match=match):
-        call()
-
-
-def test_snntorchs_other_rules_are_refused():
-    with pytest.raises(UnsupportedError, match="got 'subtract' with reset_delay=False"):
-        snntorch_leaky(0.5, reset_delay=False)
+def test_a_decay_that_cannot_be_learned_from_is_refused():
+    with pytest.raises(RangeError, match="strictly between 0 and 1 to start from, got 1.0"):
+        PLIF(NeuronParams(decay=1.0))
 
 
 def test_the_public_names_are_there():
