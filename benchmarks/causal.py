@@ -24,7 +24,7 @@ import scipy.linalg  # noqa: F401 - loaded before its threads are limited
 import torch
 from threadpoolctl import threadpool_limits
 
-from isospike import ScoreSchurSort, causal_report
+from isospike import ScoreSchurSort, order_causes
 from isospike.causal.edges import prune
 from isospike.causal.estimator import PRUNES
 from isospike.causal.guards import NoiseWarning, ScaleWarning
@@ -382,7 +382,7 @@ def sachs(_seeds):
     table = read_table("sachs")
     print("| | D | SHD | SID | TPR | FDR | edges |\n|---|--:|--:|--:|--:|--:|--:|")
     for name, rows in (("raw", table.rows), ("log", np.log(table.rows))):
-        report = causal_report(rows, table.truth)
+        report = order_causes(rows, table.truth)
         for m in report.methods:
             turned = "" if m.divergence is None else f"{m.divergence:g}"
             print(

@@ -9,8 +9,10 @@ import torch
 from typer.testing import CliRunner
 
 import isospike
+from isospike.causal.background import BackgroundKnowledge
+from isospike.causal.report import OrderReport
 from isospike.causal.simulate import random_dag, simulate
-from isospike.causal.table import parse_edges, parse_table
+from isospike.causal.table import parse_edges, parse_table, read_table
 from isospike.cli import app
 from isospike.data import sachs
 from isospike.errors import InputError, ShapeError
@@ -100,7 +102,7 @@ def test_sachs_is_853_cells_and_an_acyclic_graph_of_17_edges():
 
 def test_the_report_puts_simple_ways_beside_the_fit():
     made = data(8)
-    report = isospike.causal_report(made.data, made.truth)
+    report = isospike.order_causes(made.data, made.truth)
     names = [m.name for m in report.methods]
     assert names == [
         "this fit", "inverse covariance", "sorted by variance", "random orders", "empty graph",
@@ -108,21 +110,47 @@ def test_the_report_puts_simple_ways_beside_the_fit():
     ours, empty = report.methods[0], report.methods[-1]
     assert (ours.divergence, ours.shd, ours.sid) == (0, 0, 0)
     assert (empty.shd, empty.edges, empty.divergence) == (made.truth.sum(), 0, None)
-    assert isospike.causal_report(made.data).methods == ()
-    again = isospike.causal_report(made.data, made.truth)
+    assert isospike.order_causes(made.data).methods == ()
+    again = isospike.order_causes(made.data, made.truth)
     assert again.to_json() == report.to_json()
+    assert OrderReport.from_json(report.to_json()).to_json() == report.to_json()
+    assert report.verdict() == (
+        f"The order reverses 0 of {empty.shd:g} true edges; random orders reverse "
+        f"{report.methods[3].divergence:.1f} on average. The graph differs from the truth in 0 "
+        f"pairs of variables, the empty graph in {empty.shd:g}."
+    )
     with pytest.raises(ShapeError, match=r"a truth of 8 variables, got shape \(3, 3\)"):
-        isospike.causal_report(made.data, np.zeros((3, 3), bool))
+        isospike.order_causes(made.data, np.zeros((3, 3), bool))
+
+
+def test_a_report_tells_its_settings_and_whether_an_assumption_seems_broken():
+    x = data(4).data
+    known = BackgroundKnowledge(forbidden=[("x0", "x1")])
+    fit = isospike.ScoreSchurSort(lambda v: v, "mean", background=known)
+    report = isospike.order_causes(x, estimator=fit)
+    assert report.provenance.parameters["score"] == "<lambda>"
+    assert report.provenance.parameters["background"]["forbidden"] == [["x0", "x1"]]
+    assert isospike.order_causes(x).verdict().endswith("no sign of a broken assumption.")
+    scaled = isospike.order_causes((x - x.mean(0)) / x.std(0))
+    assert scaled.verdict().endswith("so the order may be wrong.")
+
+
+def test_a_table_knows_its_truth_and_where_it_came_from():
+    report = isospike.order_causes(read_table("sachs"))
+    assert report.file_format == "comma-separated, a header"
+    assert report.methods[-1].shd == 17
+    assert report.tables()["order"].rows[-1][0] == report.order[-1]
+    assert report.tables()["edges"].csv().splitlines()[0] == "cause,effect"
 
 
 def test_the_page_asks_for_nothing_and_escapes_names():
     x = data(4).data
     frame = type("F", (), {"columns": ["<b>", "b&", "c", "d"], "__array__": lambda *_, **__: x})()
-    page = isospike.causal_report(frame).html()
+    page = isospike.order_causes(frame).html()
     assert "<b>" not in page.replace("<b></b>", "")
     assert "&lt;b&gt;" in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
-    assert page.count("marker-end") == len(isospike.causal_report(frame).edges)
+    assert page.count("marker-end") == len(isospike.order_causes(frame).edges)
 
 
 def test_order_writes_page_json_and_edges_and_says_what_it_read(tmp_path):
@@ -134,7 +162,9 @@ def test_order_writes_page_json_and_edges_and_says_what_it_read(tmp_path):
     assert done.exit_code == 0, done.output
     assert "300 rows, 5 columns, semicolon-separated, a header" in done.stderr
     assert ["this", "fit", "0", "0"] in [line.split()[:4] for line in done.stdout.splitlines()]
-    assert sorted(p.name for p in out.iterdir()) == ["edges.csv", "report.html", "report.json"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "edges.csv", "isospike.json", "methods.csv", "order.csv", "report.html", "report.json",
+    ]  # fmt: skip
     report = json.loads((out / "report.json").read_text())
     assert sorted(report["order"]) == list("abcde")
     assert len((out / "edges.csv").read_text().splitlines()) == made.truth.sum() + 1
@@ -144,17 +174,17 @@ def test_order_writes_page_json_and_edges_and_says_what_it_read(tmp_path):
 def test_order_of_standardised_columns_warns(tmp_path):
     x = data().data
     (tmp_path / "d.csv").write_text(csv_text((x - x.mean(0)) / x.std(0)))
-    done = run(tmp_path / "d.csv", "--out", tmp_path)
+    done = run(tmp_path / "d.csv", "--out", tmp_path / "out")
     assert done.exit_code == 0
-    assert "warning: The columns look standardised." in done.stderr
-    assert "look standardised" in (tmp_path / "report.html").read_text()
+    assert "! The columns look standardised." in done.stdout
+    assert "look standardised" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_order_of_sachs_stands_beside_the_empty_graph(tmp_path):
     done = run("sachs", "--out", tmp_path)
     assert done.exit_code == 0, done.output
     assert ["empty", "graph", "–", "17"] in [line.split()[:4] for line in done.stdout.splitlines()]
-    assert "warning: The noise of" in done.stderr
+    assert "! The noise of" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -184,14 +214,15 @@ def test_bad_tables_end_in_one_line(text, got, tmp_path):
 def test_order_takes_what_is_known(tmp_path):
     made = data(5)
     (tmp_path / "d.csv").write_text(csv_text(made.data, list("abcde")))
-    first = json.loads(run(tmp_path / "d.csv", "--json", "--out", tmp_path).stdout)["order"]
+    first = json.loads(run(tmp_path / "d.csv", "--json", "--out", tmp_path / "out").stdout)["order"]
     (tmp_path / "tiers").write_text(f"{first[-1]},{first[-2]}\n{first[0]}\n")
     (tmp_path / "required").write_text(f"{first[-1]},{first[1]}\n")
     (tmp_path / "forbidden").write_text("a,b\nb,a\n")
     (tmp_path / "scale").write_text("name,scale\n" + "".join(f"{c},2\n" for c in "abcde"))
     files = [f"--{k}" for k in ("tiers", "required", "forbidden")]
     done = run(
-        tmp_path / "d.csv", "--json", "--out", tmp_path, "--noise-scale", tmp_path / "scale",
+        tmp_path / "d.csv", "--json", "--out", tmp_path / "out",
+        "--noise-scale", tmp_path / "scale",
         "--correction", "mean", "--prune", "row", "--threshold", "0.2", "--gamma", "0",
         *(v for f in files for v in (f, tmp_path / f[2:])),
     )  # fmt: skip
@@ -201,7 +232,14 @@ def test_order_takes_what_is_known(tmp_path):
     assert max(place(first[-1]), place(first[-2])) < place(first[0])
     assert [first[-1], first[1]] in report["edges"]
     assert not {("a", "b"), ("b", "a")} & {tuple(e) for e in report["edges"]}
-    assert "correction='mean'" in report["settings"]
+    assert report["provenance"]["parameters"]["correction"] == "mean"
+
+
+def test_a_folder_of_something_else_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    done = run("no such file", "--out", tmp_path)
+    assert done.exit_code == 2
+    assert "error: order needs a new folder or one it wrote itself" in done.stderr
 
 
 @pytest.mark.parametrize(

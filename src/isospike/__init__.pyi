@@ -16,7 +16,7 @@ from isospike import (
 from isospike.causal.estimator import ScoreSchurSort as ScoreSchurSort
 
 # To go: names of namespaces.
-from isospike.causal.report import CausalReport as CausalReport, causal_report as causal_report
+from isospike.causal.report import OrderReport as OrderReport, order_causes as order_causes
 from isospike.codes import (
     BernoulliCode as BernoulliCode,
     Code as Code,

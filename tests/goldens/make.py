@@ -25,9 +25,9 @@ from typer.testing import CliRunner
 
 # ------------------------------------------- the only names of isospike below: adapt them here
 import isospike.neurons as neurons
-from isospike import causal_report, measure_ranks, port, positions
+from isospike import measure_ranks, order_causes, port, positions
 from isospike.causal.simulate import random_dag, simulate
-from isospike.causal.table import read_table
+from isospike.causal.table import DataTable, read_table
 from isospike.circuits.few_spike import few_spike_neuron
 from isospike.cli import app
 from isospike.codes import CODES, RankOrderCode
@@ -147,10 +147,11 @@ def ranks_json(name, home):
 def order(mechanism):
     if mechanism == "sachs":
         table = read_table("sachs")
-        return causal_report(table.rows, table.truth)
+        return order_causes(table.rows, table.truth)
     draw = torch.Generator().manual_seed(0)
     made = simulate(random_dag(6, 1.0, "er", draw), 300, mechanism, generator=draw)
-    return causal_report(made.data, made.truth, form="simulated")
+    table = DataTable(tuple(f"x{i}" for i in range(6)), made.data, "simulated")
+    return order_causes(table, made.truth)
 
 
 def order_json(mechanism, home):

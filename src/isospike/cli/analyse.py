@@ -145,8 +145,8 @@ def order(
 ) -> Outcome:
     """Order the columns of a table, causes first, and draw the graph.
 
-    Writes report.html, report.json and edges.csv. With the true edges, the inverse covariance,
-    sorting by variance, random orders and the empty graph are compared with the result.
+    Writes a page, JSON and CSV tables. With the true edges, the inverse covariance, sorting by
+    variance, random orders and the empty graph are compared with the result.
 
     Args:
         file (FILE): A table of numbers, one row a line, separator and header found out; or
@@ -169,6 +169,7 @@ def order(
         tiers: Names of columns, a tier on each line, earlier ones first.
         out (DIR): Where to write.
     """
+    check_destination(out)
     if correction is None:
         correction = "regression" if score == "precision" else "mean"
     options: dict[str, Any] = {
@@ -179,16 +180,10 @@ def order(
         file, truth, noise_scale, required=required, forbidden=forbidden, tiers=tiers
     )
     from isospike.causal.estimator import ScoreSchurSort
-    from isospike.causal.report import causal_report
+    from isospike.causal.report import order_causes
 
-    progress.update("order", 0, 1)
-    estimator = ScoreSchurSort(**options, **known)
-    report = causal_report(table, graph, estimator, seed=seed, form=table.file_format)
-    progress.update("order", 1, 1)
-    for warning in report.warnings:
-        note("warning", warning)
-    _save_order(report, out)
-    return Outcome(data=report.to_json(), text=_order_text(report), saved=out / "report.html")
+    report = order_causes(table, graph, estimator=ScoreSchurSort(**options, **known), seed=seed)
+    return Outcome.of(report, out)
 
 
 # ------------------------------------------------------------------------- helpers
@@ -218,7 +213,7 @@ def _load(source: Source) -> TextModel:
 def _known(
     file: str, truth: Path | None, scale: Path | None, **background: Path | None
 ) -> tuple[Any, Any, dict[str, Any]]:
-    """The table, the true graph if there is one, and what is known as options."""
+    """The table, the true graph if a file has it, and options from the other files."""
     from isospike.causal.background import read_background
     from isospike.causal.table import parse_edges, parse_scales, read_table
     from isospike.data import read_text
@@ -227,51 +222,9 @@ def _known(
     columns = table.columns
     options: dict[str, Any] = {}
     note("read", f"{file}: {len(table.rows):,} rows, {len(columns)} columns, {table.file_format}")
-    graph = table.truth
-    if truth is not None:
-        graph = parse_edges(read_text(truth), columns, str(truth))
+    graph = None if truth is None else parse_edges(read_text(truth), columns, str(truth))
     if any(background.values()):
         options["background"] = read_background(columns, **background)
     if scale is not None:
         options["noise_scale"] = parse_scales(read_text(scale), columns, str(scale))
     return table, graph, options
-
-
-def _save_order(report: Any, out: Path) -> None:
-    import csv
-    import io
-
-    from isospike.report.files import write_file
-
-    lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows([("cause", "effect"), *report.edges])
-    files = {"report.html": report.html(), "report.json": report.to_json(),
-             "edges.csv": lines.getvalue()}  # fmt: skip
-    for name, content in files.items():
-        write_file(out / name, content.encode())
-
-
-def _order_text(report: Any) -> Any:
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    found = Table(box=box.SIMPLE_HEAD, title="Causes first", title_justify="left")
-    for heading in ("layer", "variable", "margin", "parents"):
-        found.add_column(heading)
-    for number, layer in enumerate(report.layers, 1):
-        for name in layer:
-            parents = ", ".join(p for p, c in report.edges if c == name)
-            found.add_row(str(number), Text(name), f"{report.margins[name]:.3f}", Text(parents))
-    if not report.methods:
-        return found
-    against = Table(box=box.SIMPLE_HEAD, title="Against the truth", title_justify="left")
-    for heading in ("way", "divergence", "SHD", "TPR", "FDR", "edges"):
-        against.add_column(heading, justify="left" if heading == "way" else "right")
-    for m in report.methods:
-        turned = "–" if m.divergence is None else f"{m.divergence:g}"
-        against.add_row(
-            m.name, turned, f"{m.shd:g}", f"{m.tpr:.2f}", f"{m.fdr:.2f}", f"{m.edges:g}"
-        )
-    return Group(found, against)
