@@ -7,8 +7,8 @@ import pytest
 from markupsafe import Markup
 
 from isospike.report import page as pages
-from isospike.report.figures import Axis, Series, bar, heatmap, line, raster, scatter
-from isospike.report.page import Details, Drawing, Grid, Items, Note, Section, render
+from isospike.report.figures import Axis, Series, bar, heatmap, line, matrix, raster, scatter
+from isospike.report.page import Details, Drawing, Grid, Items, Note, Section, legend, render
 from isospike.report.table import Table
 
 HOSTILE = "</script><script>alert(1)</script><b>&\"'"
@@ -26,6 +26,7 @@ def figures(text="x"):
         bar("plot-bar", text, {text: 3.0, "b": 0}, text, hover=(text, "")),
         heatmap("plot-heat", text, [[1, None], [NAN]], axes=(text, "layer"), limits=(0.0, 1.0)),
         heatmap("plot-named", text, [[1, 2]], [text, "b"], [text], texts=".1f", title=text),
+        matrix("plot-matrix", text, [[1, 2], [3, 4]], limits=(1, 4), title=text),
         raster("plot-raster", text, {"ON": [(0, 1)], text: [(2, 3)]},
                Axis(text, limits=(0, 4), ticks={0: text}), 4, bands=[(1, 2)], line_at=[1.5]),
     )  # fmt: skip
@@ -34,7 +35,8 @@ def figures(text="x"):
 def whole(text="x", **changes):
     table = Table("t", (text,), ((text,),), formats=("code",))
     blocks = (
-        text, Note(text, "aside"), Items((text,)), Items((text, "b"), numbered=True), table,
+        text, Note(text, "aside"), legend({text: "#000"}, [text]), Items((text,)), table,
+        Items((text, "b"), numbered=True),
         Details(text, (table, Grid(figures(text)[:1]))), Grid(figures(text)[1:], width=300),
         Drawing(Markup("<svg></svg>")),
     )  # fmt: skip
@@ -145,8 +147,8 @@ def test_browser_draws_every_figure_without_a_word_on_the_console(text, tmp_path
     dom, log = browse(whole(text), tmp_path)
     assert "CONSOLE" not in log
     assert 'data-errors=""' in dom
-    assert 'data-plots="6"' in dom
-    assert len(re.findall(r'id="plot-\w+"[^>]*>\s*<div class="plot-container', dom)) == 6
+    assert 'data-plots="7"' in dom
+    assert len(re.findall(r'id="plot-\w+"[^>]*>\s*<div class="plot-container', dom)) == 7
 
 
 def test_template_is_read_once():

@@ -18,8 +18,8 @@ from isospike.experiments.grid import (
     mean,
 )
 from isospike.positions import POSITIONS, Additive, RandomizedOrdered, position
-from isospike.report.figures import Axis, Figure, Series, heatmap, line
-from isospike.report.page import Details, Grid, Section, render
+from isospike.report.figures import Axis, Figure, Series, heatmap, line, matrix
+from isospike.report.page import Details, Grid, Section, legend, render
 
 COLOURS = {
     "none": "#22303a", "sinusoidal": "#c8553d", "spike-timing": "#e0a458",
@@ -51,6 +51,7 @@ def html(runs: Runs, tasks: Sequence[str], variants: Sequence[str], preset: Pres
         "no-attention has no way to look at another token, and shuffled gives every token a random "
         "position."
     )
+    names = legend({variant: COLOURS[variant] for variant in variants}, DASHES)
     grams = [variant for variant in variants if variant in POSITIONS and variant != "none"]
     sections = [
         Section(
@@ -62,13 +63,19 @@ def html(runs: Runs, tasks: Sequence[str], variants: Sequence[str], preset: Pres
         Section(
             "Accuracy against length",
             "Share of scored tokens that are right in sequences longer than those of training; "
-            "bars are 95 % intervals over seeds. Hover for names.",
-            (Grid(tuple(_lengths(runs, task, variants) for task in tasks)),),
+            "bars are 95 % intervals over seeds.",
+            (
+                names,
+                Grid(tuple(_lengths(runs, task, variants) for task in tasks)),
+            ),
         ),
         Section(
             "Learning curves",
             "Bits per scored token of the training batches, mean over seeds.",
-            (Grid(tuple(_curves(runs, task, variants) for task in tasks)),),
+            (
+                names,
+                Grid(tuple(_curves(runs, task, variants) for task in tasks)),
+            ),
         ),
         Section(
             "Gram matrices",
@@ -141,10 +148,9 @@ def _curves(runs: Runs, task: str, variants: Sequence[str]) -> Figure:
 def _gram(variant: str) -> Figure:
     values = likeness(variant, GRAM_LENGTH)
     low, high = float(values.min()) + 0.0, float(values.max()) + 0.0
-    return heatmap(
+    return matrix(
         f"plot-gram-{variant}", f"Gram matrix of {variant}", values.tolist(),
         limits=(low, max(high, low + 1e-6)), title=f"{variant}: {low:.3g} to {high:.3g}",
-        scale="Viridis",
     )  # fmt: skip
 
 

@@ -6,14 +6,12 @@ from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
-from markupsafe import Markup
-
 from isospike.ranks.controls import Control, DepthRow
 from isospike.ranks.measure import ForwardMeasurements, SiteRow
 from isospike.ranks.numerical import NumericalRank, format_range
 from isospike.report.figures import INK, MUTED, OFF, ON, Axis, Figure, Series, heatmap, line
 from isospike.report.numbers import extent, number, percent
-from isospike.report.page import Grid, Note, Section
+from isospike.report.page import Grid, Section, legend
 from isospike.report.table import Table
 
 PURPLE, GOLD = "#7b5ea7", "#c99a2e"
@@ -154,16 +152,12 @@ def _controls(depth: Sequence[DepthRow], controls: Sequence[Control], name: str)
                 legend=False,
             )
         )
-    chips = Markup(" &nbsp; ").join(
-        Markup('<span style="color:{};white-space:nowrap">━━ {}</span>').format(colour, run)
-        for run, _, colour in runs
-    )
     return Section(
         "Beside controls",
         "The same model before training, on its tokens in random order, and on fewer tokens (less "
         "than, equal to and more than the width, if the sequences are long enough). An effect that "
         "a control shows too does not come from training or from the meaning of the text.",
-        (Note(chips), Grid(tuple(plots))),
+        (legend({run: colour for run, _, colour in runs}), Grid(tuple(plots))),
     )
 
 

@@ -284,6 +284,43 @@ def heatmap(
     return Figure(name, label, height, (trace,), plot_layout(**parts))
 
 
+def matrix(
+    name: str,
+    label: str,
+    values: Sequence[Sequence[Number]],
+    *,
+    limits: tuple[Number, Number],
+    title: str = "",
+    scale: str = "Viridis",
+    height: int = 230,
+) -> Figure:
+    """A square matrix as a small picture: no gaps, ticks or scale.
+
+    Args:
+        name: As in :func:`line`.
+        label: What the figure shows.
+        values: Row by row, the first row on top.
+        limits: Values at both ends of the colour scale.
+        title: Above the figure; it may say the limits.
+        scale: Plotly's name of the colours.
+        height: In pixels.
+
+    Returns:
+        The figure.
+    """
+    figure = heatmap(name, label, values, limits=limits, title=title, scale=scale)
+    (trace,) = figure.data
+    quiet = {"showticklabels": False, "ticks": "", "showline": False, "showgrid": False}
+    layout = plot_layout(
+        title=_title(title),
+        xaxis={**quiet, "constrain": "domain"},
+        yaxis={**quiet, "autorange": "reversed", "scaleanchor": "x", "constrain": "domain"},
+        margin={"l": 8, "r": 8, "t": 38, "b": 8},
+    )
+    plain = {**trace, "xgap": 0, "ygap": 0, "showscale": False}
+    return Figure(name, label, height, (plain,), layout)
+
+
 def raster(
     name: str,
     label: str,

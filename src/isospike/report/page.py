@@ -1,7 +1,7 @@
 """A page for people: one HTML file that makes no request and can be read from disk years later."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -77,7 +77,7 @@ class Grid:
     kind: ClassVar[str] = "grid"
 
     blocks: tuple[Block, ...]
-    width: int = 420
+    width: int = 380
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,25 @@ class Section:
     heading: str
     meaning: str
     blocks: tuple[Block, ...] = ()
+
+
+def legend(colours: Mapping[str, str], dashed: Collection[str] = ()) -> Note:
+    """The colours of several figures, explained once.
+
+    Args:
+        colours: Colour of each line, by its name.
+        dashed: Names of the lines that are dashed.
+
+    Returns:
+        A paragraph for the section, above its figures.
+    """
+    marks = (
+        Markup('<span style="color:{};white-space:nowrap">{} {}</span>').format(
+            colour, "┄┄" if name in dashed else "━━", name
+        )
+        for name, colour in colours.items()
+    )
+    return Note(Markup(" &nbsp; ").join(marks))
 
 
 def render(
