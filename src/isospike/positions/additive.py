@@ -3,12 +3,12 @@
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from isospike.codes.orders import random_orders, significance
 from isospike.errors import RangeError
-from isospike.positions.base import BASE, Additive, check_even, check_positive
+from isospike.positions.base import BASE, Additive, At, check_even, check_positive
 
 
 def sinusoid(at: Tensor, width: int) -> Float[Tensor, "length {width}"]:
@@ -64,7 +64,7 @@ class Sinusoidal(Additive):
     def for_model(cls, width: int, heads: int, length: int, causal: bool) -> "Sinusoidal":
         return cls(width)
 
-    def table(self, at: Int[Tensor, "length"]) -> Float[Tensor, "length width"]:
+    def table(self, at: At) -> Float[Tensor, "length width"]:
         return sinusoid(at, self.width)
 
 
@@ -99,7 +99,7 @@ class SpikeTiming(Additive):
     def for_model(cls, width: int, heads: int, length: int, causal: bool) -> "SpikeTiming":
         return cls(width, length)
 
-    def table(self, at: Int[Tensor, "length"]) -> Float[Tensor, "length width"]:
+    def table(self, at: At) -> Float[Tensor, "length width"]:
         return self.scale * sinusoid(at, self.width)  # (2)
 
 
@@ -126,7 +126,7 @@ class FrequencyCompressed(Additive):
     def for_model(cls, width: int, heads: int, length: int, causal: bool) -> "FrequencyCompressed":
         return cls(width, length)
 
-    def table(self, at: Int[Tensor, "length"]) -> Float[Tensor, "length width"]:
+    def table(self, at: At) -> Float[Tensor, "length width"]:
         return sinusoid(at.double() / self.length, self.width)
 
 
@@ -153,7 +153,7 @@ class RankLearned(Additive):
     def for_model(cls, width: int, heads: int, length: int, causal: bool) -> "RankLearned":
         return cls(width, length)
 
-    def table(self, at: Int[Tensor, "length"]) -> Float[Tensor, "length width"]:
+    def table(self, at: At) -> Float[Tensor, "length width"]:
         return self.weight[at]
 
 
@@ -203,7 +203,7 @@ class RankSignificance(Additive):
     def for_model(cls, width: int, heads: int, length: int, causal: bool) -> "RankSignificance":
         return cls(width, length, min(11, width))
 
-    def table(self, at: Int[Tensor, "length"]) -> Float[Tensor, "length width"]:
+    def table(self, at: At) -> Float[Tensor, "length width"]:
         return self.code[at]
 
 
@@ -247,10 +247,10 @@ class CentralPatternGenerator(Additive):
     ) -> "CentralPatternGenerator":
         return cls(width)
 
-    def spikes(self, at: Int[Tensor, "length"]) -> Float[Tensor, "length neurons"]:
+    def spikes(self, at: At) -> Float[Tensor, "length neurons"]:
         """The spikes (4) of all neurons at these positions, 0 or 1."""
         return (sinusoid(at, 2 * self.pairs) > self.threshold).float()
 
-    def table(self, at: Int[Tensor, "length"]) -> Float[Tensor, "length width"]:
+    def table(self, at: At) -> Float[Tensor, "length width"]:
         added: Tensor = self.project(self.spikes(at))  # (5)
         return added

@@ -12,6 +12,12 @@ from isospike.errors import RangeError, ShapeError
 BASE = 10000.0
 """The sinusoid's wavelengths grow from 2 pi to 2 pi times this."""
 
+Vectors = Float[Tensor, "*batch length width"]
+At = Int[Tensor, "length"]  # the position of each token
+Queries = Int[Tensor, "queries"]
+Keys = Int[Tensor, "keys"]
+Bias = Float[Tensor, "heads queries keys"] | None
+
 
 class Position(nn.Module, ABC):
     """A positional encoding: three hooks, of which a subclass overrides those that it needs.
@@ -56,9 +62,7 @@ class Position(nn.Module, ABC):
             )
         return torch.arange(start, start + length)
 
-    def add(
-        self, x: Float[Tensor, "*batch length width"], at: Int[Tensor, "length"] | None = None
-    ) -> Float[Tensor, "*batch length width"]:
+    def add(self, x: Vectors, at: At | None = None) -> Vectors:
         """Add the encoding to the input of the first layer; by default, nothing.
 
         Args:
@@ -74,12 +78,7 @@ class Position(nn.Module, ABC):
         """
         return x
 
-    def rotate(
-        self,
-        q: Float[Tensor, "*batch length width"],
-        k: Float[Tensor, "*batch length width"],
-        at: Int[Tensor, "length"] | None = None,
-    ) -> tuple[Float[Tensor, "*batch length width"], Float[Tensor, "*batch length width"]]:
+    def rotate(self, q: Vectors, k: Vectors, at: At | None = None) -> tuple[Vectors, Vectors]:
         """Rotate queries and keys of the same tokens; by default, not at all.
 
         Args:
@@ -95,9 +94,7 @@ class Position(nn.Module, ABC):
         """
         return q, k
 
-    def bias(
-        self, queries: Int[Tensor, "queries"], keys: Int[Tensor, "keys"]
-    ) -> Float[Tensor, "heads queries keys"] | None:
+    def bias(self, queries: Queries, keys: Keys) -> Bias:
         """The bias of the scores of queries and keys at these positions; None for no bias.
 
         Args:
@@ -140,12 +137,10 @@ class Additive(Position):
     """An encoding that adds a vector for each position to the input of the first layer."""
 
     @abstractmethod
-    def table(self, at: Int[Tensor, "length"]) -> Float[Tensor, "length width"]:
+    def table(self, at: At) -> Float[Tensor, "length width"]:
         """The vector of each position."""
 
-    def add(
-        self, x: Float[Tensor, "*batch length width"], at: Int[Tensor, "length"] | None = None
-    ) -> Float[Tensor, "*batch length width"]:
+    def add(self, x: Vectors, at: At | None = None) -> Vectors:
         table = self.table(self._at(x, at))
         if x.shape[-1] != table.shape[-1]:
             raise ShapeError(

@@ -1,12 +1,12 @@
 """Another encoding at random positions."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from isospike.errors import RangeError, UnsupportedError
 from isospike.positions.additive import Sinusoidal
-from isospike.positions.base import Position, check_positive
+from isospike.positions.base import At, Bias, Keys, Position, Queries, Vectors, check_positive
 
 
 class RandomizedOrdered(Position):
@@ -63,20 +63,11 @@ class RandomizedOrdered(Position):
         rank = torch.arange(1, length + 1, dtype=torch.float64)
         return (rank * (limit + 1) / (length + 1) - 1).round().long()
 
-    def add(
-        self, x: Float[Tensor, "*batch length width"], at: Int[Tensor, "length"] | None = None
-    ) -> Float[Tensor, "*batch length width"]:
+    def add(self, x: Vectors, at: At | None = None) -> Vectors:
         return self.base.add(x, self._at(x, at))
 
-    def rotate(
-        self,
-        q: Float[Tensor, "*batch length width"],
-        k: Float[Tensor, "*batch length width"],
-        at: Int[Tensor, "length"] | None = None,
-    ) -> tuple[Float[Tensor, "*batch length width"], Float[Tensor, "*batch length width"]]:
+    def rotate(self, q: Vectors, k: Vectors, at: At | None = None) -> tuple[Vectors, Vectors]:
         return self.base.rotate(q, k, self._at(q, at))
 
-    def bias(
-        self, queries: Int[Tensor, "queries"], keys: Int[Tensor, "keys"]
-    ) -> Float[Tensor, "heads queries keys"] | None:
+    def bias(self, queries: Queries, keys: Keys) -> Bias:
         return self.base.bias(queries, keys)

@@ -3,11 +3,21 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from isospike.errors import RangeError, ShapeError
-from isospike.positions.base import BASE, Position, check_even, check_positive
+from isospike.positions.base import (
+    BASE,
+    At,
+    Bias,
+    Keys,
+    Position,
+    Queries,
+    Vectors,
+    check_even,
+    check_positive,
+)
 
 
 class RoPE(Position):
@@ -46,12 +56,7 @@ class RoPE(Position):
     def for_model(cls, width: int, heads: int, length: int, causal: bool) -> "RoPE":
         return cls(width // heads)
 
-    def rotate(
-        self,
-        q: Float[Tensor, "*batch length width"],
-        k: Float[Tensor, "*batch length width"],
-        at: Int[Tensor, "length"] | None = None,
-    ) -> tuple[Float[Tensor, "*batch length width"], Float[Tensor, "*batch length width"]]:
+    def rotate(self, q: Vectors, k: Vectors, at: At | None = None) -> tuple[Vectors, Vectors]:
         size = self.head_width
         if not q.shape[-1] == k.shape[-1] == size or q.shape[-2:] != k.shape[-2:]:
             raise ShapeError(
@@ -102,9 +107,7 @@ class ALiBi(Position):
     def for_model(cls, width: int, heads: int, length: int, causal: bool) -> "ALiBi":
         return cls(heads)
 
-    def bias(
-        self, queries: Int[Tensor, "queries"], keys: Int[Tensor, "keys"]
-    ) -> Float[Tensor, "heads queries keys"] | None:
+    def bias(self, queries: Queries, keys: Keys) -> Bias:
         return -self.slopes[:, None, None] * _distance(queries, keys).to(self.slopes)
 
 
@@ -155,9 +158,7 @@ class T5Buckets(Position):
     def for_model(cls, width: int, heads: int, length: int, causal: bool) -> "T5Buckets":
         return cls(heads, causal)
 
-    def bucket(
-        self, queries: Int[Tensor, "queries"], keys: Int[Tensor, "keys"]
-    ) -> Int[Tensor, "queries keys"]:
+    def bucket(self, queries: Queries, keys: Keys) -> Int[Tensor, "queries keys"]:
         """The bucket of every pair of a query and a key."""
         back = queries[:, None] - keys  # how far the key lies behind
         first, count = torch.zeros_like(back), self.buckets
@@ -172,9 +173,7 @@ class T5Buckets(Position):
         far = exact + ((back.clamp(min=1).float() / exact).log() * growth).long()
         return first + torch.where(back < exact, back, far.clamp(max=count - 1))
 
-    def bias(
-        self, queries: Int[Tensor, "queries"], keys: Int[Tensor, "keys"]
-    ) -> Float[Tensor, "heads queries keys"] | None:
+    def bias(self, queries: Queries, keys: Keys) -> Bias:
         return self.weight[self.bucket(queries, keys).to(self.weight.device)].permute(2, 0, 1)
 
 
@@ -218,9 +217,7 @@ class FIRE(Position):
     def for_model(cls, width: int, heads: int, length: int, causal: bool) -> "FIRE":
         return cls(heads, float(length))
 
-    def bias(
-        self, queries: Int[Tensor, "queries"], keys: Int[Tensor, "keys"]
-    ) -> Float[Tensor, "heads queries keys"] | None:
+    def bias(self, queries: Queries, keys: Keys) -> Bias:
         p, q = queries.to(self.c)[:, None], keys.to(self.c)
         progress = torch.maximum(self.threshold.abs(), torch.maximum(p, q))
         share = self._psi((p - q).abs()) * (p - q).sign() / self._psi(progress)
@@ -260,9 +257,7 @@ class LogDistance(Position):
     def for_model(cls, width: int, heads: int, length: int, causal: bool) -> "LogDistance":
         return cls(heads)
 
-    def bias(
-        self, queries: Int[Tensor, "queries"], keys: Int[Tensor, "keys"]
-    ) -> Float[Tensor, "heads queries keys"] | None:
+    def bias(self, queries: Queries, keys: Keys) -> Bias:
         levels = (1 + _distance(queries, keys)).double().log2().ceil()
         return -self.gain[:, None, None] * levels.to(self.gain)
 
@@ -299,15 +294,13 @@ class GrayCode(Position):
     def for_model(cls, width: int, heads: int, length: int, causal: bool) -> "GrayCode":
         return cls(heads)
 
-    def spikes(self, at: Int[Tensor, "length"]) -> Bool[Tensor, "length bits"]:
+    def spikes(self, at: At) -> Bool[Tensor, "length bits"]:
         """The Gray code of each position, lowest bit first."""
         self._check_range(at)
         gray = at ^ (at >> 1)
         return (gray[:, None] >> torch.arange(self.bits, device=at.device) & 1).bool()
 
-    def bias(
-        self, queries: Int[Tensor, "queries"], keys: Int[Tensor, "keys"]
-    ) -> Float[Tensor, "heads queries keys"] | None:
+    def bias(self, queries: Queries, keys: Keys) -> Bias:
         equal = (self.spikes(queries)[:, None] == self.spikes(keys)).sum(-1)
         return self.gain[:, None, None] * equal.to(self.gain)
 
