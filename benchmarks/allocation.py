@@ -20,6 +20,7 @@ from stsb import load_minilm, make_batches, read_pairs
 
 import isospike
 from isospike.energy import TABLES, estimate_energy
+from isospike.porting import PortReport
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
     )
     points = []
 
-    def row(how: str, against: isospike.PortReport | None, **how_to: object) -> isospike.PortReport:
+    def row(how: str, against: PortReport | None, **how_to: object) -> PortReport:
         report = isospike.port(model, calibration, held_back=held_back, **how_to).report
         fewer = "" if against is None else f"{100 * (1 - report.spikes / against.spikes):.1f} %"
         steps = sorted({s.steps for s in report.sites})

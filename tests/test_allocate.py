@@ -134,7 +134,7 @@ def test_an_allocated_port_reaches_its_error_with_fewer_spikes(code):
     if code == "signed-digit":
         same = isospike.port(model, batches, code=code, max_error=0.05).report
         assert report.spikes < 0.9 * same.spikes
-    assert isospike.PortReport.from_json(report.to_json()) == report
+    assert isospike.porting.PortReport.from_json(report.to_json()) == report
 
 
 def test_what_the_first_output_does_not_depend_on_is_not_lost():

@@ -5,6 +5,7 @@ import torch
 
 import isospike
 from isospike.codes import CODES
+from isospike.products import spike_linear, spike_matmul
 
 # Dynamo itself makes an instance of the autograd functions it traces.
 tracing = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -48,9 +49,7 @@ def test_spike_products_compile_to_one_graph_with_their_gradients(precision):
     weight = torch.randn(5, 9, generator=draw).requires_grad_()
 
     def product(s, weight):
-        return isospike.spike_linear(s, weight, precision=precision), isospike.spike_matmul(
-            s, s.t()
-        )
+        return spike_linear(s, weight, precision=precision), spike_matmul(s, s.t())
 
     compiled = torch.compile(product, fullgraph=True, backend="aot_eager")
     for ours, true in zip(compiled(s, weight), product(s, weight), strict=True):

@@ -50,10 +50,10 @@ def test_the_overhead_is_one_over_the_head_width(sizes, percent):
 
 
 def test_gates_get_gradients_and_a_model_with_them_trains_like_one_without():
-    model = isospike.Transformer(9, 16, 4, 2, gated=True)
+    model = isospike.models.Transformer(9, 16, 4, 2, gated=True)
     model(torch.randint(9, (2, 6), generator=torch.Generator().manual_seed(0))).sum().backward()
     assert all(b.join.gate.weight.grad.abs().sum() > 0 for b in model.blocks)
-    plain = isospike.Transformer(9, 16, 4, 2)
+    plain = isospike.models.Transformer(9, 16, 4, 2)
     more = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in plain.parameters())
     assert more == 2 * (16 * 4 + 4)
     # As it starts, it computes what the plain model with its weights computes.
@@ -64,7 +64,7 @@ def test_gates_get_gradients_and_a_model_with_them_trains_like_one_without():
 
 
 def test_extending_a_cache_agrees_with_one_pass():
-    model = isospike.Transformer(9, 16, 4, 2, gated=True)
+    model = isospike.models.Transformer(9, 16, 4, 2, gated=True)
     for block in model.blocks:
         nn.init.normal_(block.join.gate.weight, generator=torch.Generator().manual_seed(1))
     tokens = torch.arange(6)[None]

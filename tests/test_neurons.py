@@ -8,8 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import isospike
-from isospike import neurons as home
 from isospike.errors import MissingExtraError, RangeError, ShapeError, UnsupportedError
 from isospike.neurons import (
     IF,
@@ -474,11 +472,6 @@ def test_byte_spikes_have_no_gradient():
 def test_a_decay_that_cannot_be_learned_from_is_refused():
     with pytest.raises(RangeError, match="strictly between 0 and 1 to start from, got 1.0"):
         PLIF(NeuronParams(decay=1.0))
-
-
-def test_the_public_names_are_there():
-    assert isospike.LIF is home.LIF
-    assert isospike.NeuronParams is home.NeuronParams
 
 
 def test_a_missing_triton_names_its_extra(monkeypatch):

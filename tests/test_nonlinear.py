@@ -84,7 +84,7 @@ def test_a_saved_port_comes_back_the_same(ports, name, tmp_path):
     assert run_of(again).mode.functions == "spiking"
     assert torch.equal(models.run(again, inputs), models.run(result.model, inputs))
     text = (tmp_path / "port" / "report.json").read_text()
-    assert isospike.PortReport.from_json(text) == result.report
+    assert isospike.porting.PortReport.from_json(text) == result.report
 
 
 def test_the_report_names_the_circuits_and_counts_their_spikes(ports):

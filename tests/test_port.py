@@ -815,11 +815,11 @@ def full():
 def test_a_report_is_the_same_after_a_round_trip_through_json(full):
     report, _ = full
     text = report.to_json()
-    assert isospike.PortReport.from_json(text) == report
+    assert isospike.porting.PortReport.from_json(text) == report
     assert "NaN" not in text
     assert "Infinity" not in text
     simple = ported("vit").report
-    assert isospike.PortReport.from_json(simple.to_json()) == simple
+    assert isospike.porting.PortReport.from_json(simple.to_json()) == simple
 
 
 def test_the_curve_sweeps_the_codes_asked_for(full):

@@ -129,7 +129,7 @@ def test_generation_works_on_a_loaded_port(tmp_path):
 
 def test_the_report_lies_beside_the_model(saved):
     text = (saved / "report.json").read_text()
-    assert isospike.PortReport.from_json(text) == ported().report
+    assert isospike.porting.PortReport.from_json(text) == ported().report
 
 
 def test_execution_and_precision_are_kept_or_chosen_at_loading(tmp_path):

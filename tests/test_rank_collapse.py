@@ -97,13 +97,13 @@ def test_equal_tokens_stay_equal_through_every_layer(kinds):
     tokens = torch.arange(12)[None] % kinds
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = isospike.Transformer(5, 16, 4, 3, causal=False).double()
+        model = isospike.models.Transformer(5, 16, 4, 3, causal=False).double()
     report = isospike.measure_ranks(model, {"tokens": tokens}, controls=False)
     for row in report.sites:
         assert row.rank.rank <= kinds
     assert any(f"reads only {kinds} different rows for 12" in w for w in report.warnings)
     # A causal mask tells equal tokens apart, where there are two kinds.
-    looking_back = isospike.Transformer(5, 16, 4, 3).double()
+    looking_back = isospike.models.Transformer(5, 16, 4, 3).double()
     last = isospike.measure_ranks(looking_back, {"tokens": tokens}, controls=False)
     assert (last.sites[-1].rank.rank > kinds) == (kinds > 1)
 

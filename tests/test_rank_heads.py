@@ -165,9 +165,9 @@ def test_weights_are_known_up_to_an_invertible_map_of_each_head():
 )
 def test_mistakes_are_named(w, heads, error, text):
     with pytest.raises(error, match=f"head_ambiguity needs .*{text}"):
-        isospike.head_ambiguity(w, heads)
+        isospike.ranks.head_ambiguity(w, heads)
     with pytest.raises(error, match=text):
-        isospike.recover_heads(torch.ones(2, 4), w, heads)
+        isospike.ranks.recover_heads(torch.ones(2, 4), w, heads)
 
 
 def test_a_sum_of_another_width_is_named():

@@ -272,7 +272,7 @@ def test_modules_are_known_by_what_they_do():
         (lambda: norm_rank(torch.eye(3), Norm("layer", gamma=torch.ones(2))), ShapeError,
          r"gamma of the rows' width 3, got \[2\]"),
         (lambda: norm_rank(torch.eye(3), output=torch.eye(4)), ShapeError, r"\[3, 3\], got"),
-        (lambda: isospike.norm_rank(torch.tensor([[torch.nan, 1.0]])), RangeError, "got nan"),
+        (lambda: isospike.ranks.norm_rank(torch.tensor([[torch.nan, 1.0]])), RangeError, "got nan"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(call, error, text):

@@ -129,7 +129,7 @@ def test_the_fast_way_says_what_singular_values_say(shape, rank, monkeypatch):
         (torch.ones(2, 2, dtype=torch.complex64), None, RangeError, "got torch.complex64"),
     ],
 )
-@pytest.mark.parametrize("rank", [isospike.numerical_rank, isospike.affine_rank])
+@pytest.mark.parametrize("rank", [isospike.ranks.numerical_rank, isospike.ranks.affine_rank])
 def test_mistakes_are_named(rank, x, dtype, error, text):
     with pytest.raises(error, match=f"{rank.__name__} needs .*{text}"):
         rank(x, dtype)

@@ -26,7 +26,7 @@ def spiking(name="llama"):
 
 
 def plain():
-    return seeded(lambda: isospike.Transformer(50, 16, 4, 2)).eval()
+    return seeded(lambda: isospike.models.Transformer(50, 16, 4, 2)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def own_inputs(name, rows=3):
 def test_heads_summed_through_their_projection_are_the_attention_output(name):
     if name in ("own", "gated"):
         model = plain() if name == "own" else seeded(
-            lambda: isospike.Transformer(50, 16, 4, 2, gated=True)
+            lambda: isospike.models.Transformer(50, 16, 4, 2, gated=True)
         )  # fmt: skip
         for block in model.blocks if name == "gated" else ():
             nn.init.normal_(block.join.gate.weight, generator=torch.Generator().manual_seed(0))

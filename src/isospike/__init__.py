@@ -30,11 +30,14 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("isospike")
-    if name not in _MODULES:
-        raise AttributeError(f"module 'isospike' has no attribute {name!r}")
-    place = _MODULES[name]
-    if place == __name__:
-        return import_module(f"isospike.{name}")
+    place = _MODULES.get(name, __name__)
+    if place == __name__:  # a room of the package, public or not
+        try:
+            return import_module(f"isospike.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"isospike.{name}":
+                raise
+            raise AttributeError(f"module 'isospike' has no attribute {name!r}") from None
     value = globals()[name] = getattr(import_module(place), name)
     return value
 

@@ -127,8 +127,8 @@ def spike_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 0.125) -> Te
 
     Every product counts spikes, so it may be taken in either order. Bytes on a CPU become sums of
     rows, exact. Elsewhere it is ``q (k^T v)`` where there are more tokens than channels, ``(q k^T)
-    v`` else: the first product is exact in bfloat16 (see :func:`isospike.spike_matmul`), the second
-    one takes counts and is float32, exact up to 2^24.
+    v`` else: the first product is exact in bfloat16 (see :func:`spike_matmul`), the second one
+    takes counts and is float32, exact up to 2^24.
 
     Args:
         q: Spikes in {0, 1}, ``[..., tokens, channels]``, one head; float32, bfloat16, uint8, bool.

@@ -125,7 +125,8 @@ class MachineOperations(FiveOperations):
         UnsupportedError: The machine's alphabet is empty or grows.
 
     Example:
-        >>> from isospike import MachineOperations, SequenceMachine
+        >>> from isospike import SequenceMachine
+        >>> from isospike.protocol import MachineOperations
         >>> machine = MachineOperations(SequenceMachine("abc"))
         >>> machine.context(machine.encode("a"))
         >>> machine.store(machine.encode("b"))
@@ -202,7 +203,7 @@ class TransformerOperations(FiveOperations):
         UnsupportedError: The model is not causal.
 
     Example:
-        >>> from isospike import TransformerOperations
+        >>> from isospike.protocol import TransformerOperations
         >>> from isospike.models.transformer import Transformer
         >>> model = TransformerOperations(Transformer(3, 8, 2, 1), "abc")
         >>> model.context(model.encode("a"))
@@ -347,7 +348,8 @@ def run_online(
             alphabet, or no target is scored.
 
     Example:
-        >>> from isospike import MachineOperations, SequenceMachine, run_online
+        >>> from isospike import SequenceMachine
+        >>> from isospike.protocol import MachineOperations, run_online
         >>> from isospike.protocol import OnlineSequence
         >>> machine = MachineOperations(SequenceMachine("abcd"))
         >>> run_online(machine, [OnlineSequence("abcd", ["b", "c", "d", None])] * 2).accuracy

@@ -1,9 +1,10 @@
 """A gate for each head and token on the output projection: what it changes and what it identifies.
 
-Two tasks, :class:`isospike.Transformer` with and without
-:class:`isospike.GatedOutputProjection`, equal otherwise: RoPE, width 32, 4 heads, 2 layers. Two
-questions that need no training stand beside: the dimension of the heads' outputs that give the same
-sum, and that of the changes of weights that give the same function (null space of its Jacobian).
+Two tasks, :class:`isospike.models.Transformer` with and without
+:class:`isospike.models.GatedOutputProjection`, equal otherwise: RoPE, width 32, 4 heads, 2 layers.
+Two questions that need no training stand beside: the dimension of the heads' outputs that give the
+same sum, and that of the changes of weights that give the same function (null space of its
+Jacobian).
 """
 
 import statistics

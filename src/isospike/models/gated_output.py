@@ -9,7 +9,7 @@ W_g has d H weights on W_O's d H d_k, which is 1 / d_k, 1.56 % at d_k = 64.
 
 **Claim**: it restores, in part, what the sum over heads loses.
 **Assumes**: nothing that would make it so. Gates that are not 0 scale the blocks of W_O token by
-token, so that the ambiguities of :func:`isospike.head_ambiguity` are those without gates, and
+token, so that the ambiguities of :func:`isospike.ranks.head_ambiguity` are those without gates, and
 W_V^h G, G^-1 W_O^h still computes the same. They tell apart heads whose attention maps are equal.
 **Source**: the abstract. Prior art: Qiu et al. (2025), Gated attention for large language models
 (arXiv 2505.06708), the headwise variant, whose gate is sigmoid; the factor 2 here makes the layer

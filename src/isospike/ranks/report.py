@@ -189,7 +189,7 @@ def measure_ranks(
             a model whose layers call torch's ``scaled_dot_product_attention``. float32, bfloat16
             and float16 each get the tolerance of their rounding.
         batch: Arguments of its forward, with ``attention_mask`` (``mask`` for
-            :class:`isospike.Transformer`) where tokens are padding.
+            :class:`isospike.models.Transformer`) where tokens are padding.
         controls: Whether to measure baselines too: new random weights, tokens in random order, and
             the first d / 2, d and 2 d tokens where there are as many.
         seed: Seed of the baselines.
