@@ -181,7 +181,6 @@ def test_the_best_code_depends_on_what_is_counted():
         (lambda: analytic_law("phase", 0.0), "crest_factor above 0 and finite, got 0"),
         (lambda: analytic_law("phase", 1.0).fewest_steps(math.nan), "target above 0 and finite"),
         (lambda: choose(1e-9, [analytic_law("rate", 1.0)]), "least error of these laws is 0.00113"),
-        (lambda: choose(0.1, [analytic_law("rate", 1.0)], by="luck"), "got 'luck'"),
         (
             lambda: bootstrap_steps(
                 "rate", {4: torch.ones(1), 8: torch.ones(1)}, torch.ones(1), 0.1
@@ -195,6 +194,8 @@ def test_mistakes_are_named(call, says):
         call()
 
 
-def test_the_law_of_an_unknown_code_is_refused():
+def test_an_unknown_code_or_wish_is_refused():
     with pytest.raises(InputError, match="got 'morse'"):
         analytic_law("morse", 1.0)
+    with pytest.raises(InputError, match="got 'luck'"):
+        choose(0.1, [analytic_law("rate", 1.0)], by="luck")

@@ -27,6 +27,12 @@ class Code(ABC):
         low: Smallest value it can carry; the largest is 1.
         neurons: Neurons per value: 1, or 2 for an ON/OFF pair.
         min_steps, max_steps: Range of ``steps``.
+
+    >>> import torch
+    >>> from isospike.codes import PhaseCode
+    >>> code = PhaseCode(2)
+    >>> code.decode(code.encode(torch.tensor([0.3, 0.9]))).tolist()
+    [0.333..., 1.0]
     """
 
     steps: int
@@ -122,6 +128,11 @@ class WeightedCode(Code):
         search_limit: Largest number of steps that a search for an error may return.
         sweep_steps: Numbers of steps at which a report compares the codes.
         colour: Its colour in figures.
+
+    >>> from isospike.codes import SignedDigitCode
+    >>> code = SignedDigitCode(3)
+    >>> code.levels, code.step_weights, code.spikes_per_octave
+    (7, (4, 2, 1), 0.333...)
     """
 
     error_law: ClassVar[str]
@@ -266,11 +277,21 @@ def check_spikes(code: Code, spikes: Tensor) -> None:
 
 
 def widen(code: Code, x: Tensor) -> Tensor:
-    """``x`` in a type whose integers reach the code's largest level."""
+    """``x`` in a type whose integers reach the code's largest level.
+
+    Args:
+        code: The code.
+        x: Values or spikes.
+    """
     wide = x.dtype == torch.float64 or (isinstance(code, WeightedCode) and code.levels >= 2**16)
     return x.to(torch.float64 if wide else torch.float32)
 
 
 def weighted_sum(weights: Tensor, s: Tensor) -> Tensor:
-    """``sum_t weights[t] * s[t]``, exact; a matrix product would round under autocast or TF32."""
+    """``sum_t weights[t] * s[t]``, exact; a matrix product would round under autocast or TF32.
+
+    Args:
+        weights: One a step.
+        s: Spikes, time first.
+    """
     return (weights.view(-1, *[1] * (s.dim() - 1)) * s).sum(0)

@@ -32,27 +32,27 @@ class DigitCode(WeightedCode):
 
     def encode_integers(self, integers: Tensor) -> Tensor:
         remainder = integers.clone()
-        spikes = []
-        for weight, threshold in zip(self.step_weights, self.thresholds, strict=True):
-            digit = (remainder > threshold).to(integers.dtype)
+        lead = (self.steps, self.neurons) if self.neurons == 2 else (self.steps,)
+        spikes = integers.new_empty(*lead, *integers.shape)
+        weights = zip(self.step_weights, self.thresholds, strict=True)
+        for t, (weight, threshold) in enumerate(weights):
+            on = spikes[t, 0] if self.neurons == 2 else spikes[t]
+            on.copy_(remainder > threshold)
             if self.neurons == 2:
-                off = (remainder < -threshold).to(integers.dtype)
-                spikes.append(torch.stack([digit, off]))
-                digit = digit - off
-            else:
-                spikes.append(digit)
-            remainder -= weight * digit
-        return torch.stack(spikes)
+                spikes[t, 1].copy_(remainder < -threshold)
+                remainder.add_(spikes[t, 1], alpha=weight)
+            remainder.sub_(on, alpha=weight)
+        return spikes
 
     def count(self, x: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         check_values(self, x)
         remainder = self.integers(widen(self, x)).abs()
-        total = torch.zeros_like(remainder, dtype=torch.long)
+        total = torch.zeros_like(remainder)
         for weight, threshold in zip(self.step_weights, self.thresholds, strict=True):
-            spike = remainder > threshold
-            remainder = torch.where(spike, (remainder - weight).abs(), remainder)
-            total += spike
-        return total
+            spikes = (remainder > threshold).to(remainder.dtype)
+            total += spikes
+            remainder.sub_(spikes, alpha=weight).abs_()
+        return total.long()
 
 
 @dataclass(frozen=True)

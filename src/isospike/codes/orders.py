@@ -214,6 +214,10 @@ class RankOrderCode(Code):
 
     Reference: Furber, Brown, Bose, Cumpstey, Marshall, Shapiro (2007), Sparse distributed memory
     using rank-order neural codes.
+
+    >>> import torch
+    >>> RankOrderCode(2, alpha=0.5).quantize(torch.tensor([3.0, 9.0, 1.0])).tolist()
+    [0.5, 1.0, 0.0]
     """
 
     alpha: float = 0.9
@@ -301,6 +305,14 @@ def check_order(order: Tensor, n: int, m: int, who: str) -> None:
 
 
 def check_alpha(alpha: float, who: str) -> None:
-    """Raise unless ``alpha`` is in (0, 1]."""
+    """Check the ratio of significances.
+
+    Args:
+        alpha: The ratio.
+        who: First words of the message.
+
+    Raises:
+        RangeError: ``alpha`` is outside (0, 1].
+    """
     if not 0 < alpha <= 1:
         raise RangeError(f"{who} needs alpha in (0, 1], got {alpha}. Try 0.9.")

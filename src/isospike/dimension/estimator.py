@@ -39,6 +39,12 @@ class Moments:
         scatter: S, ``[width, width]``: the covariance times ``rows``.
 
     Reference: Chan, Golub, LeVeque (1979), Updating formulae for computing sample variances.
+
+    >>> import torch
+    >>> moments = Moments(2)
+    >>> moments.update(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
+    >>> moments.mean.tolist(), moments.variances().tolist()
+    ([2.0, 0.0], [1.0, 0.0])
     """
 
     def __init__(self, width: int) -> None:
@@ -77,6 +83,9 @@ class Estimate(NamedTuple):
         low, high: ``value`` -+ 1.96 bootstrap standard errors.
         rows: Number of rows that it was computed from.
         capped: Whether it is limited by the number of rows: the true value is at least this.
+
+    >>> print(Estimate(86.0, 80.0, 92.0, rows=100, capped=True))
+    ≥ 86 (capped by 100 rows)
     """
 
     value: float

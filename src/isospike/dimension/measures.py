@@ -223,6 +223,9 @@ def is_capped(count: float, rows: int) -> bool:
     Args:
         count: The measure.
         rows: Number of rows.
+
+    >>> is_capped(86.0, rows=100)
+    True
     """
     return rows < ROWS_PER_DIMENSION * count
 

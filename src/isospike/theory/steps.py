@@ -134,6 +134,7 @@ def choose(
         One choice for each code that reaches the target.
 
     Raises:
+        InputError: ``by`` is something else.
         RangeError: No law reaches it; the message gives the least error of the laws.
 
     >>> laws = [analytic_law(name, crest_factor=3.0) for name in ("rate", "signed-digit")]
@@ -141,7 +142,7 @@ def choose(
     [('signed-digit', 7), ('rate', 87)]
     """
     if by not in ("steps", "spikes"):
-        raise RangeError(f"choose needs by 'steps' or 'spikes', got {by!r}. Give one of them.")
+        raise InputError(f"choose needs by 'steps' or 'spikes', got {by!r}. Give one of them.")
     if sample is None:
         sample = torch.linspace(-1, 1, 4001, dtype=torch.float64)
     choices = []
