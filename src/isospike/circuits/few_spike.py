@@ -162,7 +162,7 @@ def fit_few_spike(
     chance = np.random.default_rng(seed)
     x, y = unit.numpy(), values.numpy()
     searches = [_search(x, y, base, steps, rounds, chance) for base in BASES]
-    _, thresholds, resets = min(searches, key=lambda found: found[0])
+    _, thresholds, resets = min(searches, key=lambda search: search[0])
     weights, _ = _solve(_spikes(x, thresholds, resets), y)
     neuron = FewSpikeNeuron(
         low, high, _tuple(thresholds), _tuple(resets), _tuple(weights[:-1]), float(weights[-1]),
@@ -236,7 +236,7 @@ def _search(
         new = _solve(_spikes(x, *tried), y)[1]
         if new < error * (1 + 0.02 * (1 - i / rounds) * chance.exponential()):
             error, (thresholds, resets) = new, tried
-            best = min(best, (error, thresholds, resets), key=lambda found: found[0])
+            best = min(best, (error, thresholds, resets), key=lambda search: search[0])
     return best
 
 

@@ -132,7 +132,7 @@ def take(values: Tensor, index: Tensor) -> Tensor:
     Returns:
         Values in the shape and dtype of ``index``.
     """
-    found = values.to(index.device, index.dtype)
+    table = values.to(index.device, index.dtype)
     last = len(values) - 1
     place = index.clamp(0, last).to(torch.int32).clamp_(0, last)  # again, for NaN
-    return found.index_select(0, place.flatten()).view(index.shape)
+    return table.index_select(0, place.flatten()).view(index.shape)

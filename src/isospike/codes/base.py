@@ -213,7 +213,7 @@ def check_steps(code: type[Code], steps: object) -> None:
 
     Args:
         code: The class of the code.
-        steps: What was given for its steps.
+        steps: The number to check.
 
     Raises:
         RangeError: ``steps`` is not a whole number within the code's range.

@@ -166,8 +166,8 @@ class EffectiveDimension:
     >>> import torch
     >>> draw = torch.Generator().manual_seed(0)
     >>> rows = torch.randn(2000, 3, generator=draw) @ torch.randn(3, 10, generator=draw)
-    >>> found = EffectiveDimension(replicates=2, generator=draw).fit(rows).dimension_
-    >>> int(found.pca.value), round(found.two_nn.value)
+    >>> dimension = EffectiveDimension(replicates=2, generator=draw).fit(rows).dimension_
+    >>> int(dimension.pca.value), round(dimension.two_nn.value)
     (3, 3)
     """
 
@@ -353,8 +353,8 @@ class EffectiveDimension:
 def _first_of_equals(rows: Tensor) -> Tensor:
     """Mask of the rows that equal none before them."""
     at = torch.arange(len(rows))
-    found, group = torch.unique(rows, dim=0, return_inverse=True)
-    first = torch.full((len(found),), len(rows)).scatter_reduce(0, group, at, "amin")
+    distinct, group = torch.unique(rows, dim=0, return_inverse=True)
+    first = torch.full((len(distinct),), len(rows)).scatter_reduce(0, group, at, "amin")
     return first[group] == at
 
 

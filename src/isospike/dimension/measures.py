@@ -194,27 +194,27 @@ def mle_of(nearest: Tensor) -> float:
 
 
 def _distinct(rows: Tensor, least: int, who: str) -> Tensor:
-    found: Tensor = torch.unique(rows.double(), dim=0)
-    if len(found) < least:
+    different: Tensor = torch.unique(rows.double(), dim=0)
+    if len(different) < least:
         raise RangeError(
-            f"{who} needs at least {least} different rows, got {len(found)}. Give more of them."
+            f"{who} needs at least {least} different rows, got {len(different)}. Give more of them."
         )
-    return found
+    return different
 
 
 def nearest_distances(rows: Tensor, count: int) -> Tensor:
     """Distances to the nearest other rows, ``[rows, count]``, ascending."""
     rows = rows - rows.mean(0)
     squares = rows.square().sum(1)
-    found = []
+    distances = []
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]
         # The product finds the near rows; it rounds small distances away.
         rough = torch.addmm(squares[None], block, rows.t(), alpha=-2)
         rough[torch.arange(len(block)), start + torch.arange(len(block))] = math.inf
         near = rows[rough.topk(count, largest=False).indices]
-        found.append((near - block[:, None]).norm(dim=-1).sort().values)
-    return torch.cat(found)
+        distances.append((near - block[:, None]).norm(dim=-1).sort().values)
+    return torch.cat(distances)
 
 
 def is_capped(count: float, rows: int) -> bool:

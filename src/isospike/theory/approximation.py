@@ -66,7 +66,7 @@ class EquivariantTable:
         bits: Digits of each channel, and time steps; at least 1.
 
     Attributes:
-        neurons: Of (1), for all tokens, (3) and (4).
+        neurons: Number of neurons in (1), for all tokens, (3) and (4).
         steps: Time steps of the digits.
 
     Raises:

@@ -230,7 +230,7 @@ def lemma_1c(
         x: Contents.
         table: Positions E.
         factor: c.
-        eps: Of the norm.
+        eps: Constant that the norm adds to the variance.
 
     Returns:
         Both sides.

@@ -86,7 +86,7 @@ def bootstrap_steps(
         raise RangeError(
             f"bootstrap_steps needs at least 2 inputs to draw from, got {len(power)}. Give more."
         )
-    found: list[float] = []
+    fewest: list[float] = []
     for _ in range(BOOTSTRAPS):
         draw = torch.randint(len(power), (len(power),), generator=generator)
         total = float(power[draw].sum())
@@ -94,10 +94,10 @@ def bootstrap_steps(
             code, {t: math.sqrt(float(s[draw].sum()) / total) for t, s in squares.items()}
         )
         steps = None if law.floor >= target else law.fewest_steps(target)
-        found.append(math.inf if steps is None else steps)
-    found.sort()
+        fewest.append(math.inf if steps is None else steps)
+    fewest.sort()
     skipped = round(BOOTSTRAPS * (1 - share) / 2)
-    low, high = found[skipped], found[-1 - skipped]
+    low, high = fewest[skipped], fewest[-1 - skipped]
     return (None if math.isinf(low) else int(low)), (None if math.isinf(high) else int(high))
 
 
