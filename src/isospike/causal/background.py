@@ -87,6 +87,9 @@ def read_background(
 ) -> BackgroundKnowledge:
     """Read background knowledge from files.
 
+    >>> read_background(["rain", "wet"]).required
+    []
+
     Args:
         columns: Names of the variables.
         required: File with a cause and an effect on each line.

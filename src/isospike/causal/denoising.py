@@ -32,6 +32,9 @@ _PATIENCE = 10  # evaluations without an improvement
 class DenoisingSettings:
     """Settings of :func:`denoising_score`.
 
+    >>> DenoisingSettings(steps=200).width
+    128
+
     Attributes:
         noise: Size u of the noise, in units of the median column's standard deviation given all
             other columns.

@@ -54,6 +54,12 @@ def parent_slopes(
     without the child. The slopes also show functions that rise as much as they fall; with the score
     ``precision`` they are the sizes of the linear weights. One estimate for each variable.
 
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(100, 2))
+    >>> x[:, 1] += x[:, 0] ** 2
+    >>> bool(parent_slopes(x, np.array([0, 1]))[0, 1] > 0.5)
+    True
+
     Args:
         x: The rows.
         order: The variables, causes first.

@@ -174,14 +174,7 @@ def order_causes(
     columns = getattr(table, "columns", None)
     names = None if columns is None else [str(c) for c in columns]
     x = check_data(table, names, "order_causes")
-    if truth is None and isinstance(table, DataTable):
-        truth = table.truth
-    graph = None if truth is None else np.asarray(truth, bool)
-    if graph is not None and graph.shape != (x.shape[1],) * 2:
-        raise ShapeError(
-            f"order_causes needs a truth of {x.shape[1]} variables, got shape {graph.shape}. Give "
-            "it a row and a column for each column of the table."
-        )
+    graph = _true_graph(table, truth, x.shape[1])
     update("order", 0, 1)
     fit = estimator or ScoreSchurSort()
     with warnings.catch_warnings(record=True) as caught:
@@ -204,6 +197,21 @@ def order_causes(
         methods=() if graph is None else compare_methods(x, graph, fit, seed),
         file_format=table.file_format if isinstance(table, DataTable) else "",
     )
+
+
+def _true_graph(table: Any, truth: Any, variables: int) -> np.ndarray | None:
+    """The truth that was given, or else that of the table."""
+    if truth is None and isinstance(table, DataTable):
+        truth = table.truth
+    if truth is None:
+        return None
+    graph = np.asarray(truth, bool)
+    if graph.shape != (variables,) * 2:
+        raise ShapeError(
+            f"order_causes needs a truth of {variables} variables, got shape {graph.shape}. Give "
+            "it a row and a column for each column of the table."
+        )
+    return graph
 
 
 def _parameters(fit: ScoreSchurSort) -> dict[str, Any]:

@@ -132,6 +132,11 @@ def stein_score(
 
     (1)  G = -(K + ridge I)^-1 sum_m grad_m k(x_m, .)
 
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(100, 2))
+    >>> bool(np.corrcoef(stein_score(x)[:, 0], -x[:, 0])[0, 1] > 0.7)  # a Gaussian's is -x
+    True
+
     Args:
         x: The rows.
         width: Width of the kernel; the median distance of two rows by default.

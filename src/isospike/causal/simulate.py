@@ -181,16 +181,7 @@ def simulate(
         InputError: The mechanism is unknown, or the graph has a cycle.
         RangeError: A number is out of range.
     """
-    if mechanism not in MECHANISMS:
-        raise InputError(
-            f"simulate needs a known mechanism, got {mechanism!r}. Choose one of "
-            f"{', '.join(MECHANISMS)}."
-        )
-    if not (rows >= 1 and noise > 0 and unequal >= 1):
-        raise RangeError(
-            f"simulate needs rows >= 1, noise > 0 and unequal >= 1, got {rows}, {noise} and "
-            f"{unequal}. Choose numbers in these ranges."
-        )
+    _check_options(rows, mechanism, noise, unequal)
     d = len(truth)
     draw = torch.rand(d, generator=generator, dtype=torch.float64)
     scale = noise * unequal ** (2 * draw - 1)
@@ -236,6 +227,19 @@ def topological_order(graph: Bool[np.ndarray, "d d"], who: str = "topological_or
             "the cycle."
         )
     return order
+
+
+def _check_options(rows: int, mechanism: str, noise: float, unequal: float) -> None:
+    if mechanism not in MECHANISMS:
+        raise InputError(
+            f"simulate needs a known mechanism, got {mechanism!r}. Choose one of "
+            f"{', '.join(MECHANISMS)}."
+        )
+    if not (rows >= 1 and noise > 0 and unequal >= 1):
+        raise RangeError(
+            f"simulate needs rows >= 1, noise > 0 and unequal >= 1, got {rows}, {noise} and "
+            f"{unequal}. Choose numbers in these ranges."
+        )
 
 
 def _nothing(z: Tensor) -> Tensor:

@@ -87,6 +87,11 @@ def spline_sort(
     removed earlier that now pass the F-test follow. Everything is computed from the inner products
     of the features, made once in ``O(n (d count)^2)``; a regression is a small system in them.
 
+    >>> x = np.random.default_rng(0).normal(size=(100, 2))
+    >>> x[:, 0] += 2 * np.sin(x[:, 1])
+    >>> spline_sort(x).order.tolist()
+    [1, 0]
+
     Args:
         x: The rows.
         count: Number of spline features of a variable; by default :func:`affordable_features`.
@@ -115,7 +120,7 @@ def spline_sort(
     ahead = np.zeros((d, d), bool) if before is None else before.T
     waiting = ahead.sum(1)
     elimination = _Elimination(x, count, level)
-    layers = []
+    layers: list[tuple[int, ...]] = []
     while elimination.left.any():
         free = elimination.left & (waiting == 0)
         if not free.any():
@@ -123,11 +128,8 @@ def spline_sort(
                 "spline_sort needs constraints without a cycle, got a cycle in before. Remove one "
                 "of them."
             )
-        value = np.where(free, elimination.regressions.variance, np.inf)
-        inside = np.flatnonzero(value <= value.min() * (1 + gamma))
-        layer = inside[np.argsort(value[inside], kind="stable")].tolist()
-        layers.append(tuple(layer))
-        for p in layer:
+        layers.append(elimination.smallest(free, gamma))
+        for p in layers[-1]:
             elimination.remove(p)
             waiting = waiting - ahead[:, p]
     order = np.array([i for layer in layers for i in layer], np.int64)
@@ -146,6 +148,12 @@ class _Elimination:
         self.left = np.ones(d, bool)
         self.removed: list[int] = []
         self.pivots, self.margins = np.empty(d), np.empty(d)
+
+    def smallest(self, free: Bool[np.ndarray, "d"], gamma: float) -> tuple[int, ...]:
+        """The free variables within ``gamma`` of the smallest variance, in that order."""
+        value = np.where(free, self.regressions.variance, np.inf)
+        inside = np.flatnonzero(value <= value.min() * (1 + gamma))
+        return tuple(inside[np.argsort(value[inside], kind="stable")].tolist())
 
     def remove(self, p: int) -> None:
         left, regressions, quantile = self.left, self.regressions, self.quantile

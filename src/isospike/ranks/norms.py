@@ -40,6 +40,9 @@ KINDS = ("layer", "rms")
 class Norm(NamedTuple):
     """A normalisation over channels.
 
+    >>> Norm("rms").apply(torch.tensor([[3.0, 4.0]])).square().mean().item()
+    1.0
+
     Attributes:
         kind: ``layer`` or ``rms``.
         gamma: ``[d]``, None for ones.

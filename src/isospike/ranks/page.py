@@ -185,7 +185,7 @@ def _heads(measured: ForwardMeasurements) -> Section:
             "angle", "recovered to", "sum to")  # fmt: skip
     top = max((g for row in gains for g in row if g is not None), default=0.0)
     return Section(
-        "Which heads can be told apart?",
+        "Which heads can be identified?",
         "The heads leave attention as one sum. Lost: dimensions per token that cannot be recovered "
         "from the sum and W_O, H d_k − rank W_O; published: (H − 1) d_k. Noise gain: factor by "
         "which recovery amplifies an error, 1 / sin of the smallest angle between the output "

@@ -154,10 +154,11 @@ class RankReport(Report, ForwardMeasurements):
         return Table(
             "Layer by layer",
             ("layer", "rank", "affine", "entropic", "cosine", "residual", "s2/s1", "entropy",
-             "lost", "noise gain"),
+             "lost", "gain"),
             tuple(rows),
-            "Ranks, likeness of tokens and attention maps after each layer; lost: dimensions per "
-            "token of the heads' outputs that cannot be recovered from their sum.",
+            "Ranks, likeness of tokens and attention maps after each layer. Lost: dimensions per "
+            "token of the heads' outputs that cannot be recovered from their sum. Gain: largest "
+            "noise gain of a head.",
             formats=("", "", "", ".1f", ".3f", ".3f", ".3f", ".3f", "", ".3g"),
             names=("layer", "rank", "affine", "entropic", "cosine", "residual", "ratio", "entropy",
                    "nullity", "noise_gain"),
