@@ -619,3 +619,23 @@ def test_every_error_of_a_code_is_an_isospike_error_and_a_value_error():
         PhaseCode(0)
     assert issubclass(RangeError, ValueError)
     assert issubclass(ShapeError, ValueError)
+
+
+def test_codes_differ_in_name_summary_and_colour():
+    for field in ("name", "summary", "colour"):
+        values = [getattr(kind, field) for kind in CODES.values()]
+        assert len({*values}) == len(values)
+        assert all(values)
+    assert {*CODES} == {kind.name for kind in CODES.values()}
+
+
+def test_only_the_random_code_takes_a_generator():
+    x = torch.rand(5, generator=seeded())
+    for name, kind in CODES.items():
+        if name != "bernoulli":
+            with pytest.raises(TypeError, match="generator"):
+                kind(4).encode(x, generator=seeded())
+    assert torch.equal(
+        BernoulliCode(4).encode(x, generator=seeded()),
+        BernoulliCode(4).encode(x, generator=seeded()),
+    )
