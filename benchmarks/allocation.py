@@ -49,7 +49,7 @@ def main() -> None:
     points = []
 
     def row(how: str, against: PortReport | None, **how_to: object) -> PortReport:
-        report = isospike.port(model, calibration, held_back=held_back, **how_to).report
+        report = isospike.port(model, calibration, evaluation=held_back, **how_to).report
         fewer = "" if against is None else f"{100 * (1 - report.spikes / against.spikes):.1f} %"
         steps = sorted({s.steps for s in report.sites})
         shown = str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
@@ -71,7 +71,12 @@ def main() -> None:
     for steps in args.steps:
         same[steps] = row("uniform", None, code="signed-digit", steps=steps)
         for code in ("half-octave", "signed-digit"):
-            row("allocated", same[steps], code=code, max_error=same[steps].error, allocate=True)
+            row(
+                "allocated",
+                same[steps],
+                code=code,
+                steps=isospike.Target(same[steps].error, per_channel=True),
+            )
     for steps in args.steps:
         row("uniform", same[steps], code="half-octave", steps=2 * steps - 1)
 

@@ -39,7 +39,7 @@ def run(case: str) -> int:
             for i in range(0, len(texts), ROWS)
         ]
         cut = SENTENCES // ROWS
-        isospike.port(model, batches[:cut], held_back=batches[cut:])
+        isospike.port(model, batches[:cut], evaluation=batches[cut:])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

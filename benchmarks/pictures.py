@@ -22,9 +22,9 @@ from isospike.codes import CODES
 from isospike.codes.orders import random_orders, similarity
 from isospike.data import passages, shakespeare
 from isospike.dimension import Moments, participation_ratio, pca_count
+from isospike.hf.batches import rows_of, token_mask
 from isospike.memory import SequenceMachine, SparseDistributedMemory, Store, expected_recall
-from isospike.porting.calibrate import rows_of, valid_tokens
-from isospike.porting.instrument import open_up
+from isospike.porting.discover import discover
 from isospike.porting.measure import site_rows
 from isospike.porting.run import Watcher
 
@@ -138,7 +138,7 @@ def dimension() -> go.Figure:
 
     tokenizer, model = load_minilm()
     batch = dict(tokenizer(passages(shakespeare(), 128), padding=True, return_tensors="pt"))
-    opened = open_up(model, rows_of(batch, slice(0, 2)))
+    opened = discover(model, rows_of(batch, slice(0, 2))).template
     found: dict[str, tuple[str, Moments]] = {}
 
     class Take(Watcher):
@@ -149,7 +149,7 @@ def dimension() -> go.Figure:
                 found[site.name][1].update(rows)
             return x
 
-    with torch.no_grad(), opened.run.watching(Take(), valid_tokens(batch)):
+    with torch.no_grad(), opened.run.watching(Take(), token_mask(batch)):
         opened.model(**batch)
     names = {
         "self.query": "input of query, key and value", "self:query": "query", "self:key": "key",

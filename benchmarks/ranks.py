@@ -131,7 +131,7 @@ def spikes(data: Path) -> None:
     batches = [{"input_ids": windows[i : i + 1]} for i in range(len(windows))]
     rows = {"float": isospike.measure_ranks(model, batches[-1], controls=False)}
     for steps in (2, 4, 8):
-        ported = isospike.port(model, batches[:-2], steps=steps, held_back=batches[-2:]).model
+        ported = isospike.port(model, batches[:-2], steps=steps, evaluation=batches[-2:]).model
         rows[f"signed-digit T={steps}"] = isospike.measure_ranks(
             ported, batches[-1], controls=False
         )

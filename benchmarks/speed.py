@@ -77,7 +77,7 @@ def time_forward(rounds: int) -> dict[str, list[float]]:
     model = load_minilm()
     batch, *calibration = make_batches(4, ROWS, TOKENS)
     result = isospike.port(model, calibration, steps=STEPS)
-    circuits = isospike.port(model, calibration, steps=STEPS, nonlinear="spiking")
+    circuits = isospike.port(model, calibration, steps=STEPS, functions="spiking")
     with tempfile.TemporaryDirectory() as folder:
         path = result.save(Path(folder) / "port")
         other = circuits.save(Path(folder) / "circuits")

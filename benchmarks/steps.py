@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from isospike import codes
 from isospike.codes import CODES, Law, fit_law
 from isospike.dimension import Moments, pca_count
-from isospike.porting.calibrate import rows_of, valid_tokens
-from isospike.porting.instrument import open_up
+from isospike.hf.batches import rows_of, token_mask
+from isospike.porting.discover import discover
 from isospike.porting.ranges import fit_range
 from isospike.porting.run import Watcher
 from isospike.porting.sites import Site
@@ -148,7 +148,7 @@ def digits_vit(seed: int = 0) -> Model:
 
 def site_rows(model: Model) -> dict[str, tuple[str, Tensor, Tensor]]:
     """Kind, calibration and held-back values ``[rows, channels]`` of every site."""
-    opened = open_up(model.model, rows_of(model.calibration[0], slice(0, 2)))
+    opened = discover(model.model, rows_of(model.calibration[0], slice(0, 2))).template
     run = opened.run
     kinds = {s.name: s.kind for s in opened.sites}
     found: dict[str, list[Tensor]] = {}
@@ -177,7 +177,7 @@ def site_rows(model: Model) -> dict[str, tuple[str, Tensor, Tensor]]:
         found.clear()
         for batch in batches:
             seen.clear()
-            with torch.no_grad(), run.watching(Take(), valid_tokens(batch)):
+            with torch.no_grad(), run.watching(Take(), token_mask(batch)):
                 opened.model(**batch)
         halves.append({n: torch.cat(r) for n, r in found.items()})
     layers = [n.split(".") for n in halves[0]]

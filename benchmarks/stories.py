@@ -185,7 +185,7 @@ def main() -> None:
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|:--|", flush=True)
     for code in args.code:
         for steps in args.steps:
-            result = isospike.port(model, calibration, code=code, steps=steps, held_back=held_back)
+            result = isospike.port(model, calibration, code=code, steps=steps, evaluation=held_back)
             change = nats(result.model, stories) - reference
             change_packed = nats(result.model, packed) - reference_packed
             report = result.report

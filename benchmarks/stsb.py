@@ -120,8 +120,8 @@ def main() -> None:
             for nonlinear in args.nonlinear:
                 start = time.perf_counter()
                 result = isospike.port(
-                    model, calibration, code=code, steps=steps, held_back=held_back,
-                    nonlinear=nonlinear,
+                    model, calibration, code=code, steps=steps, evaluation=held_back,
+                    functions=nonlinear,
                 )  # fmt: skip
                 got, hidden = run(result.model, dev)
                 models.append(result.model)

@@ -12,7 +12,8 @@ import isospike
 from isospike.codes import PhaseCode, SignedDigitCode
 from isospike.codes.law import shortest_code, water_level
 from isospike.errors import RangeError, UnsupportedError
-from isospike.porting.instrument import open_up
+from isospike.porting import Target
+from isospike.porting.discover import discover
 from isospike.porting.ported import Ported
 from isospike.porting.run import Watcher
 from isospike.porting.sensitivity import measure_channels
@@ -84,7 +85,7 @@ def test_the_fewest_steps_reach_the_widest_channel():
 
 def opened(name):
     batch = models.batch(name)
-    return open_up(models.make(name), batch), batch
+    return discover(models.make(name), batch).template, batch
 
 
 class Noise(Watcher):
@@ -125,21 +126,21 @@ def test_sensitivities_predict_what_small_noise_does(name):
 def test_an_allocated_port_reaches_its_error_with_fewer_spikes(code):
     batches = models.batches("bert", rows=64, held=32)
     model = models.make("bert")
-    report = isospike.port(model, batches, code=code, max_error=0.05, allocate=True).report
+    report = isospike.port(model, batches, code=code, steps=Target(0.05, per_channel=True)).report
     assert report.reached
     assert 0.03 < report.error <= 0.05
     assert 1 / 2 < report.error / report.error_predicted < 2
     assert sum(s.share for s in report.sites if s.share is not None) == pytest.approx(1.0)
     assert report.law is None
     if code == "signed-digit":
-        same = isospike.port(model, batches, code=code, max_error=0.05).report
+        same = isospike.port(model, batches, code=code, steps=Target(0.05)).report
         assert report.spikes < 0.9 * same.spikes
     assert isospike.porting.PortReport.from_json(report.to_json()) == report
 
 
 def test_what_the_first_output_does_not_depend_on_is_not_lost():
     model, batches = models.make("bert"), models.batches("bert")
-    result = isospike.port(model, batches, max_error=0.1, allocate=True)
+    result = isospike.port(model, batches, steps=Target(0.1, per_channel=True))
     pooler = next(s for s in result.report.sites if s.name == "pooler.dense")
     assert pooler.steps == max(s.steps for s in result.report.sites)
     with torch.no_grad():
@@ -149,7 +150,9 @@ def test_what_the_first_output_does_not_depend_on_is_not_lost():
 
 @pytest.mark.parametrize("name", ["vit", "llama"])
 def test_an_allocated_port_steps_as_it_collapses_and_keeps_its_steps(name, tmp_path):
-    result = isospike.port(models.make(name), models.batches(name), max_error=0.1, allocate=True)
+    result = isospike.port(
+        models.make(name), models.batches(name), steps=Target(0.1, per_channel=True)
+    )
     inputs = models.batch(name, seed=9)
     collapsed = models.run(result.model, inputs, "collapsed")
     if max(s.steps for s in result.report.sites) <= 8:
@@ -161,17 +164,10 @@ def test_an_allocated_port_steps_as_it_collapses_and_keeps_its_steps(name, tmp_p
     assert len(set(steps.values())) > 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "kind", "says"),
-    [
-        ({"allocate": True}, RangeError, "needs max_error to allocate steps for"),
-        ({"allocate": True, "max_error": 0.1, "code": "rate"}, UnsupportedError, "code of digits"),
-        ({"allocate": True, "max_error": math.nan}, RangeError, "positive max_error, got nan"),
-    ],
-)
-def test_what_cannot_be_allocated_is_named(arguments, kind, says):
-    with pytest.raises(kind, match=says):
-        isospike.port(models.make("bert"), models.batches("bert"), **arguments)
+def test_what_cannot_be_allocated_is_named():
+    target = Target(0.1, per_channel=True)
+    with pytest.raises(UnsupportedError, match="code of digits"):
+        isospike.port(models.make("bert"), models.batches("bert"), code="rate", steps=target)
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,11 @@ def test_port_writes_a_folder_and_prints_the_headline(bert, text, tmp_path, monk
     for shown in ("model", "bert", "signed-digit", "steps", "Costliest layers", "encoder.layer.0"):
         assert shown in done.stdout
     assert "\x1b" not in done.output
-    *phases, saved = done.stderr.splitlines()
-    assert saved == f"saved: {out / 'report.html'}"
+    *phases, saved, curve, curve_saved = done.stderr.splitlines()
     assert phases[0] == "load bert"
     assert phases[-1] == f"save {out}"
+    assert saved == f"saved: {out / 'report.html'}"
+    assert (curve, curve_saved) == ("compare codes", "save the curve")  # last, after the result
     assert len(set(phases)) == len(phases)
     assert "error" not in done.stderr.replace("error law", "")
     report = json.loads((out / "report.json").read_text())

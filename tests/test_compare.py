@@ -14,11 +14,11 @@ from isospike.porting.compare import CompareReport
 @pytest.fixture(scope="module")
 def reports():
     calibration, held_out = models.batches("bert")
+    model = models.make("bert")
+    model.name_or_path = "bert"
     ports = {}
     for steps in (3, 6):
-        ports[steps] = isospike.port(
-            models.make("bert"), [calibration], steps=steps, held_back=[held_out], name="bert"
-        )
+        ports[steps] = isospike.port(model, [calibration], steps=steps, evaluation=[held_out])
     return ports
 
 

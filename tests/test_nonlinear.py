@@ -1,4 +1,4 @@
-"""``port(nonlinear="spiking")``: what is no product runs on spikes too."""
+"""``port(functions="spiking")``: what is no product runs on spikes too."""
 
 from dataclasses import replace
 
@@ -8,19 +8,18 @@ import torch
 from torch import nn
 
 import isospike
-from isospike.errors import RangeError, UnsupportedError
+from isospike.errors import InputError, RangeError, UnsupportedError
+from isospike.hf.modules import ACTIVATIONS, recognise
 from isospike.porting import load
 from isospike.porting.audit import audit
+from isospike.porting.discover import discover
 from isospike.porting.functions import (
-    SHAPES,
     SpikingActivation,
     SpikingNorm,
     cells,
-    circuit_of,
     mean_of,
     numerator,
 )
-from isospike.porting.instrument import open_up
 from isospike.porting.run import Mode, Run, run_of
 
 KINDS = {
@@ -41,7 +40,7 @@ def ports():
             model = models.make(name)
             made[name] = (
                 model,
-                isospike.port(model, models.batches(name, 16, 4), nonlinear="spiking"),
+                isospike.port(model, models.batches(name, 16, 4), functions="spiking"),
             )
         return made[name]
 
@@ -99,16 +98,18 @@ def test_the_report_names_the_circuits_and_counts_their_spikes(ports):
     assert report.counts.neuron_updates > sum(site.neuron_updates for site in report.sites)
     plain = replace(report.counts, spiking_float_ops=None)
     table = isospike.energy.INT8_45NM
-    kept = isospike.energy.energy(plain, table).spiking_pj
+    kept = isospike.energy.estimate_energy(plain, table).spiking_pj
     soma = 4.6 * sum(report.counts.float_ops.values())
-    assert isospike.energy.energy(report.counts, table).spiking_pj == pytest.approx(kept - soma)
+    assert isospike.energy.estimate_energy(report.counts, table).spiking_pj == pytest.approx(
+        kept - soma
+    )
 
 
 @pytest.mark.parametrize(("code", "steps"), [("rate", 24), ("phase", 7), ("latency", 40)])
 def test_other_codes_step_and_collapse_alike(code, steps):
     model = models.make("bert", num_hidden_layers=1)
     result = isospike.port(
-        model, models.batches("bert", 8, 2), code=code, steps=steps, nonlinear="spiking"
+        model, models.batches("bert", 8, 2), code=code, steps=steps, functions="spiking"
     )
     inputs = models.batch("bert", 3, seed=7)
     collapsed = models.run(result.model, inputs, "collapsed")
@@ -118,7 +119,7 @@ def test_other_codes_step_and_collapse_alike(code, steps):
 def test_fast_precision_is_close():
     model = models.make("bert", num_hidden_layers=1)
     result = isospike.port(
-        model, models.batches("bert", 8, 2), precision="fast", nonlinear="spiking"
+        model, models.batches("bert", 8, 2), precision="fast", functions="spiking"
     )
     assert result.report.error_fast < 2 * result.report.error + 0.01
 
@@ -126,19 +127,19 @@ def test_fast_precision_is_close():
 # ------------------------------------------------------------------------- single circuits
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ACTIVATIONS)
 def test_an_activation_is_within_a_fiftieth_and_right_beyond_its_range(shape):
     circuit = SpikingActivation("f", Run(phase="run"), shape)
     x = torch.linspace(-30, 30, 6001)
     y = circuit(x)
-    assert (y - SHAPES[shape].function(x)).abs().max() <= 0.021
+    assert (y - ACTIVATIONS[shape](x)).abs().max() <= 0.021
     circuit.run.mode = Mode("stepped")
     assert torch.equal(circuit(x), y)
     assert bool(circuit(torch.tensor([torch.nan])).isnan())
 
 
 def test_calibration_runs_both_streams():
-    circuit = SpikingNorm("n", Run(phase="calibrate"), nn.LayerNorm(8), centre=True)
+    circuit = SpikingNorm("n", Run(phase="calibrate"), recognise(nn.LayerNorm(8)))
     x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     expected, got = circuit(torch.cat([x, x])).chunk(2)
     torch.testing.assert_close(expected, torch.nn.functional.layer_norm(x, (8,)))
@@ -165,15 +166,15 @@ def test_a_masked_key_weighs_nothing_and_a_masked_row_gives_nothing(stepped, min
 
 
 def test_another_word_is_refused():
-    with pytest.raises(RangeError, match="nonlinear needs one of float, spiking, got 'soft'"):
-        isospike.port(models.make("bert"), models.batches("bert", 4, 2), nonlinear="soft")
+    with pytest.raises(InputError, match="needs functions among float, spiking, got 'soft'"):
+        isospike.port(models.make("bert"), models.batches("bert", 4, 2), functions="soft")
 
 
 def test_activations_that_are_not_finite_are_named():
     calibration, held = models.batches("vit", 4, 2)
     calibration["pixel_values"][1, 0, 0, 0] = torch.nan
     with pytest.raises(RangeError, match="finite activations, got NaN or infinity at vit.layers.0"):
-        isospike.port(models.make("vit"), [calibration, held], nonlinear="spiking")
+        isospike.port(models.make("vit"), [calibration, held], functions="spiking")
 
 
 class Strange(nn.Module):
@@ -218,28 +219,32 @@ class PlusOneRMSNorm(Odd):
 
 
 def test_a_norm_is_known_by_what_it_computes():
-    found = circuit_of("n", PlusOneRMSNorm(), Run())
-    assert not found.centre
-    assert found.weight.tolist() == [2, 2, 2, 2]
-    assert circuit_of("n", nn.RMSNorm(4, eps=1e-6), Run()).weight.tolist() == [1, 1, 1, 1]
-    assert circuit_of("n", nn.LayerNorm(4), Run()).centre
+    found = recognise(PlusOneRMSNorm())
+    assert (found.kind, found.gamma.tolist(), found.eps) == ("rms", [2, 2, 2, 2], 1e-6)
+    assert recognise(nn.RMSNorm(4, eps=1e-6)).gamma.tolist() == [1, 1, 1, 1]
+    assert recognise(nn.LayerNorm(4)).kind == "layer"
 
 
 @pytest.mark.parametrize(
     ("act", "text"),
     [
-        (nn.Mish(), "functions='float' for Mish in act, got 'spiking'.*relu, gelu, silu"),
-        (nn.Softmax(-1), "functions='float' for Softmax in act"),
-        (OddRMSNorm(), "functions='float' for OddRMSNorm in act.*LayerNorm and RMSNorm"),
-        (Functional(), r"functions='float' for gelu in act \(Functional\)"),
+        (nn.Mish(), r"functions='float' for mish in act \(Mish\), got 'spiking'.*relu, gelu, silu"),
+        (nn.Softmax(-1), r"functions='float' for _softmax in act \(Softmax\)"),
+        (OddRMSNorm(), r"functions='float' for div in act \(OddRMSNorm\).*LayerNorm, RMSNorm"),
         (Square(), r"functions='float' for mul in act \(Square\)"),
     ],
 )
 def test_a_function_without_a_circuit_is_named(act, text):
     sample = {"x": torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))}
     with pytest.raises(UnsupportedError, match=text):
-        open_up(Strange(act), sample, "spiking")
-    open_up(Strange(act), sample)  # in float it may stay
+        discover(Strange(act), sample, "spiking")
+    discover(Strange(act), sample)  # in float it may stay
+
+
+def test_a_module_of_another_class_that_computes_an_activation_gets_its_circuit():
+    sample = {"x": torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))}
+    found = discover(Strange(Functional()), sample, "spiking").template
+    assert [circuit.function for circuit in found.circuits] == ["gelu"]
 
 
 def test_a_gain_a_gate_and_an_identity_are_no_functions():
@@ -247,6 +252,7 @@ def test_a_gain_a_gate_and_an_identity_are_no_functions():
         def forward(self, x):
             return torch.where(x > 0, 0.5 * x + 1, 0.0) - x.mean(-1, keepdim=True) / 2
 
-    found = open_up(Strange(Linear()), {"x": torch.randn(2, 3, 4)}, "spiking")
-    assert audit(found.model, {"x": torch.randn(2, 3, 4)}).nonlinear_ops == {}
-    assert circuit_of("i", nn.Identity(), Run()) is None
+    sample = {"x": torch.randn(2, 3, 4)}
+    found = discover(Strange(Linear()), sample, "spiking").template
+    assert audit(found.model, sample).nonlinear_ops == {}
+    assert recognise(nn.Identity()) is None

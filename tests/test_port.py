@@ -13,11 +13,13 @@ from torch import nn
 import isospike
 from isospike.codes import CODES, Law, PhaseCode, fit_law
 from isospike.dimension import EffectiveDimension
+from isospike.porting import Target
 from isospike.porting.measure import Meter, compare, site_dimensions, site_reports
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import Watcher, run_of
 from isospike.porting.sites import Site
+from isospike.progress import shown_by
 
 ARCHITECTURES = ("bert", "vit", "gpt2", "llama")
 TEXT = ("bert", "gpt2", "llama")
@@ -135,7 +137,7 @@ def test_a_sliding_window_is_the_mask_it_was():
     )  # fmt: skip
     model = models.seeded(lambda: models.scatter(transformers.MistralForCausalLM(config))).eval()
     inputs = models.batch("llama", rows=64)
-    result = isospike.port(model, [inputs], steps=16, held_back=[inputs])
+    result = isospike.port(model, [inputs], steps=16, evaluation=[inputs])
     assert result.report.error < 1e-3
 
 
@@ -394,7 +396,7 @@ def test_a_tensor_written_to_between_two_products_is_two_sites():
     model = models.seeded(WritesInPlace)
     generator = torch.Generator().manual_seed(0)
     inputs = {"x": torch.randn(256, 8, generator=generator)}
-    result = isospike.port(model, [inputs], steps=16, held_back=[inputs])
+    result = isospike.port(model, [inputs], steps=16, evaluation=[inputs])
     assert [s.name for s in result.report.sites] == ["before", "after"]
     assert result.report.error < 1e-3
 
@@ -592,7 +594,7 @@ def test_sites_of_different_steps_run_stepped_and_collapsed_alike():
 @pytest.mark.parametrize("code", ["signed-digit", "rate"])
 def test_max_error_takes_the_fewest_steps_predicted_to_reach_it(code):
     batches = models.batches("bert", rows=96, held=48)
-    report = isospike.port(float_model("bert"), batches, code=code, max_error=0.05).report
+    report = isospike.port(float_model("bert"), batches, code=code, steps=Target(0.05)).report
     assert report.reached
     assert report.error <= 0.05
     assert report.error_predicted == pytest.approx(report.law.error(report.steps))
@@ -605,7 +607,7 @@ def test_max_error_takes_the_fewest_steps_predicted_to_reach_it(code):
 @pytest.mark.parametrize(("code", "most"), [("signed-digit", 4), ("latency", 6)])
 def test_a_max_error_out_of_reach_stops_at_the_most_steps_and_says_so(monkeypatch, code, most):
     monkeypatch.setattr(CODES[code], "search_limit", most)
-    report = quick(code=code, max_error=1e-3).report
+    report = quick(code=code, steps=Target(1e-3)).report
     assert not report.reached
     assert report.steps == most
     assert report.error > 1e-3
@@ -613,12 +615,12 @@ def test_a_max_error_out_of_reach_stops_at_the_most_steps_and_says_so(monkeypatc
 
 
 def test_a_max_error_below_the_floor_of_the_law_is_refused_with_the_floor(monkeypatch):
-    home = importlib.import_module("isospike.porting.port")
+    home = importlib.import_module("isospike.porting.plan")
     monkeypatch.setattr(home, "fit_law", lambda code, errors: Law(code, 1.0, 3.0, 0.07))
     with pytest.raises(
         isospike.RangeError, match="the floor of its law, 0.07, got 0.05: no number"
     ):
-        quick(max_error=0.05)
+        quick(steps=Target(0.05))
 
 
 def test_a_model_without_products_is_refused():
@@ -636,9 +638,9 @@ def test_steps_are_raised_where_the_measured_error_exceeds_the_prediction(monkey
         law = fit_law(code, errors)
         return replace(law, scale=law.scale / 3)
 
-    monkeypatch.setattr(importlib.import_module("isospike.porting.port"), "fit_law", hopeful)
+    monkeypatch.setattr(importlib.import_module("isospike.porting.plan"), "fit_law", hopeful)
     batches = models.batches("bert", rows=64, held=32)
-    report = isospike.port(float_model("bert"), batches, code=code, max_error=0.2).report
+    report = isospike.port(float_model("bert"), batches, code=code, steps=Target(0.2)).report
     first = report.law.fewest_steps(0.2)
     assert report.steps > first
     assert report.reached
@@ -657,22 +659,24 @@ def test_steps_are_raised_where_the_measured_error_exceeds_the_prediction(monkey
         ({"steps": {"*.dense": 4}}, r"steps for every site, got none for .*query"),
         ({"steps": {}}, r"steps for every site, got none for .*query"),
         ({"steps": {"*": 8, "*.nothing": 4}}, r"got '\*\.nothing' which matches none of 1\d sites"),
-        ({"steps": 8, "max_error": 0.1}, r"steps or max_error, got both \(8 and 0.1\)"),
-        ({"max_error": 0.0}, "positive max_error, got 0"),
-        ({"max_error": -0.1}, "positive max_error, got -0.1"),
-        ({"max_error": float("nan")}, "positive max_error, got nan"),
         ({"code": "morse"}, "among signed-digit, phase, .* got 'morse'"),
-        ({"curve": ["phase", "morse"]}, "among signed-digit, phase, .* got 'morse'"),
-        ({"execution": "sideways"}, "execution needs one of collapsed, stepped, got 'sideways'"),
-        ({"precision": "rough"}, "precision needs one of exact, fast, got 'rough'"),
+        ({"sweep": ["phase", "morse"]}, "among signed-digit, phase, .* got 'morse'"),
+        ({"execution": "sideways"}, "needs execution among collapsed, stepped, got 'sideways'"),
+        ({"precision": "rough"}, "needs precision among exact, fast, got 'rough'"),
         ({"precision": "fast", "execution": "stepped"}, "got stepped and 255 levels"),
         ({"precision": "fast", "steps": 9}, "got collapsed and 511 levels"),
     ],
 )
 def test_a_wrong_argument_is_one_line_of_error(arguments, got):
-    with pytest.raises(isospike.RangeError, match=got) as caught:
+    with pytest.raises(isospike.IsospikeError, match=got) as caught:
         quick(**arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [0.0, -0.1, float("nan")])
+def test_a_target_is_positive(error):
+    with pytest.raises(isospike.RangeError, match=f"Target needs a positive error, got {error:g}"):
+        Target(error)
 
 
 # Batches.
@@ -682,7 +686,7 @@ def test_weights_that_are_not_finite_are_named():
     model = models.make("bert")
     model.encoder.layer[1].output.dense.weight.data[0, :3] = torch.tensor([torch.nan, torch.inf, 1])
     with pytest.raises(
-        isospike.RangeError, match=r"encoder\.layer\.1\.output\.dense\.weight \(2 of 960\)"
+        isospike.InputError, match=r"encoder\.layer\.1\.output\.dense\.weight \(2 of 960\)"
     ):
         quick(model)
 
@@ -699,8 +703,11 @@ def test_activations_that_are_not_finite_are_named():
     [
         ([], "at least one batch, got none"),
         ([models.batch("bert", rows=1)], "got 1 input"),
-        ([{}], "only padding in batch 0"),
-        ([models.batch("bert"), {"input_ids": torch.zeros(0, 4)}], "only padding in batch 1"),
+        ([{}], "only padding in calibration batch 0"),
+        (
+            [models.batch("bert"), {"input_ids": torch.zeros(0, 4)}],
+            "only padding in calibration batch 1",
+        ),
         (
             [
                 models.batch("bert"),
@@ -709,7 +716,7 @@ def test_activations_that_are_not_finite_are_named():
                     "attention_mask": torch.zeros(2, 4).long(),
                 },
             ],
-            "only padding in batch 1",
+            "only padding in calibration batch 1",
         ),
         (
             [
@@ -722,14 +729,14 @@ def test_activations_that_are_not_finite_are_named():
     ],
 )
 def test_unusable_batches_are_refused(batches, got):
-    with pytest.raises(isospike.RangeError, match=got):
+    with pytest.raises(isospike.InputError, match=got):
         isospike.port(float_model("bert"), batches)
 
 
-def test_an_unusable_held_back_batch_is_refused():
+def test_an_unusable_evaluation_batch_is_refused():
     padding = {"input_ids": torch.ones(1, 4).long(), "attention_mask": torch.zeros(1, 4).long()}
-    with pytest.raises(isospike.RangeError, match="only padding in held-back batch 0"):
-        quick(held_back=[padding])
+    with pytest.raises(isospike.InputError, match="only padding in evaluation batch 0"):
+        quick(evaluation=[padding])
 
 
 def test_one_batch_of_two_rows_is_enough():
@@ -747,7 +754,7 @@ def test_a_quarter_of_the_batches_is_held_back():
 
 def test_held_back_batches_may_be_given():
     given = [models.batch("bert", rows=4, seed=50)]
-    report = quick(held_back=given, steps=2).report
+    report = quick(evaluation=given, steps=2).report
     assert report.held_out_tokens == int(given[0]["attention_mask"].sum())
     assert report.calibration_tokens == sum(
         int(b["attention_mask"].sum()) for b in models.batches("bert")
@@ -760,17 +767,17 @@ def test_batches_of_different_lengths_are_padded_and_padding_changes_nothing(mas
     short = {k: v[:, :5] for k, v in short.items()}
     wide = {k: nn.functional.pad(v, (0, 4)) for k, v in short.items()}
     held = [models.batch("bert", seed=3)]
-    expected = isospike.port(float_model("bert"), [wide, long], held_back=held)
+    expected = isospike.port(float_model("bert"), [wide, long], evaluation=held)
     if not masked:
         short, long = ({"input_ids": b["input_ids"]} for b in (short, long))
-    got = isospike.port(float_model("bert"), [short, long], held_back=held)
+    got = isospike.port(float_model("bert"), [short, long], evaluation=held)
     assert torch.equal(models.run(got.model, held[0]), models.run(expected.model, held[0]))
 
 
 def test_padded_tokens_set_no_range():
     batch, held = models.batches("bert")
     changed = {**batch, "input_ids": batch["input_ids"] + 17 * (1 - batch["attention_mask"])}
-    a, b = (isospike.port(float_model("bert"), [x], held_back=[held]) for x in (batch, changed))
+    a, b = (isospike.port(float_model("bert"), [x], evaluation=[held]) for x in (batch, changed))
     for x, y in zip(Ported.of(a.model).sites, Ported.of(b.model).sites, strict=True):
         assert torch.equal(x.scale, y.scale)
         assert torch.equal(x.offset, y.offset)
@@ -804,12 +811,20 @@ def full():
     with pytest.MonkeyPatch.context() as patch:
         for code, steps in CURVE.items():
             patch.setattr(CODES[code], "sweep_steps", steps)
-        result = isospike.port(
-            float_model("bert"), models.batches("bert"), max_error=0.2, curve=tuple(CURVE),
-            name="tiny", describe=lambda ids: (" ".join(map(str, ids.tolist())), ["a"] * len(ids)),
-            progress=lambda *now: told.append(now),
-        )  # fmt: skip
-    return result.report, told
+        model = models.make("bert")
+        model.name_or_path = "tiny"
+        with shown_by(lambda *now: told.append(now)):
+            result = isospike.port(
+                model, models.batches("bert"), steps=Target(0.2), sweep=tuple(CURVE)
+            )
+    return result.labelled(Tokenizer()).report, told
+
+
+class Tokenizer:
+    """A word for every token: its number."""
+
+    def decode(self, ids, skip_special_tokens=False):
+        return " ".join(map(str, ids)) if skip_special_tokens else "a"
 
 
 def test_a_report_is_the_same_after_a_round_trip_through_json(full):
@@ -872,6 +887,35 @@ def test_progress_is_told_from_0_to_the_total(full):
         done = [(done, total) for each, done, total in told if each == what]
         total = done[0][1]
         assert done == [(i, total) for i in range(total + 1)]
+
+
+def test_a_model_is_copied_and_traced_once_however_many_ports_are_made(monkeypatch):
+    home = importlib.import_module("isospike.porting.discover")
+    traced, discovered = [], []
+    trace, discover = home.trace_products, home.discover
+    monkeypatch.setattr(home, "trace_products", lambda *a: traced.append(1) or trace(*a))
+    monkeypatch.setattr(
+        importlib.import_module("isospike.porting.port"),
+        "discover",
+        lambda *a: discovered.append(1) or discover(*a),
+    )
+    for code, steps in CURVE.items():
+        monkeypatch.setattr(CODES[code], "sweep_steps", steps)
+    result = quick(steps=Target(0.2), sweep=("signed-digit", "phase"))
+    result.sweep(("rate",))
+    assert (len(discovered), len(traced)) == (1, 1)
+
+
+def test_a_port_shares_no_memory_with_the_model_or_with_what_it_sweeps():
+    model = float_model("bert")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = quick(steps=4)
+    curve = result.sweep(("phase",)).report.curve
+    with torch.no_grad():
+        for tensor in (*result.model.parameters(), *result.model.buffers()):
+            tensor.zero_()
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert result.sweep(("phase",)).report.curve == curve
 
 
 def test_agreement_is_the_share_of_equal_best_logits():
@@ -941,7 +985,7 @@ def test_two_ports_with_equal_generators_agree_and_leave_the_global_state_alone(
     outputs = []
     for seed in (1, 1, 2):
         generator = torch.Generator().manual_seed(seed)
-        result = quick(code="bernoulli", steps=24, curve=("bernoulli",), generator=generator)
+        result = quick(code="bernoulli", steps=24, sweep=("bernoulli",), generator=generator)
         outputs.append((models.run(result.model, inputs), result.report.error, result.report.curve))
     assert torch.equal(outputs[0][0], outputs[1][0])
     assert outputs[0][1:] == outputs[1][1:]

@@ -21,7 +21,7 @@ NAMES = ("bert", "vit", "gpt2", "llama")
 
 
 def spiking(name="llama"):
-    result = isospike.port(make(name), [batch(name, 16, 1)], held_back=[batch(name, 4, 2)])
+    result = isospike.port(make(name), [batch(name, 16, 1)], evaluation=[batch(name, 4, 2)])
     return result.model
 
 
@@ -293,10 +293,10 @@ def test_mistakes_are_named(call, error, text):
 
 
 def test_a_mask_that_does_not_fit_is_named():
-    from isospike.ranks.record import valid_mask
+    from isospike.hf.batches import full_token_mask
 
     with pytest.raises(ShapeError, match=r"shape \[2, 4\], got \[2, 3\]"):
-        valid_mask({"attention_mask": torch.ones(2, 3)}, (2, 4))
+        full_token_mask({"attention_mask": torch.ones(2, 3)}, (2, 4), "rank_report")
 
 
 def test_a_layer_that_adds_nothing_is_measured_all_the_same():

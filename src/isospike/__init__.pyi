@@ -34,6 +34,7 @@ from isospike.porting.compare import compare as compare
 from isospike.porting.dimensions import measure_dimension as measure_dimension
 from isospike.porting.embed import embed as embed
 from isospike.porting.files import load as load
+from isospike.porting.plan import Target as Target
 from isospike.porting.port import port as port
 from isospike.positions import position as position
 from isospike.ranks.report import measure_ranks as measure_ranks

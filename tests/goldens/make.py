@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 # ------------------------------------------- the only names of isospike below: adapt them here
 import isospike.neurons as neurons
-from isospike import measure_ranks, order_causes, port, positions
+from isospike import Target, measure_ranks, order_causes, port, positions
 from isospike.causal.simulate import random_dag, simulate
 from isospike.causal.table import DataTable, read_table
 from isospike.circuits.few_spike import few_spike_neuron
@@ -49,9 +49,9 @@ ENGINES = ("reference", "cpu")
 IF, LIF, PLIF, NeuronParams = neurons.IF, neurons.LIF, neurons.PLIF, neurons.NeuronParams
 PORTS = {
     "uniform": {"code": "signed-digit", "steps": 6},
-    "by error": {"max_error": 0.1},
-    "allocated": {"max_error": 0.1, "allocate": True},
-    "spiking": {"steps": 6, "nonlinear": "spiking"},
+    "by error": {"steps": Target(0.1)},
+    "allocated": {"steps": Target(0.1, per_channel=True)},
+    "spiking": {"steps": 6, "functions": "spiking"},
 }
 OTHER_PORTS = {
     "phase": {"code": "phase", "steps": 6},
@@ -61,11 +61,10 @@ OTHER_PORTS = {
     "latency": {"code": "latency", "steps": 16},
     "stepped": {"steps": 4, "execution": "stepped"},
     "by site": {"steps": (("*", 6), ("*dense", 4))},
-    "curve": {"steps": 4, "curve": ("signed-digit", "rate")},
+    "curve": {"steps": 4, "sweep": ("signed-digit", "rate")},
     "no such code": {"code": "morse"},
-    "too low an error": {"max_error": 1e-9},
-    "no error to allocate for": {"allocate": True},
-    "no such functions": {"nonlinear": "boolean"},
+    "too low an error": {"steps": Target(1e-9)},
+    "no such functions": {"functions": "boolean"},
 }
 # ---------------------------------------------------------------------------------------------
 
@@ -113,14 +112,13 @@ def refusal(run):
 
 
 @cache
-def ported(name, steps=None, **arguments):
+def ported(name, steps=8, **arguments):
     steps = dict(steps) if isinstance(steps, tuple) else steps
     calibration, held = models.batches(name)
     model = models.make(name)
+    model.name_or_path = name
     return models.seeded(  # Bernoulli spikes are drawn by torch's global generator
-        lambda: (
-            port(model, [calibration], held_back=[held], name=name, steps=steps, **arguments).report
-        )
+        lambda: port(model, [calibration], evaluation=[held], steps=steps, **arguments).report
     )
 
 

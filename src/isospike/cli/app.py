@@ -7,6 +7,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -138,6 +139,11 @@ def command(
                 with Bars(silent=quiet or as_json) as bars, shown_by(bars):
                     outcome = function(**{name: values[name] for name in own})
                 emit(outcome, as_json)
+            if outcome.then is not None:
+                after = replace(speech, kept="what was saved before stays.")
+                with errors_in_one_line(after, quiet=quiet, debug=debug):
+                    with Bars(silent=quiet or as_json) as bars, shown_by(bars):
+                        outcome.then()
             return outcome.status
 
         run.__dict__["__signature__"] = inspect.Signature(given, return_annotation=int)

@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +67,7 @@ class Outcome:
         saved: The file that a person opens first.
         status: Exit code.
         problem: Kind and text of the line on stderr that explains a status other than 0.
+        then: Work that is left to do once the outcome is printed.
     """
 
     data: Any
@@ -74,6 +75,7 @@ class Outcome:
     saved: Path | None = None
     status: int = DONE
     problem: tuple[str, str] | None = None
+    then: Callable[[], None] | None = None
 
     @classmethod
     def of(cls, report: Any, folder: Path | None = None) -> "Outcome":

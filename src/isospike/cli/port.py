@@ -1,7 +1,7 @@
 """``isospike port``: port a text model to spikes and measure the port."""
 
 import math
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,33 +79,32 @@ def port(
     check_destination(folder)
     calibration, evaluation = _passages(text, sentences)
     from isospike import codes
-    from isospike.codes import CODES
+    from isospike.porting.plan import Target
     from isospike.porting.port import port as port_model
     from isospike.porting.run import Mode
 
-    if max_error is None:
-        steps = DEFAULT_STEPS if steps is None else steps
-    levels = codes.code(code, steps or DEFAULT_STEPS).levels
+    wanted: Any = DEFAULT_STEPS if steps is None else steps
+    levels = codes.code(code, wanted).levels
     Mode(execution, precision, functions).check("port", levels)
+    if max_error is not None:
+        wanted = Target(max_error, per_channel)
     text_model = _load(source)
-    result = port_model(
+    ported = port_model(
         text_model.model,
         text_model.batches(calibration),
         code=code,
-        steps=steps,
-        max_error=max_error,
-        allocate=per_channel,
+        steps=wanted,
+        evaluation=text_model.batches(evaluation),
         execution=execution,
         precision=precision,
-        nonlinear=functions,
-        held_back=text_model.batches(evaluation),
-        curve=tuple(CODES) if curve else (),
-        name=source.name,
-        describe=partial(_describe, text_model.tokenizer),
-        progress=progress.update,
-    )
-    _save(result, text_model.tokenizer, folder)
-    return _outcome(result.report, folder)
+        functions=functions,
+    ).labelled(text_model.tokenizer)
+    _save(ported, text_model.tokenizer, folder, f"save {folder}")
+
+    def draw_curve() -> None:
+        _save(ported.sweep(), text_model.tokenizer, folder, "save the curve")
+
+    return _outcome(ported.report, folder, draw_curve if curve else None)
 
 
 def _check(steps: int | None, max_error: float | None, per_channel: bool, sentences: int) -> None:
@@ -158,20 +157,13 @@ def _load(source: Any) -> TextModel:
     return text_model
 
 
-def _describe(tokenizer: Any, ids: Any) -> tuple[str, list[str]]:
-    """The sentence of a row of token numbers, and a label for every token."""
-    numbers = [int(i) for i in ids]
-    text = tokenizer.decode(numbers, skip_special_tokens=True)
-    return text, [tokenizer.decode([i]) for i in numbers]
+def _save(ported: Any, tokenizer: Any, folder: Path, phase: str) -> None:
+    progress.update(phase, 0, 1)
+    ported.save(folder, tokenizer)
+    progress.update(phase, 1, 1)
 
 
-def _save(result: Any, tokenizer: Any, folder: Path) -> None:
-    progress.update(f"save {folder}", 0, 1)
-    result.save(folder, tokenizer)
-    progress.update(f"save {folder}", 1, 1)
-
-
-def _outcome(report: Any, folder: Path) -> Outcome:
+def _outcome(report: Any, folder: Path, then: Callable[[], None] | None) -> Outcome:
     page = folder / "report.html"
     paths = {"out": folder, "report_html": page, "report_json": folder / "report.json"}
     data = {name: getattr(report, name) for name in HEADLINE}
@@ -189,6 +181,7 @@ def _outcome(report: Any, folder: Path) -> Outcome:
         saved=page,
         status=NOT_REACHED if missed else 0,
         problem=problem,
+        then=then,
     )
 
 
@@ -255,7 +248,5 @@ def _report(
         text_model.model,
         text_model.batches(calibration),
         steps=steps,
-        held_back=text_model.batches(evaluation),
-        name=text_model.name,
-        progress=progress.update,
+        evaluation=text_model.batches(evaluation),
     ).report

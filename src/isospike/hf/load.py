@@ -293,7 +293,9 @@ def load(model: str | Path | Source) -> TextModel:
     source = model if isinstance(model, Source) else find_model(model)
     config = _load_config(source)
     tokenizer = load_tokenizer(source.place)
-    return TextModel(_load_weights(source, config), tokenizer, source.name)
+    weights = _load_weights(source, config)
+    weights.name_or_path = source.name
+    return TextModel(weights, tokenizer, source.name)
 
 
 def load_tokenizer(place: str) -> Any:

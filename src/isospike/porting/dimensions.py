@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from isospike.dimension import Dimension, EffectiveDimension, Estimate
-from isospike.porting.calibrate import Batch
-from isospike.porting.measure import layer_of, site_dimensions
+from isospike.hf.batches import Batch
+from isospike.hf.modules import layer_name
+from isospike.porting.measure import site_dimensions
 from isospike.porting.page import KIND_MARKS, Marks, Points, sites_figure
 from isospike.report.figures import MUTED, Axis, Series, line
 from isospike.report.numbers import extent, number
@@ -240,7 +241,7 @@ def measure_dimension(
         model=known_as,
         share=share,
         sites=tuple(
-            SiteDimension(site, layer_of(site), kind, dimension)
+            SiteDimension(site, layer_name(site), kind, dimension)
             for site, (kind, dimension) in measured.items()
         ),
     )

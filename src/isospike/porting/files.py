@@ -57,7 +57,7 @@ def load(path: str | Path, execution: str | None = None, precision: str | None =
     """The ported model saved in a folder, ready to call.
 
     Args:
-        path: Folder written by :meth:`PortResult.save`.
+        path: Folder written by :meth:`Port.save`.
         execution: ``collapsed`` or ``stepped``; as saved if None.
         precision: ``exact`` or ``fast``; as saved if None.
 

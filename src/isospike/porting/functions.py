@@ -9,7 +9,6 @@ scale, the weight of a normalisation) are synaptic weights or thresholds of what
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +32,8 @@ from isospike.circuits.arithmetic import (
 from isospike.circuits.digits import SignedDigitFormat, add_spikes, gated_add
 from isospike.circuits.few_spike import BUILTIN
 from isospike.circuits.integers import CELLS, lookup, lookup_table
-from isospike.errors import RangeError, UnsupportedError
+from isospike.errors import RangeError
+from isospike.hf.modules import ACTIVATIONS, Activation, GatedMLP, Norm, Product
 from isospike.kernels.runtime.buffers import cache_blocks
 from isospike.porting.run import CircuitStats, Run
 
@@ -44,34 +44,30 @@ FINENESS = 128.0
 
 
 @dataclass(frozen=True)
-class Shape:
-    """An activation function, from one few-spike neuron of ``|x|``.
+class ActivationCircuit:
+    """How one few-spike neuron of ``|x|`` gives an activation function.
 
     ``f(x) = max(x, 0) - g(s |x|) / s``, or ``sign(x) g(|x|)`` for an odd one.
 
     Attributes:
-        function: What it stands for.
         neuron: Name of g, a shipped few-spike neuron; None for a bare ramp.
         scale: s.
         odd: Whether the function is.
     """
 
-    function: Callable[[Tensor], Tensor]
     neuron: str | None = None
     scale: float = 1.0
     odd: bool = False
 
 
-SHAPES = {
-    "relu": Shape(torch.relu),
-    "gelu": Shape(F.gelu, "gelu residual"),
-    "silu": Shape(F.silu, "silu residual"),
-    "quick-gelu": Shape(lambda x: x * torch.sigmoid(1.702 * x), "silu residual", 1.702),
-    "tanh": Shape(torch.tanh, "tanh", odd=True),
+ACTIVATION_CIRCUITS = {
+    "relu": ActivationCircuit(),
+    "gelu": ActivationCircuit("gelu residual"),
+    "silu": ActivationCircuit("silu residual"),
+    "quick-gelu": ActivationCircuit("silu residual", 1.702),
+    "tanh": ActivationCircuit("tanh", odd=True),
 }
-"""Activation functions that have a circuit. GELU's tanh form is within 5e-4 of GELU."""
-
-SAME = 1e-3  # largest difference at which an activation counts as one of them
+"""One for each of :data:`isospike.hf.modules.ACTIVATIONS`."""
 
 
 class SpikingActivation(nn.Module):
@@ -81,14 +77,15 @@ class SpikingActivation(nn.Module):
     reset to 0: that is the ramp. The few-spike neuron's spikes then take the rest from it.
     """
 
-    def __init__(self, name: str, run: Run, shape: str) -> None:
+    def __init__(self, name: str, run: Run, function: str) -> None:
         super().__init__()
         self.name = name
         self.run = run
-        self.shape = shape
+        self.function = function
+        self.circuit = ACTIVATION_CIRCUITS[function]
 
     def forward(self, x: Tensor) -> Tensor:
-        run, function = self.run, SHAPES[self.shape].function
+        run, function = self.run, ACTIVATIONS[self.function]
         if run.phase == "float":
             return function(x)
         if run.phase == "calibrate":
@@ -100,40 +97,40 @@ class SpikingActivation(nn.Module):
         return y
 
     def _spiking(self, x: Tensor) -> Tensor:
-        shape, stepped = SHAPES[self.shape], self.run.mode.stepped
-        if shape.neuron is None:
+        circuit, stepped = self.circuit, self.run.mode.stepped
+        if circuit.neuron is None:
             return x.clamp_min(0)
         y = torch.empty_like(x)
         for part in cache_blocks(x, x.numel()):
             z = x[part]
-            g = lookup(shape.neuron, self._cells(z), stepped=stepped)
-            if shape.odd:
+            g = lookup(circuit.neuron, self._cells(z), stepped=stepped)
+            if circuit.odd:
                 y[part] = torch.where(z.isnan(), z, torch.where(z < 0, -g, g))
             else:
                 # Both in the wider type: bfloat16 rounds once, at the end.
-                torch.sub(z.to(g.dtype).clamp_min(0), g, alpha=1 / shape.scale, out=g)
+                torch.sub(z.to(g.dtype).clamp_min(0), g, alpha=1 / circuit.scale, out=g)
                 y[part] = g
         return y
 
     def _cells(self, x: Tensor) -> Tensor:
         """The few-spike neuron's membrane."""
-        shape = SHAPES[self.shape]
+        circuit = self.circuit
         x = x.float() if x.dtype == torch.bfloat16 else x
-        return x.abs() * (CELLS * shape.scale / BUILTIN[str(shape.neuron)][2])
+        return x.abs() * (CELLS * circuit.scale / BUILTIN[str(circuit.neuron)][2])
 
     def _stats_of(self, x: Tensor, y: Tensor) -> CircuitStats:
-        true = SHAPES[self.shape].function(x)
+        true = ACTIVATIONS[self.function](x)
         spikes, steps = float((x < 0).sum()), 1
-        if SHAPES[self.shape].neuron is not None:
+        if self.circuit.neuron is not None:
             v = self._cells(x).floor().clamp(0, CELLS).long()
-            spikes += float(lookup_table(str(SHAPES[self.shape].neuron))[1][v].sum())
+            spikes += float(lookup_table(str(self.circuit.neuron))[1][v].sum())
             steps += FEW_STEPS
         # ON, OFF and few-spike neuron.
         n = float(x.numel())
         return _stats(self.name, "activation", 3 * n, 3 * n * steps, spikes, spikes, y, true)
 
     def extra_repr(self) -> str:
-        return self.shape
+        return self.function
 
 
 class Reencoder(nn.Module):
@@ -180,25 +177,20 @@ class SpikingNorm(Reencoder):
     Args:
         name: Its path.
         run: That of the model.
-        module: What it stands for.
-        centre: Whether the mean is subtracted.
-        more: Added to the module's weight: Gemma's has 1 less than it multiplies by.
+        norm: What it computes.
 
     Attributes:
         digits: What its inputs are spelled in; calibration sets it.
     """
 
-    def __init__(
-        self, name: str, run: Run, module: nn.Module, centre: bool, more: float = 0.0
-    ) -> None:
+    def __init__(self, name: str, run: Run, norm: Norm) -> None:
         super().__init__(name, run)
-        self.centre = centre
-        self.eps = _eps(module)
-        self.width = _width(module)
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        ones = torch.ones(self.width)
-        self.weight = nn.Parameter(ones if weight is None else weight.detach() + more, False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), False)
+        self.centre = norm.kind == "layer"
+        self.eps = norm.eps
+        self.width = norm.width
+        gamma, beta = norm.gamma, norm.beta
+        self.weight = nn.Parameter(torch.ones(norm.width) if gamma is None else gamma, False)
+        self.bias = None if beta is None else nn.Parameter(beta, False)
         self.digits = SignedDigitFormat(1.0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -261,9 +253,6 @@ class SpikingNorm(Reencoder):
         return f"{self.width}, eps={self.eps:g}, centre={self.centre}, {self.digits}"
 
 
-MLP_PARTS = ("gate_proj", "up_proj", "act_fn", "down_proj")
-
-
 class SpikingGatedMLP(nn.Module):
     """``down(act(gate(x)) * up(x))``: the digits of the activated gate let ``up`` in.
 
@@ -271,28 +260,25 @@ class SpikingGatedMLP(nn.Module):
         digits: What the gate is spelled in; calibration sets it.
     """
 
-    gate_proj: nn.Module
-    up_proj: nn.Module
-    act_fn: nn.Module
-    down_proj: nn.Module
-
-    def __init__(self, name: str, run: Run, module: nn.Module) -> None:
+    def __init__(self, name: str, run: Run, module: nn.Module, parts: GatedMLP) -> None:
         super().__init__()
         self.name = name
         self.run = run
-        for part in MLP_PARTS:
-            setattr(self, part, module.get_submodule(part))
+        self.parts = parts
+        for part in parts:
+            self.add_module(part, module.get_submodule(part))
         self.digits = SignedDigitFormat(1.0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         run = self.run
-        gate, up = self.act_fn(self.gate_proj(x)), self.up_proj(x)
+        gate_part, up_part, act, down = map(self.get_submodule, self.parts)
+        gate, up = act(gate_part(x)), up_part(x)
         if run.phase == "float":
-            return self.down_proj(gate * up)  # type: ignore[no-any-return]
+            return down(gate * up)  # type: ignore[no-any-return]
         if run.phase == "calibrate":
             (g_float, g), (u_float, u) = gate.chunk(2), up.chunk(2)
             self.digits = _digits_for(self.name, run.rows(g))
-            return self.down_proj(  # type: ignore[no-any-return]
+            return down(  # type: ignore[no-any-return]
                 torch.cat([g_float * u_float, self._product(g, u)])
             )
         y = self._product(gate, up)
@@ -302,7 +288,7 @@ class SpikingGatedMLP(nn.Module):
             n = float(g.numel())
             watcher.on_circuit(_stats(self.name, "product", 2 * n, 2 * n * self.digits.steps,
                                       spikes, spikes, run.rows(y), g * u))  # fmt: skip
-        return self.down_proj(y)  # type: ignore[no-any-return]
+        return down(y)  # type: ignore[no-any-return]
 
     def _product(self, gate: Tensor, up: Tensor) -> Tensor:
         """``grid sum_t w[t] (on[t] - off[t]) up``: additions of what ``up`` has accumulated."""
@@ -316,7 +302,7 @@ class SpikingGatedMLP(nn.Module):
 
 
 def _digits_for(name: str, rows: Tensor) -> SignedDigitFormat:
-    """Digits fine enough for a sample, and wide enough for twice its largest value."""
+    """SignedDigitFormat fine enough for a sample, and wide enough for twice its largest value."""
     spread = float(rows.float().square().mean().sqrt())
     return _fit(name, spread / FINENESS / 2, 2 * float(rows.abs().max()))
 
@@ -397,86 +383,24 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype == torch.bfloat16 else x.dtype
 
 
-# ------------------------------------------------------------------------- which module is what
+def make_circuit(
+    name: str,
+    module: nn.Module,
+    known: Norm | Activation | GatedMLP | Product | None,
+    run: Run,
+) -> SpikingActivation | SpikingNorm | SpikingGatedMLP | None:
+    """The circuit that stands for a module; None if it needs none or has none.
 
-
-def circuit_of(name: str, module: nn.Module, run: Run) -> nn.Module | None:
-    """The circuit that stands for a module of the float model; None if it needs none.
-
-    Judged by what it computes, not by what it is called.
-
-    Raises:
-        UnsupportedError: An activation or normalisation that no circuit computes.
+    Args:
+        name: Path of the module.
+        module: It.
+        known: What it computes: :func:`isospike.hf.modules.recognise`.
+        run: That of the model.
     """
-    kind = type(module)
-    if kind.__module__ in ("torch.nn.modules.activation", "transformers.activations"):
-        return _activation(name, module, run)
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm) or kind.__name__.endswith("RMSNorm"):
-        return _norm(name, module, run)
-    if all(isinstance(getattr(module, part, None), nn.Module) for part in MLP_PARTS):
-        return _gated(name, module, run)
+    if isinstance(known, Activation):
+        return SpikingActivation(name, run, known.name)
+    if isinstance(known, Norm):
+        return SpikingNorm(name, run, known)
+    if isinstance(known, GatedMLP):
+        return SpikingGatedMLP(name, run, module, known)
     return None
-
-
-def _activation(name: str, module: nn.Module, run: Run) -> nn.Module | None:
-    x = torch.linspace(-12, 12, 2401)
-    if any(True for _ in module.parameters()) or isinstance(module, nn.MultiheadAttention):
-        return None
-    with torch.no_grad():
-        y = module(x.clone())
-    if torch.equal(x, y):
-        return None
-    for shape, of in SHAPES.items():
-        if float((of.function(x) - y).abs().max()) <= SAME:
-            return SpikingActivation(name, run, shape)
-    raise UnsupportedError(
-        f"port needs functions='float' for {type(module).__name__} in {name}, got 'spiking', which "
-        f"has circuits for {', '.join(SHAPES)}."
-    )
-
-
-def _norm(name: str, module: nn.Module, run: Run) -> nn.Module:
-    width = _width(module)
-    if width:
-        x = torch.randn(64, width, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            y = module(x)
-            for centre, more in ((True, 0.0), (False, 0.0), (False, 1.0)):
-                found = SpikingNorm(name, run, module, centre, more)
-                if y.shape == x.shape and torch.allclose(found.float_norm(x), y, 1e-3, 1e-4):
-                    return found
-    raise UnsupportedError(
-        f"port needs functions='float' for {type(module).__name__} in {name}, got 'spiking', which "
-        "has circuits for LayerNorm and RMSNorm over one axis with a plain weight."
-    )
-
-
-def _gated(name: str, module: nn.Module, run: Run) -> nn.Module:
-    width = getattr(module.get_submodule("gate_proj"), "in_features", 0)
-    if width:
-        x = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
-        found = SpikingGatedMLP(name, Run(run.mode), module)
-        with torch.no_grad():
-            y = module(x)
-            if isinstance(y, Tensor) and torch.allclose(found(x), y, 1e-3, 1e-4):
-                found.run = run
-                return found
-    raise UnsupportedError(
-        f"port needs functions='float' for {type(module).__name__} in {name}, got 'spiking', which "
-        "has a circuit for down_proj(act_fn(gate_proj(x)) * up_proj(x))."
-    )
-
-
-def _eps(module: nn.Module) -> float:
-    found = getattr(module, "eps", getattr(module, "variance_epsilon", 0.0))
-    # What nn.RMSNorm means by None.
-    return float(torch.finfo(torch.float32).eps if found is None else found)
-
-
-def _width(module: nn.Module) -> int:
-    """Channels that are normalised together; 0 where more than one axis is."""
-    shape = getattr(module, "normalized_shape", None)
-    if shape is None:
-        weight = getattr(module, "weight", None)
-        shape = () if weight is None else tuple(weight.shape)
-    return int(shape[0]) if len(shape) == 1 else 0

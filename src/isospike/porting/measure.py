@@ -21,10 +21,11 @@ from isospike.dimension import (
 )
 from isospike.energy import Counts
 from isospike.errors import RangeError, UnsupportedError
+from isospike.hf.batches import Batch, batch_size, first_output, over_tokens, rows_of, token_mask
+from isospike.hf.modules import layer_name
 from isospike.kernels.product.trains import spike_steps
 from isospike.porting.audit import count_float_ops
-from isospike.porting.calibrate import Batch, batch_size, first_output, rows_of, valid_tokens
-from isospike.porting.instrument import open_up
+from isospike.porting.discover import discover
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.records import CircuitReport, Raster, SiteReport
@@ -67,6 +68,39 @@ class SiteSums:
     squared_error: float = 0.0
     squared: float = 0.0
     moments: Moments | None = None
+
+
+class SpikeMeter(Watcher):
+    """Counts the spikes of sites and circuits of one port, and nothing else.
+
+    Attributes:
+        spikes: Of each site, in the order of their first use, then of each circuit.
+    """
+
+    sees_circuits = True
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.sites: dict[str, float] = {}
+        self.circuits: list[float] = []
+
+    @property
+    def spikes(self) -> float:
+        """All of them."""
+        return sum(self.circuits, sum(self.sites.values(), 0.0))
+
+    def on_site(self, site: Site, x: Tensor, *, live: Tensor | None = None, **_: Any) -> None:
+        integers = site.integers(x.movedim(-1, 1) if site.kind == "conv" else x)
+        integers = integers.movedim(1, -1) if site.kind == "conv" else integers
+        spikes = count_spikes(site.code, integers)
+        for mask in (live, over_tokens(self.run.token_mask, x)):
+            if mask is not None:
+                spikes = spikes * mask
+        total = float(spikes.sum(dtype=torch.float64))
+        self.sites[site.name] = self.sites.get(site.name, 0.0) + total
+
+    def on_circuit(self, stats: CircuitStats) -> None:
+        self.circuits.append(stats.spikes)
 
 
 class Meter(Watcher):
@@ -122,18 +156,16 @@ class Meter(Watcher):
     def _keep(self, x: Tensor, live: Tensor | None) -> Tensor:
         """1 where a value belongs to an unpadded token, of the shape of ``x``."""
         keep = torch.ones_like(x) if live is None else live.to(x.dtype).expand_as(x).clone()
-        mask = self.run.token_mask
-        if mask is None:
-            return keep
-        if x.dim() == 3 and x.shape[:2] == mask.shape:
-            return keep * mask[:, :, None]
-        if x.dim() == 4 and (x.shape[0], x.shape[2]) == tuple(mask.shape):
-            return keep * mask[:, None, :, None]
-        return keep
+        mask = over_tokens(self.run.token_mask, x)
+        return keep if mask is None else keep * mask
 
 
 def compare(
-    model: nn.Module, ported: Ported, batches: Sequence[Batch], meter: Meter | None = None
+    model: nn.Module,
+    ported: Ported,
+    batches: Sequence[Batch],
+    meter: Watcher | None = None,
+    expected: Sequence[Any] = (),
 ) -> Comparison:
     """Run both models on the same inputs.
 
@@ -141,19 +173,20 @@ def compare(
         model: The float model.
         ported: Its calibrated port.
         batches: Inputs neither was calibrated on.
-        meter: Measures what passes the port.
+        meter: Sees what passes the port.
+        expected: What the float model gives for the batches; computed here if empty.
     """
     difference = power = cosine = pooled = agreement = 0.0
     tokens = inputs = 0
     has_logits = False
-    for batch in batches:
-        valid = valid_tokens(batch)
+    for i, batch in enumerate(batches):
+        valid = token_mask(batch)
         with torch.no_grad():
-            expected = model(**batch)
+            true = expected[i] if expected else model(**batch)
             with ported.run.watching(meter, valid):
                 got = ported.model(**batch)
-        has_logits = hasattr(expected, "logits")
-        x, y = first_output(expected).double(), first_output(got).double()
+        has_logits = hasattr(true, "logits")
+        x, y = first_output(true).double(), first_output(got).double()
         if valid is None or x.shape[:2] != valid.shape:
             valid = torch.ones(x.shape[: max(1, x.dim() - 1)], dtype=torch.bool)
         difference += float((x - y)[valid].square().sum())
@@ -190,7 +223,7 @@ def site_reports(
         reports.append(
             SiteReport(
                 name=site.name,
-                layer=layer_of(site.name),
+                layer=layer_name(site.name),
                 kind=site.kind,
                 code=site.code.name,
                 steps=site.code.steps,
@@ -224,7 +257,7 @@ def circuit_reports(stats: Sequence[CircuitStats], tokens: int) -> list[CircuitR
     return [
         CircuitReport(
             name=name,
-            layer=layer_of(name),
+            layer=layer_name(name),
             kind=kind,
             values=total(group, "values") / tokens,
             neurons=total(group, "neurons") / tokens,
@@ -258,7 +291,7 @@ def counts(
         left: Non-linear float operations found in the port, if functions run on spikes.
     """
     populations: list[SiteReport | CircuitReport] = [*reports, *circuits]
-    valid = valid_tokens(batch)
+    valid = token_mask(batch)
     positions = float(batch_size(batch)) if valid is None else float(valid.numel())
     if valid is None and isinstance(batch.get("input_ids"), Tensor):
         positions = float(batch["input_ids"].numel())
@@ -297,11 +330,11 @@ def site_dimensions(
         UnsupportedError: The model has no site, or cannot be ported.
         RangeError: NaN, infinity or constant values at a site, which is named.
     """
-    opened = open_up(model, rows_of(batches[0], slice(0, 2)))
+    opened = discover(model, rows_of(batches[0], slice(0, 2))).template
     rows = _Rows(opened.run, make)
     for done, batch in enumerate(batches, 1):
         rows.seen.clear()
-        with torch.no_grad(), opened.run.watching(rows, valid_tokens(batch)):
+        with torch.no_grad(), opened.run.watching(rows, token_mask(batch)):
             opened.model(**batch)
         progress.update("run the model", done, len(batches))
     found = rows.estimators
@@ -372,9 +405,7 @@ class _FirstLinear(Watcher):
             self.seen.append((site, x))
 
 
-def record_raster(
-    ported: Ported, batch: Batch, describe: Callable[[Tensor], tuple[str, list[str]]] | None
-) -> Raster | None:
+def record_raster(ported: Ported, batch: Batch) -> Raster | None:
     """The spikes of the first row of a batch at the model's first linear site."""
     row = rows_of(batch, slice(0, 1))
     watcher = _FirstLinear()
@@ -384,20 +415,18 @@ def record_raster(
     if not seen:
         return None
     site, x = seen[0]
-    valid = valid_tokens(row)
+    valid = token_mask(row)
     kept = slice(None) if valid is None else valid[0]
     shown = min(RASTER_NEURONS, x.shape[-1])
     words = site.words(x)[0, kept, :shown]
     steps = [s.bool().view(*words.shape, -1) for _, s in spike_steps(site.code, words)]
     spikes = torch.stack(steps).permute(0, 3, 1, 2)  # [steps, neurons, tokens, shown]
-    text, labels = f"first held-back input of {x.shape[1]} tokens", None
-    if describe is not None and "input_ids" in row:
-        text, labels = describe(row["input_ids"][0][kept])
-    count = spikes.shape[2]
+    ids = row["input_ids"][0][kept].tolist() if "input_ids" in row else None
     return Raster(
-        text=text,
+        text=f"first held-back input of {x.shape[1]} tokens",
         site=site.name,
-        tokens=tuple(labels or [str(i) for i in range(count)])[:count],
+        tokens=tuple(str(i) for i in range(spikes.shape[2])),
+        token_ids=None if ids is None else tuple(ids[: spikes.shape[2]]),
         neurons=shown * site.code.neurons,
         steps=site.code.steps,
         spikes=tuple(
@@ -414,15 +443,6 @@ def count_spikes(code: WeightedCode, integers: Tensor) -> Tensor:
     every = torch.arange(code.levels + 1, dtype=torch.float32)
     table = code.encode_integers(every).sum(tuple(range(code.neurons)))
     return table.to(integers.dtype)[integers.abs().long()]
-
-
-def layer_of(name: str) -> str:
-    """The block a module is in: its path up to and including the first number."""
-    parts = name.split(".")
-    for i, part in enumerate(parts):
-        if part.isdigit():
-            return ".".join(parts[: i + 1])
-    return name
 
 
 def _pool(x: Tensor, valid: Tensor) -> Tensor:

@@ -1,24 +1,21 @@
-"""Port a pretrained transformer to spikes: choose the steps, calibrate, verify, measure."""
+"""Port a pretrained transformer to spikes: plan the steps, calibrate, measure, report."""
 
-import copy
-import fnmatch
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from isospike import codes
-from isospike.codes import CODES, Law, WeightedCode, fit_law
-from isospike.errors import RangeError, UnsupportedError
+from isospike.codes import CODES
+from isospike.errors import InputError
+from isospike.hf.batches import Batch, rows_of
 from isospike.porting.audit import AuditReport, audit
-from isospike.porting.calibrate import Batch, batch_size, calibrate, merge, rows_of, valid_tokens
+from isospike.porting.discover import discover
 from isospike.porting.files import model_files, tokenizer_files
-from isospike.porting.instrument import open_up
+from isospike.porting.inputs import Inputs
+from isospike.porting.instrument import own_memory
 from isospike.porting.measure import (
     Comparison,
     Meter,
@@ -28,31 +25,28 @@ from isospike.porting.measure import (
     record_raster,
     site_reports,
 )
+from isospike.porting.plan import (
+    Builder,
+    Built,
+    Steps,
+    Target,
+    check_code,
+    check_steps,
+    make_planner,
+)
 from isospike.porting.ported import Ported
-from isospike.porting.product import EXACT_LEVELS
-from isospike.porting.records import CurvePoint
 from isospike.porting.report import PortReport
-from isospike.porting.run import ATTRIBUTE, Mode
-from isospike.porting.sensitivity import assign_amplitudes, max_sensitivity, measure_channels
-from isospike.porting.water_filling import Channels, check_allocation, water_fill
+from isospike.porting.run import Mode
+from isospike.porting.sweep import sweep as sweep_codes
+from isospike.progress import update
 from isospike.report.files import write_folder
 from isospike.report.result import Provenance
 
-DEFAULT_CODE = "signed-digit"
-DEFAULT_STEPS = 8
-CURVE_ROWS = 32  # calibration rows per point of the curve; a quarter as many are held back
 AUDIT_ROWS = 2
-ROUNDS = 5  # most calibrations that correct an allocation
-NEAR = 0.96  # share of the target that an allocation may stay below
-
-Describe = Callable[[Tensor], tuple[str, list[str]]]
-Progress = Callable[[str, int, int], None]
-Given = Callable[[Ported], None]  # gives the sites of an opened-up model their codes
-Make = Callable[[Given], tuple[Ported, float]]
 
 
 @dataclass(frozen=True)
-class PortResult:
+class Port:
     """A ported model and what was measured about it.
 
     Attributes:
@@ -62,6 +56,30 @@ class PortResult:
 
     model: nn.Module
     report: PortReport
+    _builder: Builder = field(repr=False, compare=False)
+
+    def sweep(self, codes: Sequence[str] = tuple(CODES)) -> "Port":
+        """The same port with the error of other codes and numbers of steps in its report.
+
+        Args:
+            codes: Their names; all by default.
+
+        Raises:
+            InputError: There is no such code.
+        """
+        for code in codes:
+            check_code(code)
+        return replace(self, report=replace(self.report, curve=sweep_codes(self._builder, codes)))
+
+    def labelled(self, tokenizer: Any) -> "Port":
+        """The same port with the words of the tokens in its report's raster.
+
+        Args:
+            tokenizer: Of the model.
+        """
+        raster = self.report.raster
+        labelled = None if raster is None else raster.labelled(tokenizer)
+        return replace(self, report=replace(self.report, raster=labelled))
 
     def save(self, folder: str | Path, tokenizer: Any = None) -> Path:
         """Write the model, its report and its tokenizer to a folder, all or nothing.
@@ -87,462 +105,153 @@ class PortResult:
 
 def port(
     model: nn.Module,
-    batches: Sequence[Batch],
+    calibration: Sequence[Batch],
     *,
-    code: str = DEFAULT_CODE,
-    steps: int | Mapping[str, int] | None = None,
-    max_error: float | None = None,
-    allocate: bool = False,
+    code: str = "signed-digit",
+    steps: Steps = 8,
+    evaluation: Sequence[Batch] | None = None,
     execution: str = "collapsed",
     precision: str = "exact",
-    nonlinear: str = "float",
-    held_back: Sequence[Batch] | None = None,
-    curve: Sequence[str] = (),
+    functions: str = "float",
+    sweep: Sequence[str] = (),
     generator: torch.Generator | None = None,
-    name: str | None = None,
-    describe: Describe | None = None,
-    progress: Progress | None = None,
-) -> PortResult:
+) -> Port:
     """Port a pretrained transformer to binary spikes, without training.
 
-    Every matrix product of the copy reads spikes: the input of each linear layer, and the queries,
-    keys, values and probabilities of attention. Softmax, normalisation and activation functions
-    stay in float at the soma, or run on spikes too. See :mod:`isospike.porting.product` and
-    :mod:`isospike.porting.functions` for the equations.
-
-    *Error* is the relative root-mean-square error of the model's first output over the unpadded
-    tokens of held-back batches.
+    Every matrix product of the copy reads spikes: :mod:`isospike.porting.product`,
+    :mod:`isospike.porting.attention`. *Error* is the relative root-mean-square error of the first
+    output over the unpadded tokens of evaluation batches.
 
     Args:
         model: A PyTorch transformer, usually from Hugging Face; it is not changed.
-        batches: Keyword arguments of the model, e.g. ``{"input_ids": ..., "attention_mask":
-            ...}``. A few hundred sentences are enough. They go through the model at once, twice as
-            wide.
+        calibration: Keyword arguments of the model, a few hundred sentences, such as
+            ``{"input_ids": ..., "attention_mask": ...}``. They go through the model at once.
         code: ``signed-digit``, ``half-octave``, ``phase``, ``rate``, ``bernoulli`` or ``latency``.
-        steps: Time steps, the same for all sites, or by site name: ``{"*": 8, "*.output.dense":
-            6}``, later patterns first. 8 if neither ``steps`` nor ``max_error`` is given.
-        max_error: Instead of ``steps``: the smallest number of steps whose predicted error is
-            within it, raised further if the measured one is not.
-        allocate: With ``max_error`` and a code of digits: give every channel the resolution with
-            which all values add the same error to the output, and every site the steps it needs for
-            that, so that the error costs the fewest spikes. See
-            :mod:`isospike.porting.water_filling`.
-        execution: ``collapsed`` (one product on the integers that spikes spell) or ``stepped`` (the
-            specification). Up to 255 levels the two agree bit for bit in float32.
+        steps: Time steps; by site name, as ``{"*": 8, "*.output.dense": 6}``, later patterns
+            first; or a :class:`Target`.
+        evaluation: Batches to measure on; the last quarter of ``calibration`` if None.
+        execution: ``collapsed`` (one product on the integers that spikes carry) or ``stepped`` (the
+            specification); up to 255 levels the same bits.
         precision: ``exact``, or ``fast`` for bfloat16 products (collapsed, up to 256 levels).
-        nonlinear: ``float``: softmax, normalisation, activations and gates stay in float.
-            ``spiking``: they run on spikes, and no float operation is left but to add, to compare
-            and to reset; where a module has no circuit, the port is refused and names it.
-        held_back: Batches for the measurements; the last quarter of ``batches`` if not given.
-        curve: Codes to sweep for the report's plot of error against steps.
-        generator: Source of randomness of the Bernoulli code, for the port too; torch's global one
-            if None.
-        name: Name of the model in the report.
-        describe: Text and token labels of a row of ``input_ids``, for the report's raster.
-        progress: Called with what is being done, how many parts are done and how many there are.
+        functions: What is not a product, in ``float`` or ``spiking``.
+        sweep: Codes to draw error against steps for, as :meth:`Port.sweep` does.
+        generator: Source of randomness of the Bernoulli code; torch's global one if None.
 
     Returns:
         The ported model and its report.
 
     Raises:
-        UnsupportedError: A matrix product, or with ``nonlinear="spiking"`` a function, that cannot
-            be ported; the message names its module.
-        RangeError: A number out of range, ``max_error`` below the floor of the law, NaN in weights
-            or activations, or batches without tokens.
+        UnsupportedError: A product or a function that cannot be ported; the message names it.
+        InputError: A code, site or batch that does not fit; NaN in weights or activations.
+        RangeError: A number out of range, or a target below what the code can reach.
     """
-    _check_arguments(code, steps, max_error, allocate, curve)
-    known = steps if isinstance(steps, int) else DEFAULT_STEPS
-    mode = Mode(execution, precision, nonlinear)
-    mode.check("port", codes.code(code, known).levels)
-    _check_model(model)
-    calibration, held = _split(batches, held_back)
-    tell = progress or (lambda what, done, total: None)
-    reference = model if not model.training else copy.deepcopy(model).eval()
-    sample = rows_of(calibration[0], slice(0, 2))
-    if not open_up(reference, sample).sites:
-        raise UnsupportedError(
-            f"port needs a model with matrix products, got a {type(model).__name__} without. Give "
-            "a transformer."
-        )
-    merged = merge(calibration)
-
-    def make(given: Given) -> tuple[Ported, float]:
-        """A calibrated port and its error on the calibration inputs."""
-        ported = open_up(reference, sample, nonlinear)
-        ported.seed(generator)
-        given(ported)
-        expected, got = calibrate(ported, merged)
-        return ported, _relative_error(expected, got, valid_tokens(merged))
-
-    law = predicted = None
-    shares: dict[str, float] = {}
-    if allocate and max_error is not None:
-        opened = open_up(reference, sample)
-        ported, plan = _allocated(opened, calibration, make, code, max_error, precision, tell)
-        tell("measure", 0, 1)
-        comparison, meter = _measured(reference, ported, held)
-        for _ in range(ROUNDS):
-            if comparison.error <= max_error:
-                break
-            aim = max_error * 0.99 * plan.reached / comparison.error
-            ported, plan = _allocated(opened, calibration, make, code, aim, precision, tell, plan)
-            comparison, meter = _measured(reference, ported, held)
-        predicted, shares = plan.predicted, plan.share
-        assigned = {site.name: site.code.steps for site in ported.sites}
-        highest = max(assigned.values())
-    else:
-        if max_error is not None:
-            law = _fit(code, make, tell)
-            steps, predicted = _choose(law, max_error)
-        steps = DEFAULT_STEPS if steps is None else steps
-        assigned = _assignment(reference, sample, code, steps)
-        highest = max(assigned.values())
-        mode.check("port", codes.code(code, highest).levels)
-        tell("calibrate", 0, 1)
-        ported, _ = make(_codes(lambda site: codes.code(code, assigned[site])))
-        tell("calibrate", 1, 1)
-        tell("measure", 0, 1)
-        comparison, meter = _measured(reference, ported, held)
-        while max_error is not None and law and comparison.error > max_error:
-            raised = law.more_steps(highest, comparison.error / max_error)
-            if raised is None:
-                break
-            mode.check("port", codes.code(code, raised).levels)
-            highest = raised
-            predicted = law.error(highest)
-            assigned = dict.fromkeys(assigned, highest)
-            ported, _ = make(_uniform(code, highest))
-            comparison, meter = _measured(reference, ported, held)
-    tell("measure", 1, 1)
-    reports = site_reports(ported, meter.sites, comparison.tokens, shares)
-    circuits = circuit_reports(meter.circuits, comparison.tokens)
-    longest = max(held, key=batch_size)
-    found = _verify(ported, held[0], tell)
-    known_as = name or type(model).__name__
-    report = PortReport(
-        title=f"{known_as} on spikes",
-        provenance=Provenance.of(
-            {
-                "code": code,
-                "steps": dict(steps) if isinstance(steps, Mapping) else steps,
-                "max_error": max_error,
-                "allocate": allocate,
-                "execution": execution,
-                "precision": precision,
-                "functions": nonlinear,
-            }
-        ),
-        model=known_as,
-        code=code,
-        steps=highest,
-        steps_by_site={s: n for s, n in assigned.items() if n != highest},
-        execution=execution,
-        precision=precision,
-        max_error=max_error,
-        reached=max_error is None or comparison.error <= max_error,
-        error_predicted=predicted,
-        error=comparison.error,
-        error_fast=None,
-        cosine=comparison.cosine,
-        cosine_pooled=comparison.cosine_pooled,
-        agreement=comparison.agreement,
-        law=law,
-        curve=_sweep(reference, curve, merged, held, tell, nonlinear, generator),
-        sites=tuple(reports),
-        raster=record_raster(ported, held[0], describe),
-        counts=counts(
-            reference,
-            ported,
-            reports,
-            longest,
-            comparison.tokens / comparison.inputs,
-            circuits,
-            found.nonlinear_ops if nonlinear == "spiking" else None,
-        ),
-        exceptions=found.exceptions,
-        calibration_tokens=_count_tokens(calibration),
-        held_out_tokens=comparison.tokens,
-        functions=nonlinear,
-        circuits=tuple(circuits),
-    )
-    ported.run.mode = mode
-    if mode.fast:
-        report = replace(report, error_fast=compare(reference, ported, held).error)
-    return PortResult(ported.model, report)
+    mode = _check_request(model, code, steps, sweep, Mode(execution, precision, functions))
+    inputs = Inputs.of(calibration, evaluation)
+    builder = Builder(discover(model, inputs.sample, functions), inputs, mode, generator)
+    planner = make_planner(builder, code, steps)
+    built = planner.first()
+    update("measure", 0, 1)
+    measured = _measure(builder, built.ported)
+    while (better := planner.better(measured[0].error)) is not None:
+        built, measured = better, _measure(builder, better.ported)
+    update("measure", 1, 1)
+    report = _report(builder, built, *measured, code, steps)
+    own_memory(built.ported, builder.discovery.template)
+    result = Port(built.ported.model, report, builder)
+    return result.sweep(sweep) if sweep else result
 
 
-def _measured(
-    model: nn.Module, ported: Ported, batches: Sequence[Batch]
-) -> tuple[Comparison, Meter]:
-    meter = Meter(ported.run, dimension=True)
-    return compare(model, ported, batches, meter), meter
-
-
-def _check_arguments(
-    code: str,
-    steps: int | Mapping[str, int] | None,
-    max_error: float | None,
-    allocate: bool,
-    curve: Sequence[str],
-) -> None:
-    for each in (code, *curve):
-        if each not in CODES:
-            raise RangeError(
-                f"port needs a code among {', '.join(CODES)}, got {each!r}. Choose one of them."
-            )
-    if steps is not None and max_error is not None:
-        raise RangeError(
-            f"port needs steps or max_error, got both ({steps} and {max_error:g}). Give one of "
-            "them."
-        )
-    if max_error is not None and not (math.isfinite(max_error) and max_error > 0):
-        raise RangeError(f"port needs a positive max_error, got {max_error:g}. Try 0.05.")
-    if allocate:
-        check_allocation(code)
-        if max_error is None:
-            raise RangeError(
-                "port needs max_error to allocate steps for, got none. Give the error, such as "
-                "0.05."
-            )
-    for each_steps in steps.values() if isinstance(steps, Mapping) else [steps]:
-        if each_steps is not None:
-            codes.code(code, each_steps)
-
-
-def _check_model(model: nn.Module) -> None:
-    if ATTRIBUTE in vars(model):
-        raise UnsupportedError(
-            f"port needs a float model, got a {type(model).__name__} that is already ported. Port "
-            "the original."
-        )
+def _check_request(
+    model: nn.Module, code: str, steps: Steps, sweep: Sequence[str], mode: Mode
+) -> Mode:
+    """The mode, once all that can be refused before the inputs are seen was not."""
+    for each in (code, *sweep):
+        check_code(each)
+    check_steps(code, steps)
+    known = CODES[code](steps if isinstance(steps, int) else 8)
+    mode.check("port", known.levels)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise RangeError(
+            raise InputError(
                 f"port needs finite weights, got NaN or infinity in {name} "
                 f"({int((~tensor.isfinite()).sum())} of {tensor.numel()}). Check the model's files."
             )
+    return mode
 
 
-def _split(
-    batches: Sequence[Batch], held_back: Sequence[Batch] | None
-) -> tuple[list[Batch], list[Batch]]:
-    """Calibration and held-back batches, checked."""
-    given = list(batches)
-    if not given:
-        raise RangeError("port needs at least one batch, got none. Give some real inputs.")
-    for kind, group in (("batch", given), ("held-back batch", list(held_back or []))):
-        for i, batch in enumerate(group):
-            if not isinstance(batch, Mapping):
-                raise RangeError(
-                    f"port needs batches of keyword arguments, got {type(batch).__name__} as "
-                    f"{kind} {i}. "
-                    'Pass dictionaries such as {"input_ids": ...}.'
-                )
-            valid = valid_tokens(batch)
-            if batch_size(batch) == 0 or (valid is not None and not bool(valid.any())):
-                raise RangeError(
-                    "port needs at least one unpadded token per batch, got only padding in "
-                    f"{kind} {i}. Remove it."
-                )
-    if held_back:
-        return given, list(held_back)
-    if len(given) > 1:
-        kept = max(1, len(given) // 4)
-        return given[:-kept], given[-kept:]
-    rows = batch_size(given[0])
-    if rows < 2:
-        raise RangeError(
-            "port needs one input to calibrate on and one to hold back, got 1 input. Give more of "
-            "them."
-        )
-    cut = rows - max(1, rows // 4)
-    return [rows_of(given[0], slice(0, cut))], [rows_of(given[0], slice(cut, None))]
+def _measure(builder: Builder, ported: Ported) -> tuple[Comparison, Meter]:
+    meter = Meter(ported.run, dimension=True)
+    model, batches = builder.discovery.model, builder.inputs.evaluation
+    return compare(model, ported, batches, meter), meter
 
 
-def _assignment(
-    model: nn.Module, sample: Batch, code: str, steps: int | Mapping[str, int]
-) -> dict[str, int]:
-    """Steps of every site."""
-    names = [site.name for site in open_up(model, sample).sites]
-    if not isinstance(steps, Mapping):
-        codes.code(code, steps)
-        return dict.fromkeys(names, steps)
-    assigned = {}
-    for name in names:
-        matching = [n for pattern, n in steps.items() if fnmatch.fnmatchcase(name, pattern)]
-        if not matching:
-            raise RangeError(
-                f"port needs steps for every site, got none for {name}. Add a default: "
-                f'{{"*": 8, ...}}.'
-            )
-        assigned[name] = matching[-1]
-    for pattern in steps:
-        if not fnmatch.filter(names, pattern):
-            raise RangeError(
-                f"port needs steps by site names, got {pattern!r} which matches none of "
-                f"{len(names)} sites such as {names[0]}. See the names in report.sites."
-            )
-    return assigned
+def _report(
+    builder: Builder, built: Built, comparison: Comparison, meter: Meter, code: str, steps: Steps
+) -> PortReport:
+    """The report of a port, which from then on runs as it was asked to."""
+    model, inputs, mode = builder.discovery.model, builder.inputs, builder.mode
+    ported, plan, _ = built
+    sites = site_reports(ported, meter.sites, comparison.tokens, plan.share)
+    circuits = circuit_reports(meter.circuits, comparison.tokens)
+    assigned = {site.name: site.code.steps for site in ported.sites}
+    highest = max(assigned.values())
+    target = steps.error if isinstance(steps, Target) else None
+    found = _verify(ported, inputs.evaluation[0])
+    left = found.nonlinear_ops if mode.spiking else None
+    raster = record_raster(ported, inputs.evaluation[0])
+    tokens = comparison.tokens / comparison.inputs
+    ported.run.mode = mode
+    fast = compare(model, ported, inputs.evaluation).error if mode.fast else None
+    return PortReport(
+        title=f"{_name(model)} on spikes",
+        provenance=_provenance(code, steps, mode),
+        model=_name(model),
+        code=code,
+        steps=highest,
+        steps_by_site={s: n for s, n in assigned.items() if n != highest},
+        execution=mode.execution,
+        precision=mode.precision,
+        max_error=target,
+        reached=target is None or comparison.error <= target,
+        error_predicted=plan.predicted,
+        error=comparison.error,
+        error_fast=fast,
+        cosine=comparison.cosine,
+        cosine_pooled=comparison.cosine_pooled,
+        agreement=comparison.agreement,
+        law=plan.law,
+        curve=(),
+        sites=tuple(sites),
+        raster=raster,
+        counts=counts(model, ported, sites, inputs.longest, tokens, circuits, left),
+        exceptions=found.exceptions,
+        calibration_tokens=inputs.calibration_tokens,
+        held_out_tokens=comparison.tokens,
+        functions=mode.functions,
+        circuits=tuple(circuits),
+    )
 
 
-def _codes(code_of: Callable[[str], WeightedCode]) -> Given:
-    """Give sites their codes by name."""
-    return lambda ported: ported.assign(code_of)
-
-
-def _uniform(code: str, steps: int) -> Given:
-    """Give every site the same code."""
-    fixed = codes.code(code, steps)
-    return _codes(lambda site: fixed)
-
-
-def _fit(code: str, make: Make, tell: Progress) -> Law:
-    errors = {}
-    fit_steps = CODES[code].fit_steps
-    for done, steps in enumerate(fit_steps):
-        tell("fit the error law", done, len(fit_steps))
-        _, errors[steps] = make(_uniform(code, steps))
-    tell("fit the error law", len(fit_steps), len(fit_steps))
-    return fit_law(code, errors)
-
-
-def _choose(law: Law, max_error: float) -> tuple[int, float]:
-    if max_error <= law.floor:
-        raise RangeError(
-            f"port needs max_error above the floor of its law, {law.floor:.3g}, got "
-            f"{max_error:.3g}: no number of {law.code} steps reaches it. Ask for more error, or "
-            "try another code."
-        )
-    steps = law.fewest_steps(max_error) or law.kind.search_limit
-    return steps, law.error(steps)
-
-
-class _Plan(NamedTuple):
-    """An allocation and what came of it on the calibration inputs.
-
-    Attributes:
-        channels: What it was made from.
-        most: Most steps of a site.
-        aim: Error that the water level was set for.
-        predicted: Error that its theory predicts.
-        reached: Error measured.
-        share: By site, its part of the squared error, predicted.
-    """
-
-    channels: dict[str, Channels]
-    most: int
-    aim: float
-    predicted: float
-    reached: float
-    share: dict[str, float]
-
-
-def _allocated(
-    opened: Ported,
-    batches: Sequence[Batch],
-    make: Make,
-    code: str,
-    target: float,
-    precision: str,
-    tell: Progress,
-    plan: _Plan | None = None,
-) -> tuple[Ported, _Plan]:
-    """A port whose error on the calibration inputs lies just below ``target``.
-
-    Sensitivities are measured at the float model, then where its own rounding takes it. What first
-    order leaves out is found by porting: the aim moves until the error is right, and sites get more
-    steps where their ranges hold it up.
-    """
-    longest = CODES[code].search_limit
-    if plan is None:
-        tell("measure sensitivities", 0, 2)
-        channels = measure_channels(opened, batches)
-        tell("measure sensitivities", 1, 2)
-        wanted = water_fill(channels, target).amplitude
-        channels = max_sensitivity(channels, measure_channels(opened, batches, wanted))
-        tell("measure sensitivities", 2, 2)
-        most = max(t for t in range(1, longest + 1) if codes.code(code, t).levels <= EXACT_LEVELS)
-        aim = target
+def _provenance(code: str, steps: Steps, mode: Mode) -> Provenance:
+    if isinstance(steps, Target):
+        plain: Any = asdict(steps)
     else:
-        channels, most, aim = plan.channels, plan.most, plan.aim * target / max(plan.reached, 1e-12)
-    best = before = None
-    for done in range(ROUNDS):
-        tell("allocate steps", done, ROUNDS)
-        found = water_fill(channels, aim)
-        ported, error = make(partial(assign_amplitudes, allocation=found, code=code, most=most))
-        now = ported, _Plan(channels, most, aim, found.error, error, found.share)
-        if best is None or _rank(error, target) < _rank(best[1].reached, target):
-            best = now
-        if NEAR * target <= error <= target:
-            break
-        if before is not None and error > target:
-            stuck = error / before[1] > (aim / before[0]) ** 0.5 and aim < before[0]
-            if stuck and most < longest and precision != "fast":
-                most = min(longest, most + 2 * (CODES[code].steps_per_octave or 1))
-        before = aim, error
-        aim *= min(3.0, max(0.2, (1 + NEAR) / 2 * target / max(error, 1e-12)))
-    tell("allocate steps", ROUNDS, ROUNDS)
-    return now if best is None else best
+        plain = dict(steps) if isinstance(steps, Mapping) else steps
+    return Provenance.of({"code": code, "steps": plain, **asdict(mode)})
 
 
-def _rank(error: float, target: float) -> tuple[bool, float]:
-    """Smallest for the error nearest to a target that is within it, or else the smallest."""
-    return error > target, abs(error - target)
-
-
-def _sweep(
-    model: nn.Module,
-    codes: Sequence[str],
-    merged: Batch,
-    held: Sequence[Batch],
-    tell: Progress,
-    nonlinear: str,
-    generator: torch.Generator | None,
-) -> tuple[CurvePoint, ...]:
-    """Error and spikes of every code at a few numbers of steps, on fewer inputs."""
-    calibration = rows_of(merged, slice(0, CURVE_ROWS))
-    sample = rows_of(merged, slice(0, 2))
-    few = [rows_of(held[0], slice(0, CURVE_ROWS // 4))]
-    cells = [(code, steps) for code in codes for steps in CODES[code].sweep_steps]
-    points = []
-    for done, (code, steps) in enumerate(cells):
-        tell("compare codes", done, len(cells))
-        ported = open_up(model, sample, nonlinear)
-        ported.seed(generator)
-        _uniform(code, steps)(ported)
-        calibrate(ported, calibration)
-        meter = Meter(ported.run, dimension=False)
-        comparison = compare(model, ported, few, meter)
-        spikes = sum((s.spikes for s in meter.sites.values()), 0.0)
-        spikes = sum((c.spikes for c in meter.circuits), spikes) / comparison.tokens
-        points.append(CurvePoint(code, steps, comparison.error, spikes))
-    if cells:
-        tell("compare codes", len(cells), len(cells))
-    return tuple(points)
-
-
-def _verify(ported: Ported, batch: Batch, tell: Progress) -> AuditReport:
+def _verify(ported: Ported, batch: Batch) -> AuditReport:
     """Run stepped under audit."""
-    tell("audit the stepped run", 0, 1)
+    update("audit the stepped run", 0, 1)
     with ported.run.switched(execution="stepped"):
         found = audit(ported.model, rows_of(batch, slice(0, AUDIT_ROWS)))
-    tell("audit the stepped run", 1, 1)
+    update("audit the stepped run", 1, 1)
     return found
 
 
-def _relative_error(expected: Tensor, got: Tensor, valid: Tensor | None) -> float:
-    if valid is not None and expected.shape[:2] == valid.shape:
-        expected, got = expected[valid], got[valid]
-    return float((expected - got).norm() / expected.norm().clamp_min(1e-30))
-
-
-def _count_tokens(batches: Sequence[Any]) -> int:
-    total = 0
-    for batch in batches:
-        valid = valid_tokens(batch)
-        ids = batch.get("input_ids")
-        if valid is not None:
-            total += int(valid.sum())
-        else:
-            total += ids.numel() if isinstance(ids, Tensor) else batch_size(batch)
-    return total
+def _name(model: nn.Module) -> str:
+    """What a model is called: its folder or its name on the hub, or else its class."""
+    place = getattr(model, "name_or_path", None)
+    if not isinstance(place, str) or not place:
+        return type(model).__name__
+    return Path(place).resolve().name if Path(place).is_dir() else place

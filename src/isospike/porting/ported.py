@@ -1,6 +1,6 @@
 """A model on spikes, with the parts that port, measurements and files need of it."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -59,10 +59,10 @@ class Ported:
                 seen.setdefault(id(site), site)
         return tuple(seen.values())
 
-    def assign(self, code_of: Callable[[str], WeightedCode]) -> None:
-        """Give every site its code, before calibration."""
+    def assign(self, codes: Mapping[str, WeightedCode]) -> None:
+        """Give every site its code, by name, before calibration."""
         for site in self.sites:
-            site.code = code_of(site.name)
+            site.code = codes[site.name]
 
     def seed(self, generator: torch.Generator | None) -> None:
         """Have the sites of the Bernoulli code draw from ``generator``."""

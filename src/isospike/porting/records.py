@@ -1,6 +1,7 @@
 """What is recorded of a port, part by part."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Raster:
         neurons: Number of neurons shown (the first ones).
         steps: Time steps per token.
         spikes: ``(token, step, neuron)`` triples; the OFF neurons come after the ON neurons.
+        token_ids: Numbers of the tokens in the model's vocabulary; None if it reads none.
     """
 
     text: str
@@ -104,6 +106,19 @@ class Raster:
     neurons: int
     steps: int
     spikes: tuple[tuple[int, int, int], ...]
+    token_ids: tuple[int, ...] | None = None
+
+    def labelled(self, tokenizer: Any) -> "Raster":
+        """The same with the words of the tokens.
+
+        Args:
+            tokenizer: Of the model; anything with a ``decode`` as those of transformers.
+        """
+        if self.token_ids is None:
+            return self
+        ids = list(self.token_ids)
+        words = tuple(tokenizer.decode([i]) for i in ids)
+        return replace(self, text=tokenizer.decode(ids, skip_special_tokens=True), tokens=words)
 
 
 @dataclass(frozen=True)

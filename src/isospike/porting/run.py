@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from isospike.errors import RangeError, UnsupportedError
+from isospike.errors import InputError, RangeError, UnsupportedError
+from isospike.hf.batches import token_rows
 from isospike.porting.sites import Site
 
 EXECUTIONS = ("collapsed", "stepped")
@@ -48,7 +49,16 @@ class Mode:
         return self.functions == "spiking"
 
     def check(self, who: str, levels: int = 0) -> None:
-        """Raise RangeError unless a port whose codes have up to ``levels`` levels can run so."""
+        """Raise unless a port whose codes have up to ``levels`` levels can run like this.
+
+        Args:
+            who: The function that the user called.
+            levels: Of the longest code.
+
+        Raises:
+            InputError: A setting that does not exist.
+            RangeError: More levels than a fast port can have.
+        """
         for name, known in (
             ("execution", EXECUTIONS),
             ("precision", PRECISIONS),
@@ -56,7 +66,7 @@ class Mode:
         ):
             value = getattr(self, name)
             if value not in known:
-                raise RangeError(
+                raise InputError(
                     f"{who} needs {name} among {', '.join(known)}, got {value!r}. Choose one of "
                     "them."
                 )
@@ -190,10 +200,7 @@ class Run:
 
     def rows(self, x: Tensor) -> Tensor:
         """Unpadded tokens of ``x [batch, tokens, channels]``; all of them where no mask fits."""
-        mask = self.token_mask
-        if mask is not None and x.shape[:2] == mask.shape and x.dim() == 3:
-            return x[mask]
-        return x.reshape(-1, x.shape[-1])
+        return token_rows(x, self.token_mask)
 
 
 def run_of(model: nn.Module) -> Run:

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from isospike import codes
 from isospike.errors import RangeError
+from isospike.hf.batches import Batch, first_output, over_tokens, token_mask
 from isospike.porting.attention import MAX_INTEGER_GAIN, SpikingAttention
-from isospike.porting.calibrate import Batch, first_output, valid_tokens
 from isospike.porting.ported import Ported
 from isospike.porting.run import Watcher
 from isospike.porting.sites import Site
@@ -68,7 +67,7 @@ def measure_channels(
     count = dict.fromkeys(by_name, 0.0)
     power = tokens = 0.0
     for i, batch in enumerate(batches):
-        mask = valid_tokens(batch)
+        mask = token_mask(batch)
         probe = _Probe(mask, wanted)
         with torch.enable_grad(), opened.run.watching(probe, mask):
             y = first_output(opened.model(**batch))
@@ -118,22 +117,20 @@ def max_sensitivity(a: Mapping[str, Channels], b: Mapping[str, Channels]) -> dic
     }
 
 
-def assign_amplitudes(ported: Ported, allocation: Allocation, code: str, most: int) -> None:
+def assign_amplitudes(ported: Ported, allocation: Allocation) -> None:
     """Have every site take an allocation's amplitudes when its range is fitted.
 
-    A site that the first output does not depend on, a pooler say, is fitted with the most steps:
-    another output may depend on it.
+    A site that the first output does not depend on, a pooler say, keeps the code it has: another
+    output may depend on it.
 
     Args:
-        ported: A freshly opened-up model.
+        ported: A fresh port whose sites have the longest code that they may have.
         allocation: Its amplitudes by site.
-        code: Name of the code.
-        most: Most steps of a site.
     """
     for site in ported.sites:
-        wanted = allocation.amplitude.get(site.name)
-        site.wanted = None if wanted is None or bool(wanted.isinf().all()) else wanted
-        site.code = codes.code(code, most)
+        amplitude = allocation.amplitude.get(site.name)
+        silent = amplitude is None or bool(amplitude.isinf().all())
+        site.wanted = None if silent else amplitude
     for module in ported.products:
         if isinstance(module, SpikingAttention):
             _balance(module)
@@ -162,14 +159,9 @@ def _over_channels(site: Site, x: Tensor) -> Tensor:
     return x.sum(axes, dtype=torch.float64).view(shape)
 
 
-def _live(site: Site, x: Tensor, valid: Tensor | None) -> Tensor:
+def _live(site: Site, x: Tensor, mask: Tensor | None) -> Tensor:
     """1 where a value belongs to an unpadded token, broadcastable to ``x``."""
     if site.kind == "probability":
         return (x > 0).to(x.dtype)
-    if valid is None:
-        return x.new_ones(())
-    if x.dim() == 3 and x.shape[:2] == valid.shape:
-        return valid[:, :, None].to(x.dtype)
-    if x.dim() == 4 and (x.shape[0], x.shape[2]) == tuple(valid.shape):
-        return valid[:, None, :, None].to(x.dtype)
-    return x.new_ones(())
+    mask = over_tokens(mask, x)
+    return x.new_ones(()) if mask is None else mask.to(x.dtype)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from isospike.codes import CODES
+from isospike.codes import CODES, WeightedCode
 from isospike.codes.law import water_level
 from isospike.errors import RangeError, UnsupportedError
 
@@ -54,13 +54,13 @@ class Allocation(NamedTuple):
     share: dict[str, float]
 
 
-def check_allocation(code: str) -> None:
+def check_allocation(kind: type[WeightedCode]) -> None:
     """Raise UnsupportedError unless a code's spikes follow (2)."""
-    digits = [name for name, kind in CODES.items() if kind.spikes_per_octave is not None]
-    if code not in digits:
+    if kind.spikes_per_octave is None:
+        digits = [name for name, other in CODES.items() if other.spikes_per_octave is not None]
         raise UnsupportedError(
-            f"allocation needs a code of digits, {' or '.join(digits)}, got {code!r}, whose spikes "
-            "do not grow by octaves. Use one of them, or give steps by site."
+            f"allocation needs a code of digits, {' or '.join(digits)}, got {kind.name!r}, whose "
+            "spikes do not grow by octaves. Use one of them, or give steps by site."
         )
 
 

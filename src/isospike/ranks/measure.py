@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from isospike.errors import InputError, UnsupportedError
+from isospike.hf.batches import full_token_mask
 from isospike.progress import update
 from isospike.ranks.collapse import Collapse, generic_rank, measure_collapse, measure_maps
 from isospike.ranks.heads import HeadAmbiguity, invert_heads
@@ -20,7 +21,6 @@ from isospike.ranks.record import (
     output_weight,
     quantised_input,
     record,
-    valid_mask,
 )
 
 MEASURED_WITHOUT_FIRST = ("input", "output")
@@ -388,7 +388,7 @@ def _outside(part: Tensor, span: Tensor, rank: int) -> float:
 
 def _unpadded(batch: Mapping[str, Any], x: Tensor) -> Tensor:
     """The token mask of a batch, each sequence with at least two tokens."""
-    mask: Tensor = valid_mask(batch, (x.shape[0], x.shape[1]))
+    mask: Tensor = full_token_mask(batch, (x.shape[0], x.shape[1]), "measure_ranks")
     counts = mask.sum(1)
     if int(counts.min()) < 2:
         at = int(counts.argmin())

@@ -20,12 +20,13 @@ gamma_j is 0, (H4) sigma is not in col(XP), then arank(LN X) = arank(X).
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from isospike.errors import InputError, RangeError, ShapeError, UnsupportedError
+from isospike.hf.modules import Norm, recognise
 from isospike.ranks.numerical import (
     NumericalRank,
     RoundedMatrix,
@@ -35,52 +36,6 @@ from isospike.ranks.numerical import (
 )
 
 KINDS = ("layer", "rms")
-
-
-class Norm(NamedTuple):
-    """A normalisation over channels.
-
-    >>> Norm("rms").apply(torch.tensor([[3.0, 4.0]])).square().mean().item()
-    1.0
-
-    Attributes:
-        kind: ``layer`` or ``rms``.
-        gamma: ``[d]``, None for ones.
-        beta: ``[d]``, None for zeros.
-        eps: Added to the variance or mean square.
-    """
-
-    kind: str
-    gamma: Tensor | None = None
-    beta: Tensor | None = None
-    eps: float = 0.0
-
-    def divisor(self, x: Tensor) -> Tensor:
-        """The divisor sigma of each row, ``[rows, 1]``.
-
-        Args:
-            x: The rows.
-
-        Returns:
-            The square root of the variance or mean square, plus eps.
-        """
-        centred = x - x.mean(1, keepdim=True) if self.kind == "layer" else x
-        return (centred.square().mean(1, keepdim=True) + self.eps).sqrt()
-
-    def apply(self, x: Tensor) -> Tensor:
-        """Normalise rows.
-
-        Args:
-            x: The rows.
-
-        Returns:
-            The normalised rows.
-        """
-        centred = x - x.mean(1, keepdim=True) if self.kind == "layer" else x
-        y = centred / self.divisor(x)
-        if self.gamma is not None:
-            y = y * self.gamma.to(y)
-        return y if self.beta is None else y + self.beta.to(y)
 
 
 @dataclass(frozen=True)
@@ -279,28 +234,9 @@ def find_norm(module: nn.Module) -> Norm:
     Raises:
         UnsupportedError: The module computes neither LayerNorm nor RMSNorm over the last axis.
     """
-    weight = getattr(module, "weight", None)
-    if is_norm(module) and (weight is None or isinstance(weight, Tensor)):
-        eps = next(
-            (float(e) for name in ("eps", "variance_epsilon")
-             if (e := getattr(module, name, None)) is not None),
-            torch.finfo(weight.dtype if weight is not None else torch.float32).eps,
-        )  # fmt: skip
-        shape = getattr(module, "normalized_shape", None)
-        width = len(weight) if weight is not None and weight.dim() else (shape or (0,))[-1]
-        probe = torch.linspace(-2, 3, 2 * max(width, 1)).sin().view(2, -1) + 0.5
-        gains = (None,) if weight is None else (weight.detach(), 1 + weight.detach())
-        bias = getattr(module, "bias", None)
-        if width > 1:
-            home = probe.to(weight) if weight is not None else probe
-            with torch.no_grad():
-                output = module(home).double().cpu()
-            coarse = 16 * torch.finfo(home.dtype).eps * max(1.0, float(output.abs().max()))
-            for kind in KINDS:
-                for gain in gains:
-                    norm = Norm(kind, _plain(gain), _plain(bias), eps)
-                    if float((norm.apply(home.double().cpu()) - output).abs().max()) < coarse:
-                        return norm
+    known = recognise(module)
+    if isinstance(known, Norm):
+        return known._replace(gamma=_plain(known.gamma), beta=_plain(known.beta))
     raise UnsupportedError(
         f"norm_rank needs LayerNorm or RMSNorm over the last axis, got {type(module).__name__}. "
         "Give another module, or a Norm."

@@ -6,7 +6,6 @@ Three kinds of models are understood: those of transformers that use its attenti
 time; nothing of the model is changed when it is done.
 """
 
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,20 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from isospike.errors import RangeError, ShapeError, UnsupportedError
+from isospike.errors import RangeError, UnsupportedError
+from isospike.hf.attention import routed
+from isospike.hf.batches import full_token_mask
+from isospike.hf.modules import Product, layer_name, recognise
 from isospike.models.gated_output import GatedOutputProjection
 from isospike.porting.attention import SpikingAttention
-from isospike.porting.instrument import uses_interface
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import Watcher
 from isospike.porting.sites import Site
 from isospike.ranks.norms import is_norm
-
-ATTENTION = "isospike-rank"
-_LAYER = re.compile(r"^(.*\.)?\d+(?=\.|$)")
-# What the registered attention function tells; set while a recording runs.
-_listener: Callable[[nn.Module, Tensor, Tensor], None] | None = None
 
 
 @dataclass
@@ -136,23 +132,6 @@ def record(
         )
 
 
-def valid_mask(batch: Mapping[str, Any], shape: tuple[int, int]) -> Tensor:
-    """True for the unpadded tokens, ``[batch, n]``; models may add tokens of their own in front.
-
-    Raises:
-        ShapeError: A mask that fits no such tokens.
-    """
-    mask = batch.get("attention_mask", batch.get("mask"))
-    if not isinstance(mask, Tensor):
-        return torch.ones(shape, dtype=torch.bool)
-    if mask.dim() != 2 or tuple(mask.shape) != shape:
-        raise ShapeError(
-            f"measure_ranks needs an attention_mask of shape {list(shape)}, got "
-            f"{list(mask.shape)}. Give the tokenizer's mask of these tokens."
-        )
-    return mask.bool().cpu()
-
-
 class _Recorder:
     def __init__(
         self,
@@ -171,12 +150,10 @@ class _Recorder:
 
     def contexts(self) -> Iterator[Any]:
         yield self._hooks()
-        interface = any(uses_interface(type(m)) for m in self.model.modules())  # type: ignore[arg-type]
         if any(isinstance(m, SpikingAttention) for m in self.model.modules()):
             yield self._observed()
-        elif interface and hasattr(self.model, "set_attn_implementation"):
-            yield self._routed()
         else:
+            yield routed(self.model, self._eager)
             yield _Products(self)
 
     # What is told.
@@ -201,7 +178,7 @@ class _Recorder:
 
     def check(self, x: Tensor, site: str) -> None:
         if self.valid is None:
-            self.valid = valid_mask(self.batch, (x.shape[0], x.shape[1]))
+            self.valid = full_token_mask(self.batch, (x.shape[0], x.shape[1]), "measure_ranks")
         bad = ~x.isfinite()
         if bool(bad.any()) and tuple(self.valid.shape) == tuple(x.shape[:2]):
             bad = bad & self.valid[:, :, None].to(x.device)
@@ -218,7 +195,12 @@ class _Recorder:
     @contextmanager
     def _hooks(self) -> Iterator[None]:
         handles = []
-        layers = {_layer_of(name) for name, m in self.model.named_modules() if _may_attend(m)}
+        parts = {
+            name: is_product(module)
+            for name, module in self.model.named_modules()
+            if is_product(module) or isinstance(module, SpikingAttention)
+        }
+        layers = {layer_name(name) for name in parts} - parts.keys()
         for name, module in self.model.named_modules():
             if name in layers:
                 handles += [
@@ -227,7 +209,7 @@ class _Recorder:
                 ]
             elif is_norm(module):
                 handles.append(module.register_forward_hook(self._normed))
-            elif is_product(module):
+            elif parts.get(name, False):
                 handles.append(module.register_forward_hook(self.multiplied))
         try:
             yield
@@ -264,28 +246,25 @@ class _Recorder:
         elif y.shape == self.now.x.shape:
             self.now.norms.append(found)
 
-    @contextmanager
-    def _routed(self) -> Iterator[None]:
-        """The model's attention through :func:`_attention`, which computes what eager does."""
-        from transformers import AttentionInterface
-        from transformers.masking_utils import AttentionMaskInterface, eager_mask
-
-        global _listener  # noqa: PLW0603 - transformers calls a function, by its name
-        AttentionInterface.register(ATTENTION, _attention)
-        AttentionMaskInterface.register(ATTENTION, eager_mask)
-        model: Any = self.model
-        before, outer = model.config._attn_implementation, _listener
-        model.set_attn_implementation(ATTENTION)
-
-        def listen(module: nn.Module, maps: Tensor, z: Tensor) -> None:
-            self.attend(self.names[id(module)], maps, z)
-
-        _listener = listen
-        try:
-            yield
-        finally:
-            _listener = outer
-            model.set_attn_implementation(before)
+    def _eager(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **keywords: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """What the model computes without a faster attention, recorded."""
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        if eager is None:
+            raise UnsupportedError(
+                f"measure_ranks needs a model with eager attention, got {type(module).__name__}. "
+                "Use a model of transformers that has it."
+            )
+        out, maps = eager(module, query, key, value, attention_mask, **keywords)
+        self.attend(self.names[id(module)], maps, out)
+        return out, maps
 
     @contextmanager
     def _observed(self) -> Iterator[None]:
@@ -347,30 +326,12 @@ class _Products(TorchFunctionMode):
         return out
 
 
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """The function registered with the transformers attention interface."""
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    if eager is None or _listener is None:
-        raise UnsupportedError(
-            f"measure_ranks needs a model with eager attention, got {type(module).__name__}. "
-            "Use a model of transformers that has it."
-        )
-    out, maps = eager(module, query, key, value, attention_mask, **kwargs)
-    _listener(module, maps, out)
-    return out, maps
-
-
 def is_product(module: nn.Module) -> bool:
     """Whether a module is a product with a weight: Linear, Conv1D, on spikes or with gates."""
-    known = (nn.Linear, SpikingProduct, GatedOutputProjection)
-    return isinstance(module, known) or type(module).__name__ == "Conv1D"
+    if isinstance(module, SpikingProduct | GatedOutputProjection):
+        return True
+    known = recognise(module)
+    return isinstance(known, Product) and not known.conv
 
 
 def output_weight(projection: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -385,8 +346,9 @@ def output_weight(projection: nn.Module) -> tuple[Tensor, Tensor | None]:
         amplitude, offset = projection.site.amplitude, projection.site.offset
         plain = weight / amplitude
         return plain.detach().T, (bias - plain @ offset.expand(weight.shape[1])).detach()
-    linear = isinstance(projection, nn.Linear | GatedOutputProjection)
-    return (weight.T if linear else weight).detach(), None if bias is None else bias.detach()
+    known = recognise(projection)
+    weight = known.weight if isinstance(known, Product) else weight
+    return weight.detach().T, None if bias is None else bias.detach()
 
 
 def quantised_input(projection: nn.Module, z: Tensor) -> Tensor:
@@ -395,15 +357,3 @@ def quantised_input(projection: nn.Module, z: Tensor) -> Tensor:
         return z
     site = projection.site
     return torch.addcmul(site.offset, site.integers(z), site.amplitude)
-
-
-def _may_attend(module: nn.Module) -> bool:
-    kind: Any = type(module)
-    products = any(is_product(child) for child in module.children())
-    return products or uses_interface(kind) or isinstance(module, SpikingAttention)
-
-
-def _layer_of(name: str) -> str | None:
-    """``encoder.layer.0`` of ``encoder.layer.0.attention.self``."""
-    found = _LAYER.match(name)
-    return found.group(0) if found else None

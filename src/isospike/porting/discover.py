@@ -1,0 +1,236 @@
+"""Find every product of a model, and what reads the same input: one copy, one traced run."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isospike.circuits.digits import SignedDigitFormat
+from isospike.errors import UnsupportedError
+from isospike.hf.attention import HANDLE, attend_on_handle, has_interface, route, routed
+from isospike.hf.batches import Batch
+from isospike.hf.modules import ACTIVATIONS, Product, recognise
+from isospike.porting.attention import SpikingAttention
+from isospike.porting.audit import trace_nonlinear, trace_products
+from isospike.porting.functions import Reencoder
+from isospike.porting.instrument import attach_run, copy_of, place_circuits, replacement
+from isospike.porting.ported import CIRCUITS, Ported
+from isospike.porting.product import SpikingProduct
+from isospike.porting.run import ATTRIBUTE, Mode, Run, Watcher
+from isospike.porting.sites import Site, tensor_version
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """A model whose sites are known, ready to be ported many times.
+
+    Attributes:
+        model: The float model, in ``eval`` mode.
+        template: A copy with its products replaced, in the float phase; calibrate copies of it.
+    """
+
+    model: nn.Module
+    template: Ported
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the sites, in order of execution as far as the modules' order tells."""
+        return [site.name for site in self.template.sites]
+
+    def instrument(self) -> Ported:
+        """A fresh port to calibrate; it shares the memory of what calibration does not change."""
+        return copy_of(self.template)
+
+
+def discover(model: nn.Module, sample: Batch, functions: str = "float") -> Discovery:
+    """Replace the products of a copy of ``model``, and find its sites by running it.
+
+    Args:
+        model: A float model; it is not changed.
+        sample: A few rows of its inputs.
+        functions: With ``spiking``, what is not a product is replaced too, by circuits of spikes.
+
+    Raises:
+        UnsupportedError: The model is a port; it has a product outside Linear, Conv1D,
+            Conv2d and the transformers attention interface; or a non-linear function that no
+            circuit computes, named by its module.
+    """
+    if ATTRIBUTE in vars(model):
+        raise UnsupportedError(
+            f"port needs a float model, got a {type(model).__name__} that is already ported. Port "
+            "the original."
+        )
+    run = Run(Mode(functions=functions))
+    reference = model if not model.training else copy.deepcopy(model).eval()
+    copied = copy.deepcopy(model).eval().float()
+    if run.mode.spiking:
+        place_circuits(copied, run)
+    replaced = {
+        name: copied.get_submodule(name)
+        for name, module in model.named_modules()
+        if isinstance(recognise(module), Product)
+    }
+    for name, module in replaced.items():
+        copied.set_submodule(name, replacement(name, module, run))
+    route(copied)
+    attach_run(copied, run)
+    _attach_attention(copied, run, sample)
+    inputs = _Inputs()
+    with torch.no_grad(), run.watching(inputs):
+        traced = trace_products(copied, sample)
+    for product in traced:
+        owner = copied.get_submodule(product.module)
+        if not isinstance(owner, SpikingProduct | SpikingAttention) and product.contraction > 1:
+            raise UnsupportedError(
+                f"port needs every matrix product in a Linear, Conv1D, Conv2d or the transformers "
+                f"attention interface, got {product.op} in {product.module or 'the model'} "
+                f"({type(owner).__name__}). This model cannot be ported."
+            )
+    _check_once(inputs)
+    _restore_unused(copied, replaced, inputs)
+    _group_sites(copied, inputs)
+    if run.mode.spiking:
+        _check_functions(copied, sample)
+    return Discovery(reference, Ported(copied, run))
+
+
+class _Inputs(Watcher):
+    """What every site reads: kept alive, so that an address says which tensor it was."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Site, Tensor, int]] = []
+
+    def on_input(self, site: Site, x: Tensor) -> Tensor:
+        self.seen.append((site, x, tensor_version(x)))
+        return x
+
+
+def _attach_attention(copied: nn.Module, run: Run, sample: Batch) -> None:
+    """Give every module that calls the attention interface a SpikingAttention.
+
+    With circuits, what a rotation by position reads is sent on as spikes of its own.
+    """
+    if not has_interface(copied):
+        return
+    names = {id(module): name for name, module in copied.named_modules()}
+    mixing = _Mixing(copied) if run.mode.spiking else None
+
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, *others: Any, **keywords: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        if not hasattr(module, HANDLE):
+            setattr(module, HANDLE, SpikingAttention(names[id(module)], run))
+        if mixing is not None:
+            for x in (query, key):
+                source = mixing.source(x)
+                if source is not None:
+                    source.relay = SignedDigitFormat(1.0, 1)
+        return attend_on_handle(module, query, key, *others, **keywords)
+
+    try:
+        with torch.set_grad_enabled(mixing is not None), routed(copied, attend):
+            copied(**sample)
+    finally:
+        if mixing is not None:
+            mixing.remove()
+
+
+class _Mixing:
+    """Finds which module's channels are added up on the way to a tensor, by its gradient."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.leaves: list[tuple[Reencoder, Tensor]] = []
+        self.hooks = [
+            module.register_forward_hook(self._cut)
+            for module in model.modules()
+            if isinstance(module, Reencoder)
+        ]
+
+    def _cut(self, module: nn.Module, args: Any, y: Tensor) -> Tensor:
+        leaf = y.detach().requires_grad_()
+        if isinstance(module, Reencoder):
+            self.leaves.append((module, leaf))
+        return leaf.clone()  # what follows may write to it
+
+    def source(self, x: Tensor) -> Reencoder | None:
+        """The module before ``x [batch, heads, tokens, channels]`` whose channels it mixes."""
+        if not x.requires_grad:
+            return None
+        for channel in (0, -1):
+            gradients = torch.autograd.grad(
+                x[0, 0, -1, channel], [leaf for _, leaf in self.leaves],
+                retain_graph=True, allow_unused=True,
+            )  # fmt: skip
+            for (module, _), g in zip(reversed(self.leaves), reversed(gradients), strict=True):
+                if g is not None and int(g.count_nonzero()):
+                    if int(g.count_nonzero()) > 1:
+                        return module
+                    break
+        return None
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+def _check_once(inputs: _Inputs) -> None:
+    """Raise UnsupportedError if a module ran more than once."""
+    names = [site.name for site, *_ in inputs.seen]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UnsupportedError(
+            f"port needs each module to run once per input, got {twice.partition(':')[0]} run "
+            f"{names.count(twice)} times. Models that share weights between layers cannot be "
+            "ported."
+        )
+
+
+def _restore_unused(copied: nn.Module, replaced: Mapping[str, nn.Module], inputs: _Inputs) -> None:
+    """Leave alone what was never called."""
+    reached = {id(site) for site, *_ in inputs.seen}
+    for name, module in replaced.items():
+        product = copied.get_submodule(name)
+        if isinstance(product, SpikingProduct) and id(product.site) not in reached:
+            copied.set_submodule(name, module)
+
+
+def _group_sites(copied: nn.Module, inputs: _Inputs) -> None:
+    """One site per distinct input: products that read the same tensor read the same neurons."""
+    by_input: dict[tuple[int, int], Site] = {}
+    readers = {id(p.site): p for p in copied.modules() if isinstance(p, SpikingProduct)}
+    shapes = {}
+    for placeholder, x, version in inputs.seen:
+        module = readers.get(id(placeholder))
+        if module is None:
+            shapes[placeholder.name] = (x.shape[1], 1, x.shape[-1])
+            continue
+        site = by_input.get((id(x), version))
+        if site is None:
+            channels = (module.in_channels,) if module.conv is None else (module.in_channels, 1, 1)
+            site = Site(module.name, module.kind, module.site.code, channels)
+            by_input[id(x), version] = site
+        else:
+            site.shared = True
+        site.fan_out += module.fan_out
+        module.site = site
+    for attention in copied.modules():
+        if isinstance(attention, SpikingAttention):
+            for old in (attention.query, attention.key, attention.value):
+                setattr(attention, old.kind, Site(old.name, old.kind, old.code, shapes[old.name]))
+
+
+def _check_functions(copied: nn.Module, sample: Batch) -> None:
+    with torch.no_grad():
+        found = trace_nonlinear(copied, sample)
+    for name, operator in found:
+        module = copied.get_submodule(name)
+        if not isinstance(module, (*CIRCUITS, SpikingAttention)):
+            raise UnsupportedError(
+                f"port needs functions='float' for {operator} in {name or 'the model'} "
+                f"({type(module).__name__}), got 'spiking', which has circuits for "
+                f"{', '.join(ACTIVATIONS)} as modules, LayerNorm, RMSNorm, gated MLPs and softmax. "
+                "Keep the functions in float."
+            )

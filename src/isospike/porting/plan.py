@@ -1,0 +1,354 @@
+"""Who gets how many steps: as given, by the code's error law, or by water-filling."""
+
+import fnmatch
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from isospike import codes
+from isospike.codes import CODES, Law, WeightedCode, fit_law
+from isospike.errors import InputError, RangeError, UnsupportedError
+from isospike.porting.calibrate import calibrate
+from isospike.porting.discover import Discovery
+from isospike.porting.inputs import Inputs
+from isospike.porting.ported import Ported
+from isospike.porting.product import EXACT_LEVELS
+from isospike.porting.run import Mode
+from isospike.porting.sensitivity import assign_amplitudes, max_sensitivity, measure_channels
+from isospike.porting.water_filling import Allocation, Channels, check_allocation, water_fill
+from isospike.progress import update
+
+MAX_REFINEMENTS = 5  # most calibrations that correct an allocation
+TARGET_SLACK = 0.96  # share of the target that an allocation may stay below
+REACH = 0.99  # of the target, where a measured error was too large
+
+
+@dataclass(frozen=True)
+class Target:
+    """An error to reach with the fewest steps, in place of a number of steps.
+
+    Attributes:
+        error: Relative root-mean-square error of the model's output.
+        per_channel: Give every channel the resolution with which all values add the same error to
+            the output, and every site the steps it needs for that, so that the error costs the
+            fewest spikes; for codes of digits. See :mod:`isospike.porting.water_filling`.
+
+    Raises:
+        RangeError: ``error`` is not positive and finite.
+
+    >>> Target(0.05)
+    Target(error=0.05, per_channel=False)
+    """
+
+    error: float
+    per_channel: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.error) and self.error > 0):
+            raise RangeError(f"Target needs a positive error, got {self.error:g}. Try 0.05.")
+
+
+Steps = int | Mapping[str, int] | Target
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which code each site gets.
+
+    Attributes:
+        codes: Code of each site, by name; the longest it may have, if amplitudes are allocated.
+        allocation: Amplitudes of channels; None without.
+        law: The law that the steps follow from; None without.
+        predicted: Error of the output, as law or allocation predict it; None without.
+    """
+
+    codes: Mapping[str, WeightedCode]
+    allocation: Allocation | None = None
+    law: Law | None = None
+    predicted: float | None = None
+
+    @property
+    def share(self) -> Mapping[str, float]:
+        """Part of the squared error of each site, as an allocation predicts it."""
+        return {} if self.allocation is None else self.allocation.share
+
+    def apply(self, ported: Ported) -> None:
+        """Give the sites of a fresh port their codes."""
+        ported.assign(self.codes)
+        if self.allocation is not None:
+            assign_amplitudes(ported, self.allocation)
+
+
+class Built(NamedTuple):
+    """A calibrated port.
+
+    Attributes:
+        ported: It.
+        plan: What its codes follow from.
+        error: Of its first output, on the calibration inputs.
+    """
+
+    ported: Ported
+    plan: Plan
+    error: float
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Makes calibrated ports of one model.
+
+    Attributes:
+        discovery: The model and its sites.
+        inputs: What it is calibrated and measured on.
+        mode: How the ports will run.
+        generator: Source of randomness of the Bernoulli code; torch's global one if None.
+    """
+
+    discovery: Discovery
+    inputs: Inputs
+    mode: Mode
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        if not self.discovery.names:
+            raise UnsupportedError(
+                "port needs a model with matrix products, got a "
+                f"{type(self.discovery.model).__name__} without. Give a transformer."
+            )
+
+    def build(self, plan: Plan) -> Built:
+        """A port with these codes, calibrated on all calibration inputs."""
+        ported = self.discovery.instrument()
+        ported.seed(self.generator)
+        plan.apply(ported)
+        expected, got = calibrate(ported, self.inputs.merged)
+        return Built(ported, plan, relative_error(expected, got, self.inputs.mask))
+
+
+class Planner(ABC):
+    """Chooses the codes of a port, and better ones where its error is too large."""
+
+    def __init__(self, builder: Builder) -> None:
+        self.builder = builder
+
+    @abstractmethod
+    def first(self) -> Built:
+        """A port by what is known before the evaluation inputs are seen."""
+
+    def better(self, error: float) -> Built | None:
+        """A port with more steps where the last one's measured error is ``error``.
+
+        None if that is small enough, or if there are no more steps.
+        """
+        return None
+
+
+class Given(Planner):
+    """Codes as they are given."""
+
+    def __init__(self, builder: Builder, given: Mapping[str, WeightedCode]) -> None:
+        super().__init__(builder)
+        self.given = given
+
+    def first(self) -> Built:
+        self.builder.mode.check("port", max(code.levels for code in self.given.values()))
+        update("calibrate", 0, 1)
+        built = self.builder.build(Plan(self.given))
+        update("calibrate", 1, 1)
+        return built
+
+
+class ByLaw(Planner):
+    """One code for all sites, by a law fitted to a few short ones; more steps where it errs."""
+
+    def __init__(self, builder: Builder, kind: type[WeightedCode], error: float) -> None:
+        super().__init__(builder)
+        self.kind, self.error = kind, error
+        self.law: Law | None = None
+        self.steps = 0
+
+    def first(self) -> Built:
+        errors = {}
+        for done, steps in enumerate(self.kind.fit_steps):
+            update("fit the error law", done, len(self.kind.fit_steps))
+            errors[steps] = self.builder.build(self._plan(steps)).error
+        update("fit the error law", len(self.kind.fit_steps), len(self.kind.fit_steps))
+        self.law = law = fit_law(self.kind.name, errors)
+        if self.error <= law.floor:
+            raise RangeError(
+                f"port needs a target above the floor of its law, {law.floor:.3g}, got "
+                f"{self.error:.3g}: no number of {law.code} steps reaches it. Ask for more error, "
+                "or try another code."
+            )
+        self.steps = law.fewest_steps(self.error) or law.kind.search_limit
+        update("calibrate", 0, 1)
+        built = self.builder.build(self._plan(self.steps))
+        update("calibrate", 1, 1)
+        return built
+
+    def better(self, error: float) -> Built | None:
+        if self.law is None or error <= self.error:
+            return None
+        raised = self.law.more_steps(self.steps, error / self.error)
+        if raised is None:
+            return None
+        self.steps = raised
+        return self.builder.build(self._plan(raised))
+
+    def _plan(self, steps: int) -> Plan:
+        code, law = self.kind(steps), self.law
+        if law is not None:
+            self.builder.mode.check("port", code.levels)
+        every = dict.fromkeys(self.builder.discovery.names, code)
+        return Plan(every, law=law, predicted=None if law is None else law.error(steps))
+
+
+class Allocated(Planner):
+    """Amplitudes of channels by water-filling; the aim moves until the error is right.
+
+    Sensitivities are measured at the float model, then where its own rounding takes it. What first
+    order leaves out shows when the model is ported, and sites get more steps where their ranges
+    hold the error up.
+    """
+
+    def __init__(self, builder: Builder, kind: type[WeightedCode], error: float) -> None:
+        super().__init__(builder)
+        self.kind, self.error = kind, error
+        self.channels: dict[str, Channels] = {}
+        self.most = max(
+            steps for steps in range(1, kind.search_limit + 1) if kind(steps).levels <= EXACT_LEVELS
+        )
+        self.aim = error
+        self.last: Built | None = None
+        self.left = MAX_REFINEMENTS
+
+    def first(self) -> Built:
+        opened, batches = self.builder.discovery.template, self.builder.inputs.calibration
+        update("measure sensitivities", 0, 2)
+        channels = measure_channels(opened, batches)
+        update("measure sensitivities", 1, 2)
+        wanted = water_fill(channels, self.error).amplitude
+        self.channels = max_sensitivity(channels, measure_channels(opened, batches, wanted))
+        update("measure sensitivities", 2, 2)
+        return self._approach(self.error)
+
+    def better(self, error: float) -> Built | None:
+        if self.last is None or error <= self.error or self.left == 0:
+            return None
+        self.left -= 1
+        target = self.error * REACH * self.last.error / error
+        self.aim = self.aim * target / max(self.last.error, 1e-12)
+        return self._approach(target)
+
+    def _approach(self, target: float) -> Built:
+        """A port whose error on the calibration inputs lies just below ``target``."""
+        before: tuple[float, float] | None = None
+        best: Built
+        for done in range(MAX_REFINEMENTS):
+            update("allocate steps", done, MAX_REFINEMENTS)
+            aim, most = self.aim, self.most
+            built = self.builder.build(self._plan(aim))
+            if done == 0 or _rank(built.error, target) < _rank(best.error, target):
+                best, best_aim, best_most = built, aim, most
+            if TARGET_SLACK * target <= built.error <= target:
+                break
+            if before is not None and built.error > target:
+                self._lengthen(built.error / before[1], aim / before[0])
+            before = aim, built.error
+            middle = (1 + TARGET_SLACK) / 2 * target
+            self.aim *= min(3.0, max(0.2, middle / max(built.error, 1e-12)))
+        update("allocate steps", MAX_REFINEMENTS, MAX_REFINEMENTS)
+        self.last, self.aim, self.most = best, best_aim, best_most
+        return best
+
+    def _lengthen(self, gained: float, asked: float) -> None:
+        """Allow longer codes where a smaller aim did not make the error smaller."""
+        longest = self.kind.search_limit
+        stuck = gained > asked**0.5 and asked < 1
+        if stuck and self.most < longest and not self.builder.mode.fast:
+            self.most = min(longest, self.most + 2 * (self.kind.steps_per_octave or 1))
+
+    def _plan(self, aim: float) -> Plan:
+        found = water_fill(self.channels, aim)
+        every = dict.fromkeys(self.builder.discovery.names, self.kind(self.most))
+        return Plan(every, found, predicted=found.error)
+
+
+def make_planner(builder: Builder, code: str, steps: Steps) -> Planner:
+    """The planner for what ``port`` was asked.
+
+    Args:
+        builder: Makes the ports.
+        code: Name of the code.
+        steps: A number for all sites, numbers by site name, or a target.
+    """
+    if isinstance(steps, Target):
+        kind = Allocated if steps.per_channel else ByLaw
+        return kind(builder, CODES[code], steps.error)
+    if isinstance(steps, Mapping):
+        return Given(builder, by_name(code, steps, builder.discovery.names))
+    return Given(builder, dict.fromkeys(builder.discovery.names, codes.code(code, steps)))
+
+
+def check_code(code: str) -> None:
+    """Raise InputError unless there is such a code."""
+    if code not in CODES:
+        raise InputError(
+            f"port needs a code among {', '.join(CODES)}, got {code!r}. Choose one of them."
+        )
+
+
+def check_steps(code: str, steps: Steps) -> None:
+    """Raise unless a code can have these steps.
+
+    Raises:
+        RangeError: The code cannot have so many steps, or so few.
+        UnsupportedError: An allocation with a code that has no digits.
+    """
+    if isinstance(steps, Target):
+        if steps.per_channel:
+            check_allocation(CODES[code])
+        return
+    for each in steps.values() if isinstance(steps, Mapping) else [steps]:
+        codes.code(code, each)
+
+
+def by_name(code: str, steps: Mapping[str, int], names: list[str]) -> dict[str, WeightedCode]:
+    """The code of every site, by patterns of their names; later patterns first.
+
+    Raises:
+        InputError: A site without steps, or a pattern without a site.
+    """
+    assigned = {}
+    for name in names:
+        matching = [n for pattern, n in steps.items() if fnmatch.fnmatchcase(name, pattern)]
+        if not matching:
+            raise InputError(
+                f"port needs steps for every site, got none for {name}. Add a default: "
+                f'{{"*": 8, ...}}.'
+            )
+        assigned[name] = codes.code(code, matching[-1])
+    for pattern in steps:
+        if not fnmatch.filter(names, pattern):
+            raise InputError(
+                f"port needs steps by site names, got {pattern!r} which matches none of "
+                f"{len(names)} sites such as {names[0]}. See the names in report.sites."
+            )
+    return assigned
+
+
+def relative_error(expected: Tensor, got: Tensor, mask: Tensor | None) -> float:
+    """Root-mean-square difference over root-mean-square, over the unpadded tokens."""
+    if mask is not None and expected.shape[:2] == mask.shape:
+        expected, got = expected[mask], got[mask]
+    return float((expected - got).norm() / expected.norm().clamp_min(1e-30))
+
+
+def _rank(error: float, target: float) -> tuple[bool, float]:
+    """Smallest for the error nearest to a target that is within it, or else the smallest."""
+    return error > target, abs(error - target)

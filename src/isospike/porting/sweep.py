@@ -1,0 +1,44 @@
+"""Error of a whole model against time steps, for several codes, on a few inputs."""
+
+from collections.abc import Sequence
+
+import torch
+
+from isospike.codes import CODES
+from isospike.hf.batches import rows_of
+from isospike.porting.calibrate import calibrate
+from isospike.porting.measure import SpikeMeter, compare
+from isospike.porting.plan import Builder
+from isospike.porting.records import CurvePoint
+from isospike.progress import update
+
+SWEEP_ROWS = 32  # calibration rows of each point; a quarter as many of the first evaluation batch
+
+
+def sweep(builder: Builder, codes: Sequence[str]) -> tuple[CurvePoint, ...]:
+    """Error and spikes of every code at a few numbers of steps.
+
+    Args:
+        builder: Makes the ports.
+        codes: Names of the codes.
+    """
+    discovery, inputs = builder.discovery, builder.inputs
+    calibration = rows_of(inputs.merged, slice(0, SWEEP_ROWS))
+    few = [rows_of(inputs.evaluation[0], slice(0, SWEEP_ROWS // 4))]
+    cells = [CODES[code](steps) for code in codes for steps in CODES[code].sweep_steps]
+    points = []
+    with torch.no_grad():
+        expected = [discovery.model(**batch) for batch in few]
+    for done, code in enumerate(cells):
+        update("compare codes", done, len(cells))
+        ported = discovery.instrument()
+        ported.seed(builder.generator)
+        ported.assign(dict.fromkeys(discovery.names, code))
+        calibrate(ported, calibration)
+        meter = SpikeMeter(ported.run)
+        comparison = compare(discovery.model, ported, few, meter, expected)
+        spikes = meter.spikes / comparison.tokens
+        points.append(CurvePoint(code.name, code.steps, comparison.error, spikes))
+    if cells:
+        update("compare codes", len(cells), len(cells))
+    return tuple(points)

@@ -1,0 +1,64 @@
+"""Rows and tokens of batches."""
+
+import pytest
+import torch
+
+from isospike.errors import InputError, ShapeError
+from isospike.hf import batches
+
+
+def text(rows, tokens, masked=True):
+    ids = torch.arange(1, rows * tokens + 1).view(rows, tokens)
+    mask = (torch.arange(tokens) < torch.arange(1, rows + 1)[:, None]).long()
+    return {"input_ids": ids, **({"attention_mask": mask} if masked else {})}
+
+
+def test_rows_and_sizes_are_those_of_the_tensors():
+    batch = {**text(3, 4), "use_cache": False, "scale": torch.tensor(2.0)}
+    assert batches.batch_size(batch) == 3
+    part = batches.rows_of(batch, slice(1, 3))
+    assert part["input_ids"].tolist() == batch["input_ids"][1:].tolist()
+    assert part["use_cache"] is False
+    assert part["scale"] == 2
+    assert batches.batch_size(batches.doubled(batch)) == 6
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_merging_pads_to_the_longest_and_masks_it(masked):
+    merged = batches.merge([text(2, 3, masked), text(1, 5, masked)])
+    assert merged["input_ids"].shape == (3, 5)
+    assert merged["input_ids"][0].tolist() == [1, 2, 3, 0, 0]
+    assert merged["attention_mask"][0].tolist() == ([1, 0, 0, 0, 0] if masked else [1, 1, 1, 0, 0])
+
+
+def test_merging_batches_of_other_arguments_is_refused():
+    with pytest.raises(InputError, match="same arguments in every batch"):
+        batches.merge([text(2, 3), text(2, 3, masked=False)])
+
+
+def test_a_mask_lies_over_the_tokens_of_any_stream():
+    mask = batches.token_mask(text(2, 3))
+    assert mask.tolist() == [[True, False, False], [True, True, False]]
+    assert batches.over_tokens(mask, torch.zeros(2, 3, 7)).shape == (2, 3, 1)
+    assert batches.over_tokens(mask, torch.zeros(2, 5, 3, 7)).shape == (2, 1, 3, 1)
+    assert batches.over_tokens(mask, torch.zeros(2, 4, 7)) is None
+    assert batches.over_tokens(None, torch.zeros(2, 3, 7)) is None
+    x = torch.arange(12).view(2, 3, 2)
+    assert batches.token_rows(x, mask).tolist() == [[0, 1], [6, 7], [8, 9]]
+    assert batches.token_rows(x, None).shape == (6, 2)
+    assert batches.count_tokens(text(2, 3)) == 3
+    assert batches.count_tokens(text(2, 3, masked=False)) == 6
+
+
+def test_a_mask_of_another_shape_is_refused_where_it_has_to_fit():
+    whole = batches.full_token_mask(text(2, 3, masked=False), (2, 4), "measure_ranks")
+    assert whole.all()
+    assert whole.shape == (2, 4)
+    with pytest.raises(ShapeError, match=r"measure_ranks needs .* of shape \[2, 4\]"):
+        batches.full_token_mask(text(2, 3), (2, 4), "measure_ranks")
+
+
+def test_the_first_output_is_the_first_tensor_with_an_axis():
+    x = torch.ones(2, 3)
+    assert batches.first_output(x) is x
+    assert batches.first_output((torch.tensor(1.0), x)) is x
