@@ -3,6 +3,7 @@
 :func:`measure_ranks` makes a report on a model; the others measure matrices.
 """
 
+from isospike.hf.modules import Norm
 from isospike.ranks.collapse import (
     Collapse,
     MapMeasures,
@@ -11,7 +12,7 @@ from isospike.ranks.collapse import (
     measure_maps,
 )
 from isospike.ranks.heads import HeadAmbiguity, head_ambiguity, recover_heads
-from isospike.ranks.norms import Norm, NormRank, norm_rank
+from isospike.ranks.norms import NormRank, norm_rank
 from isospike.ranks.numerical import NumericalRank, affine_rank, numerical_rank
 from isospike.ranks.report import RankReport, measure_ranks
 
