@@ -609,6 +609,7 @@ def test_a_max_error_out_of_reach_stops_at_the_most_steps_and_says_so(monkeypatc
     monkeypatch.setattr(CODES[code], "search_limit", most)
     report = quick(code=code, steps=Target(1e-3)).report
     assert not report.reached
+    assert "was not reached: measured" in report.warnings[0]
     assert report.steps == most
     assert report.error > 1e-3
     assert report.error_predicted > 1e-3

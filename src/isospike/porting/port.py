@@ -205,6 +205,7 @@ def _report(
     return PortReport(
         title=f"{_name(model)} on spikes",
         provenance=_provenance(code, steps, mode),
+        warnings=_warnings(comparison.error, target),
         model=_name(model),
         code=code,
         steps=highest,
@@ -229,6 +230,15 @@ def _report(
         held_out_tokens=comparison.tokens,
         functions=mode.functions,
         circuits=tuple(circuits),
+    )
+
+
+def _warnings(error: float, target: float | None) -> tuple[str, ...]:
+    if target is None or error <= target:
+        return ()
+    return (
+        f"The error asked for, {target:.3g}, was not reached: measured {error:.3g}. Try another "
+        "code, or a larger error.",
     )
 
 
