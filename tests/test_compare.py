@@ -48,6 +48,8 @@ def test_the_worst_sites_come_first_and_a_site_of_one_port_only_is_listed(report
 def test_the_same_port_twice_is_equal_to_itself(reports):
     report = isospike.compare(reports[3], reports[3].report)
     assert "Both ports differ from the original by" in report.verdict()
+    assert report.verdict().endswith("They take the same energy.")
+    assert (report.a, report.b) == ("A", "B")
     assert {b / a for a, b in report.measures.values()} == {1.0}
 
 

@@ -30,6 +30,7 @@ from isospike.memory.machine import SequenceMachine as SequenceMachine
 from isospike.memory.sdm import SparseDistributedMemory as SparseDistributedMemory
 from isospike.neurons import IF as IF, LIF as LIF, PLIF as PLIF
 from isospike.porting.audit import audit as audit
+from isospike.porting.check import check as check
 from isospike.porting.compare import compare as compare
 from isospike.porting.dimensions import measure_dimension as measure_dimension
 from isospike.porting.embed import embed as embed

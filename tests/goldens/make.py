@@ -165,13 +165,15 @@ def dimensions(name, home):
 # ------------------------------------------------------------------ command lines
 
 COMMANDS = (
-    "", "port", "compare", "embed", "generate", "dimension", "rank", "learn", "recall", "reproduce",
-    "positions", "order",
+    "", "check", "port", "compare", "embed", "generate", "dimension", "rank", "learn", "recall",
+    "reproduce", "positions", "order",
 )  # fmt: skip
 PORT = "port bert --text text.txt --out out/port --json --no-curve"
 RUNS = (
     f"{PORT} --steps 4 --sentences 8",
     f"{PORT} --max-error 1e-9 --sentences 8",
+    "check bert",
+    "compare ported ported --out out/both",
     "embed ported --text lines.txt --json",
     "rank bert --text text.txt --tokens 16 --no-controls",
     "learn text.txt --out out/m.safetensors --json",
@@ -189,6 +191,7 @@ MISTAKES = (
     f"{PORT} --precision fast --execution stepped", "port ./nowhere", "port text.txt",
     "port bert --text missing.txt", "port bert --text empty.txt", "port ported --text text.txt",
     "port bert --text text.txt --out other",
+    "check ./nowhere", "check ported", "compare ported nowhere", "compare bert@4 bert@x",
     "embed", "embed nowhere --text lines.txt", "embed bert --text lines.txt",
     "embed ported --text lines.txt --json --out x.npy", "embed ported --text lines.txt --out x.txt",
     "embed ported --text empty.txt", "generate nowhere --prompt w1", "generate bert --prompt w1",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,39 @@ from isospike.hf.load import MAX_SENTENCES, Source, TextModel, find_model, find_
 from isospike.report.files import check_destination
 
 DEFAULT_STEPS = 8
+STATUS = {"spikes": 0, "float": 1, "refused": 2}
 HEADLINE = (
     "model code steps execution precision functions max_error reached error error_predicted "
     "error_fast cosine cosine_pooled agreement spikes synaptic_ops"
 ).split()
+
+
+@command(
+    "Port",
+    examples=("isospike check minilm", "isospike check ./my-model --json"),
+    exits=(
+        "0    everything can run on spikes",
+        "1    something stays in float",
+        "2    the model cannot be ported, or a mistake",
+    ),
+)
+def check(model: str, *, out: Path | None = None) -> Outcome:
+    """Say what of a model would run on spikes, module by module.
+
+    Nothing is calibrated. Products run on spikes in every port; functions (softmax, normalisation,
+    activations, gates) with --functions spiking.
+
+    Args:
+        out (DIR): Where to write a page, JSON and tables.
+    """
+    source = find_model(model)
+    if out is not None:
+        check_destination(out)
+    text_model = _load(source)
+    from isospike.porting.check import check as check_model
+
+    report = check_model(text_model.model, name=source.name)
+    return replace(Outcome.of(report, out), status=STATUS[report.outcome])
 
 
 @command(

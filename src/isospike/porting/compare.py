@@ -93,10 +93,12 @@ class CompareReport(Report):
                 f"{near} is nearer to the original: it differs by {numbers.percent(better)}, "
                 f"{far} by {numbers.percent(worse)}{times}."
             )
-        saves = sum(cost.b_pj < cost.a_pj for cost in self.costs)
-        more = self.b if 2 * saves >= len(self.costs) else self.a
-        count = max(saves, len(self.costs) - saves)
-        return f"{closeness} {more} takes less energy by {count} of {len(self.costs)} cost tables."
+        fewer = [sum(c.a_pj < c.b_pj for c in self.costs), sum(c.b_pj < c.a_pj for c in self.costs)]
+        if fewer == [0, 0]:
+            return f"{closeness} They take the same energy."
+        best = self.a if fewer[0] > fewer[1] else self.b
+        tables = f"{max(fewer)} of {len(self.costs)} cost tables"
+        return f"{closeness} {best} takes less energy by {tables}."
 
     def headline(self) -> Mapping[str, str]:
         """Error, spikes and synaptic operations of both."""
@@ -123,13 +125,15 @@ class CompareReport(Report):
         return Table("Both ports", ("measure", self.a, self.b, "B / A"), tuple(rows))
 
     def _sites(self, count: int | None = None) -> Table:
+        """All sites; or so many, without their spikes, which a terminal has no room for."""
         shown = self.sites[:count]
         title = "Sites" if len(shown) == len(self.sites) else f"The {len(shown)} worst sites"
         columns: dict[str, str | tuple[str, str]] = {
             "name": "site", "a_steps": "steps A", "b_steps": "steps B",
             "a_error": ("error A", "percent"), "b_error": ("error B", "percent"),
-            "a_spikes": ("spikes A", "si"), "b_spikes": ("spikes B", "si"),
         }  # fmt: skip
+        if count is None:
+            columns |= {"a_spikes": ("spikes A", "si"), "b_spikes": ("spikes B", "si")}
         return Table.of(
             title, shown, columns, meaning="The sites with the largest coding error come first."
         )
@@ -209,7 +213,9 @@ def _report_of(port: Any) -> PortReport:
 def _names(one: PortReport, two: PortReport) -> tuple[str, str]:
     """Names that differ where the ports do."""
     fields = ("model", "code", "steps", "functions", "execution", "max_error")
-    parts = [f for f in fields if getattr(one, f) != getattr(two, f)] or ["code", "steps"]
+    parts = [f for f in fields if getattr(one, f) != getattr(two, f)]
+    if not parts:
+        return "A", "B"
     a, b = (
         ", ".join(f"{getattr(r, f)} steps" if f == "steps" else str(getattr(r, f)) for f in parts)
         for r in (one, two)

@@ -1,6 +1,7 @@
 """Find every product of a model, and what reads the same input: one copy, one traced run."""
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,23 @@ class Discovery:
         return copy_of(self.template)
 
 
+@dataclass(frozen=True)
+class Survey:
+    """A copy of a model with its products replaced, and what one traced run of it showed.
+
+    Attributes:
+        ported: The copy, in the float phase; its sites are final if nothing is refused.
+        unused: Names of the products that the run did not reach; they are left alone.
+        refused: Why a module cannot be ported, by its name, in order.
+        in_float: With circuits, the operators of functions that have none, by module.
+    """
+
+    ported: Ported
+    unused: tuple[str, ...]
+    refused: dict[str, str]
+    in_float: dict[str, tuple[str, ...]]
+
+
 def discover(model: nn.Module, sample: Batch, functions: str = "float") -> Discovery:
     """Replace the products of a copy of ``model``, and find its sites by running it.
 
@@ -58,23 +76,46 @@ def discover(model: nn.Module, sample: Batch, functions: str = "float") -> Disco
             Conv2d and the transformers attention interface; or a non-linear function that no
             circuit computes, named by its module.
     """
+    found = survey(model, sample, functions)
+    for reason in found.refused.values():
+        raise UnsupportedError(f"port needs {reason}")
+    for name, operators in found.in_float.items():
+        module = found.ported.model.get_submodule(name)
+        raise UnsupportedError(
+            f"port needs functions='float' for {operators[0]} in {name or 'the model'} "
+            f"({type(module).__name__}), got 'spiking', which has circuits for "
+            f"{', '.join(ACTIVATIONS)} as modules, LayerNorm, RMSNorm, gated MLPs and softmax. "
+            "Keep the functions in float."
+        )
+    reference = model if not model.training else copy.deepcopy(model).eval()
+    return Discovery(reference, found.ported)
+
+
+def survey(model: nn.Module, sample: Batch, functions: str = "float") -> Survey:
+    """Replace the products of a copy of ``model``, run it, and list what cannot be ported.
+
+    Args:
+        model: A float model; it is not changed.
+        sample: A few rows of its inputs.
+        functions: As for `discover`.
+
+    Returns:
+        The copy, with one entry for each module that cannot be ported or stays in float.
+
+    Raises:
+        UnsupportedError: The model is a port, or a copy with spiking products does not run.
+    """
     if ATTRIBUTE in vars(model):
         raise UnsupportedError(
             f"port needs a float model, got a {type(model).__name__} that is already ported. Port "
             "the original."
         )
     run = Run(Mode(functions=functions))
-    reference = model if not model.training else copy.deepcopy(model).eval()
     copied = copy.deepcopy(model).eval().float()
     if run.mode.spiking:
         place_circuits(copied, run)
-    replaced = {
-        name: copied.get_submodule(name)
-        for name, module in model.named_modules()
-        if isinstance(recognise(module), Product)
-    }
-    for name, module in replaced.items():
-        copied.set_submodule(name, replacement(name, module, run))
+    refused: dict[str, str] = {}
+    replaced = _replace_products(model, copied, run, refused)
     route(copied)
     attach_run(copied, run)
     _attach_attention(copied, run, sample)
@@ -84,17 +125,35 @@ def discover(model: nn.Module, sample: Batch, functions: str = "float") -> Disco
     for product in traced:
         owner = copied.get_submodule(product.module)
         if not isinstance(owner, SpikingProduct | SpikingAttention) and product.contraction > 1:
-            raise UnsupportedError(
-                f"port needs every matrix product in a Linear, Conv1D, Conv2d or the transformers "
-                f"attention interface, got {product.op} in {product.module or 'the model'} "
-                f"({type(owner).__name__}). This model cannot be ported."
+            refused.setdefault(
+                product.module,
+                "every matrix product in a Linear, Conv1D, Conv2d or the transformers attention "
+                f"interface, got {product.op} in {product.module or 'the model'} "
+                f"({type(owner).__name__}). This model cannot be ported.",
             )
-    _check_once(inputs)
-    _restore_unused(copied, replaced, inputs)
-    _group_sites(copied, inputs)
-    if run.mode.spiking:
-        _check_functions(copied, sample)
-    return Discovery(reference, Ported(copied, run))
+    refused.update(_run_twice(inputs))
+    unused = _restore_unused(copied, replaced, inputs)
+    if not refused:
+        _group_sites(copied, inputs)
+    in_float = _functions_in_float(copied, sample) if run.mode.spiking and not refused else {}
+    return Survey(Ported(copied, run), unused, refused, in_float)
+
+
+def _replace_products(
+    model: nn.Module, copied: nn.Module, run: Run, refused: dict[str, str]
+) -> dict[str, nn.Module]:
+    """Replace the products of the copy; those that were, by name."""
+    replaced = {}
+    for name, module in model.named_modules():
+        if isinstance(recognise(module), Product):
+            original = copied.get_submodule(name)
+            try:
+                copied.set_submodule(name, replacement(name, original, run))
+            except UnsupportedError as error:
+                refused[name] = str(error).removeprefix("port needs ")
+            else:
+                replaced[name] = original
+    return replaced
 
 
 class _Inputs(Watcher):
@@ -176,25 +235,31 @@ class _Mixing:
             hook.remove()
 
 
-def _check_once(inputs: _Inputs) -> None:
-    """Raise UnsupportedError if a module ran more than once."""
-    names = [site.name for site, *_ in inputs.seen]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UnsupportedError(
-            f"port needs each module to run once per input, got {twice.partition(':')[0]} run "
-            f"{names.count(twice)} times. Models that share weights between layers cannot be "
-            "ported."
+def _run_twice(inputs: _Inputs) -> dict[str, str]:
+    """Modules that ran more than once, and why that is refused."""
+    count = Counter(site.name for site, *_ in inputs.seen)
+    return {
+        name.partition(":")[0]: (
+            f"each module to run once per input, got {name.partition(':')[0]} run {times} times. "
+            "Models that share weights between layers cannot be ported."
         )
+        for name, times in count.items()
+        if times > 1
+    }
 
 
-def _restore_unused(copied: nn.Module, replaced: Mapping[str, nn.Module], inputs: _Inputs) -> None:
-    """Leave alone what was never called."""
+def _restore_unused(
+    copied: nn.Module, replaced: Mapping[str, nn.Module], inputs: _Inputs
+) -> tuple[str, ...]:
+    """Leave alone what was never called; its names."""
     reached = {id(site) for site, *_ in inputs.seen}
+    unused = []
     for name, module in replaced.items():
         product = copied.get_submodule(name)
         if isinstance(product, SpikingProduct) and id(product.site) not in reached:
             copied.set_submodule(name, module)
+            unused.append(name)
+    return tuple(unused)
 
 
 def _group_sites(copied: nn.Module, inputs: _Inputs) -> None:
@@ -222,15 +287,12 @@ def _group_sites(copied: nn.Module, inputs: _Inputs) -> None:
                 setattr(attention, old.kind, Site(old.name, old.kind, old.code, shapes[old.name]))
 
 
-def _check_functions(copied: nn.Module, sample: Batch) -> None:
+def _functions_in_float(copied: nn.Module, sample: Batch) -> dict[str, tuple[str, ...]]:
+    """The operators of functions without a circuit, by module."""
     with torch.no_grad():
         found = trace_nonlinear(copied, sample)
+    left: dict[str, tuple[str, ...]] = {}
     for name, operator in found:
-        module = copied.get_submodule(name)
-        if not isinstance(module, (*CIRCUITS, SpikingAttention)):
-            raise UnsupportedError(
-                f"port needs functions='float' for {operator} in {name or 'the model'} "
-                f"({type(module).__name__}), got 'spiking', which has circuits for "
-                f"{', '.join(ACTIVATIONS)} as modules, LayerNorm, RMSNorm, gated MLPs and softmax. "
-                "Keep the functions in float."
-            )
+        if not isinstance(copied.get_submodule(name), (*CIRCUITS, SpikingAttention)):
+            left[name] = (*left.get(name, ()), operator)
+    return left
