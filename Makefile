@@ -2,6 +2,7 @@
 # make test    the whole test suite
 # make check   formatting, lint, types, layers, tests
 # make test-wheel   the tests of the source archive against the wheel, in a clean environment
+# make docs    render results/ into docs/measurements and docs/claims
 # make bench   speed, as ratios; make test-full adds the slow tests
 # make bench-kernels   neurons and spike products beside SpikingJelly's and snnTorch's (extra peers)
 
@@ -13,7 +14,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-full test-wheel check bench bench-kernels clean
+.PHONY: demo test test-full test-wheel check docs bench bench-kernels clean
 
 demo: $(READY)
 	$(BIN)/isospike port minilm --max-error 0.04 --out out/minilm
@@ -44,15 +45,19 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(MAKE) test
 
+docs: $(READY)
+	$(BIN)/python -m benchmarks.documents
+
+# Results go to out/: those in results/ are kept for the documents.
+BENCH := -m benchmarks --preset full --results out/results
+
 bench: $(READY)
-	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/sequence.py
+	$(BIN)/python $(BENCH) port-speed port-memory machine-speed
 
 # Peers without what they require: some of it would replace torch.
 bench-kernels: $(READY)
-	$(BIN)/pip install --quiet --no-deps spikingjelly==2.0.0 snntorch==1.0.0 loguru
-	$(BIN)/python -W ignore benchmarks/neurons.py
+	$(BIN)/pip install --quiet --no-deps spikingjelly==2.0.0 snntorch==1.0.0 loguru h5py
+	$(BIN)/python -W ignore $(BENCH) lif spike-linear spike-attention spikformer neuron-start
 
 # Everything is installed once; a changed requirement installs again.
 $(READY): pyproject.toml constraints.txt

@@ -1,29 +1,18 @@
 """Speed of neurons and spike products against SpikingJelly and snnTorch, as ratios.
 
-    python benchmarks/neurons.py [--rounds 9] [--threads 2] [--only lif,linear,attention,...]
-
-Runs of one table alternate in one process, after one round of warm-up; equal outputs are checked
-first. A ratio is the median over rounds of the ratio within the round, of wall time and of the
-process's CPU time (on a busy machine the latter is the steadier one). Needs the extra ``peers``.
+Runs of one table alternate in one process; equal outputs are checked first. The preset ``tiny``
+runs without the peers.
 """
 
-import argparse
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
 from functools import partial
+from types import SimpleNamespace as P
 
 import torch
 import torch.nn.functional as F
-from snntorch import Leaky
-from spikingjelly.activation_based import functional
-from spikingjelly.activation_based.layer import SpikingSelfAttention
-from spikingjelly.activation_based.model.spikformer import spikformer_cifar10
-from spikingjelly.activation_based.neuron import LIFNode
-from torch import Tensor
 
+from isospike.experiments.study import Findings, Goal, study
 from isospike.kernels.neuron.cpu import CompiledNeuron
 from isospike.kernels.product.int8 import add_product, pack_float32
 from isospike.models import spikformer as home
@@ -31,153 +20,217 @@ from isospike.models.spikformer import Spikformer, fold, from_spikingjelly
 from isospike.neurons import LIF
 from isospike.presets import spikingjelly_lif
 from isospike.products import spike_attention, spike_linear
-
-ROUNDS = 9
-
-
-def interleave(runs: Mapping[str, Callable[[], object]]) -> dict[str, list[tuple[float, float]]]:
-    """Wall and CPU seconds of each run in each round."""
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    for i in range(ROUNDS + 1):
-        for name, run in runs.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            run()
-            if i:
-                seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return seconds
+from isospike.report.table import Table
 
 
-def table(runs: Mapping[str, Callable[[], object]], base: str, goals: Mapping[str, float]) -> None:
-    """A line for each run: its median times, and how many times faster than ``base`` it is."""
-    seconds = interleave(runs)
-    print(
-        f"| run | wall ms | CPU ms | {base} / run, wall | CPU | goal |\n|---|--:|--:|--:|--:|---|"
-    )
-    for name, times in seconds.items():
-        wall, cpu = (statistics.median(t) * 1e3 for t in zip(*times, strict=True))
-        ratios = [
-            statistics.median(b[k] / t[k] for b, t in zip(seconds[base], times, strict=True))
-            for k in (0, 1)
-        ]
-        goal = f">= {goals[name]:g}x" if name in goals else ""
-        print(f"| {name} | {wall:.1f} | {cpu:.1f} | {ratios[0]:.2f} | {ratios[1]:.2f} | {goal} |")
-    print(flush=True)
+def presets(tiny, real):
+    return {
+        "tiny": P(peers=False, rounds=1, threads=1, shape=tiny),
+        "small": P(peers=True, rounds=3, threads=2, shape=real),
+        "full": P(peers=True, rounds=9, threads=2, shape=real),
+    }
 
 
-def spikes(shape: tuple[int, ...], rate: float, seed: int) -> Tensor:
+def faster(ctx, p, title, runs, base, goals, meaning):
+    """A table of times and of how many times faster than ``base`` each run is; the goals."""
+    torch.set_num_threads(p.threads)
+    base = base if base in runs else next(iter(runs))
+    times = ctx.timing(runs, p.rounds)
+    ratios = {name: times.ratio(base, name) for name in runs}
+    rows = tuple(
+        (name, f"{1e3 * times.seconds(name):.1f}", f"{ratios[name]:.2f}",
+         f"{times.ratio(base, name, cpu=True):.2f}")
+        for name in runs
+    )  # fmt: skip
+    met = {f"{title}: {n}": Goal(ratios[n], limit, True) for n, limit in goals.items()}
+    head = ("run", "ms", f"{base} / run", "of CPU time")
+    return Table(title, head, rows, meaning), met if p.peers else {}
+
+
+def spikes(shape, rate, seed):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < rate
 
 
-def lif() -> None:
-    """LIF, x [4, 32, 196, 384]: forward, then forward and backward"""
-    x = 1.2 * torch.randn(4, 32, 196, 384, generator=torch.Generator().manual_seed(0))
-    up = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    node, leaky = LIFNode(step_mode="m"), Leaky(0.5, reset_mechanism="zero", reset_delay=False)
-    layer, small = (LIF(spikingjelly_lif(), dtype=t) for t in (None, torch.uint8))
-    graded = x.clone().requires_grad_()
+def lif_peers(p):
+    """SpikingJelly's and snnTorch's neuron as functions of the input."""
+    if not p.peers:
+        return {}
+    from snntorch import Leaky
+    from spikingjelly.activation_based import functional
+    from spikingjelly.activation_based.neuron import LIFNode
 
-    def theirs(x: Tensor) -> Tensor:
+    node, leaky = LIFNode(step_mode="m"), Leaky(0.5, reset_mechanism="zero", reset_delay=False)
+
+    def spikingjelly(x):
         functional.reset_net(node)
         return node(x)
 
-    def snntorchs(x: Tensor) -> Tensor:
+    def snntorch(x):
         mem, out = torch.zeros_like(x[0]), []
         for current in x:
             s, mem = leaky(0.5 * current, mem)
             out.append(s)
         return torch.stack(out)
 
-    def no_grad(f: Callable[[Tensor], Tensor]) -> Tensor:
+    return {"SpikingJelly": spikingjelly, "snnTorch": snntorch}
+
+
+@study(
+    "lif",
+    question="How fast is a LIF neuron, and are its spikes those of others?",
+    extra="peers",
+    presets=presets((4, 2, 8, 16), (4, 32, 196, 384)),
+)
+def lif(p, ctx):
+    """Forward, then forward and backward."""
+    x = 1.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    up = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    layer, small = (LIF(spikingjelly_lif(), dtype=t) for t in (None, torch.uint8))
+    graded, peers = x.clone().requires_grad_(), lif_peers(p)
+
+    def no_grad(f):
         with torch.no_grad():
             return f(x)
 
-    def both(f: Callable[[Tensor], Tensor]) -> Tensor:
+    def both(f):
         return torch.autograd.grad(f(graded), graded, up)[0]
 
-    a, b = no_grad(theirs), no_grad(layer)
-    print(f"rate {a.mean():.3f}; spikes that differ: {(a != b).sum()} of {a.numel()} from "
-          f"SpikingJelly, {(no_grad(snntorchs) != b).sum()} from snnTorch; "
-          f"bytes equal: {torch.equal(no_grad(small).float(), b)}")  # fmt: skip
-    print(f"largest difference of the gradient: {(both(theirs) - both(layer)).abs().max():.1e}")
-    for name, f in (("SpikingJelly", theirs), ("isospike", layer)):
-        kept: dict[int, int] = {}
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, kept=kept: kept.setdefault(t.data_ptr(), t.nbytes) and t, lambda t: t
-        ):
-            f(graded)
-        print(f"bytes kept for the gradient / input: {name} {sum(kept.values()) / x.nbytes:.2f}")
-    runs = {
-        "SpikingJelly": partial(no_grad, theirs),
-        "snnTorch": partial(no_grad, snntorchs),
+    ours, gradient = no_grad(layer), both(layer)
+    numbers = {"rate": float(ours.mean()),
+               "bytes differ": int((no_grad(small).float() != ours).sum())}  # fmt: skip
+    for name, f in peers.items():
+        numbers[f"spikes that differ, {name}"] = int((no_grad(f) != ours).sum())
+    for name, f in {**dict(list(peers.items())[:1]), "isospike": layer}.items():
+        numbers[f"kept for the gradient over the input, {name}"] = kept_by(f, graded) / x.nbytes
+    if peers:
+        difference = (both(peers["SpikingJelly"]) - gradient).abs().max()
+        numbers["difference of the gradient"] = float(difference)
+    forward = {
+        **{name: partial(no_grad, f) for name, f in peers.items()},
         "isospike": partial(no_grad, layer),
         "isospike, bytes out": partial(no_grad, small),
         "clone of the input": lambda: x.clone(),
     }
-    table(runs, "SpikingJelly", {"isospike": 10, "isospike, bytes out": 10})
-    table(dict(list(runs.items())[3:]), "clone of the input", {"isospike, bytes out": 1})
-    runs = {"SpikingJelly": partial(both, theirs), "snnTorch": partial(both, snntorchs),
-            "isospike": partial(both, layer)}  # fmt: skip
-    table(runs, "SpikingJelly", {"isospike": 8})
+    memory = {n: forward[n] for n in ("isospike, bytes out", "clone of the input")}
+    backward = {n: partial(both, f) for n, f in {**peers, "isospike": layer}.items()}
+    made = [
+        faster(ctx, p, "LIF forward", forward, "SpikingJelly",
+               {"isospike": 10, "isospike, bytes out": 10}, "Ten times faster and more."),
+        faster(ctx, p, "LIF beside a copy", memory, "clone of the input",
+               {"isospike, bytes out": 1}, "As fast as copying its input."),
+        faster(ctx, p, "LIF forward and backward", backward, "SpikingJelly", {"isospike": 8},
+               "Eight times faster, with a third of the memory kept."),
+    ]  # fmt: skip
+    return Findings(numbers, [t for t, _ in made], {k: g for _, m in made for k, g in m.items()})
 
 
-def linear() -> None:
-    """Linear 384 -> 1536 on spikes at 15 %, T = 4, 32 x 64 tokens"""
-    s = spikes((4, 32, 64, 384), 0.15, 0).to(torch.uint8)
-    single = s.float()
-    weight = 0.1 * torch.randn(1536, 384, generator=torch.Generator().manual_seed(1))
-    rows, planes, out = s.flatten(0, 2), pack_float32(weight), torch.empty(4 * 32 * 64, 1536)
-    true = single.double() @ weight.double().t()
-    for name, y in (
-        ("float32", F.linear(single, weight)),
-        ("exact", spike_linear(s, weight)),
-        ("fast", spike_linear(s, weight, precision="fast")),
+def kept_by(f, x):
+    """Bytes that a forward pass keeps for its gradient."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.setdefault(t.data_ptr(), t.nbytes) and t, lambda t: t
     ):
-        print(
-            f"error of {name}: {(y - true).square().mean().sqrt() / true.std():.1e} of the result"
-        )
+        f(x)
+    return sum(kept.values())
+
+
+@study(
+    "spike-linear",
+    question="How fast and how exact is a linear layer on spikes?",
+    presets=presets((4, 2, 8, 32), (4, 32, 64, 384)),
+)
+def linear(p, ctx):
+    """Four times as many outputs as inputs, spikes at 15 %."""
+    s = spikes(p.shape, 0.15, 0).to(torch.uint8)
+    single, width = s.float(), p.shape[-1]
+    weight = 0.1 * torch.randn(4 * width, width, generator=torch.Generator().manual_seed(1))
+    true = single.double() @ weight.double().t()
+    results = {"float32": F.linear(single, weight), "exact": spike_linear(s, weight),
+               "fast": spike_linear(s, weight, precision="fast")}  # fmt: skip
+    numbers = {f"error of {name}": float((y - true).square().mean().sqrt() / true.std())
+               for name, y in results.items()}  # fmt: skip
     half, weights = single.bfloat16(), weight.bfloat16()
-    table(
-        {
-            "float32": lambda: F.linear(single, weight),
-            "exact": lambda: spike_linear(s, weight),
-            "exact, weights packed before": lambda: add_product(out.zero_(), rows, planes),
-            "fast": lambda: spike_linear(s, weight, precision="fast"),
-            "torch's bfloat16": lambda: F.linear(half, weights),
-        },
-        "float32",
-        {"exact": 1, "fast": 6},
-    )
+    runs = {
+        "float32": lambda: F.linear(single, weight),
+        "exact": lambda: spike_linear(s, weight),
+        "fast": lambda: spike_linear(s, weight, precision="fast"),
+        "torch's bfloat16": lambda: F.linear(half, weights),
+    }
+    if p.peers:
+        rows, planes = s.flatten(0, 2), pack_float32(weight)
+        out = torch.empty(len(rows), 4 * width)
+        runs["exact, weights packed before"] = lambda: add_product(out.zero_(), rows, planes)
+    table, goals = faster(ctx, p, "Linear layer", runs, "float32", {"exact": 1, "fast": 6},
+                          "Exact costs about what float32 costs; fast a fraction.")  # fmt: skip
+    return Findings(numbers, [table], goals)
 
 
-def attention() -> None:
-    """q k^T v of spikes at 15 %, T = 4, batch 8, 196 tokens, 6 heads of 64"""
-    q, k, v = (spikes((4, 8, 6, 196, 64), 0.15, i).to(torch.uint8) for i in range(3))
+@study(
+    "spike-attention",
+    question="How fast is attention between spikes?",
+    extra="peers",
+    presets=presets((2, 1, 2, 8, 16), (4, 8, 6, 196, 64)),
+)
+def attention(p, ctx):
+    """q k^T v of spikes at 15 %."""
+    q, k, v = (spikes(p.shape, 0.15, i).to(torch.uint8) for i in range(3))
     single = [x.float() for x in (q, k, v)]
-    qkv = torch.stack([x.transpose(-1, -2) for x in single], 2).contiguous()
+    runs, numbers = {}, {}
+    if p.peers:
+        from spikingjelly.activation_based.layer import SpikingSelfAttention
 
-    def theirs() -> Tensor:
-        return SpikingSelfAttention._ssa_kernel_torch(qkv, 0.125)
-
-    same = torch.equal(theirs(), spike_attention(q, k, v).transpose(-1, -2))
-    print(f"outputs equal: {same}")
-    table(
-        {
-            "SpikingJelly": theirs,
-            "isospike, from bytes": lambda: spike_attention(q, k, v),
-            "isospike, from float32": lambda: spike_attention(*single),
-        },
-        "SpikingJelly",
-        {"isospike, from bytes": 3},
-    )
+        qkv = torch.stack([x.transpose(-1, -2) for x in single], 2).contiguous()
+        runs["SpikingJelly"] = partial(SpikingSelfAttention._ssa_kernel_torch, qkv, 0.125)
+        same = torch.equal(runs["SpikingJelly"](), spike_attention(q, k, v).transpose(-1, -2))
+        numbers["outputs equal"] = float(same)
+    runs |= {"isospike, from bytes": lambda: spike_attention(q, k, v),
+             "isospike, from float32": lambda: spike_attention(*single)}  # fmt: skip
+    table, goals = faster(ctx, p, "Attention", runs, "SpikingJelly", {"isospike, from bytes": 3},
+                          "Counts are added, nothing is multiplied.")  # fmt: skip
+    return Findings(numbers, [table], goals)
 
 
-def network() -> None:
-    """Spikformer-4-384, inference, batch 8, 32 x 32, T = 4, normalisations calibrated"""
+@study(
+    "spikformer",
+    question="How fast is a spiking transformer, and does it spike like SpikingJelly's?",
+    extra="peers",
+    presets=presets((1, 3, 32, 32), (8, 3, 32, 32)),
+)
+def network(p, ctx):
+    """Spikformer-4-384, inference, T = 4, normalisations calibrated."""
+    draw = torch.Generator().manual_seed(0)
+    sample, x = (torch.rand(p.shape, generator=draw) for _ in range(2))
+    ours, runs, numbers = Spikformer().eval(), {}, {}
+    if p.peers:
+        theirs, run_theirs, kind = spikingjelly_spikformer(sample, x)
+        ours.load_state_dict(from_spikingjelly(theirs.state_dict()))
+        runs["SpikingJelly"] = run_theirs
+    ways = ("exact", "fast") if p.peers else ("exact",)
+    folded = {way: fold(ours, way) for way in ways}
+    with torch.inference_mode():
+        if p.peers:
+            seen = record_modules(theirs, kind, run_theirs)
+            numbers["rate"] = float(sum(s.sum() for s in seen) / sum(s.numel() for s in seen))
+            numbers["differ, module"] = differing(seen, record_modules(ours, LIF, lambda: ours(x)))
+            for name, model in folded.items():
+                numbers[f"differ, {name}"] = differing(seen, record_folded(partial(model, x)))
+        runs |= {"isospike, module": partial(ours, x)}
+        runs |= {f"isospike, {name}": partial(model, x) for name, model in folded.items()}
+        table, goals = faster(ctx, p, "Spikformer", runs, "SpikingJelly",
+                              {"isospike, exact": 3, "isospike, fast": 6} if p.peers else {},
+                              "Exact gives every spike of SpikingJelly's.")  # fmt: skip
+    return Findings(numbers, [table], goals)
+
+
+def spikingjelly_spikformer(sample, x):
+    """The calibrated peer, a function that runs it, and the class of its neurons."""
+    from spikingjelly.activation_based import functional
+    from spikingjelly.activation_based.model.spikformer import spikformer_cifar10
+    from spikingjelly.activation_based.neuron import LIFNode
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
         theirs = spikformer_cifar10()
-    draw = torch.Generator().manual_seed(0)
-    sample, x = (torch.rand(8, 3, 32, 32, generator=draw) for _ in range(2))
     for module in theirs.modules():
         if hasattr(module, "running_mean"):
             module.momentum = None
@@ -185,43 +238,22 @@ def network() -> None:
     with torch.no_grad():
         theirs(sample)
     theirs.eval()
-    ours = Spikformer().eval()
-    ours.load_state_dict(from_spikingjelly(theirs.state_dict()))
-    folded = {p: fold(ours, p) for p in ("exact", "fast")}
 
-    def run_theirs() -> Tensor:
+    def run():
         functional.reset_net(theirs)
         return theirs(x)
 
-    with torch.inference_mode():
-        seen = record_modules(theirs, LIFNode, run_theirs)
-        rate = sum(s.sum() for s in seen) / sum(s.numel() for s in seen)
-        print(f"spikes per neuron and step: {rate:.3f}")
-        compare("module", seen, record_modules(ours, LIF, lambda: ours(x)))
-        for name, model in folded.items():
-            compare(name, seen, record_folded(lambda model=model: model(x)))
-        table(
-            {
-                "SpikingJelly": run_theirs,
-                "isospike, module": lambda: ours(x),
-                "isospike, exact": lambda: folded["exact"](x),
-                "isospike, fast": lambda: folded["fast"](x),
-            },
-            "SpikingJelly",
-            {"isospike, exact": 3, "isospike, fast": 6},
-        )
+    return theirs, run, LIFNode
 
 
-def compare(name: str, theirs: list[Tensor], ours: list[Tensor]) -> None:
-    """Share of spikes that agree, over all layers and in the first and the last."""
-    # Channels may lie elsewhere: each layer's spikes are compared sorted by channel where needed.
+def differing(theirs, ours):
+    """Share of spikes that differ, over all layers."""
+    # Channels may lie elsewhere: each layer's spikes are aligned first.
     wrong = [int((align(b, a) != a).sum()) for a, b in zip(theirs, ours, strict=True)]
-    total = sum(a.numel() for a in theirs)
-    print(f"{name}: {sum(wrong)} of {total} spikes differ ({100 - 100 * sum(wrong) / total:.4f} % "
-          f"agree); by layer {wrong}")  # fmt: skip
+    return sum(wrong) / sum(a.numel() for a in theirs)
 
 
-def align(ours: Tensor, theirs: Tensor) -> Tensor:
+def align(ours, theirs):
     """Our ``[T, N, ..., channels]`` as their channels-first layout, flattened alike."""
     a, b = ours.flatten(2), theirs.flatten(2)
     if ours.shape == theirs.shape:
@@ -231,9 +263,9 @@ def align(ours: Tensor, theirs: Tensor) -> Tensor:
     return ours.transpose(-1, -2).reshape(theirs.shape) if a.shape == b.shape else ours
 
 
-def record_modules(model: torch.nn.Module, kind: type, run: Callable[[], object]) -> list[Tensor]:
+def record_modules(model, kind, run):
     """Spikes of every neuron layer, in order of use."""
-    seen: list[Tensor] = []
+    seen = []
     hooks = [m.register_forward_hook(lambda m, i, s: seen.append(s.float()))
              for m in model.modules() if isinstance(m, kind)]  # fmt: skip
     run()
@@ -242,61 +274,42 @@ def record_modules(model: torch.nn.Module, kind: type, run: Callable[[], object]
     return seen
 
 
-def record_folded(run: Callable[[], object]) -> list[Tensor]:
+def record_folded(run):
     """The same of a folded network, whose images pass a few at a time."""
-    seen: list[Tensor] = []
-    original = CompiledNeuron.__call__
+    seen, original = [], CompiledNeuron.__call__
 
-    def recording(neurons: CompiledNeuron, x: Tensor, dtype: torch.dtype) -> Tensor:
-        spikes = original(neurons, x, dtype)
-        seen.append(spikes.float())
-        return spikes
+    def recording(neurons, x, dtype):
+        out = original(neurons, x, dtype)
+        seen.append(out.float())
+        return out
 
     at_once, home.AT_ONCE = home.AT_ONCE, 10**9
-    CompiledNeuron.__call__ = recording  # type: ignore[method-assign]
+    CompiledNeuron.__call__ = recording
     try:
         run()
     finally:
         home.AT_ONCE = at_once
-        CompiledNeuron.__call__ = original  # type: ignore[method-assign]
+        CompiledNeuron.__call__ = original
     return seen
 
 
-def start() -> None:
-    """A process that runs one neuron, against one that only imports torch"""
+@study(
+    "neuron-start",
+    question="How long does the first neuron of a process take?",
+    presets={"tiny": P(rounds=0, limit=0.3), "small": P(rounds=3, limit=0.3),
+             "full": P(rounds=9, limit=0.3)},
+)  # fmt: skip
+def start(p, ctx):
+    """A process that runs one neuron, compiled before, against one that only imports torch."""
+    if not p.rounds:
+        return Findings()
     code = ("import torch; from isospike.neurons import LIF; x = torch.zeros(2, 4); "
             "torch.set_grad_enabled(False); LIF()(x)")  # fmt: skip
-    commands = {
-        "import torch": [sys.executable, "-c", "import torch"],
-        "one LIF, compiled before": [sys.executable, "-c", code],
-    }
-    subprocess.run(commands["one LIF, compiled before"], check=True)
-    runs = {n: partial(subprocess.run, c, check=True) for n, c in commands.items()}
-    seconds = interleave(runs)
-    extra = statistics.median(
-        b[0] - a[0] for a, b in zip(*(seconds[name] for name in commands), strict=True)
-    )
-    print(f"extra: {extra:.2f} s (goal 0.3 s)\n")
-
-
-TABLES = {"lif": lif, "linear": linear, "attention": attention, "network": network, "start": start}
-
-
-def main() -> None:
-    global ROUNDS
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default=",".join(TABLES))
-    args = parser.parse_args()
-    ROUNDS = args.rounds
-    torch.set_num_threads(args.threads)
-    for name in args.only.split(","):
-        if name not in TABLES:
-            sys.exit(f"--only needs some of {', '.join(TABLES)}, got {name}")
-        print(f"{TABLES[name].__doc__}; {args.threads} threads, {args.rounds} rounds\n")
-        TABLES[name]()
-
-
-if __name__ == "__main__":
-    main()
+    commands = {"import torch": "import torch", "one LIF": code}
+    runs = {n: partial(subprocess.run, [sys.executable, "-c", c], check=True)
+            for n, c in commands.items()}  # fmt: skip
+    times = ctx.timing(runs, p.rounds)
+    rows = tuple((name, f"{times.seconds(name):.2f}") for name in runs)
+    extra = times.seconds("one LIF") - times.seconds("import torch")
+    table = Table("A new process", ("process", "s"), rows, "Numba itself takes most of the rest.")
+    return Findings({"extra, s": extra}, [table], {"extra seconds": Goal(extra, p.limit)})

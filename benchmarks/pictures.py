@@ -1,14 +1,13 @@
 """The pictures of docs/sequence_machine.md and docs/theory.md.
 
-    python benchmarks/pictures.py [--seeds 5] [--only raster,capacity,laws,dimension,allocation]
+    python -m benchmarks.pictures [--seeds 5] [--only raster,capacity,laws,dimension,allocation]
 
-`dimension` needs the extra demo, `allocation` the file that benchmarks/allocation.py wrote. Writes
+`dimension` needs the extra demo; `allocation` draws the stored result of that study. Writes
 a Plotly page for each to out/pictures and, where a Chromium is installed, the picture of it that
 docs show to docs/pictures.
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,6 +21,7 @@ from isospike.codes import CODES
 from isospike.codes.orders import random_orders, similarity
 from isospike.data import passages, shakespeare
 from isospike.dimension import Moments, participation_ratio, pca_count
+from isospike.experiments.study import stored
 from isospike.hf.batches import rows_of, token_mask
 from isospike.memory import SequenceMachine, SparseDistributedMemory, Store, expected_recall
 from isospike.porting.discover import discover
@@ -180,8 +180,10 @@ def dimension() -> go.Figure:
 
 
 def allocation() -> go.Figure:
-    """Spikes against error of MiniLM's port, from what benchmarks/allocation.py wrote."""
-    points = json.loads(Path("out/allocation.json").read_text())
+    """Spikes against error of MiniLM's port, from the stored result of the study `allocation`."""
+    rows = stored("results/allocation-full.json").results[0].rows
+    points = [(*row[0].split(", ")[:2], float(row[1]), int(row[3].replace(",", "")))
+              for row in rows]  # fmt: skip
     figure = go.Figure()
     names = {
         ("uniform", "signed-digit"): "same steps everywhere, signed digits",

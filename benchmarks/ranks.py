@@ -1,205 +1,216 @@
-"""Ranks of transformers: the rules for a tolerance, heads, reports of real models, cost.
+"""Ranks of transformers: the rules for a tolerance, heads, a model on spikes, cost of a report."""
 
-    python benchmarks/ranks.py [--data data] [--only tolerance,noise,heads,stories,spikes,cost]
-
-``stories`` writes a page to out/rank. DATA holds ``stories260k`` and
-``tinystories_sample``, see README.md. ``noise`` needs the extra ``demo``.
-"""
-
-import argparse
-import os
+import copy
 import resource
-import subprocess
-import sys
 import time
-from pathlib import Path
+from types import SimpleNamespace as P
 
 import torch
-from rich.console import Console
+import transformers
 
-from isospike.ranks.heads import head_ambiguity
-from isospike.ranks.numerical import affine_rank, numerical_rank
+import isospike
+from benchmarks.models import (
+    Tokenizer,
+    load_llama2c,
+    load_minilm,
+    random_batches,
+    small_bert,
+    small_llama,
+)
+from benchmarks.port import STORIES, measured_apart
+from isospike.experiments.study import Findings, Goal, study
+from isospike.ranks.heads import head_ambiguity, recover_heads
+from isospike.ranks.numerical import affine_rank, numerical_rank, rounded
+from isospike.report.table import Table
 
-ROWS, WIDTH, RANK = 256, 192, 40
 TYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16,
          "float16": torch.float16}  # fmt: skip
-SECONDS, MEMORY = 60.0, 2.0
-CASES = ("import", "forward", "report", "report without controls")
 
 
-def normal(seed: int, *shape: int) -> torch.Tensor:
+def normal(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def tolerance(data: Path) -> None:
-    """Rank 40 (41 with an offset), 256 rows of width 192, rounded, then upcast."""
-    low = normal(0, ROWS, RANK) @ normal(1, RANK, WIDTH) / RANK**0.5
-    wide = low * torch.logspace(-4, 0, ROWS, dtype=torch.float64)[:, None]
-    cases = {"plain": low, "offset 1e3": low + 1e3 * normal(2, 1, WIDTH),
-             "rows 1e-4 to 1, offset 1e3": wide + 1e3 * normal(2, 1, WIDTH)}  # fmt: skip
-    print("| data | type | default of NumPy | eps of the type | ours | gap | ours, affine |")
-    print("|---|---|--:|--:|--:|--:|--:|")
+@study(
+    "rank-tolerance",
+    question="Below which singular value is a rounded table's rank noise?",
+    presets={"tiny": P(rows=48, width=32, rank=8), "small": P(rows=256, width=192, rank=40),
+             "full": P(rows=256, width=192, rank=40)},
+)  # fmt: skip
+def tolerance(p, ctx):
+    """A table of known rank (one more with an offset), rounded, then upcast."""
+    low = normal(0, p.rows, p.rank) @ normal(1, p.rank, p.width) / p.rank**0.5
+    wide = low * torch.logspace(-4, 0, p.rows, dtype=torch.float64)[:, None]
+    offset = 1e3 * normal(2, 1, p.width)
+    cases = {"plain": low, "offset 1e3": low + offset, "rows 1e-4 to 1, offset 1e3": wide + offset}
+    rows, numbers = [], {}
     for case, exact in cases.items():
         for name, dtype in TYPES.items():
             x = exact.to(dtype).double()
             s = torch.linalg.svdvals(x)
-            own = int((s > s[0] * ROWS * torch.finfo(dtype).eps).sum())
+            own = int((s > s[0] * p.rows * torch.finfo(dtype).eps).sum())
             found = numerical_rank(x, dtype)
-            print(
-                f"| {case} | {name} | {int(torch.linalg.matrix_rank(x))} | {own} | {found} | "
-                f"{found.gap:.3g} | {affine_rank(x, dtype)} |"
-            )
+            numbers[f"{case}, {name}"] = found.rank
+            rows.append((f"{case}, {name}", str(int(torch.linalg.matrix_rank(x))), str(own),
+                         str(found), f"{found.gap:.3g}", str(affine_rank(x, dtype))))  # fmt: skip
+    head = ("data, type", "NumPy's default", "eps of the type", "ours", "gap", "ours, affine")
+    title = f"Rank {p.rank} of {p.rows} rows of width {p.width}"
+    meaning = "The default takes rounding for rank; ours finds it, or says that it cannot."
+    return Findings(numbers, [Table(title, head, tuple(rows), meaning)])
 
 
-def noise(data: Path) -> None:
-    """Rounding of MiniLM's activations against the edge of one rounding, from a float64 copy."""
-    import copy
-
-    from speed import load_minilm
-
-    model = load_minilm()
-    ids = torch.randint(1000, 20000, (1, 256), generator=torch.Generator().manual_seed(0))
-    print("| type | layer | edge | largest singular value of the error | median |")
-    print("|---|--:|--:|--:|--:|")
+@study(
+    "rank-noise",
+    question="Is the assumed rounding noise that of a real model?",
+    extra="demo",
+    presets={"tiny": P(tokens=16, layers=(0, 1)), "small": P(tokens=64, layers=(0, 1, 3, 6)),
+             "full": P(tokens=256, layers=(0, 1, 3, 6))},
+)  # fmt: skip
+def noise(p, ctx):
+    """Rounding of a model's activations against the edge of one rounding, by a float64 copy."""
+    small = p.tokens < 64
+    model = small_bert() if small else load_minilm()[1]
+    draw, bounds = torch.Generator().manual_seed(0), (5, 1000) if small else (1000, 20000)
+    ids = torch.randint(*bounds, (1, p.tokens), generator=draw)
+    rows = []
     for dtype in (torch.float32, torch.bfloat16):
-        rounded = copy.deepcopy(model).to(dtype)
+        low = copy.deepcopy(model).to(dtype)
         with torch.no_grad():
-            ours = rounded(ids, output_hidden_states=True).hidden_states
-            true = copy.deepcopy(rounded).double()(ids, output_hidden_states=True).hidden_states
-        for layer in (0, 1, 3, 6):
+            ours = low(ids, output_hidden_states=True).hidden_states
+            true = copy.deepcopy(low).double()(ids, output_hidden_states=True).hidden_states
+        for layer in p.layers:
             x, y = ours[layer][0], true[layer][0]
             at = rounded(x, dtype, "noise")
             top, scale = float(x.double().abs().max()), at.noise.norm(dim=1, keepdim=True)
             s = torch.linalg.svdvals((x.double() - y) / top / scale)
             edge = 1 + float((at.noise / scale).norm(dim=0).max())
             name = str(dtype).removeprefix("torch.")
-            print(
-                f"| {name} | {layer} | {edge:.1f} | {float(s[0]):.1f} | {float(s.median()):.1f} |"
-            )
+            rows.append((f"{name}, {layer}", f"{edge:.1f}", f"{float(s[0]):.1f}",
+                         f"{float(s.median()):.1f}"))  # fmt: skip
+    head = ("type, layer", "edge", "largest singular value of the error", "median")
+    meaning = "Errors grow with depth, but the median stays near the edge of one rounding."
+    return Findings({}, [Table("Rounding of activations", head, tuple(rows), meaning)])
 
 
-def heads(data: Path) -> None:
-    """Dimensions lost in the sum of heads at 512 tokens, random W_O: published, and true."""
-    print("| W_O | published n (H - 1) d_k | true | largest noise gain | recovered to |")
-    print("|---|--:|--:|--:|--:|")
-    cases = {"BERT-base, 12 x 64 = 768": (12, 64, 768, None), "H d_k = 1024 > d = 768":
-             (16, 64, 768, None), "BERT-base of rank 640": (12, 64, 768, 640),
-             "all heads in one subspace, rank 64": (12, 64, 768, 64)}  # fmt: skip
-    for name, (count, each, width, rank) in cases.items():
+@study(
+    "rank-heads",
+    question="How much of the heads' outputs is lost in their sum?",
+    presets={"tiny": P(scale=8), "small": P(scale=1), "full": P(scale=1)},
+)
+def heads(p, ctx):
+    """Dimensions lost at 512 tokens, random W_O: published, and true."""
+    each, width = 64 // p.scale, 768 // p.scale
+    cases = {"12 heads, as BERT-base": (12, None), "16 heads, wider than the model": (16, None),
+             "12 heads, rank 5/6": (12, 5 * width // 6),
+             "all heads in one subspace": (12, each)}  # fmt: skip
+    rows = []
+    for name, (count, rank) in cases.items():
         w = normal(0, count * each, width)
         if rank is not None:
             w = normal(1, count * each, rank) @ normal(2, rank, width)
         found = head_ambiguity(w, count)
-        from isospike.ranks.heads import recover_heads
-
         y = normal(3, 64, count, each)
         back = recover_heads(y.flatten(1) @ w, w, count)
-        print(
-            f"| {name} | {512 * found.published_nullity:,} | {512 * found.nullity:,} | "
-            f"{max(found.noise_gains):.3g} | {float((back - y).abs().max() / y.abs().max()):.1e} |"
-        )
+        rows.append((name, f"{512 * found.published_nullity:,}", f"{512 * found.nullity:,}",
+                     f"{max(found.noise_gains):.3g}",
+                     f"{float((back - y).abs().max() / y.abs().max()):.1e}"))  # fmt: skip
+    head = ("W_O", "published n (H - 1) d_k", "true", "largest noise gain", "recovered to")
+    meaning = "Nothing is lost unless W_O is rank-deficient."
+    return Findings({}, [Table("Dimensions lost", head, tuple(rows), meaning)])
 
 
-def tiny_stories(data: Path) -> tuple[torch.nn.Module, torch.Tensor]:
-    """stories260K, and the tokens of the TinyStories sample, one story after the other."""
-    from stories import Tokenizer, load_llama2c
-
-    text = (data / "tinystories_sample" / "tinystories_sample.txt").read_text(encoding="utf-8")
-    tokenizer = Tokenizer(data / "stories260k" / "tok512.bin")
+def windows_of(p, ctx):
+    """A Llama and windows of text."""
+    if p.tokens < 128:
+        return small_llama(), [
+            {"input_ids": b["input_ids"]} for b in random_batches(5, 1, p.tokens)
+        ]
+    text = ctx.file(STORIES[2]).read_text(encoding="utf-8")
+    tokenizer = Tokenizer(ctx.file(STORIES[1]))
     ids = [tokenizer.encode(part.strip()) for part in text.split("<|endoftext|>") if part.strip()]
-    model = load_llama2c(data / "stories260k" / "stories260K.bin")
-    return model, torch.tensor([i for story in ids for i in story])
-
-
-def stories(data: Path) -> None:
-    """stories260K (Llama: RMSNorm, grouped queries) on the TinyStories sample, 2 x 256 tokens."""
-    import isospike
-
-    model, tokens = tiny_stories(data)
-    report = isospike.measure_ranks(model, {"input_ids": tokens[:512].view(2, 256)},
-                                  name="stories260K")  # fmt: skip
-    Console().print(report.summary())
-    print("saved:", report.save("out/rank/stories260k"))
-
-
-def spikes(data: Path) -> None:
-    """stories260K on spikes: what the code does to rank, one window of 128 tokens."""
-    import isospike
-
-    model, tokens = tiny_stories(data)
+    tokens = torch.tensor([i for story in ids for i in story])
     windows = tokens[: len(tokens) // 128 * 128].view(-1, 128)
-    batches = [{"input_ids": windows[i : i + 1]} for i in range(len(windows))]
-    rows = {"float": isospike.measure_ranks(model, batches[-1], controls=False)}
-    for steps in (2, 4, 8):
+    model = load_llama2c(ctx.file(STORIES[0]))
+    return model, [{"input_ids": windows[i : i + 1]} for i in range(len(windows))]
+
+
+@study(
+    "rank-spikes",
+    question="Does a spike code change the rank of a model's activations?",
+    data=STORIES,
+    presets={"tiny": P(tokens=16, steps=(4,)), "small": P(tokens=128, steps=(4,)),
+             "full": P(tokens=128, steps=(2, 4, 8))},
+)  # fmt: skip
+def spikes(p, ctx):
+    """A decoder on spikes, one window of 128 tokens that calibration did not see."""
+    model, batches = windows_of(p, ctx)
+    reports = {"float": isospike.measure_ranks(model, batches[-1], controls=False)}
+    for steps in p.steps:
         ported = isospike.port(model, batches[:-2], steps=steps, evaluation=batches[-2:]).model
-        rows[f"signed-digit T={steps}"] = isospike.measure_ranks(
-            ported, batches[-1], controls=False
-        )
-    print("| | rank of Z, layers | entropic rank of Z | rank at the end | entropic | cosine | "
-          "s2/s1 | entropy | worst recovery |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|")  # fmt: skip
-    for name, r in rows.items():
+        reports[f"T={steps}"] = isospike.measure_ranks(ported, batches[-1], controls=False)
+    ranks, alike = [], []
+    for name, r in reports.items():
         z = [s for row in r.depth for s in r.at(row.layer, "attention")]
         end, last = r.at(r.depth[-1].layer, "output")[0], r.depth[-1]
-        print(
-            f"| {name} | {min(s.rank.rank for s in z)} to {max(s.rank.rank for s in z)} | "
-            f"{sum(s.collapse.entropic for s in z) / len(z):.1f} | {end.rank} | "
-            f"{last.entropic:.1f} | {last.cosine:.3f} | "
-            f"{sum(d.ratio for d in r.depth) / len(r.depth):.3f} | "
-            f"{sum(d.entropy for d in r.depth) / len(r.depth):.3f} | "
-            f"{max(x.recovered for x in r.layers):.1e} |"
-        )
+        ranks.append((
+            name, f"{min(s.rank.rank for s in z)} to {max(s.rank.rank for s in z)}",
+            f"{sum(s.collapse.entropic for s in z) / len(z):.1f}", str(end.rank),
+            f"{last.entropic:.1f}",
+        ))  # fmt: skip
+        alike.append((
+            name, f"{last.cosine:.3f}", f"{sum(d.ratio for d in r.depth) / len(r.depth):.3f}",
+            f"{sum(d.entropy for d in r.depth) / len(r.depth):.3f}",
+            f"{max(x.recovered for x in r.layers):.1e}",
+        ))  # fmt: skip
+    return Findings(
+        {},
+        [
+            Table("Rank of activations", ("model", "rank of attention's output", "entropic",
+                  "rank at the end", "entropic, end"), tuple(ranks), "No number of steps costs a "
+                  "rank."),
+            Table("Likeness of tokens", ("model", "cosine", "s2/s1", "entropy", "worst recovery"),
+                  tuple(alike), "Few steps make attention sharper and tokens more alike."),
+        ],
+    )  # fmt: skip
 
 
-def cost(data: Path) -> None:
-    """A random 12-layer BERT-base at 512 tokens; each case in a process of its own."""
-    print("| case | s | CPU s | peak MiB | of the forward's | goal |\n|---|--:|--:|--:|--:|:--|")
-    base = 0.0
+CASES = ("import", "forward", "report", "report without controls")
+
+
+@study(
+    "rank-cost",
+    question="What does a rank report cost, beside a forward pass?",
+    presets={"tiny": P(layers=1, tokens=16, apart=False),
+             "small": P(layers=4, tokens=128, apart=True),
+             "full": P(layers=12, tokens=512, apart=True)},
+)  # fmt: skip
+def cost(p, ctx):
+    """A random BERT-base; each case in a process of its own."""
+    rows, peaks, seconds = [], {}, {}
     for case in CASES:
-        out = subprocess.run([sys.executable, __file__, "--case", case], check=True,
-                             stdout=subprocess.PIPE, text=True)  # fmt: skip
-        seconds, cpu, peak = map(float, out.stdout.split()[-3:])
-        base = peak if case == "forward" else base
-        ratio = f"{peak / base:.2f}" if base else ""
-        goal = ""
-        if case == "report":
-            met = seconds <= SECONDS and peak <= MEMORY * base
-            goal = f"{SECONDS:g} s, {MEMORY:g}x: {'met' if met else 'missed'}"
-        print(f"| {case} | {seconds:.1f} | {cpu:.1f} | {peak:.0f} | {ratio} | {goal} |", flush=True)
+        seconds[case], cpu, peaks[case] = measured_apart(run_case, case, p)
+        ratio = f"{peaks[case] / peaks['forward']:.2f}" if "forward" in peaks else None
+        rows.append((case, f"{seconds[case]:.1f}", f"{cpu:.1f}", f"{peaks[case]:.0f}", ratio))
+    goals = {} if p.layers < 12 else {
+        "seconds of a report": Goal(seconds["report"], 60.0),
+        "memory of a report": Goal(peaks["report"] / peaks["forward"], 2.0),
+    }  # fmt: skip
+    head = ("case", "s", "CPU s", "peak MiB", "of the forward's")
+    meaning = "A report takes less than twice the memory of a forward pass."
+    return Findings({}, [Table("Cost of a report", head, tuple(rows), meaning)], goals)
 
 
-def run_case(case: str) -> None:
+def run_case(case, p):
     """Seconds, CPU seconds and peak MiB of one case."""
-    import transformers
-
-    from isospike.ranks.report import measure_ranks
-
     torch.manual_seed(0)
-    model = transformers.BertModel(transformers.BertConfig()).eval()
-    ids = torch.randint(1000, 30000, (1, 512))
+    size = {} if p.apart else {"hidden_size": 48, "intermediate_size": 96}
+    model = transformers.BertModel(transformers.BertConfig(num_hidden_layers=p.layers, **size))
+    ids = torch.randint(1000, 30000, (1, p.tokens))
     start, cpu = time.perf_counter(), time.process_time()
     if case == "forward":
         with torch.inference_mode():
-            model(ids)
+            model.eval()(ids)
     elif case.startswith("report"):
-        measure_ranks(model, {"input_ids": ids}, controls=case == "report")
+        isospike.measure_ranks(model.eval(), {"input_ids": ids}, controls=case == "report")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(time.perf_counter() - start, time.process_time() - cpu, peak)
-
-
-def main() -> None:
-    known = {f.__name__: f for f in (tolerance, noise, heads, stories, spikes, cost)}
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("ISOSPIKE_DATA", "data")))
-    parser.add_argument("--only", default=",".join(known))
-    parser.add_argument("--case", choices=CASES)
-    args = parser.parse_args()
-    if args.case:
-        run_case(args.case)
-        return
-    for name in args.only.split(","):
-        print(f"\n{(known[name].__doc__ or '').splitlines()[0]}\n")
-        known[name](args.data)
-
-
-if __name__ == "__main__":
-    main()
+    return time.perf_counter() - start, time.process_time() - cpu, peak

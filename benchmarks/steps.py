@@ -1,46 +1,52 @@
-"""How many steps a site's error needs: predicted, and the smallest number that is enough.
+"""How many steps the error of a site needs: predicted, and the smallest number that is enough.
 
-    python benchmarks/steps.py --data data
+The sites of the first and the last block of four models. A case is a model, a site, a code and a
+target. Predictions see calibration inputs only; the error of a case is that of the site's code on
+other inputs.
 
-DATA holds the STS benchmark, bert_tiny_splade, stories260k and tinystories_sample (see README.md).
-Four models: MiniLM, SPLADE-tiny, stories260K and a vision transformer that is trained here on
-scikit-learn's digits; of each, the sites of the first and the last block. A cell is a model, a
-site, a code and a target. Predictions see calibration
-inputs only; the error of a cell is that of the site's code on other inputs.
-
-`alone`: the law of the code with the crest that the other three models have at sites of the same
+`alone`: the law of the code with the crest factor that the other models have at sites of the same
 kind, before anything is run on this one. `calibrated`: a law fitted to four short runs.
-`published`: 2.3 d_eff / eps^2 with the PCA-95 dimension of the site's values. R2 is of the log
-error that the calibrated law predicts at the smallest sufficient number of steps and at one fewer.
+`published`: 2.3 d_eff / eps^2 with the PCA-95 dimension of the site's values.
 """
 
-import argparse
 import functools
 import itertools
 import math
-import os
 import random
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace as P
+from typing import NamedTuple
 
 import torch
 import transformers
-from sklearn.datasets import load_digits
-from stories import Tokenizer, load_llama2c, sample
-from stsb import load_minilm, make_batches, read_pairs
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.models import (
+    Model,
+    Tokenizer,
+    digits_vit,
+    load_llama2c,
+    load_minilm,
+    make_batches,
+    random_batches,
+    read_pairs,
+    sample,
+    small_bert,
+)
+from benchmarks.port import STORIES, STS
 from isospike import codes
 from isospike.codes import CODES, Law, fit_law
 from isospike.dimension import Moments, pca_count
+from isospike.experiments.study import Findings, Goal, study
 from isospike.hf.batches import rows_of, token_mask
 from isospike.porting.discover import discover
 from isospike.porting.ranges import fit_range
 from isospike.porting.run import Watcher
 from isospike.porting.sites import Site
+from isospike.progress import update
+from isospike.report.table import Table
 from isospike.theory.laws import published_steps
 from isospike.theory.steps import analytic_law
 
@@ -58,23 +64,11 @@ LONGEST = {"signed-digit": 16, "half-octave": 31, "phase": 16, "bernoulli": 256}
 ROWS = 768
 
 
-class Model(NamedTuple):
-    """A float model, its calibration inputs and others."""
-
-    name: str
-    model: nn.Module
-    calibration: list[dict[str, Any]]
-    held: list[dict[str, Any]]
-
-
-class Cell(NamedTuple):
+class Case(NamedTuple):
     """One prediction. ``logs``: log errors predicted and measured at ``enough`` and one fewer."""
 
     model: str
-    site: str
-    kind: str
     code: str
-    target: float
     enough: int
     alone: int | None
     calibrated: int | None
@@ -82,68 +76,37 @@ class Cell(NamedTuple):
     logs: tuple[tuple[float, float], ...]
 
 
-def models(data: Path) -> Iterator[Model]:
+def models(p, ctx) -> list[Model]:
+    """Two small random models, or four real ones."""
+    if p.tiny:
+        return [
+            Model(f"BERT {i}", small_bert(seed=i), random_batches(4, 8, 12, i),
+                  random_batches(2, 8, 12, i + 2))
+            for i in range(2)
+        ]  # fmt: skip
     tokenizer, model = load_minilm()
-    left, right, _ = read_pairs(data / "stsb" / "stsb-en-train.csv")
+    left, right, _ = read_pairs(ctx.file(STS[0]))
     texts = random.Random(0).sample(sorted(set(left + right)), 160)
-    yield Model("MiniLM", model, *_texts(tokenizer, texts))
-
-    folder = data / "bert_tiny_splade"
-    splade = transformers.AutoModel.from_pretrained(folder, dtype="float32").eval()
-    yield Model(
-        "SPLADE-tiny", splade, *_texts(transformers.AutoTokenizer.from_pretrained(folder), texts)
-    )
-
-    llama = load_llama2c(data / "stories260k" / "stories260K.bin")
-    words = Tokenizer(data / "stories260k" / "tok512.bin")
-    text = (data / "tinystories_sample" / "tinystories_sample.txt").read_text(encoding="utf-8")
+    found = [Model("MiniLM", model, *_texts(tokenizer, texts))]
+    if p.all:
+        folder = ctx.file("bert_tiny_splade")
+        splade = transformers.AutoModel.from_pretrained(folder, dtype="float32").eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        found.append(Model("SPLADE-tiny", splade, *_texts(tokenizer, texts)))
+    llama = load_llama2c(ctx.file(STORIES[0]))
+    words = Tokenizer(ctx.file(STORIES[1]))
+    text = ctx.file(STORIES[2]).read_text(encoding="utf-8")
     stories = [
         torch.tensor([words.encode(part.strip())[:256]]) for part in text.split("<|endoftext|>")
     ]
-    held = [{"input_ids": s} for s in stories if s.shape[1] > 20][:4]
-    yield Model("stories260K", llama, [{"input_ids": sample(llama, 8, 256, 0)}], held)
+    held_out = [{"input_ids": s} for s in stories if s.shape[1] > 20][:4]
+    found.append(Model("stories260K", llama, [{"input_ids": sample(llama, 8, 256, 0)}], held_out))
+    return [*found, digits_vit()] if p.all else found
 
-    yield digits_vit()
 
-
-def _texts(tokenizer: Any, texts: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _texts(tokenizer, texts):
     half = [[b for _, b in make_batches(tokenizer, part, 32)] for part in (texts[:96], texts[96:])]
     return half[0], half[1]
-
-
-def digits_vit(seed: int = 0) -> Model:
-    """A vision transformer on 8 x 8 digits, trained for a few seconds."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        config = transformers.ViTConfig(
-            image_size=8, patch_size=2, num_channels=1, hidden_size=48, num_hidden_layers=3,
-            num_attention_heads=4, intermediate_size=96, num_labels=10,
-        )  # fmt: skip
-        model = transformers.ViTForImageClassification(config)
-        images, labels = load_digits(return_X_y=True)
-        x = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16
-        y = torch.tensor(labels)
-        order = torch.randperm(len(x))
-        train, test = order[:1400], order[1400:]
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-        for _ in range(25):
-            for rows in train[torch.randperm(len(train))].split(70):
-                loss = nn.functional.cross_entropy(model(x[rows]).logits, y[rows])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-    model.eval()
-    with torch.no_grad():
-        right = (model(x[test]).logits.argmax(-1) == y[test]).double().mean()
-    print(
-        f"vision transformer on digits: {float(right):.3f} of {len(test)} test images", flush=True
-    )
-    return Model(
-        "ViT on digits",
-        model,
-        [{"pixel_values": x[train[:256]]}],
-        [{"pixel_values": x[test[:128]]}],
-    )
 
 
 def site_rows(model: Model) -> dict[str, tuple[str, Tensor, Tensor]]:
@@ -173,7 +136,7 @@ def site_rows(model: Model) -> dict[str, tuple[str, Tensor, Tensor]]:
             return x
 
     halves = []
-    for batches in (model.calibration, model.held):
+    for batches in (model.calibration, model.held_out):
         found.clear()
         for batch in batches:
             seen.clear()
@@ -221,25 +184,30 @@ def predict(law: Law, target: float) -> int | None:
     return None
 
 
-def site_cells(every: list[Model]) -> list[Cell]:
-    """Every site of every model, all codes."""
-    table = {m.name: site_rows(m) for m in every}
-    crests: dict[tuple[str, bool], dict[str, float]] = {}
-    for name, rows in table.items():
-        by: dict[tuple[str, bool], list[float]] = {}
-        for kind, fit_on, _ in rows.values():
+def crest_factors(rows, names) -> dict[tuple[str, bool], dict[str, float]]:
+    """Scale over spread of each kind of site, of codes with one and two neurons, by model."""
+    found: dict[tuple[str, bool], dict[str, list[float]]] = {}
+    for name in names:
+        for kind, fit_on, _ in rows[name].values():
             for pair in (False, True):
                 code = codes.code("signed-digit" if pair else "phase", 6)
                 scale = torch.ones(1) if kind == "probability" else fit_range(fit_on, code).scale
                 crest = scale.norm() * math.sqrt(len(fit_on)) / (fit_on - fit_on.mean(0)).norm()
-                by.setdefault((kind, pair), []).append(float(crest))
-        for (kind, pair), found in by.items():
-            crests.setdefault((kind, pair), {})[name] = statistics.geometric_mean(found)
-    cells = []
-    for name, rows in table.items():
-        for site, (kind, fit_on, held) in rows.items():
-            moments = Moments(held.shape[1])
-            moments.update(held)
+                found.setdefault((kind, pair), {}).setdefault(name, []).append(float(crest))
+    return {key: {m: statistics.geometric_mean(v) for m, v in by.items()}
+            for key, by in found.items()}  # fmt: skip
+
+
+def cases_of(every: list[Model], targets: int) -> list[Case]:
+    """Every site of every model, all codes."""
+    rows = {m.name: site_rows(m) for m in every}
+    crests = crest_factors(rows, rows)
+    cases = []
+    for done, name in enumerate(rows):
+        update("sites", done, len(rows))
+        for kind, fit_on, held_out in rows[name].values():
+            moments = Moments(held_out.shape[1])
+            moments.update(held_out)
             variances = moments.variances()
             dimension = pca_count(variances) if float(variances[0]) > 0 else 1
             quarter = torch.arange(len(fit_on)) % 4 == 3
@@ -250,56 +218,32 @@ def site_cells(every: list[Model]) -> list[Cell]:
                     c for k, d in crests.items() if k[1] == pair for m, c in d.items() if m != name
                 ]
                 alone = analytic_law(code, statistics.geometric_mean(known))
-                error = functools.cache(partial(coding_error, kind, code, fit_on, held))
+                error = functools.cache(partial(coding_error, kind, code, fit_on, held_out))
                 short = {
                     t: coding_error(kind, code, fit_on[~quarter], fit_on[quarter], t)
                     for t in SHORT[code]
                 }
                 law = fit_law(code, short)
-                for target in TARGETS[code]:
+                for target in TARGETS[code][:targets]:
                     enough = fewest(error, code, target)
                     if enough is None or enough <= CODES[code].min_steps:
                         continue
                     logs = tuple(
                         (math.log(law.error(t)), math.log(error(t))) for t in (enough, enough - 1)
                     )
-                    cells.append(
-                        Cell(name, site, kind, code, target, enough, predict(alone, target),
-                             predict(law, target), published_steps(dimension, target), logs)
+                    cases.append(
+                        Case(name, code, enough, predict(alone, target), predict(law, target),
+                             published_steps(float(dimension), target), logs)
                     )  # fmt: skip
-        print(f"{name}: {len(rows)} sites", flush=True)
-    return cells
+    return cases
 
 
-def show(cells: list[Cell]) -> None:
-    print(
-        "\n| model | code | cells | enough | calibrated | within | alone | within | R2 | "
-        "`published` |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
-    )
-    names = [*dict.fromkeys(c.model for c in cells), "all"]
-    for model, code in itertools.product(names, CODES):
-        group = [c for c in cells if c.code == code and model in (c.model, "all")]
-        if not group:
-            continue
-        columns = [f"{median(group, 'enough')}"]
-        for which in ("calibrated", "alone"):
-            share = statistics.mean(near(c, getattr(c, which)) for c in group)
-            columns += [median(group, which), f"{100 * share:.0f} %"]
-        columns += [f"{r_squared({p for c in group for p in c.logs}):.3f}"]
-        columns += [median(group, "published")]
-        print(f"| {model} | {code} | {len(group)} | {' | '.join(columns)} |", flush=True)
-
-
-def median(group: list[Cell], which: str) -> str:
-    return f"{statistics.median(getattr(c, which) or 10**9 for c in group):,.0f}"
-
-
-def near(cell: Cell, predicted: int | None) -> bool:
+def near(case: Case, predicted: int | None) -> bool:
     """Within one step for digits; within 15 %, or one step, for the others."""
     if predicted is None:
         return False
-    off = abs(predicted - cell.enough)
-    return off <= 1 if cell.code in DIGITS else off <= max(1, 0.15 * cell.enough)
+    off = abs(predicted - case.enough)
+    return off <= 1 if case.code in DIGITS else off <= max(1, 0.15 * case.enough)
 
 
 def r_squared(pairs: set[tuple[float, float]]) -> float:
@@ -308,10 +252,53 @@ def r_squared(pairs: set[tuple[float, float]]) -> float:
     return 1 - left / sum((m - mean) ** 2 for _, m in pairs)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=os.environ.get("ISOSPIKE_DATA", "data"))
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    every = list(models(Path(args.data)))
-    show(site_cells(every))
+def median(group: list[Case], which: str) -> str:
+    """Median over cases; what is never reached counts as infinite."""
+    return f"{statistics.median(getattr(c, which) or 10**9 for c in group):,.0f}"
+
+
+@study(
+    "steps",
+    question="How many steps does a site need for an error, and can it be predicted?",
+    data=(*STS, *STORIES, "bert_tiny_splade"),
+    extra="demo",
+    presets={
+        "tiny": P(tiny=True, all=False, targets=1),
+        "small": P(tiny=False, all=False, targets=2),
+        "full": P(tiny=False, all=True, targets=3),
+    },
+)
+def steps(p, ctx):
+    """A case is a site, a code and a target; within: one step for digits, 15 % for others."""
+    cases = cases_of(models(p, ctx), p.targets)
+    names = [*dict.fromkeys(c.model for c in cases), "all"]
+    predicted, laws, numbers, goals = [], [], {}, {}
+    for model, code in itertools.product(names, CODES):
+        group = [c for c in cases if c.code == code and model in (c.model, "all")]
+        if not group:
+            continue
+        shares = {w: statistics.mean(near(c, getattr(c, w)) for c in group)
+                  for w in ("calibrated", "alone")}  # fmt: skip
+        fit = r_squared({pair for c in group for pair in c.logs})
+        label = f"{model}, {code}"
+        predicted.append((label, str(len(group)), median(group, "enough"),
+                          *(f"{median(group, w)} ({100 * s:.0f} %)" for w, s in shares.items()),
+                          median(group, "published")))  # fmt: skip
+        laws.append((label, f"{fit:.3f}"))
+        if model == "all":
+            numbers |= {f"within, {code}": shares["calibrated"], f"R2, {code}": fit}
+            if not p.tiny:
+                goals[f"within, {code}"] = Goal(shares["calibrated"], 0.9, at_least=True)
+                goals[f"R2, {code}"] = Goal(fit, 0.97, at_least=True)
+    head = ("model, code", "cases", "enough", "calibrated (within)", "alone (within)", "published")
+    return Findings(
+        numbers,
+        [
+            Table("Steps that are enough, and predictions", head, tuple(predicted),
+                  "Medians of steps, and the share of cases that a prediction meets: calibrated "
+                  "laws do in nine of ten, the published rule is far off."),
+            Table("Fit of the law", ("model, code", "R2 of the log error"), tuple(laws),
+                  "Near 1 for all codes but independent spikes."),
+        ],
+        goals,
+    )  # fmt: skip

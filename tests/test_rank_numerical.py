@@ -27,7 +27,7 @@ def low_rank(seed=0, n=N, d=D, r=R):
     return normal(seed, n, r) @ normal(seed + 1, r, d) / r**0.5
 
 
-# The table of rules, see benchmarks/ranks.py: ours is right in every type, the usual ones are not.
+# The rules of the study rank-tolerance: ours is right in every type, the usual ones are not.
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

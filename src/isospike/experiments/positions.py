@@ -1,11 +1,33 @@
 """Claims about positional encodings: which tasks, which variants, and what decides."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from isospike.experiments.grid import FACTORS, GRIDS, SOLVED, VARIANTS, grid_findings
-from isospike.experiments.study import CORRECTED, FAILS, HOLDS, Verdict, claim
+from isospike.experiments.grid import (
+    FACTORS,
+    GRIDS,
+    METRICS,
+    SOLVED,
+    VARIANTS,
+    Preset,
+    accuracy_table,
+    grid_findings,
+    overview,
+    train_grid,
+)
+from isospike.experiments.study import (
+    CORRECTED,
+    FAILS,
+    HOLDS,
+    Context,
+    Findings,
+    Verdict,
+    claim,
+    study,
+)
+from isospike.experiments.tasks import TASKS
 
 SOURCE = "arXiv 2605.00662 and its public scripts"
 COPIES = ("copy-1", "copy-8", "reversal", "separator-copy")
@@ -159,3 +181,43 @@ for _name, _one in CLAIMS.items():
         _name, source=SOURCE, statement=_one.statement, verdict=_one.verdict,
         question=_one.question, presets=GRIDS,
     )(partial(grid_findings, _one.tasks, _one.variants, metrics=_one.metrics))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """Which part of the grid is run.
+
+    Attributes:
+        grid: How much is run of each.
+        tasks: Names of the tasks.
+        variants: Variants of the model.
+    """
+
+    grid: Preset
+    tasks: tuple[str, ...] = tuple(TASKS)
+    variants: tuple[str, ...] = VARIANTS
+
+
+@study(
+    "encodings",
+    question="Which positional encoding solves which task, and at which length?",
+    presets={
+        "tiny": Encodings(GRIDS["tiny"], ("copy-1", "sort"), ("none", "rope", "no-attention")),
+        "small": Encodings(GRIDS["small"]),
+        "full": Encodings(GRIDS["full"]),
+    },
+)
+def encodings(preset: Encodings, context: Context) -> Findings:
+    """Train every variant on every task.
+
+    Args:
+        preset: Which part of the grid.
+        context: Its folder holds the files of the runs.
+
+    Returns:
+        An overview, and each metric of each task.
+    """
+    tasks, variants = preset.tasks, preset.variants
+    runs = train_grid(tasks, variants, preset.grid, context.folder, context.workers)
+    tables = [accuracy_table(runs, task, variants, metric) for task in tasks for metric in METRICS]
+    return Findings(tables=[overview(runs, tasks, variants), *tables])

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from isospike.errors import InputError, MissingExtraError, RangeError
 from isospike.report.files import write_file
-from isospike.report.numbers import interval, number
+from isospike.report.numbers import Number, interval, number
 from isospike.report.result import Provenance, Report
 from isospike.report.table import Table
 
@@ -44,8 +44,8 @@ class Goal:
         at_least: Whether the value must reach the limit rather than stay below it.
     """
 
-    value: float
-    limit: float
+    value: Number
+    limit: Number
     at_least: bool = False
 
     @property
@@ -69,7 +69,7 @@ class Findings:
         goals: Numbers that were to reach a limit, by name.
     """
 
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, Number] = field(default_factory=dict)
     tables: Sequence[Table] = ()
     goals: Mapping[str, Goal] = field(default_factory=dict)
 
@@ -215,7 +215,7 @@ class StudyReport(Report):
             return self.question
         missed = [name for name, goal in self.goals.items() if not goal.met]
         met = f"{len(self.goals) - len(missed)} of {len(self.goals)} goals are met"
-        return f"{met}; missed: {', '.join(missed)}." if missed else f"{met}."
+        return f"{met}. Missed: {'; '.join(missed)}." if missed else f"{met}."
 
     def headline(self) -> dict[str, str]:
         """The goals; without any, the first eight numbers."""
@@ -521,7 +521,7 @@ def stored(path: str | Path) -> StudyReport:
     return StudyReport.from_json(text)
 
 
-def shown(values: Sequence[float], digits: int = 3) -> str:
+def shown(values: Sequence[Number], digits: int = 3) -> str:
     """Mean and half of its 95 % interval as text; the mean alone for a single value.
 
     Args:

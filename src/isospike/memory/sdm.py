@@ -47,10 +47,10 @@ class SparseDistributedMemory:
     =======  =======================================  ===================================
 
     ``or`` and ``rank`` keep a byte per counter, the others a float. ``rank``, the default, recalls
-    the order of more pairs at 4,000 than ``max`` at 1,000 (docs/measurements.md): a counter that
-    two pairs share is one wrong vote among w, not a sum that is wrong. ``trace`` and ``stdp`` see
-    spike times t, and need spiking ``layers``: a trace that fades by alpha in the mean time between
-    the locations' spikes is ``max`` where they are evenly spaced; pairs of nearest spikes
+    the order of more pairs at 4,000 than ``max`` at 1,000 (docs/measurements/memory.md): a counter
+    that two pairs share is one wrong vote among w, not a sum that is wrong. ``trace`` and ``stdp``
+    see spike times t, and need spiking ``layers``: a trace that fades by alpha in the mean time
+    between the locations' spikes is ``max`` where they are evenly spaced; pairs of nearest spikes
     (``stdp``) give *late* locations the larger weight.
 
     Attributes:
@@ -396,7 +396,7 @@ def expected_recall(
     depends on the decoder (:meth:`SparseDistributedMemory.active_locations`).
 
     Assumes locations that are used evenly and neurons that are marked independently; measured
-    recall is a few points lower (docs/measurements.md).
+    recall is a few points lower (docs/measurements/memory.md).
 
     Args:
         pairs: Z, stored pairs.

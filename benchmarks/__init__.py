@@ -1,0 +1,1 @@
+"""Studies that need data, peers or time: ``python -m benchmarks NAME --preset small``."""

@@ -1,0 +1,309 @@
+"""The sequence machine: published protocols, long sequences, text, spiking layers, speed."""
+
+import re
+import resource
+import statistics
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace as P
+
+import numpy as np
+
+from isospike.data import chorales, shakespeare
+from isospike.experiments.study import Findings, Goal, shown, study
+from isospike.memory import (
+    Backoff,
+    BackoffNgram,
+    Combined,
+    Layer,
+    SequenceMachine,
+    Shift,
+    Store,
+)
+from isospike.progress import update
+from isospike.report.table import Table
+
+PUBLISHED = Store(locations=2048, connections=20, data=(11, 256))
+# As many counters as the published store: 32768 x 16 against 2048 x 256.
+OURS = Store(locations=32768)
+CONTEXTS = {
+    "combined": Combined(weight=0.5), "layer": Layer(weight=0.2),
+    "shift register": Shift(depth=2),
+}  # fmt: skip
+LICENCE = Path("/usr/share/common-licenses/GPL-3")  # English, on every Debian
+
+
+def area(margin, right):
+    """Chance that a right prediction has the larger margin: the area under the ROC curve."""
+    order = np.argsort(margin, kind="stable")
+    _, first, counts = np.unique(margin[order], return_index=True, return_counts=True)
+    rank = np.empty(len(margin))
+    rank[order] = np.repeat(first + (counts + 1) / 2, counts)
+    hits, misses = right.sum(), (~right).sum()
+    return float((rank[right].sum() - hits * (hits + 1) / 2) / (hits * misses))
+
+
+def errors(ids, alphabet, seed, context):
+    """Wrong predictions of the second presentation, of the sequence's length less one."""
+    store = replace(PUBLISHED, rule="max")
+    machine = SequenceMachine(range(alphabet), context=context, store=store, seed=seed)
+    machine.learn_sequence(ids)
+    machine.reset_context()
+    return int((~machine.follow_sequence(ids)[1:]).sum())
+
+
+@study(
+    "protocols",
+    question="Does the machine make the errors that were published for it?",
+    presets={"tiny": P(runs=1, lengths=((15, 20),), weights=(0.0, 1.0)),
+             "small": P(runs=5, lengths=((15, 100), (50, 100)), weights=(0.0, 0.5, 1.0)),
+             "full": P(runs=30, weights=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0), lengths=tuple(
+                 (a, n) for a in (15, 50) for n in (20, 50, 100)))},
+)  # fmt: skip
+def protocols(p, ctx):
+    """IJCNN 2005, Figures 6 and 7 and Table I: three contexts, W = 2048, data 11-of-256."""
+    runs, numbers, rows = range(p.runs), {}, []
+    draw = [np.random.default_rng(seed) for seed in runs]
+    for alphabet, length in p.lengths:
+        update("protocols", len(rows), len(p.lengths))
+        ids = [rng.integers(0, alphabet, length).tolist() for rng in draw]
+        wrong = {name: [errors(ids[r], alphabet, r, context) for r in runs]
+                 for name, context in CONTEXTS.items()}  # fmt: skip
+        rows.append((f"{alphabet}, {length}", *(shown(v, 1) for v in wrong.values())))
+        numbers |= {f"errors, {alphabet}, {length}, {n}": np.mean(v) for n, v in wrong.items()}
+    weights = []
+    for weight in p.weights:  # their lambda: ours is lambda / (1 + lambda)
+        context = Combined(weight=weight / (1 + weight))
+        wrong = [errors(g.integers(0, 15, 100).tolist(), 15, r, context)
+                 for r, g in enumerate(draw)]  # fmt: skip
+        weights.append((f"{weight:g}", shown(wrong, 1)))
+    repeated = []
+    for name, context in CONTEXTS.items():
+        right = []
+        for r, rng in enumerate(draw):
+            parts = [rng.integers(0, 12, n).tolist() for n in (5, 4, 5, 5)]
+            ids = [*parts[0], *parts[1], *parts[2], *parts[1], *parts[3]]  # 5-4-5-4-5
+            right.append(22 - errors(ids, 12, r, context))
+        repeated.append((name, shown(right, 1), str(sum(x == 22 for x in right))))
+    return Findings(
+        numbers,
+        [
+            Table("Errors of the second presentation", ("alphabet, length", *CONTEXTS),
+                  tuple(rows), "The combined context makes none; layer and shift register fall "
+                  "behind as sequences grow."),
+            Table("Errors by the weight of the context", ("lambda", "combined, length 100"),
+                  tuple(weights), "More context, fewer errors."),
+            Table("A subsequence that is repeated",
+                  ("context", "right of 22", f"perfect runs of {p.runs}"), tuple(repeated),
+                  "Only the combined context tells both occurrences apart in every run."),
+        ],
+    )  # fmt: skip
+
+
+@study(
+    "long-sequences",
+    question="How long a sequence does the machine recall after one presentation?",
+    presets={"tiny": P(seeds=1, lengths=(100,), goal=False),
+             "small": P(seeds=3, lengths=(1000,), goal=False),
+             "full": P(seeds=10, lengths=(1000, 4000), goal=True)},
+)  # fmt: skip
+def long_sequences(p, ctx):
+    """Second pass of one random sequence, alphabet 15; area under the margin's ROC curve."""
+    rows, numbers = [], {}
+    for name, store in (("published", PUBLISHED), ("narrow locations", OURS)):
+        for length in p.lengths:
+            recall, margins = [], []
+            for seed in range(p.seeds):
+                ids = np.random.default_rng(seed).integers(0, 15, length).tolist()
+                machine = SequenceMachine(range(15), store=store, seed=seed)
+                machine.learn_sequence(ids)
+                machine.reset_context()
+                right, _, margin = machine.match_sequence(ids)
+                recall.append(float(right.mean()))
+                if 0 < right.sum() < len(right):
+                    margins.append(area(margin, right))
+            numbers[f"recall, {name}, {length}"] = np.mean(recall)
+            rows.append((f"{name}, {length:,}", shown(recall), shown(margins) if margins else None))
+    goals = (
+        {"recall, narrow, 4,000": Goal(numbers["recall, narrow locations, 4000"], 0.95, True)}
+        if p.goal
+        else {}
+    )
+    head = ("store, length", "recall", "area of the margin")
+    meaning = "With as many counters, narrow locations recall four times the length."
+    return Findings(numbers, [Table("One random sequence", head, tuple(rows), meaning)], goals)
+
+
+@study(
+    "distractors",
+    question="How many transitions does the machine keep, beside a plain store of equal bytes?",
+    presets={"tiny": P(seeds=1, pairs=(300,), goal=False),
+             "small": P(seeds=1, pairs=(4000,), goal=True),
+             "full": P(seeds=10, pairs=(4000, 8000, 16000), goal=True)},
+)  # fmt: skip
+def distractors(p, ctx):
+    """Recall of the first 200 of unique random transitions, two symbols to one, alphabet 128."""
+    limits, rows, numbers, goals = {4000: 0.955, 8000: 0.555, 16000: 0.12}, [], {}, {}
+    stores = {"published size": PUBLISHED, "narrow locations": Store(locations=4096)}
+    for count in p.pairs:
+        results = {name: [] for name in stores}
+        for seed in range(p.seeds):
+            draw = np.random.default_rng(seed)
+            keys = draw.permutation(128 * 128)[:count]
+            cues, values = np.stack([keys // 128, keys % 128], 1), draw.integers(0, 128, count)
+            for name, store in stores.items():
+                machine = SequenceMachine(range(128), context=Shift(), store=store, seed=seed)
+                for cue, value in zip(cues, values, strict=True):
+                    for symbol in cue:
+                        machine.follow(int(symbol))
+                    machine.learn(int(value))
+                hits = 0
+                for cue, value in zip(cues[:200], values[:200], strict=True):
+                    for symbol in cue:
+                        machine.follow(int(symbol))
+                    hits += machine.predict().symbol == int(value)
+                results[name].append(hits / 200)
+            held = machine.synapses // 3  # pairs of three bytes
+        numbers |= {f"recall, {name}, {count}": np.mean(v) for name, v in results.items()}
+        # What is never read leaves a plain store in the order it came.
+        plain = 1.0 if count <= held else 0.0
+        rows.append((f"{count:,}", *(shown(v) for v in results.values()), f"{plain:.3f}"))
+        if p.goal:
+            value = np.mean(results["narrow locations"])
+            goals[f"recall, {count:,} pairs"] = Goal(value, limits[count], at_least=True)
+    head = ("transitions", *stores, "FIFO or LRU store of equal bytes")
+    meaning = "A plain store of exact keys holds them all; the memory also recalls from noisy keys."
+    return Findings(numbers, [Table("Unique transitions", head, tuple(rows), meaning)], goals)
+
+
+@study(
+    "text",
+    question="How well does the machine predict text on line?",
+    presets={"tiny": P(seeds=1, letters=(1000,), chords=False),
+             "small": P(seeds=1, letters=(6000,), chords=False),
+             "full": P(seeds=10, letters=(100_000, 6000), chords=True)},
+)  # fmt: skip
+def text(p, ctx):
+    """Accuracy of the next symbol, one pass, a-z and space; seeds change the hash only."""
+    plain = {f"Shakespeare, {n:,}": (shakespeare(), n) for n in p.letters}
+    if LICENCE.exists() and 6000 in p.letters:
+        plain = {"GPL-3, 6,000": (LICENCE.read_text(encoding="utf-8"), 6000), **plain}
+    rows, numbers, goals = [], {}, {}
+    for name, (source, count) in plain.items():
+        letters = re.sub("[^a-z]+", " ", source.lower())[:count]
+        found, margins = [], []
+        for seed in range(p.seeds):
+            machine = SequenceMachine(sorted(set(letters)), context=Backoff(), seed=seed)
+            right, _, margin = machine.match_sequence(letters, learn=True)
+            found.append(float(right.mean()))
+            margins.append(area(margin, right))
+        peer = float(np.mean(BackoffNgram(5).learn_sequence(letters)))
+        numbers |= {f"accuracy, {name}": np.mean(found), f"n-gram, {name}": peer}
+        rows.append((name, shown(found), f"{peer:.3f}", shown(margins)))
+        if name.startswith("GPL"):
+            goals = {"accuracy, GPL-3": Goal(np.mean(found), 0.526, at_least=True),
+                     "area of the margin, GPL-3": Goal(np.mean(margins), 0.85, True)}  # fmt: skip
+    if p.chords:
+        machine, ngram = SequenceMachine(context=Backoff(), grow=True), BackoffNgram(5)
+        right, peer = [], []
+        for piece in chorales():
+            machine.reset_context()
+            ngram.reset_context()
+            right += machine.learn_sequence(piece).tolist()
+            peer += ngram.learn_sequence(piece)
+        rows.append((f"chorales, {len(right):,} chords", f"{np.mean(right):.3f}",
+                     f"{np.mean(peer):.3f}", None))  # fmt: skip
+    head = ("text", "back-off context", "order-5 n-gram", "area of the margin")
+    meaning = "Share of next symbols right in one pass, a point or two above the n-gram's."
+    return Findings(numbers, [Table("Text on line", head, tuple(rows), meaning)], goals)
+
+
+@study(
+    "spiking-machine",
+    question="Does the machine predict alike on abstract and on spiking layers?",
+    presets={"tiny": P(seeds=1, length=40), "small": P(seeds=2, length=500),
+             "full": P(seeds=10, length=500)},
+)  # fmt: skip
+def spiking_machine(p, ctx):
+    """Published size, one random sequence, second presentation: share right."""
+    rows = []
+    for context in (Combined(), Layer(), Shift()):
+        cells = []
+        for layers in ("abstract", "wheel", "rdlif"):
+            found = []
+            for seed in range(p.seeds):
+                ids = np.random.default_rng(seed).integers(0, 15, p.length).tolist()
+                machine = SequenceMachine(
+                    range(15), context=context, store=PUBLISHED, layers=layers, seed=seed
+                )
+                machine.learn_sequence(ids)
+                machine.reset_context()
+                found.append(float(machine.follow_sequence(ids).mean()))
+            cells.append(shown(found))
+        rows.append((context.name, *cells))
+    head = ("context", "abstract", "wheel", "RDLIF")
+    meaning = "Wheel neurons predict exactly as the abstract machine does."
+    return Findings({}, [Table("Machines on neurons", head, tuple(rows), meaning)])
+
+
+@study(
+    "machine-speed",
+    question="How many symbols a second does the machine predict and learn?",
+    presets={"tiny": P(symbols=500, repeats=2, young=1, large=0),
+             "small": P(symbols=20_000, repeats=5, young=5, large=0),
+             "full": P(symbols=20_000, repeats=50, young=20, large=1_000_000)},
+)  # fmt: skip
+def machine_speed(p, ctx):
+    """One thread; cost after ``repeats`` passes against a new machine's, in turn."""
+    ids = np.random.default_rng(0).integers(0, 15, p.symbols).tolist()
+    makers = {
+        "published size": partial(SequenceMachine, range(15), store=PUBLISHED),
+        "narrow locations": partial(SequenceMachine, range(15), store=OURS),
+        "back-off context": partial(SequenceMachine, range(15), context=Backoff()),
+    }
+    rows, numbers, goals = [], {}, {}
+    for name, make in makers.items():
+        old = make()
+        old.learn_sequence(ids[:10])
+        start = time.perf_counter()
+        for _ in range(p.repeats):
+            old.learn_sequence(ids)
+        rate = p.repeats * len(ids) / (time.perf_counter() - start)
+        ratios = []
+        for _ in range(p.young):
+            young = make()
+            young.learn_sequence(ids[:1000])
+            some = ids[:4000]
+            runs = {"young": partial(young.learn_sequence, some),
+                    "old": partial(old.learn_sequence, some)}  # fmt: skip
+            ratios.append(ctx.timing(runs, 1, warm_up=0).ratio("old", "young"))
+        numbers |= {f"symbols/s, {name}": rate, f"old over new, {name}": statistics.median(ratios)}
+        rows.append((name, f"{rate:,.0f}", f"{statistics.median(ratios):.2f}"))
+    machine = SequenceMachine(range(15), store=PUBLISHED)
+    start = time.perf_counter()
+    for symbol in ids[: p.symbols // 4]:
+        machine.predict()
+        machine.learn(symbol)
+    rate = p.symbols // 4 / (time.perf_counter() - start)
+    rows.append(("published size, a call for each symbol", f"{rate:,.0f}", None))
+    for connections in (4, 8) if p.large else ():
+        store = Store(locations=p.large, connections=connections, data=(11, 256))
+        large = SequenceMachine(range(15), store=store)
+        large.learn_sequence(ids)
+        runs = {"large": partial(large.learn_sequence, ids[:4000])}
+        rate = 4000 / ctx.timing(runs, 5, warm_up=0).seconds("large")
+        numbers[f"symbols/s, large, a = {connections}"] = rate
+        rows.append((f"W = {p.large:,}, a = {connections}", f"{rate:,.0f}", None))
+    if p.large:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        goals = {
+            "symbols/s, published size": Goal(numbers["symbols/s, published size"], 50_000, True),
+            "cost after a million symbols": Goal(numbers["old over new, published size"], 1.1),
+            "symbols/s, a million locations": Goal(numbers["symbols/s, large, a = 4"], 2000, True),
+            "memory of a million locations, GiB": Goal(peak, 2.0),
+        }
+    head = ("machine", "symbols/s", "cost when old over new")
+    meaning = "Predicted and learned; the cost does not grow with what was learned."
+    return Findings(numbers, [Table("Symbols a second", head, tuple(rows), meaning)], goals)
