@@ -168,7 +168,7 @@ def test_the_installed_command_prints_no_noise_of_the_libraries(bert, text, tmp_
         (["--max-error", "nan"], "needs --max-error above 0 and finite, got nan."),
         (["--max-error", "inf"], "needs --max-error above 0 and finite, got inf."),
         (["--max-error", -0.5], "needs --max-error above 0 and finite, got -0.5."),
-        (["--max-error", 0], "needs --max-error above 0 and finite, got 0.0."),
+        (["--max-error", 0], "needs --max-error above 0 and finite, got 0."),
         (["--sentences", 1], "needs --sentences from 2 to 320, got 1."),
         (["--sentences", 321], "needs --sentences from 2 to 320, got 321."),
         (["--precision", "fast", "--execution", "stepped"], "needs collapsed execution"),

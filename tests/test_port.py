@@ -676,7 +676,9 @@ def test_a_wrong_argument_is_one_line_of_error(arguments, got):
 
 @pytest.mark.parametrize("error", [0.0, -0.1, float("nan")])
 def test_a_target_is_positive(error):
-    with pytest.raises(isospike.RangeError, match=f"Target needs a positive error, got {error:g}"):
+    with pytest.raises(
+        isospike.RangeError, match=f"Target needs error above 0 and finite, got {error:g}"
+    ):
         Target(error)
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from isospike import progress
 from isospike.cli.app import command
 from isospike.cli.emit import Outcome, note
 from isospike.errors import RangeError
@@ -197,17 +196,10 @@ def _read(text: Path | None) -> str:
 
 def _load(source: Source) -> TextModel:
     """A model or a port, with its tokenizer."""
-    progress.update(f"load {source.name}", 0, 1)
-    if source.is_port:
-        from isospike.porting.embed import load_text_port
+    from isospike.hf.load import load
+    from isospike.porting.embed import load_text_port
 
-        text_model = load_text_port(source.place)
-    else:
-        from isospike.hf.load import load
-
-        text_model = load(source)
-    progress.update(f"load {source.name}", 1, 1)
-    return text_model
+    return load_text_port(source.place) if source.is_port else load(source)
 
 
 def _known(

@@ -31,7 +31,7 @@ CHOICES = {
     "precision": "isospike.porting.run:PRECISIONS",
     "prune": "isospike.causal.estimator:PRUNES",
     "score": "isospike.causal.scores:SCORES",
-    "unit": "isospike.cli.sequence:UNITS",
+    "unit": "isospike.data.sequences:UNITS",
 }
 """Names that the library knows for the value of an option."""
 

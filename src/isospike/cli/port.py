@@ -1,6 +1,5 @@
 """``isospike port``: port a text model to spikes and measure the port."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -42,9 +41,10 @@ def check(model: str, *, out: Path | None = None) -> Outcome:
     source = find_model(model)
     if out is not None:
         check_destination(out)
-    text_model = _load(source)
+    from isospike.hf.load import load
     from isospike.porting.check import check as check_model
 
+    text_model = load(source)
     report = check_model(text_model.model, name=source.name)
     return replace(Outcome.of(report, out), status=STATUS[report.outcome])
 
@@ -62,7 +62,7 @@ def check(model: str, *, out: Path | None = None) -> Outcome:
         "2    a mistake or a full disk; one line says what, nothing is written",
         "130  interrupted; nothing is written",
     ),
-    words={"allocate": "--per-channel", "nonlinear": "--functions"},
+    words={"error": "--max-error"},
     smaller="--sentences, or a smaller model",
 )
 def port(
@@ -109,21 +109,20 @@ def port(
     check_destination(folder)
     calibration, evaluation = _passages(text, sentences)
     from isospike import codes
+    from isospike.hf.load import load
     from isospike.porting.plan import Target
     from isospike.porting.port import port as port_model
     from isospike.porting.run import Mode
 
-    wanted: Any = DEFAULT_STEPS if steps is None else steps
-    levels = codes.code(code, wanted).levels
-    Mode(execution, precision, functions).check("port", levels)
-    if max_error is not None:
-        wanted = Target(max_error, per_channel)
-    text_model = _load(source)
+    wanted = DEFAULT_STEPS if steps is None else steps
+    target = None if max_error is None else Target(max_error, per_channel)
+    Mode(execution, precision, functions).check("port", codes.code(code, wanted).levels)
+    text_model = load(source)
     ported = port_model(
         text_model.model,
         text_model.batches(calibration),
         code=code,
-        steps=wanted,
+        steps=target or wanted,
         evaluation=text_model.batches(evaluation),
         execution=execution,
         precision=precision,
@@ -142,10 +141,6 @@ def _check(steps: int | None, max_error: float | None, per_channel: bool, senten
         raise InputError(
             "port needs --steps or --max-error, got both. Give the steps, or the error to find "
             "them for."
-        )
-    if max_error is not None and not 0 < max_error < math.inf:
-        raise RangeError(
-            f"port needs max_error above 0 and finite, got {max_error}. Try 0.05 for 5 %."
         )
     if per_channel and max_error is None:
         raise InputError(
@@ -176,15 +171,6 @@ def _passages(text: Path | None, count: int) -> tuple[list[str], list[str]]:
         )
     held_out = found[4::5] or found[-1:]
     return [passage for passage in found if passage not in set(held_out)], held_out
-
-
-def _load(source: Any) -> TextModel:
-    from isospike.hf.load import load
-
-    progress.update(f"load {source.name}", 0, 1)
-    text_model = load(source)
-    progress.update(f"load {source.name}", 1, 1)
-    return text_model
 
 
 def _save(ported: Any, tokenizer: Any, folder: Path, phase: str) -> None:
@@ -243,13 +229,14 @@ def compare(
         check_destination(out)
     sides = [_side(place) for place in (a, b)]
     passages = None if all(source is None for source, _ in sides) else _passages(text, sentences)
+    from isospike.hf.load import load
     from isospike.porting.compare import compare as compare_ports
 
     loaded: dict[Source, TextModel] = {}
     reports: list[Any] = [a, b]
     for i, (source, steps) in enumerate(sides):
         if source is not None and passages is not None:
-            text_model = loaded.get(source) or _load(source)
+            text_model = loaded.get(source) or load(source)
             loaded[source] = text_model
             reports[i] = _report(text_model, steps, *passages)
     return Outcome.of(compare_ports(*reports), out)

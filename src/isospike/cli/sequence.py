@@ -1,7 +1,5 @@
 """``isospike learn`` and ``recall``: the sequence machine on a file."""
 
-import itertools
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ from isospike.errors import InputError, RangeError
 
 CHUNK = 2000  # symbols between two looks at the progress
 NGRAM = 5
-UNITS = ("char", "word", "line")
 
 
 @command(
@@ -40,13 +37,13 @@ def learn(
         limit: Most symbols to learn. [default: all]
         out: Where to save. A machine that is there already learns on.
     """
-    if unit not in UNITS:
-        raise InputError(f"learn needs unit to be char, word or line, got {unit!r}. Choose one.")
     if limit is not None and limit < 1:
         raise RangeError(f"learn needs limit of at least 1, got {limit}. Leave it out for all.")
     if out.is_dir():
         raise InputError(f"learn needs out to be a file, got the folder {out}. Name a file in it.")
-    sequences = _read(file, unit, limit)
+    from isospike.data import read_sequences
+
+    sequences = read_sequences(file, unit, limit)
     melodies = file == "chorales" or Path(file).suffix == ".json"
     machine = _machine("melody" if melodies else unit, seed, out)
     accuracy, ngram = _learn(machine, sequences)
@@ -75,11 +72,12 @@ def recall(machine: Path, *, prompt: str = "", symbols: int = 100) -> Outcome:
     """
     if symbols < 0:
         raise RangeError(f"recall needs symbols of at least 0, got {symbols}. Try 100.")
+    from isospike.data import split_symbols
     from isospike.memory.machine import SequenceMachine
 
     learned = SequenceMachine.load(machine)
     unit = learned.metadata.get("unit", "char")
-    start = _split(prompt, unit)
+    start = split_symbols(prompt, unit)
     unknown = [s for s in start if s not in learned]
     if unknown:
         raise InputError(
@@ -90,33 +88,6 @@ def recall(machine: Path, *, prompt: str = "", symbols: int = 100) -> Outcome:
     added = learned.generate(start, symbols)
     text = joint.join(str(s) for s in [*start, *added])
     return Outcome(data={"prompt": prompt, "text": text, "symbols": len(added)}, text=text)
-
-
-def _read(file: str, unit: str, limit: int | None) -> list[list[Hashable]]:
-    """The sequences of a file, each to be learned from the start."""
-    from isospike import data
-
-    sequences: list[list[Hashable]]
-    if file == "chorales":
-        sequences = [list(s) for s in data.chorales()]
-    elif file == "shakespeare":
-        sequences = [_split(data.shakespeare(), unit)]
-    elif Path(file).suffix == ".json":
-        sequences = [list(s) for s in data.read_melodies(file)]
-    else:
-        sequences = [_split(data.read_text(file), unit)]
-    if limit is None:
-        return sequences
-    starts = itertools.accumulate((len(s) for s in sequences), initial=0)
-    return [
-        s[: limit - start] for s, start in zip(sequences, starts, strict=False) if start < limit
-    ]
-
-
-def _split(text: str, unit: str) -> list[Hashable]:
-    if unit == "char":
-        return list(text)
-    return list(text.splitlines()) if unit == "line" else list(text.split())
 
 
 def _machine(unit: str, seed: int, path: Path) -> Any:
@@ -138,7 +109,7 @@ def _machine(unit: str, seed: int, path: Path) -> Any:
     return machine
 
 
-def _learn(machine: Any, sequences: list[list[Hashable]]) -> tuple[float, float]:
+def _learn(machine: Any, sequences: list[list[str]]) -> tuple[float, float]:
     """Accuracy of the machine and of the n-gram, each symbol predicted before it is learned."""
     from isospike.memory.ngram import BackoffNgram
 

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from isospike import progress
 from isospike.cli.app import command
 from isospike.cli.emit import Outcome, note
 from isospike.errors import InputError, RangeError, UnsupportedError
@@ -46,9 +45,9 @@ def embed(
 
     find_port(port)
     lines = [line.strip() for line in read_text(text).split("\n") if line.strip()]
-    text_model = _load(port, execution)
-    from isospike.porting.embed import embed_text
+    from isospike.porting.embed import embed_text, load_text_port
 
+    text_model = load_text_port(port, execution)
     found = embed_text(text_model, lines)
     if found.cut:
         note(
@@ -98,7 +97,11 @@ def generate(
         raise InputError(
             "generate needs prompt in UTF-8, got other bytes. Check your terminal."
         ) from None
-    run = partial(_generate, _load(port, execution), prompt, tokens, temperature, seed)
+    find_port(port)
+    from isospike.porting.embed import load_text_port
+
+    text_model = load_text_port(port, execution)
+    run = partial(_generate, text_model, prompt, tokens, temperature, seed)
     return Outcome(
         data={"prompt": prompt, "text": run()} if as_json else None, text=partial(run, shown=True)
     )
@@ -149,17 +152,6 @@ def _generate(
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))
 
 
-def _load(folder: Path, execution: str | None) -> TextModel:
-    """A saved port and its tokenizer, what is plainly no port refused before torch is loaded."""
-    find_port(folder)
-    progress.update(f"load {folder}", 0, 1)
-    from isospike.porting.embed import load_text_port
-
-    text_model = load_text_port(folder, execution)
-    progress.update(f"load {folder}", 1, 1)
-    return text_model
-
-
 def _check_array(out: Path, as_json: bool) -> None:
     if as_json:
         raise InputError("embed needs --out or --json, got both. Choose one.")
@@ -172,21 +164,22 @@ def _check_array(out: Path, as_json: bool) -> None:
 
 
 def _table(lines: list[str], vectors: Any, norms: Any) -> Any:
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("line", max_width=44, no_wrap=True, overflow="ellipsis")
-    table.add_column(f"first 4 of {vectors.shape[1]} numbers", no_wrap=True)
-    table.add_column("norm", justify="right")
-    for line, vector, norm in zip(lines[:SHOWN_LINES], vectors, norms, strict=False):
-        first = "  ".join(f"{value:+.4f}" for value in vector[:4].tolist())
-        table.add_row(Text(line), first, f"{norm.item():.3f}")
+    from isospike.report.table import Table
+
+    rows = [
+        (
+            line if len(line) <= 40 else f"{line[:39]}…",
+            "  ".join(f"{value:+.4f}" for value in vector[:4].tolist()),
+            norm.item(),
+        )
+        for line, vector, norm in zip(lines[:SHOWN_LINES], vectors, norms, strict=False)
+    ]
+    head = ("line", f"first 4 of {vectors.shape[1]} numbers", "norm")
+    table = Table("Embeddings", head, tuple(rows), formats=("", "", ".3f")).rich()
     more = len(lines) - SHOWN_LINES
-    rest = Text(f"and {more} more; --out FILE.npy writes all", "dim") if more > 0 else Text()
-    return Group(table, rest) if more > 0 else table
+    return Group(table, f"and {more} more; --out FILE.npy writes all") if more > 0 else table
 
 
 def _write_array(path: Path, array: Any) -> None:

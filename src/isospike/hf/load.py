@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from isospike import progress
 from isospike.errors import (
     InputError,
     IsospikeError,
@@ -291,10 +292,12 @@ def load(model: str | Path | Source) -> TextModel:
         UnsupportedError: The model does not read text, or transformers cannot load it.
     """
     source = model if isinstance(model, Source) else find_model(model)
+    progress.update(f"load {source.name}", 0, 1)
     config = _load_config(source)
     tokenizer = load_tokenizer(source.place)
     weights = _load_weights(source, config)
     weights.name_or_path = source.name
+    progress.update(f"load {source.name}", 1, 1)
     return TextModel(weights, tokenizer, source.name)
 
 

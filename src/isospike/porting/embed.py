@@ -50,11 +50,14 @@ def load_text_port(folder: str | Path, execution: str | None = None) -> TextMode
         UnsupportedError: transformers cannot build the model.
     """
     source = find_port(folder)
+    progress.update(f"load {source.name}", 0, 1)
     quiet_transformers()
     failed = f"the port {source.place!r} could not be loaded"
     with wrap_foreign_errors(failed, "Port the model again."):
         model = load(source.place, execution=execution)
-    return TextModel(model, load_tokenizer(source.place), source.name)
+    tokenizer = load_tokenizer(source.place)
+    progress.update(f"load {source.name}", 1, 1)
+    return TextModel(model, tokenizer, source.name)
 
 
 def embed(

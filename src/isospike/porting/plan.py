@@ -50,7 +50,9 @@ class Target:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.error) and self.error > 0):
-            raise RangeError(f"Target needs a positive error, got {self.error:g}. Try 0.05.")
+            raise RangeError(
+                f"Target needs error above 0 and finite, got {self.error:g}. Try 0.05."
+            )
 
 
 Steps = int | Mapping[str, int] | Target
