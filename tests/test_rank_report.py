@@ -296,7 +296,7 @@ def test_a_mask_that_does_not_fit_is_named():
     from isospike.hf.batches import full_token_mask
 
     with pytest.raises(ShapeError, match=r"shape \[2, 4\], got \[2, 3\]"):
-        full_token_mask({"attention_mask": torch.ones(2, 3)}, (2, 4), "rank_report")
+        full_token_mask({"attention_mask": torch.ones(2, 3)}, (2, 4), "measure_ranks")
 
 
 def test_a_layer_that_adds_nothing_is_measured_all_the_same():

@@ -84,8 +84,8 @@ def spline_sort(
     A removed variable joins the regression of each remaining variable that it explains: through its
     features (an F-test on the residuals) or linearly (a t-test in the regression on all removed
     variables, together with all others that pass this test, since effects may cancel). Variables
-    removed earlier that now pass the F-test follow. Everything is computed from the inner products
-    of the features, made once in ``O(n (d count)^2)``; a regression is a small system in them.
+    removed earlier that now pass the F-test follow. A regression is a small system in the inner
+    products of the features, which are made once in ``O(n (d count)^2)``.
 
     >>> x = np.random.default_rng(0).normal(size=(100, 2))
     >>> x[:, 0] += 2 * np.sin(x[:, 1])
@@ -110,13 +110,7 @@ def spline_sort(
     """
     n, d = x.shape
     count = affordable_features(n, d) if count is None else count
-    if not 1 <= count < n - 1:
-        raise RangeError(
-            f"spline_sort needs count in [1, rows - 2], got {count} for {n} rows. Use fewer "
-            "features, or more rows."
-        )
-    if not 0 < level < 1:
-        raise RangeError(f"spline_sort needs a level in (0, 1), got {level}. Try 0.01.")
+    _check_options(count, n, level)
     ahead = np.zeros((d, d), bool) if before is None else before.T
     waiting = ahead.sum(1)
     elimination = _Elimination(x, count, level)
@@ -134,6 +128,16 @@ def spline_sort(
             waiting = waiting - ahead[:, p]
     order = np.array([i for layer in layers for i in layer], np.int64)
     return SchurOrder(order, tuple(layers), elimination.pivots, elimination.margins)
+
+
+def _check_options(count: int, rows: int, level: float) -> None:
+    if not 1 <= count < rows - 1:
+        raise RangeError(
+            f"spline_sort needs count in [1, rows - 2], got {count} for {rows} rows. Use fewer "
+            "features, or more rows."
+        )
+    if not 0 < level < 1:
+        raise RangeError(f"spline_sort needs a level in (0, 1), got {level}. Try 0.01.")
 
 
 class _Elimination:

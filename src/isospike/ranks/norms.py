@@ -6,15 +6,15 @@ square, plus eps) and Gamma = diag(gamma):
 (1)  LayerNorm  arank(LN X) = rank [X P Gamma, sigma]
 (2)  RMSNorm    arank(RMS X) = rank [X Gamma, sigma],  rank(RMS X) = rank(X Gamma)
 
-because the rows of [LN X, 1] times sigma_i are those of [X P Gamma, sigma], once beta is taken off
-with the column of ones. No hypothesis is needed but sigma_i > 0, which eps sees to. Where no
-gamma_j is 0, (1) says by how much LayerNorm moves the affine rank:
+because the rows of [LN X, 1] times sigma_i are those of [X P Gamma, sigma], after beta is removed
+with the column of ones. The only hypothesis is sigma_i > 0, which eps guarantees. If no gamma_j is
+0, (1) gives the change of the affine rank by LayerNorm:
 
 (3)  arank(LN X) - arank(X) = [sigma not in col(XP)] - [1_n not in col(X)] - [1_d in row(X)]
 
 **Claim** (arXiv 2604.23681): if (H1) no row is constant, (H2) 1_d is not in row(X), (H3) no
 gamma_j is 0, (H4) sigma is not in col(XP), then arank(LN X) = arank(X).
-**Assumes**, beside that, what (3) shows to be missing: (H5) 1_n is not in col(X).
+**Assumes** in addition, as (3) shows: (H5) 1_n is not in col(X).
 **Source**: the abstract and a public summary of the paper; its proofs were not available.
 **Test**: ``tests/test_rank_norms.py``, in exact rational arithmetic, each counterexample by name.
 """

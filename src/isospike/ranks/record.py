@@ -1,9 +1,9 @@
-"""What flows through each layer of a transformer during one forward pass, by hooks only.
+"""Activations and attention maps of each layer during one forward pass, recorded by hooks only.
 
-Three kinds of models are understood: those of transformers that use its attention interface
+Three kinds of models are supported: those of transformers that use its attention interface
 (BERT, GPT-2, Llama, ViT, ...), ports of them to spikes, and models that call torch's
 ``scaled_dot_product_attention`` (isospike's own, plain PyTorch). One layer's tensors are held at a
-time; nothing of the model is changed when it is done.
+time, and the model is left as it was.
 """
 
 import sys
@@ -31,7 +31,13 @@ from isospike.ranks.norms import is_norm
 
 @dataclass
 class NormRecord:
-    """Input and output of one normalisation, ``[batch, n, d]``."""
+    """One normalisation.
+
+    Attributes:
+        name: Name of the module.
+        module: The module.
+        x, y: Its input and its output, ``[batch, n, d]``.
+    """
 
     name: str
     module: nn.Module
@@ -41,17 +47,17 @@ class NormRecord:
 
 @dataclass
 class LayerRecord:
-    """What flowed through one layer.
+    """Activations of one layer.
 
     Attributes:
-        name: Path of the layer.
-        x, y: What it read and gave, ``[batch, n, d]``.
-        maps: Attention, ``[batch, H, n, n]``.
-        z: What the output projection read, all heads side by side, ``[batch, n, H d_k]``.
+        name: Name of the layer.
+        x, y: Input and output of the layer, ``[batch, n, d]``.
+        maps: Attention maps, ``[batch, H, n, n]``.
+        z: Input of the output projection, all heads side by side, ``[batch, n, H d_k]``.
         projection: The output projection.
-        attention: What it gave.
-        mlp: What the last product of the layer gave; None if there is none after attention.
-        norms: In order of execution.
+        attention: Output of the projection.
+        mlp: Output of the last product of the layer; None if there is none after attention.
+        norms: Normalisations in order of execution.
     """
 
     name: str
@@ -66,17 +72,17 @@ class LayerRecord:
 
     @property
     def added(self) -> Tensor:
-        """What attention adds to the stream: its output, or a norm of just that."""
+        """What is added to the stream after attention: its output, or a norm of its output."""
         return self._through(self.attention)
 
     @property
     def added_by_mlp(self) -> Tensor | None:
-        """What the feed-forward part adds."""
+        """What is added to the stream after the MLP: its output, or a norm of its output."""
         return None if self.mlp is None else self._through(self.mlp)
 
     @property
     def read(self) -> Tensor:
-        """What attention read: a norm of the stream if one is in front, or the stream itself."""
+        """Input of attention: a norm of the stream if one precedes it, or the stream itself."""
         return self._through(self.x)
 
     def _through(self, part: Tensor) -> Tensor:
@@ -85,7 +91,7 @@ class LayerRecord:
 
 @dataclass
 class _Draft:
-    """A layer that still runs."""
+    """A layer that is still running."""
 
     name: str
     x: Tensor
@@ -101,17 +107,19 @@ def record(
     on_layer: Callable[[LayerRecord], None],
     on_norm: Callable[[NormRecord], None],
 ) -> None:
-    """Run the model once and tell of each layer when it is done, and of norms outside layers.
+    """Run the model once; call back for each layer when it is done, and for norms outside layers.
 
     Args:
-        model: In any mode; run in ``eval`` and put back.
-        batch: Arguments of its forward. Values of padding are not looked at.
+        model: The model in any mode; it runs in ``eval`` mode and is put back.
+        batch: Arguments of its forward. Values of padding are ignored.
         on_layer: Called with each layer.
-        on_norm: Called with each norm outside them.
+        on_norm: Called with each normalisation outside the layers.
 
     Raises:
-        UnsupportedError: No attention that can be seen.
-        RangeError: NaN or infinity in an unpadded token; the message names the site.
+        UnsupportedError: The model has no attention that hooks can see.
+        RangeError: An activation of an unpadded token is NaN or infinite; the message names the
+            site.
+        ShapeError: The attention mask does not fit the tokens.
     """
     recorder = _Recorder(model, batch, on_layer, on_norm)
     training = [module for module in model.modules() if module.training]
@@ -144,7 +152,7 @@ class _Recorder:
         self.on_layer, self.on_norm = on_layer, on_norm
         self.names = {id(module): name for name, module in model.named_modules()}
         self.now: _Draft | None = None
-        self.pending: Tensor | None = None  # heads' outputs that await their projection
+        self.pending: Tensor | None = None  # heads' outputs before their projection ran
         self.seen = False
         self.valid: Tensor | None = None
 
@@ -156,7 +164,7 @@ class _Recorder:
             yield routed(self.model, self._eager)
             yield _Products(self)
 
-    # What is told.
+    # What is recorded.
 
     def attend(self, name: str, maps: Tensor, z: Tensor) -> None:
         """Attention maps ``[batch, H, n, m]`` and heads' outputs ``[batch, n, H, d_k]``."""
@@ -190,7 +198,7 @@ class _Recorder:
                     "type, such as float32, or other weights."
                 )
 
-    # How it is heard.
+    # The hooks.
 
     @contextmanager
     def _hooks(self) -> Iterator[None]:
@@ -327,7 +335,14 @@ class _Products(TorchFunctionMode):
 
 
 def is_product(module: nn.Module) -> bool:
-    """Whether a module is a product with a weight: Linear, Conv1D, on spikes or with gates."""
+    """Whether a module multiplies by a weight: Linear, Conv1D, on spikes or with gates.
+
+    Args:
+        module: The module.
+
+    Returns:
+        True for these products; False for convolutions.
+    """
     if isinstance(module, SpikingProduct | GatedOutputProjection):
         return True
     known = recognise(module)
@@ -337,8 +352,14 @@ def is_product(module: nn.Module) -> bool:
 def output_weight(projection: nn.Module) -> tuple[Tensor, Tensor | None]:
     """W_O ``[H d_k, d]`` and the bias of a projection, so that its output is ``z W_O + bias``.
 
-    A port's weights hold the amplitudes of its spikes, and its bias their offsets; they are taken
-    out again, so that z counts as what the spikes spell.
+    A port's weights contain the amplitudes of its spikes, and its bias their offsets; both are
+    removed, so that z is the decoded input.
+
+    Args:
+        projection: The projection, float or spiking.
+
+    Returns:
+        The weight, and the bias if there is one.
     """
     weight: Any = projection.weight
     bias: Any = projection.bias
@@ -352,7 +373,15 @@ def output_weight(projection: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def quantised_input(projection: nn.Module, z: Tensor) -> Tensor:
-    """Input of a projection: z itself, or its value in spikes where a port runs the projection."""
+    """Input of a projection: z itself, or its value in spikes where a port runs the projection.
+
+    Args:
+        projection: The projection, float or spiking.
+        z: Its input.
+
+    Returns:
+        The decoded input.
+    """
     if not isinstance(projection, SpikingProduct):
         return z
     site = projection.site
