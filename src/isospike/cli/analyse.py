@@ -5,6 +5,7 @@ from typing import Any
 
 from isospike.cli.app import command
 from isospike.cli.emit import Outcome, note
+from isospike.cli.port import check_sentences
 from isospike.errors import RangeError
 from isospike.hf.load import MAX_SENTENCES, Source, TextModel, find_model
 from isospike.report.files import check_destination
@@ -44,11 +45,7 @@ def dimension(
         raise RangeError(f"dimension needs share in (0, 1], got {share:g}. Try 0.95.")
     if out is not None:
         check_destination(out)
-    if not 1 <= sentences <= MAX_SENTENCES:
-        raise RangeError(
-            f"dimension needs sentences from 1 to {MAX_SENTENCES}, got {sentences}. Choose a "
-            "number in that range."
-        )
+    check_sentences(sentences, 1)
     from isospike.data import passages
 
     source = find_model(model)

@@ -200,6 +200,8 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         if self._bars is not None:
             self._bars.stop()
+            if self._phases:
+                print(file=sys.stderr)  # a line between the bars and the result
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if self._silent:

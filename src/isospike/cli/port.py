@@ -108,26 +108,16 @@ def port(
     folder = out if out is not None else Path("out") / source.label
     check_destination(folder)
     calibration, evaluation = _passages(text, sentences)
-    from isospike import codes
+    mode: dict[str, Any] = {"execution": execution, "precision": precision, "functions": functions}
+    wanted = _steps(code, steps, max_error, per_channel, mode)
     from isospike.hf.load import load
-    from isospike.porting.plan import Target
     from isospike.porting.port import port as port_model
-    from isospike.porting.run import Mode
 
-    wanted = DEFAULT_STEPS if steps is None else steps
-    target = None if max_error is None else Target(max_error, per_channel)
-    Mode(execution, precision, functions).check("port", codes.code(code, wanted).levels)
     text_model = load(source)
     ported = port_model(
-        text_model.model,
-        text_model.batches(calibration),
-        code=code,
-        steps=target or wanted,
-        evaluation=text_model.batches(evaluation),
-        execution=execution,
-        precision=precision,
-        functions=functions,
-    ).labelled(text_model.tokenizer)
+        text_model.model, text_model.batches(calibration), code=code, steps=wanted,
+        evaluation=text_model.batches(evaluation), **mode,
+    ).labelled(text_model.tokenizer)  # fmt: skip
     _save(ported, text_model.tokenizer, folder, f"save {folder}")
 
     def draw_curve() -> None:
@@ -148,6 +138,19 @@ def _check(steps: int | None, max_error: float | None, per_channel: bool, senten
             "as 0.05."
         )
     check_sentences(sentences, 2)
+
+
+def _steps(
+    code: str, steps: int | None, max_error: float | None, per_channel: bool, mode: dict[str, Any]
+) -> Any:
+    """The steps, or the error to reach; refuses what the library would refuse after loading."""
+    from isospike import codes
+    from isospike.porting.plan import Target
+    from isospike.porting.run import Mode
+
+    wanted = DEFAULT_STEPS if steps is None else steps
+    Mode(**mode).check("port", codes.code(code, wanted).levels)
+    return wanted if max_error is None else Target(max_error, per_channel)
 
 
 def check_sentences(sentences: int, least: int) -> None:

@@ -118,6 +118,10 @@ def check(model: nn.Module, sample: Batch | None = None, *, name: str | None = N
 
     Raises:
         InputError: The model needs a sample, and none is given.
+
+    >>> model = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4))
+    >>> check(model, {"input": torch.ones(2, 4)}).outcome
+    'spikes'
     """
     batch = _made_up(model) if sample is None else sample
     try:

@@ -104,9 +104,8 @@ def embed_text(text_model: TextModel, sentences: Sequence[str]) -> Embeddings:
     Raises:
         InputError: A sentence has no token, or an output is not finite.
     """
-    lengths = [
-        len(ids) for ids in text_model.tokenizer(list(sentences), verbose=False)["input_ids"]
-    ]
+    tokens = text_model.tokenizer(list(sentences), verbose=False)["input_ids"] if sentences else []
+    lengths = [len(ids) for ids in tokens]
     if not lengths or not all(lengths):
         empty = repr(sentences[lengths.index(0)]) if lengths else "no sentence"
         raise InputError(
