@@ -8,7 +8,7 @@ from isospike.kernels.product.trains import pair_weights
 from isospike.kernels.runtime.buffers import Purpose, cache_blocks, workspace
 from isospike.porting.functions import cells, mean_of, numerator, softmax_stats
 from isospike.porting.product import PLACEHOLDER, accumulation_dtype
-from isospike.porting.run import Run, Watcher
+from isospike.porting.run import Run, Watcher, join
 from isospike.porting.sites import Site
 
 MAX_INTEGER_GAIN = 15  # largest integer gain between a query's and a key's channel
@@ -75,15 +75,17 @@ class SpikingAttention(nn.Module):
             return self._run(query, key, value, mask, scaling)
         if run.phase == "float":
             return self._float(query, key, value, mask, scaling)
-        (q_float, q), (k_float, k), (v_float, v) = (x.chunk(2) for x in (query, key, value))
+        (q_float, q), (k_float, k), (v_float, v) = (run.split(x) for x in (query, key, value))
         half = mask if mask is None or len(mask) == 1 else mask[: len(q)]
-        target = _float_attention(q_float, k_float, v_float, half, scaling)
+        target = None
+        if q_float is not None and k_float is not None and v_float is not None:
+            target = _float_attention(q_float, k_float, v_float, half, scaling)
         for site, x in ((self.query, q), (self.key, k), (self.value, v)):
             site.fit(run.rows(x.transpose(1, 2).flatten(2)))
         self.probability.coarsen()
         self.probability.fitted = True
         self._fold()
-        return torch.cat([target, self._run(q, k, v, half, scaling)])
+        return join(target, self._run(q, k, v, half, scaling))
 
     def _float(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float

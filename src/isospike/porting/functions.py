@@ -35,7 +35,7 @@ from isospike.circuits.integers import CELLS, lookup, lookup_table
 from isospike.errors import RangeError
 from isospike.hf.modules import ACTIVATIONS, Activation, GatedMLP, Norm, Product
 from isospike.kernels.runtime.buffers import cache_blocks
-from isospike.porting.run import CircuitStats, Run
+from isospike.porting.run import CircuitStats, Run, join
 
 FEW_STEPS = 16  # of the few-spike neurons
 FACTOR_STEPS = 14  # digits of a factor
@@ -89,8 +89,9 @@ class SpikingActivation(nn.Module):
         if run.phase == "float":
             return function(x)
         if run.phase == "calibrate":
-            x_float, x_spiking = x.chunk(2)
-            return torch.cat([function(x_float), self._spiking(x_spiking)])
+            x_float, x_spiking = run.split(x)
+            true = None if x_float is None else function(x_float)
+            return join(true, self._spiking(x_spiking))
         y = self._spiking(x)
         if watcher := run.circuit_watcher:
             watcher.on_circuit(self._stats_of(run.rows(x), run.rows(y)))
@@ -157,9 +158,9 @@ class Reencoder(nn.Module):
         if self.relay is None or run.phase == "float":
             return y
         if run.phase == "calibrate":
-            y_float, y_spiking = y.chunk(2)
+            y_float, y_spiking = run.split(y)
             self.relay = _digits_for(self.name, run.rows(y_spiking))
-            return torch.cat([y_float, self.relay.integers(y_spiking) * self.relay.grid])
+            return join(y_float, self.relay.integers(y_spiking) * self.relay.grid)
         x = y.to(_wide(y))
         n = _spelled(self.relay, x) if run.mode.stepped else self.relay.integers(x)
         sent = n * self.relay.grid
@@ -198,12 +199,13 @@ class SpikingNorm(Reencoder):
         if run.phase == "float":
             y = self.float_norm(x)
         elif run.phase == "calibrate":
-            x_float, x_spiking = x.chunk(2)
+            x_float, x_spiking = run.split(x)
             rows = run.rows(x_spiking)
             spread = rows.std(-1, correction=0) if self.centre else rows.square().mean(-1).sqrt()
             least = max(float(spread.median()), self.eps**0.5) / FINENESS / 2
             self.digits = _fit(self.name, least, 2 * float(rows.abs().max()))
-            y = torch.cat([self.float_norm(x_float), self._spiking(x_spiking)])
+            true = None if x_float is None else self.float_norm(x_float)
+            y = join(true, self._spiking(x_spiking))
         else:
             y = self._spiking(x)
             if watcher := run.circuit_watcher:
@@ -276,11 +278,10 @@ class SpikingGatedMLP(nn.Module):
         if run.phase == "float":
             return down(gate * up)  # type: ignore[no-any-return]
         if run.phase == "calibrate":
-            (g_float, g), (u_float, u) = gate.chunk(2), up.chunk(2)
+            (g_float, g), (u_float, u) = run.split(gate), run.split(up)
             self.digits = _digits_for(self.name, run.rows(g))
-            return down(  # type: ignore[no-any-return]
-                torch.cat([g_float * u_float, self._product(g, u)])
-            )
+            true = None if g_float is None or u_float is None else g_float * u_float
+            return down(join(true, self._product(g, u)))  # type: ignore[no-any-return]
         y = self._product(gate, up)
         if watcher := run.circuit_watcher:
             g, u = run.rows(gate), run.rows(up)

@@ -344,8 +344,10 @@ def by_name(code: str, steps: Mapping[str, int], names: list[str]) -> dict[str, 
     return assigned
 
 
-def relative_error(expected: Tensor, got: Tensor, mask: Tensor | None) -> float:
+def relative_error(expected: Tensor | None, got: Tensor, mask: Tensor | None) -> float:
     """Root-mean-square difference over root-mean-square, over the unpadded tokens."""
+    if expected is None:
+        return math.nan
     if mask is not None and expected.shape[:2] == mask.shape:
         expected, got = expected[mask], got[mask]
     return float((expected - got).norm() / expected.norm().clamp_min(1e-30))

@@ -32,7 +32,7 @@ from isospike.kernels.product.int8 import (
 from isospike.kernels.product.trains import pair_weights, spike_steps
 from isospike.kernels.runtime.buffers import Purpose, cache_blocks
 from isospike.porting.functions import Reencoder
-from isospike.porting.run import Run
+from isospike.porting.run import Run, join
 from isospike.porting.sites import Site
 
 # Of a site that has not been given its code yet.
@@ -155,8 +155,9 @@ class SpikingProduct(Reencoder):
         return self._product(integers, weight) + self._along(bias)
 
     def _calibrate(self, x: Tensor) -> Tensor:
-        x_float, x_spiking = x.chunk(2)
-        target = self._product(x_float, self.weight) + self._along(self.bias)
+        run = self.run
+        x_float, x_spiking = run.split(x)
+        target = self._target(x_float)
         if not self.site.fitted:
             self.site.fit(self.run.rows(self._channels_last(x_spiking)))
         integers = self.site.integers(x_spiking)
@@ -164,7 +165,19 @@ class SpikingProduct(Reencoder):
         y = self._product(integers, self.weight).add_(self._along(self.bias))
         error = self.run.rows(self._channels_last(target - y)).mean(0)
         self.bias.add_(error)
-        return torch.cat([target, y + self._along(error)])
+        return join(None if x_float is None else target, y + self._along(error))
+
+    def _target(self, x: Tensor | None) -> Tensor:
+        """The float result, computed from ``x`` or kept from an earlier pass."""
+        targets = self.run.targets
+        if x is not None:
+            target = self._product(x, self.weight) + self._along(self.bias)
+            if targets is not None:
+                targets.keep(self.name, target)
+            return target
+        if targets is None:
+            raise RuntimeError(f"the float stream did not pass {self.name}")
+        return targets.of(self.name)
 
     def _fold(self, integers: Tensor) -> None:
         """Fold the site's offset and amplitude into bias and weight, and round the weights.

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from isospike.errors import InputError, RangeError, UnsupportedError
@@ -14,6 +15,7 @@ EXECUTIONS = ("collapsed", "stepped")
 PRECISIONS = ("exact", "fast")
 FUNCTIONS = ("float", "spiking")
 FAST_LEVELS = 256  # a bfloat16 holds integers up to here
+MAX_TARGET_BYTES = 2**30  # of results of the float stream, for passes that repeat it
 ATTRIBUTE = "isospike_run"  # of a ported model
 
 
@@ -105,6 +107,35 @@ class CircuitStats:
     squared: float
 
 
+class Targets:
+    """What the products of a float stream give, for passes that calibrate on the same inputs.
+
+    Attributes:
+        complete: Whether all of it is kept, so that the float stream need not pass again.
+    """
+
+    def __init__(self) -> None:
+        self.complete = False
+        self._kept: dict[str, Tensor] = {}
+        self._room = MAX_TARGET_BYTES
+
+    def keep(self, name: str, target: Tensor) -> None:
+        """Keep the result of a product, as long as there is room."""
+        self._room -= target.nbytes
+        if self._room >= 0:
+            self._kept[name] = target
+
+    def finish(self) -> None:
+        """The first pass is over."""
+        self.complete = self._room >= 0
+        if not self.complete:
+            self._kept.clear()
+
+    def of(self, name: str) -> Tensor:
+        """The kept result of a product."""
+        return self._kept[name]
+
+
 class Watcher:
     """Sees what passes through a ported model; override what you want to see.
 
@@ -153,12 +184,14 @@ class Run:
         phase: ``float``, ``calibrate`` or ``run``.
         token_mask: Mask of the unpadded tokens, ``[batch, tokens]``; None if all are.
         watcher: Sees what passes, while there is one.
+        targets: Results of the float stream, while a pass keeps or uses them.
     """
 
     mode: Mode = Mode()
     phase: str = "float"
     token_mask: Tensor | None = None
     watcher: Watcher | None = None
+    targets: Targets | None = None
 
     @contextmanager
     def watching(self, watcher: Watcher | None, token_mask: Tensor | None = None) -> Iterator[None]:
@@ -171,13 +204,27 @@ class Run:
             self.watcher, self.token_mask = before
 
     @contextmanager
-    def calibrating(self, token_mask: Tensor | None) -> Iterator[None]:
-        """The pass inside calibrates; the model then runs on spikes."""
-        self.phase, self.token_mask = "calibrate", token_mask
+    def calibrating(
+        self, token_mask: Tensor | None, targets: Targets | None = None
+    ) -> Iterator[None]:
+        """The pass inside calibrates; the model then runs on spikes.
+
+        Args:
+            token_mask: Of one stream.
+            targets: Keeps what the float stream's products give, or has kept it.
+        """
+        self.phase, self.token_mask, self.targets = "calibrate", token_mask, targets
         try:
             yield
         finally:
-            self.phase, self.token_mask = "run", None
+            self.phase, self.token_mask, self.targets = "run", None, None
+
+    def split(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The float stream, if it passes, and the spiking stream of a calibrating pass."""
+        if self.targets is not None and self.targets.complete:
+            return None, x.view_as(x)  # each reader of a site draws Bernoulli spikes of its own
+        x_float, x_spiking = x.chunk(2)
+        return x_float, x_spiking
 
     @contextmanager
     def switched(self, **settings: str) -> Iterator[None]:
@@ -201,6 +248,11 @@ class Run:
     def rows(self, x: Tensor) -> Tensor:
         """Unpadded tokens of ``x [batch, tokens, channels]``; all of them where no mask fits."""
         return token_rows(x, self.token_mask)
+
+
+def join(y_float: Tensor | None, y_spiking: Tensor) -> Tensor:
+    """Both streams of a calibrating pass, or the spiking one alone."""
+    return y_spiking if y_float is None else torch.cat([y_float, y_spiking])
 
 
 def run_of(model: nn.Module) -> Run:

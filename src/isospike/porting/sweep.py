@@ -10,6 +10,7 @@ from isospike.porting.calibrate import calibrate
 from isospike.porting.measure import SpikeMeter, compare
 from isospike.porting.plan import Builder
 from isospike.porting.records import CurvePoint
+from isospike.porting.run import Targets
 from isospike.progress import update
 
 SWEEP_ROWS = 32  # calibration rows of each point; a quarter as many of the first evaluation batch
@@ -26,7 +27,7 @@ def sweep(builder: Builder, codes: Sequence[str]) -> tuple[CurvePoint, ...]:
     calibration = rows_of(inputs.merged, slice(0, SWEEP_ROWS))
     few = [rows_of(inputs.evaluation[0], slice(0, SWEEP_ROWS // 4))]
     cells = [CODES[code](steps) for code in codes for steps in CODES[code].sweep_steps]
-    points = []
+    points, targets = [], Targets()
     with torch.no_grad():
         expected = [discovery.model(**batch) for batch in few]
     for done, code in enumerate(cells):
@@ -34,7 +35,7 @@ def sweep(builder: Builder, codes: Sequence[str]) -> tuple[CurvePoint, ...]:
         ported = discovery.instrument()
         ported.seed(builder.generator)
         ported.assign(dict.fromkeys(discovery.names, code))
-        calibrate(ported, calibration)
+        calibrate(ported, calibration, targets)
         meter = SpikeMeter(ported.run)
         comparison = compare(discovery.model, ported, few, meter, expected)
         spikes = meter.spikes / comparison.tokens
