@@ -356,11 +356,11 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _follow(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Keep track of constants, and note what is not linear in the others."""
-        made = _tensors(out)
-        given = [x for x in _tensors((args, kwargs)) if all(x is not y for y in made)]
-        varying = [x for x in given if not self._is_constant(x)]
-        written = [x for x in made if any(x is y for y in _tensors(args))]
-        varying += [x for x in written if not self._is_constant(x)]
+        made, inputs = _tensors(out), _tensors(args)
+        new, old = {id(x) for x in made}, {id(x) for x in inputs}
+        given = [x for x in (*inputs, *_tensors(kwargs)) if id(x) not in new]
+        written = [x for x in made if id(x) in old]
+        varying = [x for x in (*given, *written) if not self._is_constant(x)]
         for tensor in made:
             place = _place(tensor)
             if varying:

@@ -47,7 +47,7 @@ def fit_range(x: Tensor, code: WeightedCode) -> Range:
         code: The code whose range is chosen.
     """
     columns = x[:: len(x) // MOST_ROWS + 1].t().contiguous()
-    centre = columns.median(-1).values
+    centre = _median(columns)
     mse = code.mean_square_error
     pair = code.neurons == 2
     if pair and code.levels > COARSE_LEVELS:
@@ -62,6 +62,13 @@ def fit_range(x: Tensor, code: WeightedCode) -> Range:
     if pair:
         return Range(centre + (high - low) / 2, _positive((high + low) / 2))
     return Range(centre - low, _positive(high + low))
+
+
+def _median(columns: Tensor) -> Tensor:
+    """The lower median of each channel; NumPy's partition is several times faster than torch's."""
+    middle = (columns.shape[1] - 1) // 2
+    part = np.partition(columns.cpu().numpy(), middle, axis=-1)[:, middle]
+    return torch.from_numpy(part.copy()).to(columns.device)
 
 
 class _Tail(NamedTuple):

@@ -1,11 +1,11 @@
 """Measure how the output depends on every site's channels, and hand each site its resolution."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from isospike.errors import RangeError
+from isospike.errors import InputError
 from isospike.hf.batches import Batch, first_output, over_tokens, token_mask
 from isospike.porting.attention import MAX_INTEGER_GAIN, SpikingAttention
 from isospike.porting.ported import Ported
@@ -43,6 +43,21 @@ class _Probe(Watcher):
             x = x + (rounded - x).detach()
         return x + self.leaves[site.name]
 
+    def square_gradients(
+        self, y: Tensor, keep: Tensor, sites: Mapping[str, Site], seed: int
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Sums of the square gradients of each site's channels, for some random directions of y."""
+        generator = torch.Generator().manual_seed(seed)
+        for draw in range(HUTCHINSON_PROBES):
+            v = torch.randn(y.shape, generator=generator) * keep
+            gradients = torch.autograd.grad(
+                y, list(self.leaves.values()), v,
+                retain_graph=draw < HUTCHINSON_PROBES - 1, allow_unused=True,
+            )  # fmt: skip
+            for name, g in zip(self.leaves, gradients, strict=True):
+                if g is not None:  # a head that the output does not read has none
+                    yield name, _over_channels(sites[name], g.square() * self.lives[name])
+
 
 def measure_channels(
     opened: Ported, batches: Sequence[Batch], wanted: Mapping[str, Tensor] | None = None
@@ -53,13 +68,16 @@ def measure_channels(
     an estimate for every value of every site at once. Sums over tokens give each channel's.
 
     Args:
-        opened: A model in the float phase, opened up.
+        opened: A discovered model, in the float phase.
         batches: Its inputs.
         wanted: Round to these amplitudes on the way, so that gradients are those of the model as
             it will run: a saturated softmax has none until its scores move.
 
     Returns:
         By site, in order of execution.
+
+    Raises:
+        InputError: The output depends on no site.
     """
     by_name = {site.name: site for site in opened.sites}
     gradient = {n: torch.zeros(s.offset.shape, dtype=torch.float64) for n, s in by_name.items()}
@@ -80,18 +98,8 @@ def measure_channels(
             keep *= mask.view(*mask.shape, *[1] * (y.dim() - 2))
         power += float((y.detach().double() * keep).square().sum())
         tokens += float(keep[..., 0].sum())
-        generator = torch.Generator().manual_seed(i)
-        leaves = probe.leaves
-        for draw in range(HUTCHINSON_PROBES):
-            v = torch.randn(y.shape, generator=generator) * keep
-            found = torch.autograd.grad(
-                y, list(leaves.values()), v,
-                retain_graph=draw < HUTCHINSON_PROBES - 1, allow_unused=True,
-            )  # fmt: skip
-            for name, g in zip(leaves, found, strict=True):
-                if g is not None:  # a head that the output does not read has none
-                    squares = _over_channels(by_name[name], g.square() * probe.lives[name])
-                    gradient[name] += squares / HUTCHINSON_PROBES
+        for name, squares in probe.square_gradients(y, keep, by_name, seed=i):
+            gradient[name] += squares / HUTCHINSON_PROBES
     measured = {}
     for name, site in by_name.items():
         if not count[name]:
@@ -102,7 +110,7 @@ def measure_channels(
             variance = second[name] / each  # it rests at 0
         measured[name] = Channels(gradient[name] / max(power, 1e-300), variance, each / tokens)
     if not any(bool((c.sensitivity > 0).any()) for c in measured.values()):
-        raise RangeError(
+        raise InputError(
             "allocation needs an output that depends on some site, got gradients of 0 everywhere. "
             "Check the model."
         )
