@@ -80,6 +80,18 @@ def test_port_with_json_prints_one_object_and_nothing_else(bert, text, tmp_path)
     assert Path(found["report_json"]).is_file()
 
 
+def test_a_bernoulli_port_is_the_same_with_the_same_seed_only(bert, text, tmp_path):
+    errors = []
+    for seed in (1, 1, 2):
+        done = port(
+            "--code", "bernoulli", "--steps", 8, "--sentences", 8, "--seed", seed,
+            model=bert, text=text, out=tmp_path / "port",
+        )  # fmt: skip
+        assert (done.exit_code, done.stderr) == (0, "")
+        errors.append(json.loads(done.stdout)["error"])
+    assert errors[0] == errors[1] != errors[2]
+
+
 def test_port_puts_functions_on_spikes_too(bert, text, tmp_path):
     out = tmp_path / "port"
     done = port("--functions", "spiking", "--sentences", 8, model=bert, text=text, out=out)

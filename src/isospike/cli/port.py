@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +78,17 @@ def port(
     precision: str = "exact",
     functions: str = "float",
     sentences: int = MAX_SENTENCES,
+    seed: int = 0,
     curve: bool = True,
     out: Path | None = None,
 ) -> Outcome:
     """Port a pretrained model to spikes; measure and save the port.
 
-    Writes report.html, report.json, model.safetensors, config.json and the tokenizer: all that
-    isospike embed and isospike generate need. Four fifths of the passages calibrate the port, one
-    fifth measures it. The model that was given is not changed.
+    Writes a report, the model and its tokenizer: all that isospike embed and generate need. Four
+    fifths of the passages calibrate the port, one fifth measures it. The model is not changed.
 
     Args:
-        code (CODE): How numbers become spikes: signed-digit, half-octave, phase, rate, bernoulli
-            or latency.
+        code (CODE): Spike code: signed-digit, half-octave, phase, rate, bernoulli or latency.
         steps: Time steps. More are more exact and cost more. [default: 8, without --max-error]
         max_error (E): In place of --steps: find the fewest steps with at most this error, e.g.
             0.05. Error is the root-mean-square change of the model's output, relative to the
@@ -99,17 +99,20 @@ def port(
             report gives the error it adds.
         functions (MODE): Softmax, normalisation, activations and gates: ``float`` at the soma, or
             ``spiking``: circuits that add, compare and reset.
+        seed: Seed of the spikes of the code bernoulli.
         curve: Plot error against steps for every code in the report, which takes most of the time.
         out (DIR): Folder to write. An earlier port in it is replaced; anything else is left alone.
             [default: out/<name of the model>]
     """
     _check(steps, max_error, per_channel, sentences)
     source = find_model(model)
-    folder = out if out is not None else Path("out") / source.label
+    folder = out or Path("out") / source.label
     check_destination(folder)
     calibration, evaluation = _passages(text, sentences)
     mode: dict[str, Any] = {"execution": execution, "precision": precision, "functions": functions}
     wanted = _steps(code, steps, max_error, per_channel, mode)
+    import torch
+
     from isospike.hf.load import load
     from isospike.porting.port import port as port_model
 
@@ -117,13 +120,12 @@ def port(
     ported = port_model(
         text_model.model, text_model.batches(calibration), code=code, steps=wanted,
         evaluation=text_model.batches(evaluation), **mode,
+        generator=torch.Generator().manual_seed(seed),
     ).labelled(text_model.tokenizer)  # fmt: skip
-    _save(ported, text_model.tokenizer, folder, f"save {folder}")
-
-    def draw_curve() -> None:
-        _save(ported.sweep(), text_model.tokenizer, folder, "save the curve")
-
-    return _outcome(ported.report, folder, draw_curve if curve else None)
+    save = partial(_save, tokenizer=text_model.tokenizer, folder=folder)
+    save(ported, phase=f"save {folder}")
+    then = (lambda: save(ported.sweep(), phase="save the curve")) if curve else None
+    return _outcome(ported.report, folder, then)
 
 
 def _check(steps: int | None, max_error: float | None, per_channel: bool, sentences: int) -> None:
