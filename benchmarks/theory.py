@@ -67,7 +67,7 @@ def code_errors(p, ctx):
             numbers[f"{name}, T={steps}"] = error
             rows.append((name, str(steps), f"{code.mean_square_error**0.5:.3g}", f"{error:.3g}"))
     head = ("code", "steps", "law", "measured")
-    meaning = "Root-mean-square errors: digits halve them with every step, counts do not."
+    meaning = "Root-mean-square errors: digits halve them with every step or two, counts do not."
     return Findings(numbers, [Table("Errors of the codes", head, tuple(rows), meaning)])
 
 

@@ -44,16 +44,24 @@ def html(runs: Runs, tasks: Sequence[str], variants: Sequence[str], preset: Pres
     Returns:
         The page.
     """
+    versions = runs[tasks[0], variants[0]][0]["versions"]
+    footer = f"Preset {preset.name}; " + ", ".join(f"{k} {v}" for k, v in versions.items())
     learned = f"{preset.seeds} seed{'s' * (preset.seeds > 1)}"
-    verdict = (
-        f"One small transformer, {preset.steps} steps of training, {len(variants)} ways to give it "
-        f"the positions of its tokens, {learned}. Three of them are controls: none is no encoding, "
-        "no-attention has no way to look at another token, and shuffled gives every token a random "
-        "position."
+    return render(
+        "Positional encodings, tested",
+        verdict=f"One small transformer, {preset.steps} steps of training, {len(variants)} ways to "
+        f"give it the positions of its tokens, {learned}. Three of them are controls: none is no "
+        "encoding, no-attention has no way to look at another token, and shuffled gives every "
+        "token a random position.",
+        sections=_sections(runs, tasks, variants),
+        footer=(footer,),
     )
+
+
+def _sections(runs: Runs, tasks: Sequence[str], variants: Sequence[str]) -> list[Section]:
     names = legend({variant: COLOURS[variant] for variant in variants}, DASHES)
     grams = [variant for variant in variants if variant in POSITIONS and variant != "none"]
-    sections = [
+    return [
         Section(
             "What each encoding solves",
             "Share of scored tokens that are right, at the length of training and at twice that "
@@ -92,11 +100,6 @@ def html(runs: Runs, tasks: Sequence[str], variants: Sequence[str], preset: Pres
             tuple(_details(runs, task, variants, metric) for task in tasks for metric in METRICS),
         ),
     ]
-    versions = runs[tasks[0], variants[0]][0]["versions"]
-    footer = f"Preset {preset.name}; " + ", ".join(f"{k} {v}" for k, v in versions.items())
-    return render(
-        "Positional encodings, tested", verdict=verdict, sections=sections, footer=(footer,)
-    )
 
 
 def _overview(runs: Runs, tasks: Sequence[str], variants: Sequence[str], factor: str) -> Figure:
