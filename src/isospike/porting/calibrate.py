@@ -8,10 +8,12 @@ from isospike.hf.batches import Batch, doubled, first_output, token_mask
 from isospike.porting.ported import Ported
 from isospike.porting.run import Targets
 
+OUTPUT = ""  # what the whole model gives, among targets
+
 
 def calibrate(
     ported: Ported, batch: Batch, targets: Targets | None = None
-) -> tuple[Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Calibrate a fresh port whose sites have their codes; it then runs on spikes.
 
     The batch goes through once, doubled: float stream and spiking stream side by side, so each site
@@ -25,8 +27,7 @@ def calibrate(
             that are calibrated on the same inputs; these need the spiking stream only.
 
     Returns:
-        The two first outputs, float and spiking, on the calibration inputs themselves; None in
-        place of the float one if that stream did not pass.
+        The two first outputs, float and spiking, on the calibration inputs themselves.
 
     Raises:
         InputError: NaN or infinity at a site, which is named.
@@ -35,15 +36,16 @@ def calibrate(
     inputs = batch if alone else doubled(batch)
     with torch.no_grad(), ported.run.calibrating(token_mask(batch), targets):
         out = first_output(ported.model(**inputs))
-    if targets is not None and not alone:
-        targets.finish()
     for site in ported.sites:
         if not bool(site.scale.isfinite().all() and site.offset.isfinite().all()):
             raise InputError(
                 f"port needs finite activations, got NaN or infinity at {site.name}. Check the "
                 "model's weights and inputs."
             )
-    if alone:
-        return None, out
+    if targets is not None and alone:
+        return targets.of(OUTPUT), out
     float_out, spiking_out = out.chunk(2)
+    if targets is not None:
+        targets.keep(OUTPUT, float_out)
+        targets.finish()
     return float_out, spiking_out

@@ -18,7 +18,7 @@ from isospike.porting.discover import Discovery
 from isospike.porting.inputs import Inputs
 from isospike.porting.ported import Ported
 from isospike.porting.product import EXACT_LEVELS
-from isospike.porting.run import Mode
+from isospike.porting.run import Mode, Targets
 from isospike.porting.sensitivity import assign_amplitudes, max_sensitivity, measure_channels
 from isospike.porting.water_filling import Allocation, Channels, check_allocation, water_fill
 from isospike.progress import update
@@ -123,12 +123,17 @@ class Builder:
                 f"{type(self.discovery.model).__name__} without. Give a transformer."
             )
 
-    def build(self, plan: Plan) -> Built:
-        """A port with these codes, calibrated on all calibration inputs."""
+    def build(self, plan: Plan, targets: Targets | None = None) -> Built:
+        """A port with these codes, calibrated on all calibration inputs.
+
+        Args:
+            plan: The codes.
+            targets: Of the float stream, where several ports are built.
+        """
         ported = self.discovery.instrument()
         ported.seed(self.generator)
         plan.apply(ported)
-        expected, got = calibrate(ported, self.inputs.merged)
+        expected, got = calibrate(ported, self.inputs.merged, targets)
         return Built(ported, plan, relative_error(expected, got, self.inputs.mask))
 
 
@@ -137,6 +142,7 @@ class Planner(ABC):
 
     def __init__(self, builder: Builder) -> None:
         self.builder = builder
+        self.targets = Targets()
 
     @abstractmethod
     def first(self) -> Built:
@@ -178,7 +184,7 @@ class ByLaw(Planner):
         errors = {}
         for done, steps in enumerate(self.kind.fit_steps):
             update("fit the error law", done, len(self.kind.fit_steps))
-            errors[steps] = self.builder.build(self._plan(steps)).error
+            errors[steps] = self.builder.build(self._plan(steps), self.targets).error
         update("fit the error law", len(self.kind.fit_steps), len(self.kind.fit_steps))
         self.law = law = fit_law(self.kind.name, errors)
         if self.error <= law.floor:
@@ -189,7 +195,7 @@ class ByLaw(Planner):
             )
         self.steps = law.fewest_steps(self.error) or law.kind.search_limit
         update("calibrate", 0, 1)
-        built = self.builder.build(self._plan(self.steps))
+        built = self.builder.build(self._plan(self.steps), self.targets)
         update("calibrate", 1, 1)
         return built
 
@@ -200,7 +206,7 @@ class ByLaw(Planner):
         if raised is None:
             return None
         self.steps = raised
-        return self.builder.build(self._plan(raised))
+        return self.builder.build(self._plan(raised), self.targets)
 
     def _plan(self, steps: int) -> Plan:
         code, law = self.kind(steps), self.law
@@ -254,7 +260,7 @@ class Allocated(Planner):
         for done in range(MAX_REFINEMENTS):
             update("allocate steps", done, MAX_REFINEMENTS)
             aim, most = self.aim, self.most
-            built = self.builder.build(self._plan(aim))
+            built = self.builder.build(self._plan(aim), self.targets)
             if done == 0 or _rank(built.error, target) < _rank(best.error, target):
                 best, best_aim, best_most = built, aim, most
             if TARGET_SLACK * target <= built.error <= target:
@@ -344,10 +350,8 @@ def by_name(code: str, steps: Mapping[str, int], names: list[str]) -> dict[str, 
     return assigned
 
 
-def relative_error(expected: Tensor | None, got: Tensor, mask: Tensor | None) -> float:
+def relative_error(expected: Tensor, got: Tensor, mask: Tensor | None) -> float:
     """Root-mean-square difference over root-mean-square, over the unpadded tokens."""
-    if expected is None:
-        return math.nan
     if mask is not None and expected.shape[:2] == mask.shape:
         expected, got = expected[mask], got[mask]
     return float((expected - got).norm() / expected.norm().clamp_min(1e-30))
