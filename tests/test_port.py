@@ -697,7 +697,7 @@ def test_weights_that_are_not_finite_are_named():
 def test_activations_that_are_not_finite_are_named():
     model = models.seeded(lambda: Toy(nn.Identity))
     inputs = {"x": torch.full((8, 3, 8), 3e38)}
-    with pytest.raises(isospike.RangeError, match="finite activations, got NaN or infinity at"):
+    with pytest.raises(isospike.InputError, match="finite activations, got NaN or infinity at"):
         isospike.port(model, [inputs])
 
 

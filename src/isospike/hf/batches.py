@@ -100,11 +100,30 @@ def over_tokens(mask: Tensor | None, x: Tensor) -> Tensor | None:
     return None
 
 
+def fitting(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """The token mask, if ``x`` is ``[batch, tokens, channels]`` of its tokens; None otherwise."""
+    fits = mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape
+    return mask if fits else None
+
+
+def packed(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The unpadded tokens of ``x``, one row each; ``x`` itself without a mask."""
+    return x if mask is None else x[mask]
+
+
+def unpacked(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """What :func:`packed` packed, with zeros for the padding."""
+    if mask is None:
+        return rows
+    x = rows.new_zeros(*mask.shape, rows.shape[-1])
+    x[mask] = rows
+    return x
+
+
 def token_rows(x: Tensor, mask: Tensor | None) -> Tensor:
     """Unpadded tokens of ``x [batch, tokens, channels]``; all of them where no mask fits."""
-    if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
-        return x[mask]
-    return x.reshape(-1, x.shape[-1])
+    mask = fitting(mask, x)
+    return x.reshape(-1, x.shape[-1]) if mask is None else x[mask]
 
 
 def count_tokens(batch: Batch) -> int:

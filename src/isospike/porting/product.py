@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isospike.codes import PhaseCode
+from isospike.hf.batches import fitting, packed, unpacked
 from isospike.kernels.product.int8 import (
     MAX_WEIGHT,
     BytePlanes,
@@ -155,17 +156,20 @@ class SpikingProduct(Reencoder):
         return self._product(integers, weight) + self._along(bias)
 
     def _calibrate(self, x: Tensor) -> Tensor:
+        """Set range, weights and bias. Padding is not multiplied: it comes out as zeros."""
         run = self.run
         x_float, x_spiking = run.split(x)
-        target = self._target(x_float)
+        mask = fitting(run.token_mask, x_spiking) if self.conv is None else None
+        target = self._target(None if x_float is None else packed(x_float, mask))
         if not self.site.fitted:
-            self.site.fit(self.run.rows(self._channels_last(x_spiking)))
-        integers = self.site.integers(x_spiking)
+            self.site.fit(run.rows(self._channels_last(x_spiking)))
+        integers = packed(self.site.integers(x_spiking), mask)
         self._fold(integers)
         y = self._product(integers, self.weight).add_(self._along(self.bias))
-        error = self.run.rows(self._channels_last(target - y)).mean(0)
+        error = run.rows(self._channels_last(target - y)).mean(0)
         self.bias.add_(error)
-        return join(None if x_float is None else target, y + self._along(error))
+        y = unpacked(y + self._along(error), mask)
+        return join(None if x_float is None else unpacked(target, mask), y)
 
     def _target(self, x: Tensor | None) -> Tensor:
         """The float result, computed from ``x`` or kept from an earlier pass."""
