@@ -285,8 +285,8 @@ def check_order(order: Tensor, n: int, m: int, who: str) -> None:
     """
     if order.dtype.is_floating_point or order.dtype.is_complex or order.dtype == torch.bool:
         raise RangeError(
-            f"{who} needs firing orders, whole numbers, got {order.dtype}. nof_m makes an order of "
-            "a vector."
+            f"{who} needs firing orders, whole numbers, got {order.dtype}. Make one from a vector "
+            "with nof_m."
         )
     if order.dim() == 0 or order.shape[-1] != n:
         raise ShapeError(
