@@ -164,13 +164,7 @@ def test_gradients_equal_those_of_the_reference(engine, hard, detach, surrogate)
 
 
 @pytest.mark.parametrize("hard", [False, True])
-@pytest.mark.parametrize(
-    "surrogate",
-    [  # each is compiled anew, in many seconds
-        pytest.param(each, id=name, marks=[pytest.mark.slow] if name != "Sigmoid" else [])
-        for name, each in SURROGATES.items()
-    ],
-)
+@pytest.mark.parametrize("surrogate", SURROGATES.values(), ids=SURROGATES)
 def test_gradients_of_neurons_that_share_their_numbers(surrogate, hard):
     numbers = NeuronParams(0.5, 0.75, 0.1, 0.8, 0.6, 0.2 if hard else None, surrogate=surrogate())
     if hard:

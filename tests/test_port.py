@@ -83,7 +83,7 @@ def test_stepped_and_collapsed_agree_in_double_precision_beyond_255_levels(name)
     [
         *((name, "signed-digit", 9) for name in ARCHITECTURES),
         *((name, "phase", 12) for name in ARCHITECTURES),
-        pytest.param("bert", "rate", 260, marks=pytest.mark.slow),
+        ("bert", "rate", 260),
     ],
 )
 def test_in_float32_they_agree_beyond_255_levels_too(name, code, steps):
