@@ -51,12 +51,13 @@ SHARED = {
 }
 """Help of options that several commands have."""
 
-_ENTRY = re.compile(r"^ {8}(\w+)(?: (\(.+?\)))?: ", re.MULTILINE)
+_ENTRY = re.compile(r"^ {4}(\w+)(?: (\(.+?\)))?: ", re.MULTILINE)
 
 
 def split_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     """The help of a command, one line a paragraph, and the help of its options by name."""
-    text, _, entries = (function.__doc__ or "").partition("    Args:\n")
+    # Python 3.13 takes the common indentation off a docstring; getdoc does so for every version.
+    text, _, entries = (inspect.getdoc(function) or "").partition("Args:\n")
     parts = _ENTRY.split(entries)[1:]
     texts = {
         name: " ".join(f"{metavar or ''} {about}".split())
