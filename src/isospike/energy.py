@@ -315,8 +315,7 @@ def estimate_energy(counts: Counts, table: CostTable) -> EnergyRow:
     ``soma`` is ``float_op_pj`` for each of ``counts.float_ops``, the same on all three machines
     unless ``counts.spiking_float_ops`` lists those of (3): one multiply-accumulate per element and
     operation, whatever its kind. ``memory`` is the traffic of :func:`memory_moved_bytes` at the
-    table's price per 64 bits. In (4) the synaptic operations follow the spikes at the measured
-    fan-out, while neuron updates do not depend on them.
+    table's price per 64 bits. In (4) only the synaptic operations follow the spikes.
 
     Args:
         counts: Operations per token.
@@ -340,7 +339,6 @@ def estimate_energy(counts: Counts, table: CostTable) -> EnergyRow:
     moved = memory_moved_bytes(counts)
     soma = (table.float_op_pj or 0.0) * sum(counts.float_ops.values(), 0.0)
     left = counts.float_ops if counts.spiking_float_ops is None else counts.spiking_float_ops
-
     float_pj = quantised_pj = None
     if table.float_mac_pj is not None:
         float_pj = counts.macs * table.float_mac_pj + _memory_pj(moved.float32, table) + soma  # (1)
@@ -356,16 +354,14 @@ def estimate_energy(counts: Counts, table: CostTable) -> EnergyRow:
         + (table.float_op_pj or 0.0) * sum(left.values(), 0.0)
     )
     spiking_pj = events + fixed  # (3)
-
-    rate = counts.spike_rate
     return EnergyRow(
         table=table,
         float_pj=float_pj,
         quantised_pj=quantised_pj,
         spiking_pj=spiking_pj,
         winner=_winner(quantised_pj, spiking_pj, float_pj),
-        rate=rate,
-        break_even_rate=_break_even_rate(rate, events, fixed, quantised_pj),
+        rate=counts.spike_rate,
+        break_even_rate=_break_even_rate(counts.spike_rate, events, fixed, quantised_pj),
     )
 
 
