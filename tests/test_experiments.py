@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from test_port_report import browse, needs_chromium
+from browser import browse, needs_chromium
 from typer.testing import CliRunner
 
 from isospike import progress

@@ -1,12 +1,10 @@
 import math
 import random
 import re
-import shutil
-import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
+from browser import Tags, body, browse, needs_chromium
 from rich.console import Console
 
 from isospike.codes import Law
@@ -148,32 +146,11 @@ def printed(report, width=100):
     return capture.get()
 
 
-def body(page):
-    """The page without the contents of its scripts and styles."""
-    return re.sub(r"<(script|style)>.*?</\1>", "", page, flags=re.DOTALL)
-
-
 # Contract: the page is whole, alone and says what was measured.
 def test_json_round_trip_is_exact(report):
     assert PortReport.from_json(report.to_json()) == report
     bare = make_report(law=None, raster=None, max_error=None, error_predicted=None, agreement=0.9)
     assert PortReport.from_json(bare.to_json()) == bare
-
-
-class Tags(HTMLParser):
-    """Collects attributes and checks that elements close in the order they opened."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.values = [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.values += [(tag, name, value) for name, value in attrs]
-        if tag not in ("meta", "link"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 def test_page_is_well_formed_and_refers_to_nothing_outside(page):
@@ -317,28 +294,6 @@ def test_summary_prints_brackets_as_they_are():
 
 
 # Parity: a real browser draws it.
-CHROMIUM = shutil.which("chromium")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-
-
-def browse(page, folder):
-    """The page's DOM after its scripts ran, without them, and what the browser logged."""
-    file = folder / "report.html"
-    file.write_text(page, encoding="utf-8")
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-            "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", f"--user-data-dir={folder / 'profile'}",
-            "--virtual-time-budget=15000", "--enable-logging=stderr", "--v=0", "--dump-dom",
-            file.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )  # fmt: skip
-    return body(done.stdout), done.stderr
 
 
 @needs_chromium

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from browser import browse, needs_chromium
 from models import batch, make, seeded
-from test_port_report import browse, needs_chromium
 from torch import nn
 from typer.testing import CliRunner
 

@@ -1,9 +1,7 @@
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 
 import pytest
+from browser import Tags, body, browse, needs_chromium
 from markupsafe import Markup
 
 from isospike.report import page as pages
@@ -45,27 +43,6 @@ def whole(text="x", **changes):
         "sections": (Section(text, text, blocks),), "footer": (text,),
     }  # fmt: skip
     return render(text, **{**made, **changes})
-
-
-def body(page):
-    """The page without the contents of its scripts and styles."""
-    return re.sub(r"<(script|style)>.*?</\1>", "", page, flags=re.DOTALL)
-
-
-class Tags(HTMLParser):
-    """Collects attributes and checks that elements close in the order they opened."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.values = [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.values += [(tag, name, value) for name, value in attrs]
-        if tag not in ("meta", "link"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 @pytest.mark.parametrize("text", ["x", HOSTILE])
@@ -118,30 +95,9 @@ def test_series_without_a_colour_differ():
 
 
 # Parity: a real browser draws it.
-CHROMIUM = shutil.which("chromium")
 
 
-def browse(page, folder):
-    """The page's DOM after its scripts ran, without them, and what the browser logged."""
-    file = folder / "report.html"
-    file.write_text(page, encoding="utf-8")
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-            "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", f"--user-data-dir={folder / 'profile'}",
-            "--virtual-time-budget=15000", "--enable-logging=stderr", "--v=0", "--dump-dom",
-            file.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )  # fmt: skip
-    return body(done.stdout), done.stderr
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@needs_chromium
 @pytest.mark.parametrize("text", ["x", HOSTILE])
 def test_browser_draws_every_figure_without_a_word_on_the_console(text, tmp_path):
     dom, log = browse(whole(text), tmp_path)
