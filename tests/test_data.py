@@ -1,12 +1,13 @@
 """Real data: the text the package ships, passages of a text, text files of the user."""
 
 import hashlib
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isospike.data import passages, read_text, shakespeare
+from isospike.data import calibration_texts, foreign_texts, passages, read_text, shakespeare
 from isospike.errors import InputError, RangeError
 
 WORDS = "one two three four five six seven eight nine ten eleven twelve"
@@ -24,6 +25,36 @@ def test_shakespeare_is_the_file_at_its_origin():
         hashlib.sha256(text.encode()).hexdigest()
         == "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
     )
+
+
+# Texts to calibrate and to measure on.
+
+
+def test_calibration_texts_are_of_every_length_and_all_different():
+    texts = calibration_texts()
+    assert len(set(texts)) == len(texts)
+    assert "" in texts
+    for length in (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000):
+        assert sum(length / 2 < len(text) <= 2 * length for text in texts) >= 10, length
+    assert sum(len(text.encode()) for text in texts) < 200_000
+
+
+def test_calibration_texts_are_of_many_kinds():
+    texts = calibration_texts()
+    assert sum(text.endswith("?") for text in texts) > 20
+    assert sum(not any(c.isalpha() for c in text) for text in texts) > 20
+    assert sum(len(set(text.split())) < len(text.split()) / 10 for text in texts) >= 5
+    scripts = {unicodedata.name(c, "").split()[0] for c in set("".join(texts)) if c.isalpha()}
+    assert scripts > set("LATIN GREEK CYRILLIC HEBREW ARABIC DEVANAGARI THAI CJK HANGUL".split())
+
+
+def test_foreign_texts_are_no_calibration_texts():
+    foreign = foreign_texts()
+    assert len(set(foreign)) == len(foreign)
+    assert all(foreign)
+    calibrated = {line for text in calibration_texts() for line in text.split("\n") if line}
+    shared = {line for text in foreign for line in text.split("\n")} & calibrated
+    assert all(len(line.split()) < 3 for line in shared)  # "    }" and the like
 
 
 # Property: passages.

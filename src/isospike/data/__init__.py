@@ -2,10 +2,12 @@
 
 from isospike.data.readers import passages, read_melodies, read_text
 from isospike.data.sequences import read_sequences, split_symbols
-from isospike.data.shipped import chorales, sachs, shakespeare
+from isospike.data.shipped import calibration_texts, chorales, foreign_texts, sachs, shakespeare
 
 __all__ = [
+    "calibration_texts",
     "chorales",
+    "foreign_texts",
     "passages",
     "read_melodies",
     "read_sequences",

@@ -77,5 +77,51 @@ def sachs() -> tuple[str, tuple[tuple[str, str], ...]]:
     return _unpack("sachs-observational.csv.gz"), edges
 
 
+def calibration_texts() -> list[str]:
+    """Texts of many kinds and lengths, to calibrate a port on that will read anything.
+
+    Captions, questions, instructions, reviews, news, dialogue, technical and old prose, single
+    words, numbers, punctuation, one word many times, tables, code, other languages and scripts; up
+    to 800 tokens long, and the empty text.
+
+    Returns:
+        The texts, those of a kind one after the other; every fifth is a fair sample of them.
+
+    Reference: ``data/README.md``. Ours and public domain.
+
+    >>> len(calibration_texts()), calibration_texts()[2]
+    (494, 'An old woman feeds pigeons from a paper bag beside the fountain.')
+    """
+    return _texts("calibration.txt")
+
+
+def foreign_texts() -> list[str]:
+    """Texts of kinds that :func:`calibration_texts` lacks, to measure how far an error holds.
+
+    Chess, knitting, hexadecimal digits, genes, Rust, Lisp, XML, Italian, Finnish, a translated
+    novel and others.
+
+    Returns:
+        The texts, those of a kind one after the other.
+
+    Reference: ``data/README.md``. Ours and public domain.
+
+    >>> len(foreign_texts()), foreign_texts()[12]
+    (47, 'White to move and mate in three.')
+    """
+    return _texts("foreign.txt")
+
+
+def _texts(name: str) -> list[str]:
+    """The texts of a file in which the line ``%%% lines KIND`` opens texts of one line each, and
+    ``%%% text KIND`` one text."""
+    content = (files("isospike") / "data" / name).read_text(encoding="utf-8")
+    texts: list[str] = []
+    for part in content.removeprefix("%%% ").split("\n%%% "):
+        head, _, body = part.partition("\n")
+        texts += body.split("\n") if head.startswith("lines ") else [body]
+    return texts
+
+
 def _unpack(name: str) -> str:
     return gzip.decompress((files("isospike") / "data" / name).read_bytes()).decode("ascii")
