@@ -5,7 +5,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +85,24 @@ class TextModel:
                 list(sentences), padding=True, truncation=limit is not None, max_length=limit,
                 return_tensors="pt", return_attention_mask=True,
             )  # fmt: skip
+        return self._arguments(tokens)
+
+    def pad(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, Any]:
+        """One batch of rows of tokens that the tokenizer made, padded on the right.
+
+        Args:
+            rows: Lists of numbers by argument name.
+
+        Returns:
+            A batch as of `batch`.
+
+        Raises:
+            InputError: A token that the model does not have.
+        """
+        return self._arguments(self.tokenizer.pad(list(rows), return_tensors="pt"))
+
+    def _arguments(self, tokens: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model takes of what the tokenizer made."""
         ids = tokens["input_ids"].long()
         known = self.model.get_input_embeddings().num_embeddings
         if ids.numel() and int(ids.max()) >= known:
@@ -112,14 +130,26 @@ class TextModel:
         Raises:
             InputError: The tokenizer does not know the text, or does not fit the model.
         """
-        import torch
-
         limit = min(MAX_TOKENS, self.longest)
         ordered = sorted(sentences, key=len)
         batches = [
             self.batch(ordered[start : start + BATCH], limit)
             for start in range(0, len(ordered), BATCH)
         ]
+        self.check_known(batches)
+        return batches
+
+    def check_known(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse batches of which the tokenizer knows no word, or that have a row without a token.
+
+        Args:
+            batches: As of `batch`.
+
+        Raises:
+            InputError: They are such.
+        """
+        import torch
+
         # Where it finds no tokenizer, transformers makes up one that knows no word.
         special = torch.tensor(self.tokenizer.all_special_ids)
         known = empty = 0
@@ -133,7 +163,6 @@ class TextModel:
                 + (f"{empty} passages without a token" if empty else "no word of it that it knows")
                 + ". Use the tokenizer that came with the model, or another text."
             )
-        return batches
 
     def pieces(self, text: str, count: int, tokens: int) -> dict[str, Any]:
         """Pieces of a text, evenly spaced over it, as one batch.
