@@ -379,8 +379,8 @@ def press_ctrl_c(target):
 
 
 FAILURES = {
-    "full disk": (run_out_of_disk, 2, "error: the disk is full while writing "),
-    "full disk, told by safetensors": (run_out_of_disk_in_rust, 2, "error: the disk is full. "),
+    "full disk": (run_out_of_disk, 2, "error: port needs to write "),
+    "full disk, told by safetensors": (run_out_of_disk_in_rust, 2, "error: port needs to write "),
     "ctrl-c": (press_ctrl_c, 130, "interrupted: nothing was written."),
 }
 
@@ -427,8 +427,8 @@ def test_ctrl_c_while_the_report_is_written_leaves_the_last_good_port(
     before = files(tmp_path)
     write = isospike.report.files._write
 
-    def interrupted(path, content):
-        return press_ctrl_c(path) if path.name == "report.json" else write(path, content)
+    def interrupted(path, content, like):
+        return press_ctrl_c(path) if path.name == "report.json" else write(path, content, like)
 
     monkeypatch.setattr(isospike.report.files, "_write", interrupted)
     done = port("--steps", 3, model=bert, text=text, out=out)

@@ -93,9 +93,8 @@ class Port:
             and those of :meth:`isospike.report.result.Report.save`.
 
         Raises:
-            InputError: The folder holds something else.
+            InputError: The folder holds something else, cannot be written to, or the disk is full.
             UnsupportedError: The model is not a transformers model.
-            OSError: The folder cannot be written to, or the disk is full.
         """
         folder = Path(folder).absolute()
         files = {**model_files(self.model), **tokenizer_files(tokenizer), **self.report.files()}

@@ -231,8 +231,7 @@ class Report(ABC):
             The folder.
 
         Raises:
-            InputError: The folder holds something else.
-            OSError: It cannot be written to, or the disk is full.
+            InputError: The folder holds something else, cannot be written to, or the disk is full.
         """
         write_folder(Path(folder), self.files())
         return Path(folder)
