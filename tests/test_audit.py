@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import isospike
-from isospike.porting.audit import count_float_ops, operand_kind, trace_products
+from isospike.porting.trace import count_float_ops, operand_kind, trace_products
 
 ROWS, CHANNELS = 32, 6
 
@@ -250,13 +250,124 @@ def test_what_the_model_stores_is_a_weight():
     assert found.spiking
 
 
-def test_a_scaled_weight_is_an_activation():
-    class Scaled(nn.Linear):
-        def forward(self, x):
-            return x @ (self.weight * 1.1).T
+class Scaled(nn.Linear):
+    """A weight with a scale, which may depend on the input."""
 
-    found = isospike.audit(models.seeded(lambda: Scaled(CHANNELS, 4)), counts(0, 1))
+    def __init__(self, scale):
+        super().__init__(CHANNELS, 4, bias=False)
+        self.scale = scale
+
+    def forward(self, x):
+        return x @ (self.weight * self.scale(x)).T
+
+
+def test_what_is_made_of_stored_tensors_alone_is_a_weight():
+    found = isospike.audit(models.seeded(lambda: Scaled(lambda x: 1.1)), counts(0, 1))
+    assert [(p.left, p.right) for p in found.products] == [("binary", "weight")]
+    found = isospike.audit(models.seeded(lambda: Scaled(lambda x: 1.1 + x.mean())), counts(0, 1))
     assert found.first_real == ": mm(binary, float)"
+
+
+def test_a_buffer_that_the_input_is_written_to_is_no_weight():
+    class Remembers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("state", torch.zeros(ROWS, CHANNELS))
+
+        def forward(self, x, spikes):
+            self.state.copy_(x)
+            return spikes @ self.state
+
+    batch = {"x": values(), "spikes": counts(0, 1)[:, :ROWS].repeat(1, 9)[:, :ROWS]}
+    assert isospike.audit(Remembers(), batch).first_real == ": mm(binary, float)"
+
+
+# Products that no matrix operator computes.
+
+
+def scan(x, w):
+    state = torch.zeros_like(x[:, 0])
+    for step in x.unbind(1):
+        state = torch.sigmoid(step) * state + step * step.cos()
+    return state
+
+
+@pytest.mark.parametrize(
+    ("function", "op", "operands"),
+    [
+        (lambda x, w: torch.fft.fft(x).real, "_fft_r2c", ("float", "weight")),
+        (lambda x, w: torch.fft.irfft(torch.fft.rfft(x, dim=1), dim=1), "_fft_c2r", None),
+        (lambda x, w: torch.cdist(x, w[None]), "_cdist_forward", ("float", "weight")),
+        (lambda x, w: torch.cdist(x, w[None], p=1.0), "_cdist_forward", ("float", "weight")),
+        (lambda x, w: F.grid_sample(x[:, None], x[:, :, :2][:, None], align_corners=False),
+         "grid_sampler_2d", ("float", "float")),
+        (lambda x, w: F.interpolate(x, scale_factor=2, mode="linear"),
+         "upsample_linear1d", ("float", "weight")),
+        (lambda x, w: F.embedding_bag(torch.arange(6).view(2, 3) % 5, w, mode="sum",
+                                      per_sample_weights=x[:2, 0, :3].contiguous()),
+         "_embedding_bag", ("float", "weight")),
+        (lambda x, w: (x[:, :, None] * x[:, None]).sum(-1), "mul+sum", ("float", "float")),
+        (lambda x, w: (x[:, :, None] * w).sum(-1), "mul+sum", ("float", "weight")),
+        (lambda x, w: (x * x.roll(1, 1)).mean((1, 2)), "mul+sum", ("float", "float")),
+        (lambda x, w: (x.exp() * x.sin()).cumsum(1), "mul+sum", ("float", "float")),
+        (lambda x, w: torch.addcmul(x, x.sin(), x.cos()).sum(1), "mul+sum", ("float", "float")),
+        (scan, "mul+add", ("float", "float")),
+    ],
+)  # fmt: skip
+def test_a_product_outside_matrix_products_is_seen(function, op, operands):
+    """Each of them mixes values along an axis, with real factors."""
+    x = torch.randn(3, 9, CHANNELS, generator=torch.Generator().manual_seed(0))
+    model = Formula(function)
+    model.weight = nn.Parameter(
+        torch.randn(5, CHANNELS, generator=torch.Generator().manual_seed(1))
+    )
+    found = isospike.audit(model, {"x": x})
+    seen = [p for p in found.products if p.op == op]
+    assert seen
+    assert not any(p.matrix for p in seen)
+    assert operands is None or (seen[0].left, seen[0].right) == operands
+    assert found.exceptions == ("",)
+    assert found.float_ops["product"] == sum(p.macs for p in found.products)
+
+
+def test_the_multiplications_of_an_elementwise_contraction_are_those_of_the_matrix_product():
+    x = torch.randn(3, 9, CHANNELS, generator=torch.Generator().manual_seed(0))
+    parts = [lambda x, w: (x[:, :, None] * x[:, None]).sum(-1), lambda x, w: x @ x.mT]
+    elementwise, matrix = (isospike.audit(Formula(f), {"x": x}).products[0] for f in parts)
+    assert (elementwise.macs, elementwise.contraction) == (matrix.macs, matrix.contraction)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: (x * (x[..., :1] > 0)).sum(1),  # a mean over unpadded tokens
+        lambda x, w: x * x.pow(2).mean(-1, keepdim=True).rsqrt() * w,  # RMSNorm
+        lambda x, w: (x * x).mean(-1),  # a mean square
+        lambda x, w: x * angles(x) + x.flip(-1) * angles(x).sin(),  # rotary positions
+        lambda x, w: x + x * w,  # a layer's scale
+        lambda x, w: (x * x.mean(1, keepdim=True)).mean(1),  # one gate for what is added up
+        lambda x, w: F.embedding_bag(torch.arange(6).view(2, 3), w[:, None].expand(-1, 3)),
+        lambda x, w: F.interpolate(x, scale_factor=2),  # the nearest
+    ],
+)
+def test_sums_without_two_factors_that_vary_are_no_products(function):
+    x = torch.randn(3, 9, CHANNELS, generator=torch.Generator().manual_seed(0))
+    assert isospike.audit(Formula(function), {"x": x}).spiking
+
+
+@pytest.mark.parametrize("steps", [8, 9, 12])
+def test_a_port_has_no_exception_whatever_its_steps(steps):
+    """Past 255 levels its weights are on no grid, and are weights all the same."""
+    report = isospike.port(models.make("bert"), models.batches("bert"), steps=steps).report
+    assert report.exceptions == ()
+
+
+def test_filters_of_very_different_norms_are_weights():
+    model = models.make("vit")
+    filters = model.vit.embeddings.patch_embeddings.projection.weight
+    with torch.no_grad():
+        filters *= torch.logspace(-1.5, 1.5, len(filters))[:, None, None, None]
+    assert isospike.port(model, models.batches("vit")).report.exceptions == ()
 
 
 # Naming and tidiness.

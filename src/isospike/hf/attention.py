@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from isospike.errors import UnsupportedError
@@ -17,7 +18,9 @@ from isospike.errors import UnsupportedError
 IMPLEMENTATION = "isospike"
 HANDLE = "isospike_attention"  # submodule of a module that attends
 # Arguments of the interface that change the scores in a way that softmax attention does not.
-CHANGES_SCORES = ("softcap", "s_aux", "position_bias", "head_mask")
+CHANGES_SCORES = (
+    "softcap", "s_aux", "sinks", "position_bias", "head_mask", "indices", "block_indices",
+)  # fmt: skip
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 """Called with the module, query, key, value, mask and keywords, as transformers calls it."""
@@ -72,9 +75,17 @@ def _attend(
     attention_mask: Tensor | None,
     **keywords: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The function registered with transformers."""
+    """The function registered with transformers; its mask is added to the scores."""
     function = _function.get() or attend_on_handle
-    return function(module, query, key, value, attention_mask, **keywords)
+    return function(module, query, key, value, _additive(attention_mask, query), **keywords)
+
+
+def _additive(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """A mask to add: a boolean one is True where a query may see a key."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    added = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device)
+    return added.masked_fill_(~mask, torch.finfo(query.dtype).min)
 
 
 def attend_on_handle(
@@ -86,8 +97,8 @@ def attend_on_handle(
     scaling: float | None = None,
     dropout: float = 0.0,
     **keywords: Any,
-) -> tuple[Tensor, None]:
-    """Softmax attention by the module's submodule ``isospike_attention``.
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax attention by the module's submodule ``isospike_attention``, and its map if wanted.
 
     Raises:
         UnsupportedError: There is none, or an argument asks for another attention.
@@ -106,4 +117,4 @@ def attend_on_handle(
             )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     y: Tensor = handle(query, key, value, attention_mask, scaling)
-    return y.transpose(1, 2).contiguous(), None
+    return y.transpose(1, 2).contiguous(), handle.map(query, key, attention_mask, scaling)

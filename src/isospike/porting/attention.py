@@ -87,6 +87,17 @@ class SpikingAttention(nn.Module):
         self._fold()
         return join(target, self._run(q, k, v, half, scaling))
 
+    def map(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor | None:
+        """Weight of each key for each query, ``[batch, heads, queries, keys]``, if it is wanted."""
+        if not self.run.wants_maps:
+            return None
+        if self.run.phase == "run":
+            e = self._numerator(self._scores(query, key), mask, scaling)
+            spelled = self.probability.integers(e)
+            return spelled / spelled.sum(-1, keepdim=True)
+        scores = query @ _repeat(key, query.shape[1] // key.shape[1]).transpose(-1, -2) * scaling
+        return torch.softmax(scores if mask is None else scores + mask, -1)
+
     def _float(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
     ) -> Tensor:

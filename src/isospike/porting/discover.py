@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,14 @@ from isospike.hf.attention import HANDLE, attend_on_handle, has_interface, route
 from isospike.hf.batches import Batch
 from isospike.hf.modules import ACTIVATIONS, Product, recognise
 from isospike.porting.attention import SpikingAttention
-from isospike.porting.audit import trace_nonlinear, trace_products
 from isospike.porting.functions import Reencoder
 from isospike.porting.instrument import attach_run, copy_of, place_circuits, replacement
 from isospike.porting.ported import CIRCUITS, Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import ATTRIBUTE, Mode, Run, Watcher
 from isospike.porting.sites import Site, tensor_version
+from isospike.porting.trace import Product as TracedProduct
+from isospike.porting.trace import trace_nonlinear, trace_products
 
 
 @dataclass(frozen=True)
@@ -122,21 +123,43 @@ def survey(model: nn.Module, sample: Batch, functions: str = "float") -> Survey:
     inputs = _Inputs()
     with torch.no_grad(), run.watching(inputs):
         traced = trace_products(copied, sample)
-    for product in traced:
-        owner = copied.get_submodule(product.module)
-        if not isinstance(owner, SpikingProduct | SpikingAttention) and product.contraction > 1:
-            refused.setdefault(
-                product.module,
-                "every matrix product in a Linear, Conv1D, Conv2d or the transformers attention "
-                f"interface, got {product.op} in {product.module or 'the model'} "
-                f"({type(owner).__name__}). This model cannot be ported.",
-            )
+    refused |= _products_outside(copied, traced, run.mode)
     refused.update(_run_twice(inputs))
     unused = _restore_unused(copied, replaced, inputs)
     if not refused:
         _group_sites(copied, inputs)
     in_float = _functions_in_float(copied, sample) if run.mode.spiking and not refused else {}
     return Survey(Ported(copied, run), unused, refused, in_float)
+
+
+def _products_outside(
+    copied: nn.Module, traced: Sequence[TracedProduct], mode: Mode
+) -> dict[str, str]:
+    """Modules with a product that spikes cannot enter, and why they are refused.
+
+    A product that no matrix operator computes, such as a Fourier transform, is a function to a port
+    with float functions: it stays in float, and the audit lists it.
+    """
+    refused: dict[str, str] = {}
+    for product in traced:
+        owner = copied.get_submodule(product.module)
+        if isinstance(owner, SpikingProduct | SpikingAttention) or product.contraction < 2:
+            continue
+        where = f"{product.module or 'the model'} ({type(owner).__name__})"
+        if product.matrix:
+            reason = (
+                "every matrix product in a Linear, Conv1D, Conv2d or the transformers attention "
+                f"interface, got {product.op} in {where}. This model cannot be ported."
+            )
+        elif mode.spiking and not isinstance(owner, CIRCUITS):
+            reason = (
+                f"functions='float' for the products of {product.op} in {where}, got 'spiking', "
+                "which has no circuit for them. Keep the functions in float."
+            )
+        else:
+            continue
+        refused.setdefault(product.module, reason)
+    return refused
 
 
 def _replace_products(

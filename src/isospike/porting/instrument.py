@@ -16,7 +16,7 @@ from isospike.porting.attention import SpikingAttention
 from isospike.porting.functions import make_circuit
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
-from isospike.porting.run import ATTRIBUTE, Run
+from isospike.porting.run import ATTRIBUTE, Run, run_of
 from isospike.porting.sites import Site
 
 
@@ -81,11 +81,19 @@ def replacement(name: str, module: nn.Module, run: Run) -> SpikingProduct:
 def attach_run(model: nn.Module, run: Run) -> None:
     """Make a model with replaced modules a port that runs as ``run`` says."""
     vars(model)[ATTRIBUTE] = run
+    model.register_forward_pre_hook(_before, with_kwargs=True)
+    model.register_forward_hook(_after, always_call=True)
+
+
+def _before(module: nn.Module, args: Any, keywords: dict[str, Any]) -> None:
+    default = getattr(getattr(module, "config", None), "output_attentions", False)
+    if keywords.get("output_attentions", default):
+        run_of(module).wants_maps = True
+
+
+def _after(module: nn.Module, args: Any, output: Any) -> Any:
+    run_of(module).wants_maps = False
     # A fast run computes in bfloat16; what the model returns keeps its type.
-    model.register_forward_hook(_return_float32)
-
-
-def _return_float32(module: nn.Module, args: Any, output: Any) -> Any:
     return as_float32(output)
 
 

@@ -24,13 +24,13 @@ from isospike.errors import RangeError, UnsupportedError
 from isospike.hf.batches import Batch, batch_size, first_output, over_tokens, rows_of, token_mask
 from isospike.hf.modules import layer_name
 from isospike.kernels.product.trains import spike_steps
-from isospike.porting.audit import count_float_ops
 from isospike.porting.discover import discover
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.records import CircuitReport, Raster, SiteReport
 from isospike.porting.run import CircuitStats, Run, Watcher
 from isospike.porting.sites import Site
+from isospike.porting.trace import count_float_ops
 
 TABLE_LEVELS = 2**16  # up to here spikes are counted by looking them up
 RASTER_NEURONS = 40  # ON neurons shown

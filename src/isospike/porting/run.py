@@ -185,6 +185,7 @@ class Run:
         token_mask: Mask of the unpadded tokens, ``[batch, tokens]``; None if all are.
         watcher: Sees what passes, while there is one.
         targets: Results of the float stream, while a pass keeps or uses them.
+        wants_maps: Whether attention shall give its maps, as ``output_attentions=True`` asks.
     """
 
     mode: Mode = Mode()
@@ -192,6 +193,7 @@ class Run:
     token_mask: Tensor | None = None
     watcher: Watcher | None = None
     targets: Targets | None = None
+    wants_maps: bool = False
 
     @contextmanager
     def watching(self, watcher: Watcher | None, token_mask: Tensor | None = None) -> Iterator[None]:

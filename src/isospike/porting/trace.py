@@ -1,0 +1,519 @@
+"""What runs in a model, operator by operator: its products, and what is not linear in its input.
+
+A product is seen by the operator that computes it, whatever it is called: a matrix product, one
+hidden in another operator (a Fourier transform, distances, interpolation), or an element-wise
+product whose results are then added up.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+LARGEST_INTEGER = 2**24  # float32 counts exactly up to here
+MOST_LEVELS = 2**16  # a graded operand has at most this many levels per channel
+FEWEST_ROWS = 8  # fewer samples per channel cannot tell a grid from real values
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product: of matrices, or another operator that multiplies and adds up.
+
+    Attributes:
+        module: Innermost module it ran in; empty for the model itself.
+        op: Name of the operator.
+        left, right: What the operands were: ``weight``, ``binary`` (0 or one value per channel),
+            ``integer``, ``graded`` (a uniform grid of at most 65,536 levels per channel) or
+            ``float``.
+        macs: Multiply-accumulates.
+        contraction: Length of the summed axis.
+    """
+
+    module: str
+    op: str
+    left: str
+    right: str
+    macs: int
+    contraction: int
+
+    @property
+    def matrix(self) -> bool:
+        """Whether a matrix-product operator or a convolution computed it."""
+        return self.op not in (*_COEFFICIENTS, *_DISTANCES, *_GATHERED, *_ELEMENTWISE)
+
+    @property
+    def real(self) -> bool:
+        """Whether an operand that is not a weight takes real values."""
+        return "float" in (self.left, self.right)
+
+    @property
+    def spiking(self) -> bool:
+        """Whether one operand is binary and none is real-valued."""
+        return "binary" in (self.left, self.right) and not self.real
+
+
+def trace_products(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> list[Product]:
+    """The products of one run with their operands not judged, outer products included."""
+    return trace(model, batch, judge=False).products
+
+
+def trace_nonlinear(
+    model: nn.Module, batch: Mapping[str, Any] | Tensor
+) -> dict[tuple[str, str], int]:
+    """``AuditReport.nonlinear_ops`` of one run by module and operator."""
+    return dict(trace(model, batch, judge=False).operators)
+
+
+def count_float_ops(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> dict[str, int]:
+    """Elements passed through float functions that are not matrix products, by kind.
+
+    The kind ``product`` holds the multiplications of products outside matrix products.
+    """
+    return dict(trace(model, batch, judge=False).float_ops)
+
+
+def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor, judge: bool) -> "Trace":
+    """Run a model once and note its operators; with ``judge``, what their operands were."""
+    found = Trace(model, judge)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it hides a whole encoder layer in one operator
+    try:
+        with torch.no_grad(), _named(model, found.stack), found:
+            model(**batch) if isinstance(batch, Mapping) else model(batch)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return found
+
+
+@contextmanager
+def _named(model: nn.Module, stack: list[str]) -> Iterator[None]:
+    """Keep the path of the running module on top of ``stack``."""
+    hooks = []
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(partial(_push, stack, name)))
+        hooks.append(
+            module.register_forward_hook(lambda *_: stack.pop() and None, always_call=True)
+        )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _push(stack: list[str], name: str, *_: Any) -> None:
+    stack.append(name)
+
+
+# Operators by what they do to their operands. SDPA variants hide two products and a softmax.
+_MM = {
+    "mm", "bmm", "_int_mm", "_grouped_mm", "_scaled_mm", "_scaled_grouped_mm", "mv", "dot", "vdot",
+    "matmul",
+}  # fmt: skip
+_ADDMM = {"addmm", "baddbmm", "addmv", "addbmm", "_addmm_activation"}
+_CONVOLUTIONS = {"convolution", "_convolution", "mkldnn_convolution", "_slow_conv2d_forward"}
+# A constant coefficient for each value: the length of the sum, if the operator fixes it.
+_COEFFICIENTS = {
+    "_fft_r2c": 0, "_fft_c2c": 0, "_fft_c2r": 0, "upsample_linear1d": 2, "upsample_bilinear2d": 4,
+    "_upsample_bilinear2d_aa": 4, "upsample_trilinear3d": 8, "upsample_bicubic2d": 16,
+    "_upsample_bicubic2d_aa": 16,
+}  # fmt: skip
+_DISTANCES = {"_cdist_forward", "_euclidean_dist", "_pdist_forward"}
+# Values picked by places that the model computes, and weighted.
+_GATHERED = {
+    "grid_sampler_2d": 4, "grid_sampler_3d": 8, "_embedding_bag": 0,
+    "_embedding_bag_forward_only": 0,
+}  # fmt: skip
+_SUMS = {"sum", "mean", "nansum", "cumsum", "index_add", "scatter_add", "segment_reduce"}
+_SUM, _ADD = "mul+sum", "mul+add"
+_ELEMENTWISE = (_SUM, _ADD)
+
+_FLOAT_KINDS = {
+    "_softmax": "softmax",
+    "_safe_softmax": "softmax",
+    "exp": "softmax",
+    "native_layer_norm": "normalisation",
+    "_fused_rms_norm": "normalisation",
+    "rsqrt": "normalisation",
+    "gelu": "activation",
+    "silu": "activation",
+    "relu": "activation",
+    "tanh": "activation",
+    "sigmoid": "activation",
+    "mul": "elementwise",
+    "add": "elementwise",
+    "sub": "elementwise",
+    "div": "elementwise",
+    "pow": "elementwise",
+}
+
+
+# No accumulation, threshold or reset, whatever their arguments; by kind.
+_NONLINEAR = {
+    "_log_softmax": "softmax",
+    **{name: kind for name, kind in _FLOAT_KINDS.items() if kind != "elementwise"},
+    "relu": None,  # a threshold
+    **dict.fromkeys(("logsumexp", "logcumsumexp", "logaddexp", "logaddexp2"), "softmax"),
+    **dict.fromkeys(
+        ("native_group_norm", "sqrt", "reciprocal", "var", "var_mean"), "normalisation"
+    ),
+    **dict.fromkeys(("std", "std_mean", "linalg_vector_norm", "renorm", "dist"), "normalisation"),
+    **dict.fromkeys(("pow", "prod", "cumprod", "glu", "atan2", "hypot", "xlogy"), "product"),
+    **dict.fromkeys(("exp2", "expm1", "log", "log2", "log1p", "log10", "erf"), "activation"),
+    **dict.fromkeys(("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh"), "activation"),
+    **dict.fromkeys(("elu", "celu", "selu", "hardswish", "hardsigmoid", "mish"), "activation"),
+    **dict.fromkeys(("softplus", "log_sigmoid_forward", "logit", "erfc", "erfinv"), "activation"),
+}
+
+
+class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes what runs while it is entered.
+
+    Attributes:
+        products: Every product, in order.
+        float_ops: Elements passed through float functions, by kind.
+        nonlinear: Those that are not linear in the input, by module and kind.
+        operators: The same by module and operator.
+    """
+
+    def __init__(self, model: nn.Module, judge: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.stack: list[str] = []
+        self.products: list[Product] = []
+        self.float_ops: dict[str, int] = {}
+        self.nonlinear: dict[tuple[str, str], int] = {}
+        self.operators: dict[tuple[str, str], int] = {}
+        self.judge = judge
+        tensors = [*model.parameters(), *model.buffers()]
+        for module in model.modules():  # tensors kept as plain attributes are weights too
+            tensors += [v for v in vars(module).values() if isinstance(v, Tensor)]
+        self.stored = {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+        # What is stored, and what is made of nothing else, such as a weight times its scale.
+        self.constant = {0, *self.stored}
+        self.reached = False  # whether the input reaches the operator that is looked at
+        self.kept: list[Tensor] = []  # storages of constants: addresses stay unique
+        self.multiplied: dict[int, _Multiplied] = {}  # by address
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        name = name if name.startswith("_") else name.rstrip("_")  # in place: the same product
+        self.reached = not all(map(self._is_constant, _tensors(args)))
+        self._look(name, args, out)
+        self._follow(func, name, args, kwargs or {}, out)
+        return out
+
+    def _look(self, name: str, args: tuple[Any, ...], out: Any) -> None:
+        """Note a product or a float function."""
+        if name in _MM:
+            self._add(name, args[0], args[1])
+        elif name in _ADDMM:
+            self._add(name, args[1], args[2])
+        elif name in ("linear", "_linear_pointwise"):
+            self._add(name, args[0], args[1].t())
+        elif name in _CONVOLUTIONS:
+            self._add_convolution(name, args[0], args[1], out)
+        elif name.startswith("_scaled_dot_product"):
+            self._add_attention(name, *args[:3])
+        elif name in ("mkldnn_rnn_layer", "_trilinear", "qlinear_pointwise"):
+            self._add_layer(name, args, out)
+        elif name in (*_COEFFICIENTS, *_DISTANCES, *_GATHERED):
+            self._add_hidden(name, args, out)
+        elif isinstance(out, Tensor) and out.is_floating_point():
+            self._count(_FLOAT_KINDS.get(name), out.numel())
+            self._add_elementwise(name, args, out)
+        elif name == "native_layer_norm":
+            self._count("normalisation", out[0].numel())
+
+    def _follow(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        """Keep track of constants, and note what is not linear in the others."""
+        written = _written(func, args, kwargs)
+        returned = _tensors(out)
+        made = [*returned, *(x for x in written if not any(x is y for y in returned))]
+        new, old = {id(x) for x in made}, {id(x) for x in _tensors(args)}
+        given = [x for x in (*_tensors(args), *_tensors(kwargs)) if id(x) not in new]
+        varying = [x for x in (*given, *made) if id(x) not in new or id(x) in old]
+        varying = [x for x in varying if not self._is_constant(x)]
+        for tensor in made:
+            place = _place(tensor)
+            if varying:
+                self.constant -= {place} - {0}
+            elif tensor.numel():
+                self.constant.add(place)
+                self.kept.append(tensor)
+        self._follow_product(name, args, made, written)
+        if not varying or not made or not made[0].is_floating_point():
+            return
+        kind = _NONLINEAR.get(name)
+        if name == "mul" and len(varying) == 2 and not any(map(_counts_spikes, varying)):
+            kind = "product"
+        if name == "div" and len(args) > 1 and any(args[1] is x for x in varying):
+            kind = "product"
+        if name.startswith("_scaled_dot_product"):
+            kind = "softmax"
+        if kind is not None:
+            module = self.stack[-1] if self.stack else ""
+            for counts, key in ((self.nonlinear, kind), (self.operators, name)):
+                counts[module, key] = counts.get((module, key), 0) + made[0].numel()
+
+    def _follow_product(
+        self, name: str, args: tuple[Any, ...], made: list[Tensor], written: list[Tensor]
+    ) -> None:
+        """Remember where the results of element-wise products are, until they are overwritten."""
+        places = {_place(x) for x in _tensors(args)}
+        for tensor in made:
+            if _place(tensor) not in places or any(tensor is x for x in written):
+                self.multiplied.pop(_place(tensor), None)
+        factors = args[1:3] if name == "addcmul" else args[:2]
+        if name not in ("mul", "addcmul") or not made or not made[0].is_floating_point():
+            return
+        pair = [x for x in factors if isinstance(x, Tensor)]
+        if len(pair) < 2 or pair[0] is pair[1] or all(map(self._is_constant, pair)):
+            return
+        if any(x.numel() <= 1 or not x.is_floating_point() for x in pair):
+            return
+        if not any(map(_counts_spikes, pair)):
+            left, right = ("weight" if self._is_constant(x) else "float" for x in pair)
+            shapes = tuple(_aligned(x.shape, made[0].dim()) for x in pair)
+            self.multiplied[_place(made[0])] = _Multiplied(left, right, made[0].shape, shapes)
+
+    def _add_elementwise(self, name: str, args: tuple[Any, ...], out: Tensor) -> None:
+        """A sum of the results of an element-wise product."""
+        found = [(x, m) for x in _tensors(args) if (m := self.multiplied.get(_place(x)))]
+        if name in _SUMS and found:
+            x, factors = found[0]
+            length = x.shape[args[1]] if name == "cumsum" else x.numel() // max(1, out.numel())
+            if name not in ("sum", "mean", "nansum", "cumsum"):
+                length = 2
+            if factors.meet_along(x.shape, _axes(name, args, x.dim())):
+                self._note_real(_SUM, factors.left, factors.right, x.numel(), length)
+        real = [m for _, m in found if "weight" not in (m.left, m.right)]
+        if name in ("add", "sub") and len({_place(x) for x, _ in found}) == 2 and len(real) == 2:
+            self._note_real(_ADD, "float", "float", 2 * out.numel(), 2)
+
+    def _add_attention(self, name: str, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self._add(name, q, k.transpose(-1, -2))
+        # The probabilities live inside the operator: a softmax, real-valued.
+        self._count("softmax", math.prod(q.shape[:-1]) * k.shape[-2])
+        self._note(name, "float", self._kind(v, -2), math.prod(q.shape) * k.shape[-2], k.shape[-2])
+
+    def _add_layer(self, name: str, args: tuple[Any, ...], out: Any) -> None:
+        if name == "mkldnn_rnn_layer":
+            # An LSTM layer: the input and the hidden state, a product of real gates, meet weights.
+            rows = args[0][..., 0].numel()
+            for left, weight in ((self._kind(args[0], -1), args[1]), ("float", args[2])):
+                self._note(name, left, "weight", rows * weight.numel(), weight.shape[-1])
+        elif name == "_trilinear":  # nn.Bilinear
+            left, right = self._kind(args[0], -1), self._kind(args[2], -1)
+            rows, k = args[0].numel() // args[0].shape[-1], args[1][0].numel()
+            self._note(name, left, right, rows * args[1].numel(), k)
+        else:
+            self._note(name, self._kind(args[0], -1), "weight", out.numel() * args[0].shape[-1],
+                       args[0].shape[-1])  # fmt: skip
+
+    def _add_hidden(self, name: str, args: tuple[Any, ...], out: Any) -> None:
+        """A product that no matrix operator computes."""
+        x = args[0]
+        y = out[0] if isinstance(out, tuple) else out
+        if name.startswith("_fft"):
+            length = math.prod(max(x.shape[d], y.shape[d]) for d in args[1])
+            # Real numbers: a complex product has four of them.
+            macs = 2 * max(x.numel(), y.numel()) * max(1, math.ceil(math.log2(max(2, length))))
+            self._note_real(name, self._judged(x), "weight", macs, length)
+        elif name in _COEFFICIENTS:
+            length = _COEFFICIENTS[name]
+            self._note_real(name, self._judged(x), "weight", y.numel() * length, length)
+        elif name in _DISTANCES:
+            other = x if name == "_pdist_forward" else args[1]
+            k = x.shape[-1]
+            self._note_real(name, self._judged(x), self._judged(other), y.numel() * k, k)
+        elif name.startswith("_embedding_bag"):
+            weights = args[6] if len(args) > 6 else None
+            left = "binary" if weights is None else self._judged(weights)
+            macs = args[1].numel() * x.shape[-1]
+            self._note_real(name, left, self._judged(x), macs, max(2, args[1].numel()))
+        else:
+            length = _GATHERED[name]
+            self._note_real(name, self._judged(x), "float", y.numel() * length, length)
+
+    def _judged(self, x: Tensor) -> str:
+        """Like :meth:`_kind`, of an operand that is looked at as a whole."""
+        if self._is_weight(x):
+            return "weight"
+        if x.is_complex():
+            return "float"
+        return operand_kind(x.reshape(-1, 1), -1) if self.judge else ""
+
+    def _note_real(self, op: str, left: str, right: str, macs: int, contraction: int) -> None:
+        """A product outside matrix products: its multiplications are float operations too."""
+        self._count("product", macs)
+        self._note(op, left, right, macs, max(2, contraction))
+
+    def _is_constant(self, x: Tensor) -> bool:
+        return _place(x) in self.constant
+
+    def _is_weight(self, x: Tensor) -> bool:
+        """Whether the model stores it, or makes it of what it stores and multiplies the input."""
+        return self._is_constant(x) and (self.reached or _place(x) in self.stored)
+
+    def _count(self, kind: str | None, elements: int) -> None:
+        if kind is not None:
+            self.float_ops[kind] = self.float_ops.get(kind, 0) + elements
+
+    def _add(self, name: str, left: Tensor, right: Tensor) -> None:
+        k = left.shape[-1]
+        columns = right.shape[-1] if right.dim() > 1 else 1
+        self._note(name, self._kind(left, -1), self._kind(right, -2 if right.dim() > 1 else -1),
+                   left.numel() * columns, k)  # fmt: skip
+
+    def _add_convolution(self, name: str, x: Tensor, weight: Tensor, out: Tensor) -> None:
+        k = weight[0].numel()
+        self._note(name, self._kind(x, 1), self._kind(weight, 1), out.numel() * k, k)
+
+    def _note(self, op: str, left: str, right: str, macs: int, contraction: int) -> None:
+        module = self.stack[-1] if self.stack else ""
+        self.products.append(Product(module, op, left, right, macs, contraction))
+
+    def _kind(self, x: Tensor, contraction: int) -> str:
+        if self._is_weight(x):
+            return "weight"
+        return operand_kind(x, contraction) if self.judge else ""
+
+
+@dataclass(frozen=True)
+class _Multiplied:
+    """The result of an element-wise product of two operands, neither of which counts spikes."""
+
+    left: str
+    right: str
+    shape: torch.Size
+    factors: tuple[tuple[int, ...], ...]
+
+    def meet_along(self, shape: torch.Size, axes: tuple[int, ...]) -> bool:
+        """Whether both operands have more than one value along what is summed."""
+        if shape != self.shape:
+            return True
+        return any(all(factor[axis] > 1 for factor in self.factors) for axis in axes)
+
+
+def _aligned(shape: torch.Size, dims: int) -> tuple[int, ...]:
+    return (*[1] * (dims - len(shape)), *shape)
+
+
+def _axes(name: str, args: tuple[Any, ...], dims: int) -> tuple[int, ...]:
+    """The axes a sum runs over."""
+    given = args[1] if len(args) > 1 and name in ("sum", "mean", "nansum", "cumsum") else None
+    if isinstance(given, int):
+        given = [given]
+    return tuple(d % dims for d in given) if given else tuple(range(dims))
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The arguments that an operator writes to."""
+    schema = func._schema
+    if not schema.is_mutable:
+        return []
+    names = dict(zip((a.name for a in schema.arguments), args, strict=False)) | kwargs
+    return [
+        x
+        for a in schema.arguments
+        if a.alias_info is not None and a.alias_info.is_write
+        for x in _tensors(names.get(a.name))
+    ]
+
+
+def _place(x: Tensor) -> int:
+    """Address of a tensor's storage; 0 for packed weights, which have none."""
+    return x.untyped_storage().data_ptr() if x.layout == torch.strided else 0
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    if isinstance(x, Tensor):
+        return [x]
+    if isinstance(x, Mapping):
+        x = x.values()
+    elif not isinstance(x, list | tuple):
+        return []
+    return [t for y in x for t in _tensors(y)]
+
+
+def _counts_spikes(x: Tensor) -> bool:
+    """Whether all values are 0 or one other, or multiples of one power of two up to 65,536."""
+    if not x.is_floating_point():
+        return not x.is_complex()
+    x = x.detach().double()
+    if not bool(x.isfinite().all()):
+        return False
+    if _constant(x[x != 0]):
+        return True
+    fraction, _ = torch.frexp(x)
+    # The lowest bit of each value: below it, all are multiples.
+    whole = (fraction * 2**53).long()
+    lowest = torch.ldexp((whole & -whole).double() * 2.0**-53, torch.frexp(x)[1])[x != 0].min()
+    return float(x.abs().max() / lowest) <= MOST_LEVELS
+
+
+def operand_kind(x: Tensor, contraction: int) -> str:
+    """``binary``, ``integer``, ``graded`` or ``float``, by the values of ``x``.
+
+    A channel is one index of the contraction axis (per batch entry of a batched product): a weight
+    can absorb its scale, so scales may differ between channels, not within one.
+    """
+    x = x.detach()
+    if x.numel() == 0 or bool(((x == 0) | (x == 1)).all()):
+        return "binary"
+    x = x.double()
+    if not bool(x.isfinite().all()):
+        return "float"
+    if x.numel() >= FEWEST_ROWS and _constant(x[x != 0]):
+        return "binary"
+    whole = bool((x == x.round()).all()) and float(x.abs().max()) < LARGEST_INTEGER
+    channels = _by_channel(x, contraction)
+    if channels.shape[1] >= FEWEST_ROWS:
+        nonzero = channels != 0
+        top = channels.masked_fill(~nonzero, -torch.inf).amax(1)
+        bottom = channels.masked_fill(~nonzero, torch.inf).amin(1)
+        if bool(((top == bottom) | ~nonzero.any(1)).all()):
+            return "binary"
+    if whole:
+        return "integer"
+    if channels.shape[1] < FEWEST_ROWS:
+        return "float"
+    return "graded" if _on_grid(channels) else "float"
+
+
+def _constant(x: Tensor) -> bool:
+    return x.numel() == 0 or bool(x.min() == x.max())
+
+
+def _by_channel(x: Tensor, contraction: int) -> Tensor:
+    """``[channels, rows]``: batched products keep their batch entries apart."""
+    if x.dim() == 3 and contraction in (-1, -2):
+        x = x.movedim(contraction, 1)
+        return x.reshape(-1, x.shape[-1])
+    return x.movedim(contraction, 0).reshape(x.shape[contraction], -1)
+
+
+def _on_grid(channels: Tensor) -> bool:
+    """Whether each channel is an integer multiple of one step, up to float32 rounding."""
+    ordered = channels.sort(1).values
+    gaps = ordered.diff(dim=1)
+    size = ordered.abs().amax(1, keepdim=True).clamp_min(1e-300)
+    gaps = gaps.masked_fill(gaps <= 1e-6 * size, torch.inf)
+    smallest = gaps.amin(1, keepdim=True)
+    fits = smallest[:, 0].isinf()
+    for divisor in range(1, 9):  # no two of the sample's levels may be neighbours
+        multiple = (ordered - ordered[:, :1]) / (smallest / divisor)
+        whole = ((multiple - multiple.round()).abs() < 0.02).all(1)
+        fits |= whole & (multiple[:, -1] <= MOST_LEVELS)
+    return bool(fits.all())
