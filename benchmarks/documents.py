@@ -26,8 +26,8 @@ RESULTS, DOCS = ROOT / "results", ROOT / "docs"
 
 PAGES = {
     "port": ("Ports of real models", (
-        "stsb", "stories", "foreign", "foreign-captions", "foreign-lengths", "allocation",
-        "port-speed", "port-memory", "demo", "stepped",
+        "stsb", "stories", "foreign", "foreign-captions", "foreign-lengths", "foreign-models",
+        "allocation", "port-speed", "port-memory", "demo", "stepped",
     )),
     "steps": ("Steps and dimension", ("steps", "dimension")),
     "machine": ("The sequence machine", (

@@ -6,6 +6,7 @@ The preset ``tiny`` ports small random models on random tokens.
 import inspect
 import random
 import string
+from contextlib import nullcontext
 from heapq import merge
 from pathlib import Path
 from sys import modules
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 import isospike
 from benchmarks.models import (
     Tokenizer,
+    characters_gpt2,
+    digits_vit,
     load_llama2c,
     random_batches,
     read_pairs,
@@ -26,9 +29,9 @@ from benchmarks.models import (
     small_llama,
 )
 from benchmarks.port import STORIES, nats
-from isospike.data import calibration_texts, passages, shakespeare
+from isospike.data import calibration_texts, foreign_texts, passages, shakespeare
 from isospike.experiments.study import Findings, Goal, study
-from isospike.hf.batches import token_mask
+from isospike.hf.batches import first_output, token_mask, token_rows
 from isospike.hf.groups import group_by_length
 from isospike.hf.load import load
 from isospike.porting.measure import SpikeMeter
@@ -54,7 +57,7 @@ COSINES = {8: 0.9990, 6: 0.995, 4: 0.981}
 
 
 class Outputs(NamedTuple):
-    """Last hidden states of the unpadded tokens of some batches, and mean-pooled rows."""
+    """What a model gives for the unpadded tokens of some batches, and its means over each row."""
 
     tokens: torch.Tensor
     pooled: torch.Tensor
@@ -77,14 +80,13 @@ def run(model, batches, meter=None):
     with torch.inference_mode():
         for batch in batches:
             mask = token_mask(batch)
-            if meter is None:
-                states = model(**batch).last_hidden_state
-            else:
-                with meter.run.watching(meter, mask):
-                    states = model(**batch).last_hidden_state
-            tokens.append(states[mask])
-            means = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-            pooled.append(F.normalize(means, dim=-1))
+            with nullcontext() if meter is None else meter.run.watching(meter, mask):
+                states = first_output(model(**batch))
+            tokens.append(token_rows(states, mask))
+            means = states
+            if mask is not None:
+                means = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            pooled.append(F.normalize(means, dim=-1).flatten(0, -2))
     return Outputs(torch.cat(tokens), torch.cat(pooled))
 
 
@@ -335,3 +337,72 @@ def stories(p, ctx):
     joined = torch.tensor([[i for s in parts if s.strip() for i in tokenizer.encode(s.strip())]])
     whole = (joined.shape[1] - 1) // LONG
     return model, [joined[:, i * LONG : (i + 1) * LONG + 1] for i in range(whole)]
+
+
+@study(
+    "foreign-models",
+    question="Does the error of other models' ports hold on inputs unlike the calibration?",
+    data=("bert_tiny_splade",),
+    presets={
+        "tiny": P(rows=8, train=2, splade=False, steps=(6,), ways=(("static", {}),)),
+        "small": P(rows=32, train=200, splade=True, steps=(8,), ways=(("static", {}),)),
+        "full": P(rows=64, train=400, splade=True, steps=(4, 6, 8), ways=(("static", {}),)),
+    },
+)
+def other_models(p, ctx):
+    """A vision transformer, a GPT-2 of characters and a small BERT; the first kind of input is that
+    of the calibration."""
+    numbers, goals, rows = {}, {}, []
+    for name, (model, calibration, kinds_of_input) in models(p, ctx).items():
+        expected = {kind: run(model, some) for kind, some in kinds_of_input.items()}
+        for steps in p.steps:
+            for how, arguments in p.ways:
+                ported = isospike.port(
+                    model, calibration, steps=steps, evaluation=next(iter(kinds_of_input.values())),
+                    **arguments,
+                ).model  # fmt: skip
+                known = None
+                for kind, some in kinds_of_input.items():
+                    error = error_of(ported, some, expected[kind])
+                    known = known or error.rms
+                    label = f"{name}, {kind}, {how}, T={steps}"
+                    numbers[label] = error.rms
+                    if how == p.ways[0][0] and p.splade and kind != next(iter(kinds_of_input)):
+                        goals[f"times in-domain, {label}"] = Goal(error.rms / known, 2.0)
+                    rows.append((label, f"{error.rms:.4f}", f"{error.median:.4f}",
+                                 f"{error.worst:.3f}", f"{error.rms / known:.1f}"))  # fmt: skip
+    head = ("model, input, ranges, steps", "error", "median token", "worst token",
+            "times in-domain")  # fmt: skip
+    meaning = (
+        "Error on inputs unlike the calibration: at most twice that on inputs like it is good."
+    )
+    return Findings(numbers, [Table("Other models", head, tuple(rows), meaning)], goals)
+
+
+def models(p, ctx):
+    """Float model, batches to calibrate on and batches of each kind, by the model's name."""
+    vit = digits_vit(epochs=max(1, p.train // 16))
+    images = vit.held_out[0]["pixel_values"][: p.rows]
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
+    pictures = {"digits": images, "negatives": 1 - images, "twice as bright": 2 * images,
+                "noise": noise, "black": torch.zeros_like(images[:1])}  # fmt: skip
+    found = {"ViT": (vit.model, vit.calibration,
+                     {kind: [{"pixel_values": x}] for kind, x in pictures.items()})}  # fmt: skip
+    gpt2, windows = characters_gpt2(p.train)
+    plays = shakespeare()
+    texts = {"Shakespeare": plays[1_000_000:], "other kinds": "\n".join(foreign_texts()),
+             "capitals": plays[1_000_000:].upper(), "backwards": plays[:1_000_000:-1],
+             "one letter": "e" * 4096}  # fmt: skip
+    found["GPT-2"] = (
+        gpt2, windows(plays[:1_000_000], 2 * p.rows),
+        {kind: windows(text, p.rows // 2) for kind, text in texts.items()},
+    )  # fmt: skip
+    if p.splade:
+        bert = load(ctx.file("bert_tiny_splade"))
+        found["BERT of 2 layers"] = (bert.model, bert.batches(demo_texts()), {
+            kind: to_batches(bert, some) for kind, some in {
+                IN_DOMAIN: other_passages(p.rows), "other kinds": foreign_texts(),
+                "one word": string.ascii_lowercase, "one word 100 times": ["stone " * 100],
+            }.items()
+        })  # fmt: skip
+    return found

@@ -4,7 +4,7 @@ import csv
 import random
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from isospike.errors import InputError
 BOS = 1  # also separates stories
 WORDS = 1000  # of the small models
 Batch = dict[str, Tensor]
+Batcher = Callable[[str, int], list[dict[str, Any]]]
 
 
 class Model(NamedTuple):
@@ -229,6 +230,8 @@ def sample(model: nn.Module, count: int, length: int, seed: int) -> Tensor:
 
 def digits_vit(epochs: int = 25, seed: int = 0) -> Model:
     """A vision transformer on 8 x 8 digits, trained for a few seconds."""
+    from sklearn.datasets import load_digits
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = transformers.ViTConfig(
@@ -255,3 +258,34 @@ def digits_vit(epochs: int = 25, seed: int = 0) -> Model:
         [{"pixel_values": x[train[:256]]}],
         [{"pixel_values": x[test[:128]]}],
     )
+
+
+def characters_gpt2(steps: int = 400, length: int = 128, seed: int = 0) -> tuple[Any, Batcher]:
+    """A GPT-2 of Shakespeare's characters, trained for seconds, and what turns a text into windows
+    of ``length``; characters that it does not know are left out.
+    """
+    text = shakespeare()
+    symbols = {symbol: i for i, symbol in enumerate(sorted(set(text)))}
+
+    def windows(text: str, count: int) -> list[dict[str, Any]]:
+        ids = torch.tensor([symbols[c] for c in text if c in symbols])
+        rows = ids[: len(ids) // length * length].view(-1, length)
+        return [{"input_ids": rows[torch.linspace(0, len(rows) - 1, count).long()]}]
+
+    ids = torch.tensor([symbols[c] for c in text[:1_000_000]])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = transformers.GPT2Config(
+            vocab_size=len(symbols), n_positions=length, n_embd=64, n_layer=3, n_head=4,
+            bos_token_id=0, eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )  # fmt: skip
+        model = transformers.GPT2LMHeadModel(config)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+        for _ in range(steps):
+            at = torch.randint(len(ids) - length, (16, 1)) + torch.arange(length)
+            logits = model(input_ids=ids[at]).logits[:, :-1]
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[at][:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.eval(), windows
