@@ -12,7 +12,10 @@ from isospike.kernels.machine import stream
 from isospike.kernels.machine.locations import OR
 from isospike.memory.contexts import Recurrent, Shift, Store
 from isospike.memory.decoder import AddressDecoder
+from isospike.memory.files import Shapes
 from isospike.memory.sdm import RULES
+
+MOST_COUNT = float(np.finfo(np.float32).max)  # of a counter: not infinity
 
 
 @runtime_checkable
@@ -74,6 +77,16 @@ class Memory(Protocol):
     def tensors(self) -> dict[str, Any]:
         """Everything that symbols have changed, by name: views, which loading writes into."""
 
+    def check(self, tensors: dict[str, Any]) -> None:
+        """Raise unless :meth:`tensors` may become these, on which compiled loops then rely.
+
+        Args:
+            tensors: Of the same shapes and types.
+
+        Raises:
+            ValueError: A number that no machine of these settings can hold.
+        """
+
     def refresh(self) -> None:
         """Recompute what follows from :meth:`tensors`."""
 
@@ -118,6 +131,23 @@ class AddressedMemory:
         self._sizes = (m, store.locations)
         self.resize(0)
 
+    @staticmethod
+    def shapes(context: Recurrent | Shift, store: Store, symbols: int) -> Shapes:
+        """Shapes and types of :meth:`tensors`, without making any.
+
+        Args:
+            context: Of a machine.
+            store: Of the machine.
+            symbols: Size of its alphabet.
+        """
+        width = max(8, _power_of_two(symbols)) if store.data is None else store.data[1]
+        register = context.depth if isinstance(context, Shift) else 0
+        return {
+            "context": ((context.context_code[0],), "int64"),
+            "history": ((register,), "int64"),
+            "counters": ((store.locations, width), "uint8" if store.rule == "or" else "float32"),
+        }
+
     @property
     def scores(self) -> Any:
         return self._work.scores
@@ -136,7 +166,7 @@ class AddressedMemory:
         self._draw_codes(known, symbols)
         counters = self._state.counters
         if self._data is None and symbols > counters.shape[1]:
-            grown = np.zeros((len(counters), 1 << (symbols - 1).bit_length()), counters.dtype)
+            grown = np.zeros((len(counters), _power_of_two(symbols)), counters.dtype)
             grown[:, : counters.shape[1]] = counters
             self._state = self._state._replace(counters=grown)
         # The start symbol comes after all others.
@@ -167,8 +197,20 @@ class AddressedMemory:
         names = ("context", "history", "counters")
         return {name: getattr(self._state, name) for name in names}
 
+    def check(self, tensors: dict[str, Any]) -> None:
+        context, symbols = tensors["context"], len(self._work.scores)
+        check_range("context", context, self._sizes[0] - 1)
+        if len(np.unique(self._live(tensors))) < len(self._live(tensors)):
+            raise ValueError("a neuron of its context fires twice")
+        check_range("history", tensors["history"], symbols)
+        check_range("counters", tensors["counters"], 1 if self._fixed.rule == OR else MOST_COUNT)
+
     def refresh(self) -> None:
         stream.activate(self._fixed, self._state, self._work)
+
+    def _live(self, tensors: dict[str, Any]) -> Any:
+        """Neurons of the context that fire."""
+        return tensors["context"]
 
     def _draw_codes(self, known: int, symbols: int) -> None:
         """Codes of symbols ``known`` to ``symbols``, at the context and in the store."""
@@ -186,6 +228,26 @@ class AddressedMemory:
         self._fixed = self._fixed._replace(
             codes=np.concatenate([*codes, self._start_code]), data_codes=np.concatenate(data_codes)
         )
+
+
+def check_range(name: str, values: Any, most: int | float) -> None:
+    """Raise unless all values are in [0, most], and none is NaN.
+
+    Args:
+        name: What they are.
+        values: An array.
+        most: The largest that may be.
+
+    Raises:
+        ValueError: Some value is outside.
+    """
+    if values.size and not (values.min() >= 0 and values.max() <= most):
+        raise ValueError(f"it has {name} outside [0, {most:g}]")
+
+
+def _power_of_two(symbols: int) -> int:
+    """The counters of a location that knows so many symbols, if more than it had."""
+    return 1 << max(0, symbols - 1).bit_length()
 
 
 def generator_of(*seed: int) -> torch.Generator:

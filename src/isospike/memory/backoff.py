@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 
 from isospike.kernels.machine import backoff as kernels
+from isospike.memory.addressed import MOST_COUNT, check_range
 from isospike.memory.contexts import Backoff
+from isospike.memory.files import Shapes
 
 
 class BackoffMemory:
@@ -31,17 +33,27 @@ class BackoffMemory:
     """
 
     def __init__(self, context: Backoff, seed: int) -> None:
-        size = 1 << (context.synapses // 2).bit_length() - 1
-        table = (2, max(1, size // 4))
-        self._sketch = kernels.Sketch(
-            history=np.zeros(context.depth, np.int64),
-            filled=np.zeros(1, np.int64),
-            seed=np.random.SeedSequence([seed]).generate_state(1, np.uint64),
-            counts=np.zeros((2, size), np.float32),
-            totals=np.zeros(table, np.float32),
-            kinds=np.zeros(table, np.float32),
-        )
+        parts = {name: np.zeros(*of) for name, of in self.shapes(context).items()}
+        hashed = np.random.SeedSequence([seed]).generate_state(1, np.uint64)
+        self._sketch = kernels.Sketch(seed=hashed, **parts)
         self._scores: Any = np.zeros(0, np.float32)
+
+    @staticmethod
+    def shapes(context: Backoff) -> Shapes:
+        """Shapes and types of :meth:`tensors`, without making any.
+
+        Args:
+            context: Of a machine.
+        """
+        size = 1 << (context.synapses // 2).bit_length() - 1
+        table = (2, max(1, size // 4)), "float32"
+        return {
+            "history": ((context.depth,), "int64"),
+            "filled": ((1,), "int64"),
+            "counts": ((2, size), "float32"),
+            "totals": table,
+            "kinds": table,
+        }
 
     @property
     def scores(self) -> Any:
@@ -71,6 +83,13 @@ class BackoffMemory:
 
     def tensors(self) -> dict[str, Any]:
         return {name: t for name, t in self._sketch._asdict().items() if name != "seed"}
+
+    def check(self, tensors: dict[str, Any]) -> None:
+        filled = tensors["filled"]
+        check_range("filled", filled, len(tensors["history"]))
+        check_range("history", tensors["history"][: filled[0]], len(self._scores) - 1)
+        for name in ("counts", "totals", "kinds"):
+            check_range(name, tensors[name], MOST_COUNT)
 
     def refresh(self) -> None:
         pass

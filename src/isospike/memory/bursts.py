@@ -6,8 +6,9 @@ import numpy as np
 
 from isospike.kernels.machine import stream
 from isospike.kernels.machine.locations import OR, largest, write_counters
-from isospike.memory.addressed import AddressedMemory
+from isospike.memory.addressed import AddressedMemory, check_range
 from isospike.memory.contexts import Recurrent, Shift, Store
+from isospike.memory.files import Shapes
 from isospike.memory.layers import Burst, SpikingLayer
 
 _SAMPLE = 100  # bursts from which thresholds are chosen
@@ -124,6 +125,22 @@ class SpikingMemory(AddressedMemory):
         times[: len(self._times)] = self._times
         self._times = times
         return {**super().tensors(), "times": times}
+
+    @staticmethod
+    def shapes(context: Recurrent | Shift, store: Store, symbols: int) -> Shapes:
+        known = AddressedMemory.shapes(context, store, symbols)
+        return {**known, "times": ((context.context_code[0],), "float64")}
+
+    def check(self, tensors: dict[str, Any]) -> None:
+        super().check(tensors)
+        times = tensors["times"]
+        fired = int(np.isfinite(times).sum())
+        check_range("times", times, np.inf)
+        if not (np.isfinite(times[:fired]).all() and (np.diff(times[:fired]) >= 0).all()):
+            raise ValueError("its times are not in order")
+
+    def _live(self, tensors: dict[str, Any]) -> Any:
+        return tensors["context"][: int(np.isfinite(tensors["times"]).sum())]
 
     def refresh(self) -> None:
         self._times = self._times[np.isfinite(self._times)]

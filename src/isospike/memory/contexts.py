@@ -1,5 +1,6 @@
 """Settings of a sequence machine: how it forms its context, and where it stores what comes next."""
 
+import operator
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from isospike.errors import InputError, RangeError, UnsupportedError
 from isospike.memory.layers import ABSTRACT, KINDS
 
 RULES = ("or", "max", "add", "decay")
+MOST_BYTES = 2**32  # of the connections of a machine
 Code = tuple[int, int]  # (N, M): of M neurons N fire
 
 
@@ -33,6 +35,7 @@ class Recurrent(ABC):
 
     def __post_init__(self) -> None:
         who = type(self).__name__
+        _take_types(self, who)
         check_alpha(self.alpha, who)
         _check_code(self.code, f"{who} needs code")
         _check_code(self.context_code, f"{who} needs context_code")
@@ -127,6 +130,7 @@ class Shift:
     alpha: float = 0.9
 
     def __post_init__(self) -> None:
+        _take_types(self, "Shift")
         check_alpha(self.alpha, "Shift")
         _check_code(self.code, "Shift needs code")
         _check_depth(self.depth, "Shift")
@@ -167,6 +171,7 @@ class Backoff:
     synapses: int = 2**23
 
     def __post_init__(self) -> None:
+        _take_types(self, "Backoff")
         _check_depth(self.depth, "Backoff")
         if self.synapses < 8:
             raise RangeError(
@@ -217,6 +222,7 @@ class Store:
     decay: float = 0.999
 
     def __post_init__(self) -> None:
+        _take_types(self, "Store")
         check_alpha(self.alpha, "Store")
         if self.rule not in RULES:
             raise InputError(
@@ -268,6 +274,7 @@ class MachineSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _take_types(self, "SequenceMachine")
         self._check_kinds()
         if not 0 <= self.confidence <= 1:
             raise RangeError(
@@ -277,6 +284,11 @@ class MachineSettings:
         if self.seed < 0:
             raise RangeError(
                 f"SequenceMachine needs a seed >= 0, got {self.seed}. Use another whole number."
+            )
+        if self.room() > MOST_BYTES:
+            raise RangeError(
+                f"SequenceMachine needs connections that take at most {MOST_BYTES >> 30} GiB, got "
+                f"{self.room() / 2**30:.3g} GiB. Use fewer neurons or connections."
             )
         if self.store is None:
             if self.layers != ABSTRACT:
@@ -295,6 +307,23 @@ class MachineSettings:
                 "SequenceMachine needs a store with data=None to grow, got "
                 f"data={self.store.data}. Leave out data, or name all symbols."
             )
+
+    def room(self, symbols: int = 0) -> int:
+        """Memory for connections and codes, about: what a file of the machine does not hold.
+
+        Args:
+            symbols: Size of the alphabet.
+
+        Returns:
+            Bytes.
+        """
+        if isinstance(self.context, Backoff) or self.store is None:
+            return 0
+        (n, d), m = self.context.code, self.context.context_code[1]
+        recurrent = 0 if isinstance(self.context, Shift) else (m + d) * m
+        spiking = 0 if self.layers == ABSTRACT else 8 * self.store.locations * m + 8 * recurrent
+        drawn = 4 * 4096 * m + 24 * self.store.locations * self.store.connections
+        return recurrent + spiking + drawn + 8 * symbols * (n + (self.store.data or (1, 8))[0])
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON has them.
@@ -352,6 +381,62 @@ class MachineSettings:
                 "SequenceMachine needs no store with Backoff, which has synapses of its own, got "
                 f"{self.store!r}. Leave it out, or use another context."
             )
+
+
+def _take_types(settings: Any, who: str) -> None:
+    """Make whole numbers, numbers, codes, names and switches of the fields, or refuse them.
+
+    Those of NumPy become Python's, which a file can hold; a number out of a file may be anything.
+    """
+    for field in fields(settings):
+        take = _TYPES.get(field.type)
+        if take is None:
+            continue
+        value = getattr(settings, field.name)
+        convert, what = take
+        try:
+            object.__setattr__(settings, field.name, convert(value))
+        except (TypeError, ValueError, OverflowError):
+            kind = InputError if field.type in (str, bool) else RangeError
+            raise kind(
+                f"{who} needs {field.name} to be {what}, got {value!r}. Give another."
+            ) from None
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
+def _real(value: Any) -> float:
+    if isinstance(value, bool | str | bytes):
+        raise TypeError
+    return float(value)
+
+
+def _code(value: Any) -> Code:
+    n, m = value
+    return _whole(n), _whole(m)
+
+
+def _exactly(kind: type) -> Any:
+    def take(value: Any) -> Any:
+        if type(value) is not kind:
+            raise TypeError
+        return value
+
+    return take
+
+
+_TYPES: dict[Any, tuple[Any, str]] = {
+    int: (_whole, "a whole number"),
+    float: (_real, "a number"),
+    str: (_exactly(str), "a name"),
+    bool: (_exactly(bool), "True or False"),
+    Code: (_code, "two whole numbers (N, M)"),
+    Code | None: (lambda code: code if code is None else _code(code), "(N, M) or None"),
+}
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:

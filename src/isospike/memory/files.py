@@ -2,13 +2,18 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from isospike.errors import InputError
+from isospike.errors import InputError, first_sentence
 from isospike.report.files import write_file
 
-FORMAT = 2
+FORMAT = 3
+_TYPES = {"F64": "float64", "F32": "float32", "I64": "int64", "U8": "uint8"}
+
+Shapes = dict[str, tuple[tuple[int, ...], str]]
+"""Shape and NumPy type of every array, by name."""
 
 
 def write_machine(path: Path, about: dict[str, Any], tensors: dict[str, Any]) -> None:
@@ -20,52 +25,71 @@ def write_machine(path: Path, about: dict[str, Any], tensors: dict[str, Any]) ->
         tensors: NumPy arrays by name.
 
     Raises:
-        InputError: The place cannot be written to, or the disk is full.
+        InputError: The metadata are not values of JSON, the place cannot be written to, or the
+            disk is full.
     """
     from safetensors.numpy import save
 
     about = {"format": FORMAT, **about}
-    text = json.dumps({**about, "sha256": _digest(about, tensors)})
     try:
-        write_file(path, save(tensors, metadata={"isospike": text}))
-    except OSError as error:
+        same = json.loads(json.dumps(about["metadata"])) == about["metadata"]
+    except (TypeError, ValueError, RecursionError):
+        same = False
+    if not same:
         raise InputError(
-            f"save needs to write {path}, got {error.strerror or error}. Free space or choose "
-            "another place."
-        ) from error
+            "save needs metadata of JSON: numbers, texts, lists, and dictionaries with texts as "
+            f"keys, got {str(about['metadata'])[:80]}. Change machine.metadata."
+        )
+    text = json.dumps({**about, "sha256": _digest(about, tensors)})
+    write_file(path, save(tensors, metadata={"isospike": text}))
 
 
-def read_machine(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_machine(
+    path: Path, expect: Callable[[dict[str, Any]], Shapes]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read what :func:`write_machine` wrote.
 
     Args:
         path: The file.
+        expect: The arrays of a machine, by what the file says about it.
 
     Returns:
-        ``about`` and ``tensors``.
+        ``about`` and ``tensors``, of the shapes that were expected.
 
     Raises:
         InputError: There is no such file, it is damaged, or of another format.
     """
     if not path.is_file():
         raise InputError(f"load needs a machine's file, got {path}. Save one first.")
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, "np") as file:
             about = json.loads((file.metadata() or {})["isospike"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        number = about["format"]
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise damaged(path, error) from error
+            if (number := about["format"]) == FORMAT:
+                _check_shapes(file, expect(about))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # of a library: whatever is in the file
+        raise damaged(path, first_sentence(error).rstrip(".")) from error
     if number != FORMAT:
         raise InputError(
-            f"load needs format {FORMAT}, got {number} in {path}. Learn the sequences again with "
+            f"load needs format {FORMAT}, got {number!r} in {path}. Learn the sequences again with "
             "this version, or use the isospike version that saved it."
         )
     if about.pop("sha256", None) != _digest(about, tensors):
         raise damaged(path, "its digest does not match")
     return about, tensors
+
+
+def _check_shapes(file: Any, expected: Shapes) -> None:
+    """Raise unless a file holds just the arrays that are expected; none is read."""
+    found = {}
+    for name in file.keys():  # noqa: SIM118
+        part = file.get_slice(name)
+        found[name] = tuple(part.get_shape()), _TYPES.get(part.get_dtype())
+    for name in sorted({*expected, *found}):
+        if found.get(name) != expected.get(name):
+            raise ValueError(f"it has no {name} of this machine's size")
 
 
 def damaged(path: Path, why: object) -> InputError:

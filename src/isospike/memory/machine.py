@@ -1,23 +1,47 @@
 """The sequence machine: one-shot, on-line memory of sequences of symbols."""
 
-from collections.abc import Hashable, Iterable
+import functools
+import math
+import threading
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
 from isospike.errors import InputError, RangeError, UnsupportedError
 from isospike.kernels.machine.locations import largest
-from isospike.memory.addressed import AddressedMemory, Memory
+from isospike.memory.addressed import MOST_COUNT, AddressedMemory, Memory, check_range
 from isospike.memory.backoff import BackoffMemory
 from isospike.memory.bursts import SpikingMemory
-from isospike.memory.contexts import Backoff, Combined, Context, MachineSettings, Store
-from isospike.memory.files import damaged, read_machine, write_machine
+from isospike.memory.contexts import (
+    MOST_BYTES,
+    Backoff,
+    Combined,
+    Context,
+    MachineSettings,
+    Store,
+)
+from isospike.memory.files import Shapes, damaged, read_machine, write_machine
 from isospike.memory.layers import ABSTRACT
 
 _BINS = 64  # intervals of the margin, for calibration
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _alone(method: Callable[P, T]) -> Callable[P, T]:
+    """A method of a machine that no two threads run at a time."""
+
+    @functools.wraps(method)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+        with args[0]._lock:  # type: ignore[attr-defined]
+            return method(*args, **kwargs)
+
+    return alone
 
 
 @dataclass(frozen=True)
@@ -56,7 +80,8 @@ class SequenceMachine:
     Symbol n has a fixed random N-of-D order I_n. The symbols before form the context C_n, a K-of-M
     order that addresses a sparse distributed memory, in which :meth:`learn` writes the next symbol,
     once, and :meth:`predict` reads it. A new machine, and one after :meth:`reset_context`, stands
-    in the context of a start symbol. Machines of one seed are equal, and share nothing.
+    in the context of a start symbol. Machines of one seed are equal, and share nothing. Threads may
+    share a machine: its calls then follow one another, each in the context that the last one left.
 
     Attributes:
         symbols: The alphabet, in the order of the symbols' numbers.
@@ -64,7 +89,8 @@ class SequenceMachine:
         metadata: Your own notes, JSON values by name; they are saved with the machine.
 
     Args:
-        symbols: The alphabet, any hashable values; they are saved if they are strings or integers.
+        symbols: The alphabet, hashable values other than None and NaN; they are saved if they are
+            strings or integers. 1, 1.0 and True are one symbol.
         context: How the context is formed: :class:`Combined` (the default), :class:`Layer`,
             :class:`Shift`, or :class:`Backoff` for text.
         store: What the context addresses, by default ``Store()``; none with :class:`Backoff`.
@@ -119,8 +145,9 @@ class SequenceMachine:
         self._ids: dict[Hashable, int] = {}
         self._right, self._seen = np.zeros(_BINS), np.zeros(_BINS)
         self._expected: tuple[int, float] | None = None
+        self._lock = threading.RLock()
         self._memory = _memory(self.settings)
-        for symbol in symbols:
+        for symbol in map(_plain, symbols):
             if symbol in self._ids:
                 raise InputError(
                     f"SequenceMachine needs each symbol once, got {symbol!r} twice. Pass "
@@ -131,10 +158,17 @@ class SequenceMachine:
         self.reset_context()
 
     def __contains__(self, symbol: Hashable) -> bool:
-        return symbol in self._ids
+        return _plain(symbol) in self._ids
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
 
     # One symbol at a time.
 
+    @_alone
     def predict(self, alternatives: int = 5) -> Prediction:
         """The symbol that comes next; changes nothing that is learned.
 
@@ -168,6 +202,7 @@ class SequenceMachine:
             ranked[0][0], best, margin, tuple(ranked[:alternatives]), self._trusted(margin)
         )
 
+    @_alone
     def learn(self, symbol: Hashable) -> None:
         """Store ``symbol`` as what follows the present context, and move on to the next.
 
@@ -185,6 +220,7 @@ class SequenceMachine:
         self._memory.store(i)
         self._memory.advance(i)
 
+    @_alone
     def follow(self, symbol: Hashable) -> None:
         """Move on to the next context without storing anything.
 
@@ -197,6 +233,7 @@ class SequenceMachine:
         self._expected = None
         self._memory.advance(self._id(symbol))
 
+    @_alone
     def reset_context(self) -> None:
         """Go to the start context; what is learned stays."""
         self._expected = None
@@ -251,6 +288,7 @@ class SequenceMachine:
         right, match, margin = self._stream(sequence, learn)
         return right, match, margin
 
+    @_alone
     def generate(self, prompt: Iterable[Hashable], count: int) -> list[Hashable]:
         """Continue ``prompt`` from the start context, each prediction fed back.
 
@@ -279,6 +317,7 @@ class SequenceMachine:
             self.follow(guess.symbol)
         return out
 
+    @_alone
     def spikes(self, symbol: Hashable) -> dict[str, tuple[Any, Any]]:
         """The spikes of every layer as ``symbol`` comes and its successor is predicted.
 
@@ -319,6 +358,7 @@ class SequenceMachine:
 
     # Files.
 
+    @_alone
     def save(self, path: str | Path) -> None:
         """Write the machine to one safetensors file; the file before it survives a crash.
 
@@ -326,8 +366,8 @@ class SequenceMachine:
             path: Where to write; folders are made.
 
         Raises:
-            InputError: Symbols that are neither strings nor integers, a place that cannot be
-                written to, or a full disk.
+            InputError: Symbols that are neither strings nor integers, metadata that are no JSON, a
+                place that cannot be written to, or a full disk.
         """
         if not all(isinstance(s, str | int) and not isinstance(s, bool) for s in self.symbols):
             raise InputError(
@@ -335,6 +375,7 @@ class SequenceMachine:
             )
         about = {
             "settings": self.settings.to_dict(), "symbols": self.symbols, "metadata": self.metadata,
+            "expected": self._expected,
         }  # fmt: skip
         write_machine(Path(path), about, self._tensors())
 
@@ -352,18 +393,21 @@ class SequenceMachine:
             InputError: Not such a file, cut short, changed, or of another format.
         """
         path = Path(path)
-        about, tensors = read_machine(path)
+        about, tensors = read_machine(path, _expect)
         try:
             settings = MachineSettings.from_dict(about["settings"])
             machine = cls(about["symbols"], **vars(settings))
-            machine.metadata = dict(about["metadata"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(path, error) from error
+            machine._memory.check(tensors)
+            check_range("seen", tensors["seen"], MOST_COUNT)
+            check_range("right", tensors["seen"] - tensors["right"], MOST_COUNT)
+            check_range("right", tensors["right"], MOST_COUNT)
+        except ValueError as error:
+            raise damaged(path, str(error).rstrip(".")) from error
+        machine.metadata = about["metadata"]
+        if about["expected"] is not None:
+            machine._expected = about["expected"][0], about["expected"][1]
         for name, tensor in machine._tensors().items():
-            saved = tensors.get(name)
-            if saved is None or (saved.shape, saved.dtype) != (tensor.shape, tensor.dtype):
-                raise damaged(path, f"it has no {name} of this machine's size")
-            tensor[...] = saved
+            tensor[...] = tensors[name]
         machine._memory.refresh()
         return machine
 
@@ -372,6 +416,7 @@ class SequenceMachine:
     def _tensors(self) -> dict[str, Any]:
         return {**self._memory.tensors(), "right": self._right, "seen": self._seen}
 
+    @_alone
     def _stream(self, sequence: Iterable[Hashable], learn: bool) -> Any:
         known = [self._id(symbol) for symbol in sequence]
         ids = np.array(known, np.int64)
@@ -399,6 +444,7 @@ class SequenceMachine:
         return bool(right / seen >= self.settings.confidence)
 
     def _id(self, symbol: Hashable) -> int:
+        symbol = _plain(symbol)
         i = self._ids.get(symbol)
         if i is None:
             if not self.settings.grow:
@@ -411,9 +457,52 @@ class SequenceMachine:
         return i
 
     def _add(self, symbol: Hashable) -> int:
+        if symbol is None or symbol != symbol:
+            raise InputError(
+                "SequenceMachine needs symbols that equal themselves and are not None, which says "
+                f"that nothing is known, got {symbol}. Use a text such as 'none'."
+            )
         self._ids[symbol] = len(self.symbols)
         self.symbols.append(symbol)
         return self._ids[symbol]
+
+
+def _plain(symbol: Any) -> Hashable:
+    """A symbol as Python has it: the number in an array's element, which a file can hold."""
+    if isinstance(symbol, np.generic) or (isinstance(symbol, torch.Tensor) and symbol.dim() == 0):
+        symbol = symbol.item()
+    found: Hashable = symbol
+    return found
+
+
+def _expect(about: dict[str, Any]) -> Shapes:
+    """The arrays of a machine's file by what it says about itself, every part of which is checked.
+
+    Raises:
+        LookupError, TypeError, ValueError: It says what no machine says.
+    """
+    settings, symbols = MachineSettings.from_dict(about["settings"]), about["symbols"]
+    if not isinstance(symbols, list) or not all(type(s) in (str, int) for s in symbols):
+        raise ValueError("its symbols are not strings and integers")
+    if len(set(symbols)) < len(symbols) or settings.room(len(symbols)) > MOST_BYTES:
+        raise ValueError("its alphabet has a symbol twice, or is too large")
+    if not isinstance(about["metadata"], dict):
+        raise ValueError("its metadata are no dictionary")
+    expected = about["expected"]
+    if expected is not None:
+        guess, margin = expected
+        if type(guess) is not int or type(margin) is not float or not math.isfinite(margin):
+            raise ValueError("its last prediction is none")
+        if not (0 <= guess < len(symbols) and margin >= 0):
+            raise ValueError("its last prediction is out of range")
+    context, store = settings.context, settings.store
+    if isinstance(context, Backoff) or store is None:
+        shapes = BackoffMemory.shapes(context)  # type: ignore[arg-type]
+    else:
+        kind = AddressedMemory if settings.layers == ABSTRACT else SpikingMemory
+        shapes = kind.shapes(context, store, len(symbols))
+    bins = (_BINS,), "float64"
+    return {**shapes, "right": bins, "seen": bins}
 
 
 def _memory(settings: MachineSettings) -> Memory:
