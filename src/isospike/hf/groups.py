@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from isospike.errors import InputError, RangeError
-from isospike.hf.load import TextModel, wrap_foreign_errors
+from isospike.hf.load import LETTERS, TextModel, wrap_foreign_errors
 
 TOKENS = 8192
 LONGEST = 512
@@ -37,6 +37,7 @@ def group_by_length(
     Raises:
         RangeError: ``tokens`` or ``longest`` is less than 8.
         InputError: There is no text, or the tokenizer does not know it or does not fit the model.
+        UnsupportedError: The tokenizer cannot read a text.
     """
     for name, given in (("tokens", tokens), ("longest", longest)):
         if given < SHORTEST:
@@ -58,8 +59,10 @@ def group_by_length(
         missing = budget - sum(map(_length, chosen))
         full = any(_length(row) == most for row in chosen)
         if missing > most // 2 or not (chosen if octave else full):
-            cut = _windows(text_model, [stream], most)
-            chosen += _spread([row for row in cut if _length(row) == most], max(1, missing))
+            pieces = _pieces(stream, max(1, missing // most), LETTERS * most)
+            chosen += [
+                r for r in _windows(text_model, pieces, most, cut=True) if _length(r) == most
+            ]
         if chosen:
             batches.append(text_model.pad(chosen))
         most = least - 1
@@ -67,18 +70,28 @@ def group_by_length(
     return batches[::-1]
 
 
-def _windows(text_model: TextModel, texts: Sequence[str], longest: int) -> list[Row]:
-    """The tokens of each text, a long one in windows; texts without a token are left out."""
+def _windows(
+    text_model: TextModel, texts: Sequence[str], longest: int, *, cut: bool = False
+) -> list[Row]:
+    """The tokens of each text, a long one in windows or cut; none without a token."""
     tokenizer = text_model.tokenizer
     with wrap_foreign_errors("the tokenizer cannot read this text", "Try another text."):
         found = tokenizer(
             list(texts), truncation=True, max_length=longest, return_attention_mask=True,
-            return_overflowing_tokens=tokenizer.is_fast,
+            return_overflowing_tokens=tokenizer.is_fast and not cut,
         )  # fmt: skip
     names = [name for name in tokenizer.model_input_names if name in found]
     columns = [found[name] for name in names]
     rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
     return [row for row in rows if _length(row)]
+
+
+def _pieces(text: str, count: int, length: int) -> list[str]:
+    """Parts of a text, evenly spaced over it, each from the start of a word."""
+    last = max(0, len(text) - length)
+    starts = [i * last // max(1, count - 1) for i in range(count)]
+    starts = [text.rfind(" ", 0, start + 1) + 1 if start else 0 for start in starts]
+    return [text[start : start + length] for start in dict.fromkeys(starts)]
 
 
 def _spread(rows: Sequence[Row], tokens: int) -> list[Row]:
