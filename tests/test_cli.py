@@ -106,8 +106,7 @@ WORDS_OF_EMBED = emit.Words(name="embed", options={"steps": "--steps", "code": "
         ("A.fit needs a code, got none.", "embed needs --code, got none."),
         ("code needs a table, got none.", "embed needs a table, got none."),
         ("code needs one of a, b, got 'c'.", "embed --code needs one of a, b, got 'c'."),
-        ("the model 'x' could not be loaded: no.", "embed: the model 'x' could not be loaded: no."),
-        ("the tokenizer needs to fit.", "embed: the tokenizer needs to fit."),
+        ("the file is odd.", "embed needs another input, got an error: the file is odd."),
     ],
 )
 def test_an_error_begins_with_the_command_whatever_function_raised_it(message, line):
@@ -119,7 +118,7 @@ def test_an_error_of_the_system_says_what_to_do():
     assert "second" not in emit.explain(error, WORDS_OF_EMBED)
     assert emit.explain(
         PermissionError(errno.EACCES, "Permission denied", "/x"), WORDS_OF_EMBED
-    ) == ("embed: Permission denied: /x. Check the path.")
+    ) == ("embed needs access to /x, got Permission denied. Check the path.")
     assert emit.explain(MemoryError(), emit.Words(name="order", smaller="table")) == (
-        "order ran out of memory. Use a smaller table."
+        "order needs more memory than there is, got none. Use a smaller table."
     )

@@ -261,21 +261,22 @@ def without_tokenizer(model):
     (model / "tokenizer_config.json").unlink()
 
 
+LOADABLE = "a model that transformers can load, "
 BAD_MODELS = {
     "no config": (lambda m: (m / "config.json").unlink(), "with config.json, got"),
-    "config not JSON": (lambda m: (m / "config.json").write_text("{"), "could not be loaded: "),
+    "config not JSON": (lambda m: (m / "config.json").write_text("{"), LOADABLE),
     "config of nothing": (
-        lambda m: edit_config(m, model_type="abacus", architectures=None), "could not be loaded: ",
+        lambda m: edit_config(m, model_type="abacus", architectures=None), LOADABLE,
     ),
     "config of a port": (lambda m: edit_config(m, isospike={}), "which runs on spikes already"),
     "no weights": (lambda m: (m / "model.safetensors").unlink(), "in safetensors, got none in"),
     "only pickle": (only_pickle, "got the pickle pytorch_model.bin in"),
-    "truncated": (truncate, "could not be loaded: "),
+    "truncated": (truncate, LOADABLE),
     "not safetensors": (
-        lambda m: (m / "model.safetensors").write_bytes(b"\xff" * 999), "could not be loaded: ",
+        lambda m: (m / "model.safetensors").write_bytes(b"\xff" * 999), LOADABLE,
     ),
     "empty weights": (
-        lambda m: (m / "model.safetensors").write_bytes(b""), "could not be loaded: ",
+        lambda m: (m / "model.safetensors").write_bytes(b""), LOADABLE,
     ),
     "NaN weights": (
         lambda m: edit_weights(m, spoil),
@@ -285,7 +286,7 @@ BAD_MODELS = {
         lambda m: edit_weights(m, lambda w: w.pop("encoder.layer.1.output.dense.weight")),
         "got none for encoder.layer.1.output.dense.weight in",
     ),
-    "weights of another size": (lambda m: edit_config(m, hidden_size=48), "could not be loaded: "),
+    "weights of another size": (lambda m: edit_config(m, hidden_size=48), LOADABLE),
     "an image model": (
         lambda m: models.make("vit").save_pretrained(m), "use isospike.port from Python",
     ),
@@ -296,7 +297,7 @@ BAD_MODELS = {
     "no pad token": (save_tokenizer, "with a token to pad with"),
     "larger tokenizer": (
         lambda m: save_tokenizer(m, words=[f"x{i}" for i in range(99)] + WORDS, pad_token="[PAD]"),
-        "needs to fit the model's 50 tokens, got token ",
+        "needs a tokenizer that fits the model's 50 tokens, got token ",
     ),
 }  # fmt: skip
 
@@ -318,7 +319,10 @@ def test_a_folder_that_holds_no_usable_model_is_refused(mistake, bert, text, tmp
     [
         ("./nowhere", "needs an existing folder, got './nowhere'."),
         ("/no/such/folder", "needs an existing folder, got '/no/such/folder'."),
-        ("nobody/nothing-at-all", "'nobody/nothing-at-all' could not be loaded: "),
+        (
+            "nobody/nothing-at-all",
+            "a model that transformers can load, 'nobody/nothing-at-all', got ",
+        ),
     ],
 )
 def test_a_model_that_is_nowhere_is_refused(model, line, text, tmp_path):
@@ -445,7 +449,9 @@ def test_an_error_nobody_foresaw_is_one_line_and_debug_shows_where(
 
     monkeypatch.setattr(isospike.hf.load, "load", stumble)
     found = said(port(model=bert, text=text, out=tmp_path / "port"))
-    assert found.startswith("error: port: unexpected ZeroDivisionError: division.")
+    assert found.startswith(
+        "error: port needs an input that it can work on, got ZeroDivisionError: "
+    )
     done = port("--debug", model=bert, text=text, out=tmp_path / "port")
     assert done.exit_code == 2
     assert "in stumble" in done.stderr

@@ -100,7 +100,9 @@ def test_embed_to_a_full_disk_leaves_the_last_array(ported, lines, tmp_path, mon
     monkeypatch.setattr(np, "save", save)
     done = call("embed", ported, "--text", lines, "--out", out)
     assert done.exit_code == 2
-    assert done.stderr.splitlines()[-1].startswith("error: the disk is full while writing ")
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: embed needs space on the disk, got a full one while writing "
+    )
     assert out.read_bytes() == b"the last good one"
     assert {p.name for p in tmp_path.iterdir()} == {"lines.txt", "lines.npy"}
 

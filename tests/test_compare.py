@@ -106,7 +106,7 @@ def test_compare_ports_one_model_with_two_numbers_of_steps(bert, text):
         (["{bert}", "{bert}"], "compare needs a folder that isospike port wrote"),
         (["{bert}@x", "{bert}@3"], "compare needs MODEL@STEPS, got"),
         (["{bert}@3", "{bert}@99"], "compare needs --steps in [1, 32], got 99"),
-        (["nowhere@3", "{bert}@3"], "could not be loaded"),
+        (["nowhere@3", "{bert}@3"], "that transformers can load"),
     ],
 )
 def test_wrong_sides_are_refused(sides, line, bert, text):

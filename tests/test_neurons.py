@@ -479,7 +479,7 @@ def test_a_missing_triton_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "isospike.kernels.neuron.gpu", raising=False)
     with pytest.raises(
-        MissingExtraError, match=r"needs the package triton. Install isospike\[gpu\]"
+        MissingExtraError, match=r"needs the package triton, got none. Install isospike\[gpu\]"
     ):
         run(torch.zeros(2, 3), engine="gpu")
 

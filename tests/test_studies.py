@@ -174,7 +174,7 @@ def test_a_missing_package_is_named_with_its_extra(made):
         importlib.import_module("no_such_peer")
 
     with pytest.raises(
-        MissingExtraError, match=r"no_such_peer for peer. Install isospike\[peers\]"
+        MissingExtraError, match=r"no_such_peer for peer, got none. Install isospike\[peers\]"
     ):
         STUDIES["peer"].run("tiny")
 

@@ -4,14 +4,13 @@ Importing this loads nothing heavy: every public name is imported when it is fir
 and where they live are in ``__init__.pyi``, which type checkers and editors read too.
 """
 
-import ast
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+_modules: "dict[str, str]" = {}  # the module of each public name, once one was asked for
 
 
-def _read_stub() -> dict[str, str]:
-    """The module of each public name."""
+def _read_stub() -> "dict[str, str]":
+    import ast
+    from pathlib import Path
+
     stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
     return {
         alias.name: node.module
@@ -21,16 +20,17 @@ def _read_stub() -> dict[str, str]:
     }
 
 
-_MODULES = _read_stub()
-__all__ = sorted(_MODULES)  # noqa: PLE0605
-
-
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "__version__":
         from importlib.metadata import version
 
         return version("isospike")
-    place = _MODULES.get(name, __name__)
+    _modules.update(_modules or _read_stub())
+    if name == "__all__":
+        return sorted(_modules)
+    from importlib import import_module
+
+    place = _modules.get(name, __name__)
     if place == __name__:  # a room of the package, public or not
         try:
             return import_module(f"isospike.{name}")
@@ -39,8 +39,8 @@ def __getattr__(name: str) -> Any:
                 raise
             raise AttributeError(f"module 'isospike' has no attribute {name!r}") from None
     value = globals()[name] = getattr(import_module(place), name)
-    return value
+    return value  # type: ignore[no-any-return]
 
 
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+def __dir__() -> "list[str]":
+    return [*__getattr__("__all__"), "__version__"]  # type: ignore[misc]

@@ -1,6 +1,7 @@
 """The estimator: data in, order, layers, margins and graph out."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
@@ -159,7 +160,7 @@ class ScoreSchurSort:
             networkx = import_module("networkx")
         except ImportError:
             raise MissingExtraError(
-                "graph_ needs the package networkx. Install isospike[causal]."
+                "graph_ needs the package networkx, got none. Install isospike[causal]."
             ) from None
         graph = networkx.DiGraph()
         graph.add_nodes_from(self.names_[i] for i in self.order_)
@@ -209,6 +210,16 @@ class ScoreSchurSort:
         return f"ScoreSchurSort({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
 
     def _check_options(self) -> None:
+        for name, value, most in (
+            ("level", self.level, 1), ("threshold", self.threshold, math.inf),
+            ("gamma", self.gamma, 1), ("ridge", self.ridge, math.inf),
+        ):  # fmt: skip
+            if not 0 <= value < most:
+                bound = "finite" if most == math.inf else f"below {most}"
+                raise RangeError(
+                    f"ScoreSchurSort needs {name} of at least 0 and {bound}, got {value:g}. "
+                    "Choose a number in that range."
+                )
         for name, known in (("correction", CORRECTIONS), ("prune", PRUNES), ("score", SCORES)):
             value = getattr(self, name)
             if value not in known and not (name == "score" and callable(value)):

@@ -180,5 +180,5 @@ def _covariance_module() -> Any:
         return import_module("sklearn.covariance")
     except ImportError:
         raise MissingExtraError(
-            "shrinkage and glasso need the package scikit-learn. Install isospike[causal]."
+            "score needs the package scikit-learn, got none. Install isospike[causal]."
         ) from None

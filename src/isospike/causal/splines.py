@@ -305,5 +305,5 @@ def scipy(module: str, who: str) -> Any:
         return import_module(f"scipy.{module}")
     except ImportError:
         raise MissingExtraError(
-            f"{who} needs the package scipy. Install isospike[causal]."
+            f"{who} needs the package scipy, got none. Install isospike[causal]."
         ) from None

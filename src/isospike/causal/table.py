@@ -256,14 +256,23 @@ def _cut(lines: list[str], separator: str) -> list[list[str]]:
     if separator == " ":
         return [line.split() for line in lines]
     reader = csv.reader(io.StringIO("\n".join(lines)), delimiter=separator, skipinitialspace=True)
-    return [[cell.strip() for cell in row] for row in reader]
+    try:
+        return [[cell.strip() for cell in row] for row in reader]
+    except csv.Error as error:  # as of a cell of more than 131,072 characters
+        raise InputError(
+            f"parse_table needs cells of a table, got an error of csv: {error}. Check quotes and "
+            "separators."
+        ) from None
 
 
 def _separator(lines: list[str]) -> str | None:
     """The separator that gives the same number of cells, more than one, on most lines."""
     shares: dict[str, float] = {}
     for separator in _SEPARATORS:
-        widths = [len(row) for row in _cut(lines, separator)]
+        try:
+            widths = [len(row) for row in _cut(lines, separator)]
+        except InputError:  # Not its own: whole lines would be cells.
+            continue
         most = max(set(widths), key=widths.count, default=1)
         if most > 1:
             shares[separator] = widths.count(most) / len(widths)

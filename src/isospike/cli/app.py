@@ -5,20 +5,39 @@ Whatever goes wrong ends in one line on stderr and an exit code, never in half a
 
 import functools
 import inspect
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from isospike.cli.emit import MISTAKE, Bars, Outcome, Words, emit, errors_in_one_line, say
+from isospike import interrupts
+from isospike.cli.emit import (
+    MISTAKE,
+    UNPRINTED,
+    Bars,
+    ClosedStream,
+    Outcome,
+    Words,
+    emit,
+    errors_in_one_line,
+    say,
+    unprinted,
+)
 from isospike.cli.options import COMMON, option_name, parameters, split_docstring
+from isospike.errors import InputError, RangeError
 from isospike.progress import shown_by
 
 Handler = Callable[..., Outcome]
 _UsageError: Any = typer.BadParameter.__mro__[1]
+MOST_SEEDS = 2**32  # what every generator takes
+_COMMAND = re.compile(r"No such command (.*?)(?:\. (Did you mean .*))?", re.DOTALL)
+_VALUE = re.compile(r"Option '(.*?)' (requires|does not take) (?:an argument|a value)")
 
 
 class _PlainHelp:
@@ -48,13 +67,39 @@ class _Group(_PlainHelp, TyperGroup):
             return super().main(args, prog_name, standalone_mode=False, **extra)
         try:
             status = super().main(args, prog_name, standalone_mode=False, **extra)
+            sys.stdout.flush()
         except _UsageError as error:
-            path = error.ctx.command_path if error.ctx else "isospike"
-            name, what = path.rpartition(" ")[2], error.format_message().strip()
-            stop = "" if what.endswith((".", "?")) else "."
-            say("error", f"{name}: {what}{stop} See {path} --help.")
+            say("error", self._usage(error, sys.argv[1:] if args is None else args))
             status = MISTAKE
+        except OSError as error:
+            status = unprinted(error, "isospike")
+        except SystemExit:  # of Rich, where the pipe that reads the help is closed
+            status = UNPRINTED
         sys.exit(status or 0)
+
+    def _usage(self, error: Any, args: Sequence[str]) -> str:
+        """Wrong usage in the form of any other error."""
+        name = next((arg for arg in args if arg in self.commands), "")
+        help_line = f"See {' '.join(f'isospike {name}'.split())} --help."
+        param, kind = getattr(error, "param", None), type(error).__name__
+        message = error.message.strip().rstrip(".")
+        if param is not None:
+            named = param.metavar if param.param_type_name == "argument" else param.opts[0]
+        if kind == "MissingParameter":
+            needs, got = named, "none."
+        elif kind == "NoSuchOption":
+            maybe = " ".join(f"Did you mean {name}?" for name in error.possibilities or ())
+            needs, got = "options that it knows", f"{error.option_name}. {maybe}".strip()
+        elif param is not None:
+            needs, got = f"a valid {named}", f"a mistake: {message}."
+        elif known := _COMMAND.fullmatch(message):
+            needs, got = "a command that it knows", f"{known[1]}. {known[2] or ''}".strip()
+        elif lacks := _VALUE.fullmatch(message):
+            needs, got = lacks[1], ("none." if lacks[2] == "requires" else "one.")
+            needs = f"{'a' if lacks[2] == 'requires' else 'no'} value for {needs}"
+        else:
+            needs, got = "no other arguments than its help names", f"others: {message}."
+        return f"{name or 'isospike'} needs {needs}, got {got} {help_line}"
 
 
 def _epilog(title: str, lines: Sequence[str]) -> str:
@@ -78,6 +123,7 @@ app = typer.Typer(
             "0    done",
             "1    done, but what was asked for was not reached",
             "2    a mistake or a full disk; one line says what",
+            "3    done, and files are written, but the result could not be printed",
             "130  interrupted",
         ),
     ),
@@ -88,11 +134,16 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point of the ``isospike`` command."""
+    """Run the command that the arguments name, and exit."""
+    sys.stdout = sys.stdout or ClosedStream()
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # A terminal may lack a letter of the text.
             stream.reconfigure(errors="replace")
-    app(prog_name="isospike")
+    try:
+        app(prog_name="isospike")
+    finally:
+        interrupts.ignore()
 
 
 def command(
@@ -137,14 +188,14 @@ def command(
             as_json, quiet, debug = (values[name] for name in COMMON)
             with errors_in_one_line(speech, quiet=quiet, debug=debug):
                 with Bars(silent=quiet or as_json) as bars, shown_by(bars):
-                    outcome = function(**{name: values[name] for name in own})
-                emit(outcome, as_json)
+                    outcome = function(**{n: _checked(own[n], values[n], speech) for n in own})
+                status = emit(outcome, as_json, speech.name)
             if outcome.then is not None:
                 after = replace(speech, kept="what was saved before stays.")
                 with errors_in_one_line(after, quiet=quiet, debug=debug):
                     with Bars(silent=quiet or as_json) as bars, shown_by(bars):
                         outcome.then()
-            return outcome.status
+            return status
 
         run.__dict__["__signature__"] = inspect.Signature(given, return_annotation=int)
         run.__annotations__ = {p.name: p.annotation for p in given}
@@ -152,6 +203,29 @@ def command(
         return function
 
     return decorate
+
+
+def _checked(parameter: inspect.Parameter, value: Any, words: Words) -> Any:
+    """A value in the form and range that is the same for all commands: places and seeds."""
+    name = words.options.get(parameter.name, parameter.name)
+    kinds = getattr(parameter.annotation, "__args__", (parameter.annotation,))
+    if value is not None and (Path in kinds or parameter.kind is not parameter.KEYWORD_ONLY):
+        try:
+            os.fsencode(value)
+            place = os.path.expanduser(value)  # noqa: PTH111 - that of Path raises for ~nobody
+        except ValueError:
+            place = "\0"
+        if "\0" in place:
+            raise InputError(
+                f"{words.name} needs {name} to be a name that files can have, got {str(value)!r}. "
+                "Choose another."
+            )
+        return type(value)(place)
+    if parameter.name == "seed" and value is not None and not 0 <= value < MOST_SEEDS:
+        raise RangeError(
+            f"{words.name} needs seed from 0 to {MOST_SEEDS - 1}, got {value}. Choose another."
+        )
+    return value
 
 
 def _print_version(asked: bool) -> bool:

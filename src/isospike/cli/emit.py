@@ -1,7 +1,10 @@
 """What a command shows: results on stdout, progress, notes and errors on stderr, an exit code."""
 
 import contextlib
+import errno
+import io
 import json
+import os
 import re
 import sys
 import time
@@ -15,9 +18,10 @@ from typing import Any
 
 import typer
 
+from isospike import interrupts
 from isospike.errors import IsospikeError, MissingExtraError, first_sentence, is_disk_full
 
-DONE, NOT_REACHED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+DONE, NOT_REACHED, MISTAKE, UNPRINTED = 0, 1, 2, 3
 PIPE_WIDTH = 160  # in a pipe there is no edge to fold at
 AGAIN_S = 30.0  # a phase that takes longer says in a pipe how far it is
 
@@ -45,11 +49,11 @@ class Words:
         """The message of a library function in the words of the command that called it.
 
         ``load needs steps ...`` becomes ``embed needs --steps ...``, and ``code needs one of ...``
-        becomes ``embed --code needs one of ...``. Any other message follows the name and a colon.
+        becomes ``embed --code needs one of ...``.
         """
         match = _SUBJECT.fullmatch(message)
         if match is None:
-            return f"{self.name}: {message}"
+            return f"{self.name} needs another input, got an error: {message}"
         subject, article, what, rest = match.groups(default="")
         if what == "one" and subject in self.options:
             return f"{self.name} {self.options[subject]} needs {what}{rest}"
@@ -86,8 +90,26 @@ class Outcome:
         return cls(data=report.to_json(), text=report.summary(), saved=page)
 
 
-def emit(outcome: Outcome, as_json: bool) -> None:
-    """Print an outcome."""
+def emit(outcome: Outcome, as_json: bool, name: str) -> int:
+    """Print an outcome.
+
+    Returns:
+        The exit code: that of the outcome, unless it could not be printed.
+    """
+    status = outcome.status
+    try:
+        _print(outcome, as_json)
+        sys.stdout.flush()
+    except OSError as error:
+        status = unprinted(error, name)
+    if outcome.saved is not None and not as_json:
+        note("saved", str(outcome.saved), link=outcome.saved)
+    if outcome.problem is not None:
+        say(*outcome.problem)
+    return status
+
+
+def _print(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         data = outcome.data
         print(data if isinstance(data, str) else json.dumps(data, allow_nan=False))
@@ -99,12 +121,40 @@ def emit(outcome: Outcome, as_json: bool) -> None:
     else:
         from rich.console import Console
 
-        terminal = sys.stdout.isatty()
-        Console(width=None if terminal else PIPE_WIDTH).print(outcome.text)
-    if outcome.saved is not None and not as_json:
-        note("saved", str(outcome.saved), link=outcome.saved)
-    if outcome.problem is not None:
-        say(*outcome.problem)
+        console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        with console.capture() as shown:  # Rich itself would exit where a pipe is closed.
+            console.print(outcome.text)
+        print(shown.get(), end="")
+
+
+class ClosedStream(io.TextIOBase):
+    """What stdout is where the process was started without one."""
+
+    def write(self, text: str) -> int:  # noqa: ARG002
+        """Refuse, as a full disk does."""
+        raise OSError(errno.EBADF, "a closed stdout")
+
+
+def unprinted(error: OSError, name: str) -> int:
+    """Say that stdout did not take the result; its reader may have read enough.
+
+    Args:
+        error: What the write raised.
+        name: Of the command.
+
+    Returns:
+        The exit code.
+    """
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    with contextlib.suppress(OSError):  # What is in the buffer is not tried again at the end.
+        os.dup2(sys.stdout.fileno(), 1)
+    if not isinstance(error, BrokenPipeError):
+        say(
+            "error",
+            f"{name} needs a stdout that takes its result, got {error.strerror}. The work is done "
+            "and files are written; print the result elsewhere.",
+        )
+    return UNPRINTED
 
 
 # -------------------------------------------------------------------------- errors
@@ -115,17 +165,20 @@ def errors_in_one_line(words: Words, *, quiet: bool, debug: bool) -> Iterator[No
     """Turn whatever goes wrong into one line on stderr and an exit code."""
     token = _QUIET.set(quiet)
     try:
+        interrupts.begin_work(words.kept)
         with warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")  # of the libraries; ours are errors or reported
             yield
     except KeyboardInterrupt:
-        _fail("interrupted", words.kept, INTERRUPTED, debug)
-    except (typer.Exit, BrokenPipeError):
+        interrupts.tell()
+        _fail("interrupted", words.kept, interrupts.STATUS, debug)
+    except typer.Exit:
         raise
     except Exception as error:  # noqa: BLE001 - the last stop: reported, never swallowed
         _fail("error", explain(error, words), MISTAKE, debug)
     finally:
+        interrupts.end_work()
         _QUIET.reset(token)
 
 
@@ -140,18 +193,24 @@ def explain(error: Exception, words: Words) -> str:
     """One line for an error: what was needed, what was got, what to do."""
     if isinstance(error, IsospikeError | MissingExtraError):
         return words.error(str(error))
+    place = getattr(error, "filename", None)
     if is_disk_full(error):
-        where = getattr(error, "filename", None)
-        place = f" while writing {where}" if where else ""
-        return f"the disk is full{place}. Free some space; what was saved before is untouched."
-    if isinstance(error, OSError) and error.strerror:
-        what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-        return f"{words.name}: {what}. Check the path."
+        where = f" while writing {place}" if place else ""
+        return (
+            f"{words.name} needs space on the disk, got a full one{where}. Free some; what was "
+            "saved before is untouched."
+        )
     if isinstance(error, MemoryError) or "not enough memory" in str(error):
-        return f"{words.name} ran out of memory. Use a smaller {words.smaller}."
+        return (
+            f"{words.name} needs more memory than there is, got none. Use a smaller "
+            f"{words.smaller}."
+        )
+    if isinstance(error, OSError) and error.strerror:
+        what = f"access to {place}" if place else "the help of the system"
+        return f"{words.name} needs {what}, got {error.strerror}. Check the path."
     return (
-        f"{words.name}: unexpected {type(error).__name__}: {first_sentence(error)} Use --debug to "
-        "see where."
+        f"{words.name} needs an input that it can work on, got {type(error).__name__}: "
+        f"{first_sentence(error)} Use --debug to see where."
     )
 
 
@@ -164,8 +223,9 @@ def note(kind: str, message: str, link: Path | None = None) -> None:
 def say(kind: str, message: str, link: Path | None = None) -> None:
     """One line on stderr, whatever the message holds."""
     line = " ".join(message.split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     if not sys.stderr.isatty():
-        print(f"{kind}: {line}", file=sys.stderr)
+        _tell(f"{kind}: {line}")
         return
     from rich.console import Console
     from rich.style import Style
@@ -175,6 +235,12 @@ def say(kind: str, message: str, link: Path | None = None) -> None:
     style = Style(link=link.resolve().as_uri()) if link is not None else ""
     text = Text.assemble((f"{kind}: ", colour.get(kind, "bold")), (line, style))
     Console(stderr=True).print(text, soft_wrap=True)
+
+
+def _tell(line: str) -> None:
+    """A line on stderr; work does not stop because nobody can read how far it is."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------ progress
@@ -220,13 +286,13 @@ class Bars:
         now = time.monotonic()
         if what not in self._phases:
             self._phases[what] = now, now
-            print(what, file=sys.stderr, flush=True)
+            _tell(what)
             return
         start, last = self._phases[what]
         if now - last >= AGAIN_S and 0 < done < total:
             self._phases[what] = start, now
             left = (now - start) * (total - done) / done
-            print(f"{what}: {done} of {total}, {_clock(left)} left", file=sys.stderr, flush=True)
+            _tell(f"{what}: {done} of {total}, {_clock(left)} left")
 
 
 def _clock(seconds: float) -> str:

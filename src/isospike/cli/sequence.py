@@ -44,7 +44,7 @@ def learn(
     from isospike.data import read_sequences
 
     sequences = read_sequences(file, unit, limit)
-    melodies = file == "chorales" or Path(file).suffix == ".json"
+    melodies = file == "chorales" or Path(file).suffix.lower() == ".json"
     machine = _machine("melody" if melodies else unit, seed, out)
     accuracy, ngram = _learn(machine, sequences)
     machine.save(out)

@@ -81,10 +81,12 @@ class Law:
             RangeError: ``target`` is not above the floor; the message gives the floor.
         """
         if not 0 < target < math.inf:
-            raise RangeError(f"steps need a target above 0 and finite, got {target:g}. Try 0.05.")
+            raise RangeError(
+                f"fewest_steps needs target above 0 and finite, got {target:g}. Try 0.05."
+            )
         if target <= self.floor:
             raise RangeError(
-                f"steps need a target above the floor of the law, {self.floor:.3g}, got "
+                f"fewest_steps needs target above the floor of the law, {self.floor:.3g}, got "
                 f"{target:.3g}: no number of {self.code} steps reaches it. Ask for more error."
             )
         for steps in range(self.kind.min_steps, self.kind.search_limit + 1):

@@ -1,11 +1,26 @@
 """Readers of your files: plain text, melodies; and passages of a text."""
 
+import codecs
 import json
 import os
 from itertools import groupby
-from pathlib import Path
+from typing import Any
 
-from isospike.errors import InputError, RangeError
+from isospike.errors import InputError, RangeError, first_sentence
+from isospike.report.reading import read_file
+
+RECODE = "Save it as UTF-8."
+FORMATS = {
+    codecs.BOM_UTF32_LE: ("UTF-32", RECODE), codecs.BOM_UTF32_BE: ("UTF-32", RECODE),
+    codecs.BOM_UTF16_LE: ("UTF-16", RECODE), codecs.BOM_UTF16_BE: ("UTF-16", RECODE),
+    b"MThd": ("a MIDI file", "Write its notes as JSON: lists of MIDI numbers."),
+    b"\x1f\x8b": ("a gzip archive", "Unpack it first."),
+    b"BZh": ("a bzip2 archive", "Unpack it first."),
+    b"\xfd7zXZ": ("an xz archive", "Unpack it first."),
+    b"PK\x03\x04": ("a zip archive", "Unpack it, or export its text from the program it is of."),
+    b"%PDF": ("a PDF", "Export its text."),
+}  # fmt: skip
+"""What a file that is no text begins with, what it is, and what to do with it."""
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -18,8 +33,9 @@ def read_text(path: str | os.PathLike[str]) -> str:
         Its text, with line ends as ``\n`` and without a byte-order mark.
 
     Raises:
-        InputError: ``path`` is missing, a folder or unreadable; or the file holds no text, or bytes
-            that are not UTF-8 (the message gives the offset of the first).
+        InputError: ``path`` is missing, no plain file, unreadable or larger than 256 MiB; or the
+            file holds no text, or bytes that are not UTF-8 (the message gives the offset of the
+            first).
 
     >>> import tempfile, pathlib
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -28,22 +44,10 @@ def read_text(path: str | os.PathLike[str]) -> str:
     ...     read_text(file)
     'one\ntwo'
     """
-    name = os.fspath(path)
-    try:
-        packed = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise InputError(
-            f"read_text needs an existing file, got {name!r}. Check the path."
-        ) from None
-    except IsADirectoryError:
-        raise InputError(
-            f"read_text needs a file, got the folder {name!r}. Name a file in it."
-        ) from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path.
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"read_text needs a readable file, got {name!r}: {reason}. Check the path."
-        ) from None
+    name, packed = os.fspath(path), read_file(path, "read_text")
+    for first, (what, advice) in FORMATS.items():
+        if packed.startswith(first):
+            raise InputError(f"read_text needs UTF-8 text, got {what} in {name!r}. {advice}")
     try:
         text = packed.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -51,6 +55,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
             f"read_text needs UTF-8 text, got byte 0x{packed[error.start]:02x} at offset "
             f"{error.start} of {name!r}. Convert the file to UTF-8."
         ) from None
+    if text[:1000].count("\0") > len(text[:1000]) // 4:
+        raise InputError(f"read_text needs UTF-8 text, got UTF-16 or UTF-32 in {name!r}. {RECODE}")
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise InputError(f"read_text needs some text, got the empty file {name!r}. Name another.")
@@ -128,14 +134,17 @@ def read_melodies(path: str | os.PathLike[str]) -> list[list[str]]:
     name = os.fspath(path)
     try:
         content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # deep lists, numbers of thousands of digits
         raise InputError(
-            f"read_melodies needs JSON, got {name!r}: {error}. Write a list of MIDI numbers."
+            f"read_melodies needs JSON, got {name!r}: {first_sentence(error)} Write a list of MIDI "
+            "numbers."
         ) from None
     if isinstance(content, list) and content and all(isinstance(n, int) for n in content):
         content = [content]
     try:
-        melodies = [[chord_symbol(c) for c in melody] for melody in content]
+        melodies = [[chord_symbol(c) for c in _checked(melody)] for melody in _checked(content)]
     except TypeError:
         melodies = []
     if not any(melodies):
@@ -158,11 +167,17 @@ def chord_symbol(notes: int | list[int]) -> str:
     Raises:
         TypeError: Something else.
     """
-    if isinstance(notes, int):
+    if type(notes) is int:  # A boolean is an int too.
         return str(notes)
-    if not all(isinstance(n, int) for n in notes):
+    if not all(type(n) is int for n in _checked(notes)):
         raise TypeError
-    return "-".join(map(str, sorted(notes))) or "rest"
+    return "-".join(map(str, sorted(_checked(notes)))) or "rest"
+
+
+def _checked(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError
+    return value
 
 
 def _paragraphs(text: str) -> list[str]:

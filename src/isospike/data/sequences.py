@@ -58,7 +58,7 @@ def read_sequences(
         sequences = chorales()
     elif name == "shakespeare":
         sequences = [split_symbols(shakespeare(), unit)]
-    elif Path(name).suffix == ".json":
+    elif Path(name).suffix.lower() == ".json":
         sequences = read_melodies(name)
     else:
         sequences = [split_symbols(read_text(name), unit)]

@@ -300,7 +300,7 @@ class Study:
             if error.name is None or error.name.startswith("isospike") or not self.extra:
                 raise
             raise MissingExtraError(
-                f"reproduce needs the package {error.name} for {self.name}. Install "
+                f"reproduce needs the package {error.name} for {self.name}, got none. Install "
                 f"isospike[{self.extra}]."
             ) from error
         parameters = asdict(settings) if is_dataclass(settings) else vars(settings)  # type: ignore[arg-type]

@@ -106,7 +106,7 @@ def attend_on_handle(
     handle = getattr(module, HANDLE, None)
     if handle is None:
         raise UnsupportedError(
-            f"attention implementation {IMPLEMENTATION!r} needs a ported model, got a plain "
+            f"{IMPLEMENTATION} attention needs a ported model, got a plain "
             f"{type(module).__name__}. Use isospike.port."
         )
     for argument in CHANGES_SCORES:

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from isospike.errors import (
     first_sentence,
     is_disk_full,
 )
+from isospike.report.reading import check_plain, read_file
 
 MAX_SENTENCES = 320  # of a port four fifths calibrate: 256
 MAX_TOKENS = 128  # of a sentence
@@ -80,7 +82,7 @@ class TextModel:
             InputError: The tokenizer yields tokens that the model does not have.
             UnsupportedError: The tokenizer cannot read a text.
         """
-        with wrap_foreign_errors("the tokenizer cannot read this text", "Try another text."):
+        with wrap_foreign_errors("batch needs text that the tokenizer reads", "Try another."):
             tokens = self.tokenizer(
                 list(sentences), padding=True, truncation=limit is not None, max_length=limit,
                 return_tensors="pt", return_attention_mask=True,
@@ -107,7 +109,7 @@ class TextModel:
         known = self.model.get_input_embeddings().num_embeddings
         if ids.numel() and int(ids.max()) >= known:
             raise InputError(
-                f"the tokenizer needs to fit the model's {known} tokens, got token "
+                f"batch needs a tokenizer that fits the model's {known} tokens, got token "
                 f"{int(ids.max())}. Use the tokenizer that came with the model."
             )
         batch = {"input_ids": ids, "attention_mask": tokens["attention_mask"].long()}
@@ -223,12 +225,13 @@ def find_model(model: str | Path, *, ports: bool = False) -> Source:
                 "Install isospike[demo]."
             ) from None
         return Source(str(get_model_path()), "all-MiniLM-L6-v2", "minilm")
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # noqa: PTH111 - that of Path raises for ~nobody
     if path.is_dir():
         name = path.resolve().name
         ported = is_port(path)
         if not (ports and ported):
             _check_folder(path, ported)
+        check_plain(path, "find_model")
         return Source(str(path), name, name or "model", ported)
     if path.exists():
         raise InputError(
@@ -252,7 +255,7 @@ def find_port(folder: str | Path) -> Source:
     Raises:
         InputError: There is no folder, or it holds no port.
     """
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))  # noqa: PTH111 - that of Path raises for ~nobody
     if not path.is_dir():
         raise InputError(
             f"find_port needs a folder that isospike port wrote, got {str(folder)!r}, which is not "
@@ -263,14 +266,15 @@ def find_port(folder: str | Path) -> Source:
             f"find_port needs a folder that isospike port wrote, got {str(folder)!r}, which holds "
             "none. Port a model first."
         )
+    check_plain(path, "find_port")
     return Source(str(path), path.resolve().name, path.resolve().name, is_port=True)
 
 
 def is_port(folder: Path) -> bool:
     """Whether the folder's config.json is that of a port; False if it cannot be read."""
     try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        config = json.loads(read_file(folder / "config.json", "is_port"))
+    except (ValueError, RecursionError):
         return False
     return isinstance(config, dict) and "isospike" in config
 
@@ -344,8 +348,8 @@ def load_tokenizer(place: str) -> Any:
         UnsupportedError: transformers cannot load it.
     """
     transformers = quiet_transformers()
-    failed = f"the tokenizer of {place!r} could not be loaded"
-    with wrap_foreign_errors(failed, "Save the tokenizer beside the model."):
+    needs = f"load_tokenizer needs a tokenizer that transformers can load in {place!r}"
+    with wrap_foreign_errors(needs, "Save the tokenizer beside the model."):
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -360,7 +364,7 @@ def load_tokenizer(place: str) -> Any:
 
 def _load_config(source: Source) -> Any:
     """The configuration of a model that reads text, one way."""
-    with wrap_foreign_errors(f"the model {source.name!r} could not be loaded", "Check its name."):
+    with wrap_foreign_errors(_loadable(source), "Check its name."):
         config = quiet_transformers().AutoConfig.from_pretrained(
             source.place, trust_remote_code=False
         )
@@ -376,8 +380,7 @@ def _load_config(source: Source) -> Any:
 
 def _load_weights(source: Source, config: Any) -> Any:
     transformers = quiet_transformers()
-    failed = f"the model {source.name!r} could not be loaded"
-    with wrap_foreign_errors(failed, "Download it or save it again."):
+    with wrap_foreign_errors(_loadable(source), "Download it or save it again."):
         heads = config.architectures or []
         causal = any(head.endswith(("ForCausalLM", "LMHeadModel")) for head in heads)
         family = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
@@ -397,6 +400,10 @@ def _load_weights(source: Source, config: Any) -> Any:
     return model.eval()
 
 
+def _loadable(source: Source) -> str:
+    return f"load needs a model that transformers can load, {source.name!r}"
+
+
 def _not_text(config: Any, name: str) -> UnsupportedError:
     return UnsupportedError(
         f"load needs a model that reads text, got {name!r} ({config.model_type}). For images, use "
@@ -414,11 +421,11 @@ def quiet_transformers() -> Any:
 
 
 @contextlib.contextmanager
-def wrap_foreign_errors(what: str, advice: str) -> Iterator[None]:
+def wrap_foreign_errors(needs: str, advice: str) -> Iterator[None]:
     """Raise whatever code that is not ours raises on its input as one of our errors.
 
     Args:
-        what: What could not be done.
+        needs: The start of the message: a function, and what it needs.
         advice: What to do, a sentence.
 
     Raises:
@@ -431,4 +438,4 @@ def wrap_foreign_errors(what: str, advice: str) -> Iterator[None]:
     except Exception as error:
         if is_disk_full(error):
             raise
-        raise UnsupportedError(f"{what}: {first_sentence(error)} {advice}") from error
+        raise UnsupportedError(f"{needs}, got {first_sentence(error)} {advice}") from error

@@ -328,4 +328,6 @@ def _check_burst(who: str, order: Tensor, times: Tensor, alpha: float, threshold
     if threshold <= 0:
         raise RangeError(f"{who} needs threshold > 0, got {threshold}. Raise it.")
     if bool((times.diff() < 0).any()):
-        raise RangeError(f"{who} needs spike times in order. Sort the burst first.")
+        raise RangeError(
+            f"{who} needs spike times in order, got a later one first. Sort the burst first."
+        )

@@ -52,8 +52,8 @@ def load_text_port(folder: str | Path, execution: str | None = None) -> TextMode
     source = find_port(folder)
     progress.update(f"load {source.name}", 0, 1)
     quiet_transformers()
-    failed = f"the port {source.place!r} could not be loaded"
-    with wrap_foreign_errors(failed, "Port the model again."):
+    needs = f"load_text_port needs a port that transformers can load, {source.place!r}"
+    with wrap_foreign_errors(needs, "Port the model again."):
         model = load(source.place, execution=execution)
     tokenizer = load_tokenizer(source.place)
     progress.update(f"load {source.name}", 1, 1)

@@ -207,7 +207,7 @@ class Table:
             import pandas
         except ImportError:
             raise MissingExtraError(
-                "to_frame needs the package pandas. Install isospike[frame]."
+                "to_frame needs the package pandas, got none. Install isospike[frame]."
             ) from None
         return pandas.DataFrame(self.rows, columns=list(self.names or self.head))
 

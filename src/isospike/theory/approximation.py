@@ -136,7 +136,9 @@ class EquivariantTable:
                 f"{tuple(x.shape)}. Build another table for that shape."
             )
         if not bool(((x >= 0) & (x <= 1)).all()):
-            raise RangeError("EquivariantTable needs values in [0, 1]. Rescale x first.")
+            raise RangeError(
+                "EquivariantTable needs values in [0, 1], got others. Rescale x first."
+            )
         integers = (x.double() * 2**self.bits).floor().clamp_max(2**self.bits - 1)
         digits = PhaseCode(self.bits).encode_integers(integers)  # [bits, batch, tokens, channels]
         # A cell's weights: +1 for each digit it has, -1 for each it has not; threshold: their sum.

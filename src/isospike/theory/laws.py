@@ -351,7 +351,9 @@ def rate_distortion(variances: Float[Tensor, "width"], mean_square: float) -> fl
     """
     _check_error(mean_square, "rate_distortion")
     if bool((variances < 0).any()) or not bool(variances.isfinite().all()):
-        raise RangeError("rate_distortion needs finite variances of at least 0. Check them.")
+        raise RangeError(
+            "rate_distortion needs finite variances of at least 0, got others. Check them."
+        )
     values = variances.double()
     level = water_level(values, mean_square)
     if math.isinf(level):

@@ -21,7 +21,7 @@ try:
     import triton.language as tl
 except ImportError as error:
     raise MissingExtraError(
-        "engine='gpu' needs the package triton. Install isospike[gpu]."
+        "engine='gpu' needs the package triton, got none. Install isospike[gpu]."
     ) from error
 
 BLOCK = 1024  # neurons of one program
