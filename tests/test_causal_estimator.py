@@ -1,5 +1,6 @@
 """ScoreSchurSort: the fit, its corrections, its edges and what it refuses or warns of."""
 
+import math
 import sys
 import warnings
 
@@ -317,6 +318,11 @@ def test_unusable_tables_are_refused(table, error, got):
         ({"prune": "das"}, InputError, "a known prune, got 'das'. Choose one of cam, row, slopes"),
         ({"score": "stein"}, UnsupportedError, "score='precision' with correction='regression'"),
         ({"correction": "per-sample"}, UnsupportedError, "a score that gives Jacobians"),
+        ({"gamma": 2.0}, RangeError, r"gamma of at least 0 and below 1, got 2"),
+        ({"gamma": math.nan}, RangeError, r"gamma of at least 0 and below 1, got nan"),
+        ({"threshold": math.inf}, RangeError, r"threshold of at least 0 and finite, got inf"),
+        ({"threshold": -1.0}, RangeError, r"threshold of at least 0 and finite, got -1"),
+        ({"level": math.nan}, RangeError, r"level of at least 0 and below 1, got nan"),
         ({"level": 0.0}, RangeError, r"a level in \(0, 1\), got 0"),
         (
             {"score": lambda v: v[0], "correction": "mean"},

@@ -1,14 +1,25 @@
 """Real data: the text the package ships, passages of a text, text files of the user."""
 
 import hashlib
+import os
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isospike.data import calibration_texts, foreign_texts, passages, read_text, shakespeare
+from isospike.causal.table import parse_table
+from isospike.data import (
+    calibration_texts,
+    foreign_texts,
+    passages,
+    read_melodies,
+    read_sequences,
+    read_text,
+    shakespeare,
+)
 from isospike.errors import InputError, RangeError
+from isospike.report.reading import MAX_BYTES, read_file
 
 WORDS = "one two three four five six seven eight nine ten eleven twelve"
 texts = st.text(st.sampled_from("ab :\n"), max_size=300)
@@ -214,3 +225,71 @@ def test_bytes_that_are_not_utf8_are_refused_with_their_offset(tmp_path, content
 def test_a_path_no_system_opens_is_refused(name, reason):
     with pytest.raises(InputError, match=rf"needs a readable file, got .*: .*{reason}.*\. Check"):
         read_text(name)
+
+
+# ------------------------------------------------- files that are no text, or not ours to read
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("tune.mid", b"MThd\0\0\0\6", "got a MIDI file in .* Write its notes as JSON"),
+        ("text.gz", b"\x1f\x8b\x08\0abc", "got a gzip archive in .* Unpack it"),
+        ("table.xlsx", b"PK\x03\x04abc", "got a zip archive in .* Unpack it"),
+        ("text.txt", "ab\n".encode("utf-16"), "got UTF-16 in .* Save it as UTF-8"),
+        ("text.txt", "ab\n".encode("utf-32"), "got UTF-32 in .* Save it as UTF-8"),
+        ("text.txt", "some text".encode("utf-16-le"), "got UTF-16 or UTF-32 in"),
+    ],
+)
+def test_what_is_no_text_is_named(name, content, says, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=says):
+        read_text(path)
+
+
+def test_a_pipe_a_device_and_a_socket_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place, kind in ((tmp_path / "pipe", "pipe"), ("/dev/zero", "device")):
+        with pytest.raises(InputError, match=f"needs a plain file, got the {kind} "):
+            read_text(place)
+
+
+def test_a_large_file_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "large.txt"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(InputError, match="needs a file of at most 256 MiB, got 256 MiB or more"):
+        read_text(path)
+    with pytest.raises(InputError, match="of at most 0 MiB"):
+        read_file("/proc/cpuinfo", "read_text", limit=10)  # says that it has 0 bytes
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, f"[[{'1' * 5000}]]", "[[true, false]]", "[true]", '[[""]]', '{"": []}', '[""]'],
+)
+def test_json_that_holds_no_melody_is_refused(content, tmp_path):
+    path = tmp_path / "song.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match="read_melodies needs "):
+        read_melodies(path)
+
+
+def test_the_ending_json_may_be_in_capitals(tmp_path):
+    path = tmp_path / "SONG.JSON"
+    path.write_text("[[60, 62]]")
+    assert read_sequences(path) == [["60", "62"]]
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b\n1," + "2" * 200_000, "x" * 300_000, 'a,b\n1,"' + "2" * 200_000]
+)
+def test_a_table_with_an_endless_cell_is_refused(text):
+    with pytest.raises(InputError, match="parse_table needs "):
+        parse_table(text)
+
+
+def test_a_table_may_have_lines_longer_than_a_cell_may_be():
+    line = ",".join("1" * 5 for _ in range(40_000))
+    assert parse_table(f"{line}\n{line}").rows.shape == (2, 40_000)
