@@ -1,12 +1,20 @@
 """Embeddings on spikes from Python, and text models of Hugging Face."""
 
+import json
+
 import pytest
 import torch
-from folders import WORDS, quiet_transformers  # noqa: F401 - a fixture
+from folders import (
+    WORDS,
+    call,
+    copy,
+    quiet_transformers,  # noqa: F401 - a fixture
+)
 
 import isospike
 from isospike.hf.load import find_model, find_port, load
-from isospike.porting.embed import load_text_port
+from isospike.hf.pooling import Pooling
+from isospike.porting.embed import embed_text, load_text_port
 
 SENTENCES = ["w1 w2 w3", "w4", " ".join(WORDS[:20])]
 
@@ -60,3 +68,98 @@ def test_a_port_is_found_and_not_taken_for_a_model(ported, bert):
         find_model(ported)
     with pytest.raises(isospike.InputError, match="which holds none"):
         find_port(bert)
+
+
+# ----------------------------------------------------------------------- pooling
+
+
+def sentence_model(bert, folder, mode="cls", **more):
+    """A model folder as sentence-transformers writes it, without that package."""
+    copy(bert, folder)
+    kinds = more.pop("kinds", ("Transformer", "Pooling", "Normalize"))
+    modules = [
+        {"idx": i, "path": "" if i == 0 else f"{i}_{kind}", "type": f"sentence_transformers.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    (folder / "1_Pooling").mkdir()
+    for name, content in {
+        "modules.json": modules,
+        "1_Pooling/config.json": {f"pooling_mode_{mode}": True},
+        "sentence_bert_config.json": {"max_seq_length": 6, "do_lower_case": False},
+        "config_sentence_transformers.json": {"default_prompt_name": None, **more},
+    }.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def by_hand(mode, hidden):
+    """The embedding of one sentence, from its definition."""
+    steps = torch.arange(1, len(hidden) + 1, dtype=hidden.dtype)
+    return {
+        "cls_token": hidden[0], "lasttoken": hidden[-1], "max_tokens": hidden.max(0).values,
+        "mean_tokens": hidden.mean(0), "mean_sqrt_len_tokens": hidden.sum(0) / len(hidden) ** 0.5,
+        "weightedmean_tokens": (steps @ hidden) / steps.sum(),
+    }[mode]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["cls_token", "lasttoken", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens",
+     "weightedmean_tokens"],
+)  # fmt: skip
+def test_a_float_model_is_pooled_as_its_folder_says(mode, bert, tmp_path):
+    text_model = load(sentence_model(bert, tmp_path / "model", mode))
+    assert text_model.longest_embedded == 6
+    found = embed_text(text_model, SENTENCES)
+    assert found.cut == 1
+    for row, norm, sentence in zip(found.vectors, found.norms, SENTENCES, strict=True):
+        ids = text_model.tokenizer(sentence, truncation=True, max_length=6)["input_ids"]
+        with torch.no_grad():
+            hidden = text_model.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        vector = by_hand(mode, hidden)
+        torch.testing.assert_close(norm, vector.norm(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(row, vector / vector.norm(), atol=1e-5, rtol=0)
+
+
+def test_a_port_pools_as_the_model_it_was_made_of(bert, text, tmp_path):
+    model = sentence_model(bert, tmp_path / "model", "cls_token")
+    out = tmp_path / "port"
+    done = call("port", model, "--text", text, "--out", out, "--sentences", 8, "--no-curve")
+    assert done.exit_code == 0, done.stderr
+    text_model = load_text_port(out)
+    assert text_model.pooling == Pooling("cls", max_tokens=6)
+    found = isospike.embed(out, ["w1 w2 w3"])
+    with torch.no_grad():
+        hidden = text_model.model(**text_model.batch(["w1 w2 w3"])).last_hidden_state[0, 0]
+    torch.testing.assert_close(found[0], hidden / hidden.norm(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"kinds": ("Transformer", "Pooling", "Dense")}, "got the module Dense"),
+        ({"default_prompt_name": "query"}, "got the prompt 'query'"),
+        ({"mode": "median"}, "got the mode"),
+    ],
+)
+def test_an_embedding_that_takes_more_than_pooling_is_refused_by_name(given, says, bert, tmp_path):
+    folder = sentence_model(bert, tmp_path / "model", **given)
+    if "mode" in given:
+        (folder / "1_Pooling/config.json").write_text('{"pooling_mode": ["cls", "max"]}')
+        says = "got the mode 'cls with max'"
+    with pytest.raises(isospike.UnsupportedError, match=says):
+        embed_text(load(folder), SENTENCES)
+
+
+def test_damaged_files_of_sentence_transformers_are_refused(bert, tmp_path):
+    folder = sentence_model(bert, tmp_path / "model")
+    (folder / "modules.json").write_text("[" * 100_000)
+    with pytest.raises(isospike.InputError, match=r"embed needs .*modules.json as it was saved"):
+        load(folder)
+
+
+def test_a_port_without_its_tokenizer_is_refused(ported, tmp_path):
+    folder = copy(ported, tmp_path / "port")
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(isospike.InputError, match="needs a tokenizer beside the port, got none"):
+        load_text_port(folder)

@@ -122,7 +122,7 @@ def port(
         evaluation=text_model.batches(evaluation), **mode,
         generator=torch.Generator().manual_seed(seed),
     ).labelled(text_model.tokenizer)  # fmt: skip
-    save = partial(_save, tokenizer=text_model.tokenizer, folder=folder)
+    save = partial(_save, source=text_model, folder=folder)
     save(ported, phase=f"save {folder}")
     then = (lambda: save(ported.sweep(), phase="save the curve")) if curve else None
     return _outcome(ported.report, folder, then)
@@ -178,9 +178,9 @@ def _passages(text: Path | None, count: int) -> tuple[list[str], list[str]]:
     return [passage for passage in found if passage not in set(held_out)], held_out
 
 
-def _save(ported: Any, tokenizer: Any, folder: Path, phase: str) -> None:
+def _save(ported: Any, source: TextModel, folder: Path, phase: str) -> None:
     progress.update(phase, 0, 1)
-    ported.save(folder, tokenizer)
+    ported.save(folder, source.tokenizer, source.pooling)
     progress.update(phase, 1, 1)
 
 

@@ -30,7 +30,8 @@ def embed(
 ) -> Outcome:
     """Embed every line of a text on spikes.
 
-    An embedding is the mean output over the tokens, scaled to length 1. Empty lines are skipped.
+    An embedding is the output over the tokens, pooled as the model's sentence-transformers files
+    say (the mean by default) and scaled to length 1. Empty lines are skipped.
     --json prints one list per line of text; without it or --out, a short table is printed.
 
     Args:
@@ -53,7 +54,7 @@ def embed(
         note(
             "note",
             f"{found.cut} of {len(lines)} lines are longer than the model reads; it read the first "
-            f"{text_model.longest} tokens of each.",
+            f"{text_model.longest_embedded} tokens of each.",
         )
     if out is not None:
         _write_array(out, found.vectors)

@@ -20,6 +20,7 @@ from isospike.errors import (
     first_sentence,
     is_disk_full,
 )
+from isospike.hf.pooling import Pooling, read_pooling
 from isospike.report.reading import check_plain, read_file
 
 MAX_SENTENCES = 320  # of a port four fifths calibrate: 256
@@ -55,11 +56,13 @@ class TextModel:
         model: The transformers model.
         tokenizer: Its tokenizer, which can pad, on the right.
         name: The name for people.
+        pooling: How its outputs become an embedding of a sentence.
     """
 
     model: Any
     tokenizer: Any
     name: str
+    pooling: Pooling = Pooling()
 
     @property
     def longest(self) -> int:
@@ -67,6 +70,11 @@ class TextModel:
         positions = getattr(self.model.config, "max_position_embeddings", None)
         limit = self.tokenizer.model_max_length
         return int(min(limit, positions or sys.maxsize, sys.maxsize))
+
+    @property
+    def longest_embedded(self) -> int:
+        """Most tokens of a sentence that its embedding is made of."""
+        return min(self.longest, self.pooling.max_tokens or sys.maxsize)
 
     def batch(self, sentences: Sequence[str], limit: int | None = None) -> dict[str, Any]:
         """One padded batch with the arguments that the model takes.
@@ -331,7 +339,7 @@ def load(model: str | Path | Source) -> TextModel:
     weights = _load_weights(source, config)
     weights.name_or_path = source.name
     progress.update(f"load {source.name}", 1, 1)
-    return TextModel(weights, tokenizer, source.name)
+    return TextModel(weights, tokenizer, source.name, read_pooling(source.place))
 
 
 def load_tokenizer(place: str) -> Any:

@@ -1,4 +1,4 @@
-"""Sentence embeddings on spikes: the mean of a port's output over the tokens, of length 1."""
+"""Sentence embeddings on spikes: a port's outputs, pooled as its model was, of length 1."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,9 @@ from isospike.hf.load import (
     quiet_transformers,
     wrap_foreign_errors,
 )
+from isospike.hf.pooling import FILE, Pooling
 from isospike.porting.files import load
+from isospike.report.reading import read_file
 
 
 class Embeddings(NamedTuple):
@@ -35,12 +37,15 @@ class Embeddings(NamedTuple):
     cut: int
 
 
-def load_text_port(folder: str | Path, execution: str | None = None) -> TextModel:
+def load_text_port(
+    folder: str | Path, execution: str | None = None, *, tokenizer: Any = None
+) -> TextModel:
     """Load a port with its tokenizer.
 
     Args:
         folder: A folder that ``isospike port`` wrote.
         execution: ``collapsed`` or ``stepped``; as saved by default.
+        tokenizer: The tokenizer of the model; that in the folder by default.
 
     Returns:
         The ported model, its tokenizer and its name.
@@ -50,20 +55,34 @@ def load_text_port(folder: str | Path, execution: str | None = None) -> TextMode
         UnsupportedError: transformers cannot build the model.
     """
     source = find_port(folder)
+    if tokenizer is None and not Path(source.place, "tokenizer_config.json").is_file():
+        # transformers would make up one that knows no word.
+        raise InputError(
+            f"load_text_port needs a tokenizer beside the port, got none in {str(folder)!r}. Save "
+            "it with port.save(folder, tokenizer)."
+        )
     progress.update(f"load {source.name}", 0, 1)
     quiet_transformers()
     needs = f"load_text_port needs a port that transformers can load, {source.place!r}"
     with wrap_foreign_errors(needs, "Port the model again."):
         model = load(source.place, execution=execution)
-    tokenizer = load_tokenizer(source.place)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(source.place)
+    place = Path(source.place, FILE)
+    pooling = Pooling()
+    if place.exists():
+        pooling = Pooling.from_json(read_file(place, "embed", limit=2**20), str(place))
     progress.update(f"load {source.name}", 1, 1)
-    return TextModel(model, tokenizer, source.name)
+    return TextModel(model, tokenizer, source.name, pooling)
 
 
 def embed(
     port: Any, sentences: Sequence[str], *, tokenizer: Any = None
 ) -> Float[Tensor, "sentences width"]:
-    """Embed sentences on spikes: the mean output over the tokens of each, scaled to length 1.
+    """Embed sentences on spikes: the outputs over the tokens of each, pooled, scaled to length 1.
+
+    They are pooled as sentence-transformers says in the folder of the model that was ported; for
+    other models the mean is taken.
 
     Args:
         port: A folder that ``isospike port`` wrote, or a `Port`, or its model.
@@ -76,11 +95,10 @@ def embed(
     Raises:
         InputError: The folder holds no port, a tokenizer is missing, a sentence has no token, or
             an output is not finite.
+        UnsupportedError: The model's embeddings take more than pooling.
     """
     if isinstance(port, str | Path):
-        text_model = load_text_port(port)
-        if tokenizer is not None:
-            text_model = TextModel(text_model.model, tokenizer, text_model.name)
+        text_model = load_text_port(port, tokenizer=tokenizer)
     elif tokenizer is None:
         raise InputError(
             "embed needs a tokenizer for a model in memory, got none. Pass tokenizer=, or the "
@@ -103,7 +121,11 @@ def embed_text(text_model: TextModel, sentences: Sequence[str]) -> Embeddings:
 
     Raises:
         InputError: A sentence has no token, or an output is not finite.
+        UnsupportedError: The model's embeddings take more than pooling.
     """
+    pooling, longest = text_model.pooling, text_model.longest_embedded
+    pooling.check()
+    sentences = [s.lower() for s in sentences] if pooling.lower else sentences
     tokens = text_model.tokenizer(list(sentences), verbose=False)["input_ids"] if sentences else []
     lengths = [len(ids) for ids in tokens]
     if not lengths or not all(lengths):
@@ -116,17 +138,16 @@ def embed_text(text_model: TextModel, sentences: Sequence[str]) -> Embeddings:
     rows: list[Tensor] = [torch.empty(0)] * len(order)
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
-        batch = text_model.batch([sentences[i] for i in chosen], text_model.longest)
+        batch = text_model.batch([sentences[i] for i in chosen], longest)
         with torch.inference_mode():
             hidden = body(**batch).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        means = (hidden * mask).sum(1) / mask.sum(1)
-        for i, mean in zip(chosen, means, strict=True):
-            rows[i] = mean
+        pooled = pooling.pool(hidden, batch["attention_mask"])
+        for i, row in zip(chosen, pooled, strict=True):
+            rows[i] = row
         progress.update("embed", start + len(chosen), len(order))
-    means = torch.stack(rows).float()
-    if not bool(means.isfinite().all()):
+    vectors = torch.stack(rows).float()
+    if not bool(vectors.isfinite().all()):
         raise InputError("embed needs finite outputs, got NaN or infinity. Port the model again.")
-    norms = means.norm(dim=1, keepdim=True)
-    cut = sum(length > text_model.longest for length in lengths)
-    return Embeddings(means / norms.clamp_min(1e-12), norms[:, 0], cut)
+    norms = vectors.norm(dim=1, keepdim=True)
+    cut = sum(length > longest for length in lengths)
+    return Embeddings(vectors / norms.clamp_min(1e-12), norms[:, 0], cut)

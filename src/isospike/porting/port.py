@@ -11,6 +11,7 @@ from torch import nn
 from isospike.codes import CODES
 from isospike.errors import InputError
 from isospike.hf.batches import Batch, rows_of
+from isospike.hf.pooling import FILE, Pooling
 from isospike.porting.audit import AuditReport, audit
 from isospike.porting.discover import discover
 from isospike.porting.files import model_files, tokenizer_files
@@ -81,12 +82,16 @@ class Port:
         labelled = None if raster is None else raster.labelled(tokenizer)
         return replace(self, report=replace(self.report, raster=labelled))
 
-    def save(self, folder: str | Path, tokenizer: Any = None) -> Path:
+    def save(
+        self, folder: str | Path, tokenizer: Any = None, pooling: Pooling | None = None
+    ) -> Path:
         """Write the model, its report and its tokenizer to a folder, all or nothing.
 
         Args:
             folder: A new or empty folder, or one that was saved before, which is replaced.
             tokenizer: Of transformers; saved beside the model if given.
+            pooling: How outputs become embeddings of sentences; the mean over the tokens by
+                default.
 
         Returns:
             The folder. It holds ``model.safetensors``, ``config.json`` and the tokenizer's files,
@@ -98,6 +103,8 @@ class Port:
         """
         folder = Path(folder).absolute()
         files = {**model_files(self.model), **tokenizer_files(tokenizer), **self.report.files()}
+        if pooling is not None and pooling != Pooling():
+            files[FILE] = pooling.to_json()
         write_folder(folder, files)
         return folder
 
