@@ -5,9 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from isospike.errors import InputError, UnsupportedError
 from isospike.report.reading import read_file
 
@@ -54,32 +51,6 @@ class Pooling:
                 f"embed needs a model whose embeddings are pooled by {', '.join(MODES)} and no "
                 f"more, got {got}. Pool the outputs of the port yourself."
             )
-
-    def pool(
-        self, hidden: Float[Tensor, "rows tokens width"], mask: Int[Tensor, "rows tokens"]
-    ) -> Float[Tensor, "rows width"]:
-        """One vector for each row.
-
-        Args:
-            hidden: Outputs of the model, padded on the right.
-            mask: 1 for a token, 0 for padding.
-
-        Returns:
-            The vectors, not scaled.
-        """
-        weight = mask.to(hidden.dtype)
-        if self.mode == "cls":
-            return hidden[:, 0]
-        if self.mode == "lasttoken":
-            last = mask.sum(1) - 1
-            return hidden[last.new_tensor(range(len(last))), last]
-        if self.mode == "max":
-            return hidden.masked_fill(mask[:, :, None] == 0, -1e9).amax(1)
-        if self.mode == "weightedmean":
-            weight = weight.cumsum(1) * weight
-        total = (hidden * weight[:, :, None]).sum(1)
-        count = weight.sum(1, keepdim=True)
-        return total / (count.sqrt() if self.mode == "mean_sqrt_len_tokens" else count)
 
     def to_json(self) -> str:
         """The content of :data:`FILE`."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from isospike import progress
@@ -141,7 +141,7 @@ def embed_text(text_model: TextModel, sentences: Sequence[str]) -> Embeddings:
         batch = text_model.batch([sentences[i] for i in chosen], longest)
         with torch.inference_mode():
             hidden = body(**batch).last_hidden_state
-        pooled = pooling.pool(hidden, batch["attention_mask"])
+        pooled = pool(hidden, batch["attention_mask"], pooling.mode)
         for i, row in zip(chosen, pooled, strict=True):
             rows[i] = row
         progress.update("embed", start + len(chosen), len(order))
@@ -151,3 +151,29 @@ def embed_text(text_model: TextModel, sentences: Sequence[str]) -> Embeddings:
     norms = vectors.norm(dim=1, keepdim=True)
     cut = sum(length > longest for length in lengths)
     return Embeddings(vectors / norms.clamp_min(1e-12), norms[:, 0], cut)
+
+
+def pool(
+    hidden: Float[Tensor, "rows tokens width"], mask: Int[Tensor, "rows tokens"], mode: str
+) -> Float[Tensor, "rows width"]:
+    """One vector for each row, from the outputs over its tokens.
+
+    Args:
+        hidden: Outputs of the model, padded on the right.
+        mask: 1 for a token, 0 for padding.
+        mode: One of :data:`isospike.hf.pooling.MODES`.
+
+    Returns:
+        The vectors, not scaled.
+    """
+    if mode == "cls":
+        return hidden[:, 0]
+    if mode == "lasttoken":
+        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+    if mode == "max":
+        return hidden.masked_fill(mask[:, :, None] == 0, -torch.inf).amax(1)
+    weight = mask.to(hidden.dtype)
+    if mode == "weightedmean":
+        weight = weight.cumsum(1) * weight
+    total, count = (hidden * weight[:, :, None]).sum(1), weight.sum(1, keepdim=True)
+    return total / (count.sqrt() if mode == "mean_sqrt_len_tokens" else count)
