@@ -342,11 +342,12 @@ def load(model: str | Path | Source) -> TextModel:
     return TextModel(weights, tokenizer, source.name, read_pooling(source.place))
 
 
-def load_tokenizer(place: str) -> Any:
+def load_tokenizer(place: str, name: str = "") -> Any:
     """The tokenizer of a model, with a token to pad with, on the right.
 
     Args:
         place: A folder, or a name on the Hugging Face hub.
+        name: What messages call it; ``place`` by default.
 
     Returns:
         The tokenizer of transformers.
@@ -356,14 +357,15 @@ def load_tokenizer(place: str) -> Any:
         UnsupportedError: transformers cannot load it.
     """
     transformers = quiet_transformers()
-    needs = f"load_tokenizer needs a tokenizer that transformers can load in {place!r}"
+    name = name or place
+    needs = f"load_tokenizer needs a tokenizer that transformers can load in {name!r}"
     with wrap_foreign_errors(needs, "Save the tokenizer beside the model."):
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise InputError(
                 "load_tokenizer needs a tokenizer with a token to pad with, got none in "
-                f"{place!r}. Set its pad_token and save it."
+                f"{name!r}. Set its pad_token and save it."
             )
         tokenizer.pad_token = tokenizer.eos_token  # the attention mask says which ones are padding
     tokenizer.padding_side = "right"

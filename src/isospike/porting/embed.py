@@ -1,7 +1,9 @@
 """Sentence embeddings on spikes: a port's outputs, pooled as its model was, of length 1."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -16,11 +18,11 @@ from isospike.hf.load import (
     find_port,
     load_tokenizer,
     quiet_transformers,
-    wrap_foreign_errors,
 )
 from isospike.hf.pooling import FILE, Pooling
-from isospike.porting.files import load
-from isospike.report.reading import read_file
+from isospike.porting.files import load_from, read_config
+from isospike.porting.spec import PortSpec
+from isospike.report.files import Snapshot, open_folder
 
 
 class Embeddings(NamedTuple):
@@ -55,25 +57,35 @@ def load_text_port(
         UnsupportedError: transformers cannot build the model.
     """
     source = find_port(folder)
-    if tokenizer is None and not Path(source.place, "tokenizer_config.json").is_file():
-        # transformers would make up one that knows no word.
-        raise InputError(
-            f"load_text_port needs a tokenizer beside the port, got none in {str(folder)!r}. Save "
-            "it with port.save(folder, tokenizer)."
-        )
     progress.update(f"load {source.name}", 0, 1)
     quiet_transformers()
-    needs = f"load_text_port needs a port that transformers can load, {source.place!r}"
-    with wrap_foreign_errors(needs, "Port the model again."):
-        model = load(source.place, execution=execution)
-    if tokenizer is None:
-        tokenizer = load_tokenizer(source.place)
-    place = Path(source.place, FILE)
-    pooling = Pooling()
-    if place.exists():
-        pooling = Pooling.from_json(read_file(place, "embed", limit=2**20), str(place))
+    with open_folder(Path(source.place)) as snapshot:
+        spec, config = read_config(snapshot)
+        if tokenizer is None and not spec.tokenizer:
+            # transformers would make up one that knows no word.
+            raise InputError(
+                f"load_text_port needs a tokenizer beside the port, got none in {str(folder)!r}. "
+                "Save it with port.save(folder, tokenizer)."
+            )
+        model = load_from(snapshot, execution)
+        if tokenizer is None:
+            tokenizer = _tokenizer_of(snapshot, spec, config)
+        pooling = Pooling()
+        if FILE in snapshot.digests:
+            pooling = Pooling.from_json(snapshot.read(FILE), str(snapshot.path / FILE))
     progress.update(f"load {source.name}", 1, 1)
     return TextModel(model, tokenizer, source.name, pooling)
+
+
+def _tokenizer_of(snapshot: Snapshot, spec: PortSpec, config: dict[str, Any]) -> Any:
+    """The tokenizer that was saved with a model, whose configuration says of which kind it is."""
+    with TemporaryDirectory(prefix="isospike-") as scratch:
+        (Path(scratch) / "config.json").write_text(json.dumps(config))
+        for name in spec.tokenizer:
+            (Path(scratch) / Path(name).name).write_bytes(snapshot.read(name))
+        tokenizer = load_tokenizer(scratch, str(snapshot.path))
+    tokenizer.name_or_path = str(snapshot.path)
+    return tokenizer
 
 
 def embed(

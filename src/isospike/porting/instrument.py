@@ -137,20 +137,14 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> Ported:
         setattr(model.get_submodule(name), HANDLE, attention)
     for name, parts in spec["digits"].items():
         for part, (grid, steps) in parts.items():
-            setattr(model.get_submodule(name), part, SignedDigitFormat(grid, steps))
+            module = model.get_submodule(name)
+            if not isinstance(getattr(module, part, 0), SignedDigitFormat | None):
+                raise UnsupportedError(
+                    f"load needs digits of a circuit, got those of {name!r}. Save the port again."
+                )
+            setattr(module, part, SignedDigitFormat(grid, steps))
     attach_run(model, run)
     return Ported(model, run)
-
-
-def saved_digits(model: nn.Module) -> dict[str, dict[str, tuple[float, int]]]:
-    """Grid and steps of every circuit's digits, by module and attribute."""
-    found: dict[str, dict[str, tuple[float, int]]] = {}
-    for name, module in model.named_modules():
-        for part in ("digits", "relay"):
-            digits = getattr(module, part, None)
-            if isinstance(digits, SignedDigitFormat):
-                found.setdefault(name, {})[part] = (digits.grid, digits.steps)
-    return found
 
 
 def _saved_site(name: str, spec: Mapping[str, Any]) -> Site:

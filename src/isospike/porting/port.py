@@ -14,7 +14,8 @@ from isospike.hf.batches import Batch, rows_of
 from isospike.hf.pooling import FILE, Pooling
 from isospike.porting.audit import AuditReport, audit
 from isospike.porting.discover import discover
-from isospike.porting.files import model_files, tokenizer_files
+from isospike.porting.files import port_files
+from isospike.porting.fingerprint import sample_rows
 from isospike.porting.inputs import Inputs
 from isospike.porting.instrument import own_memory
 from isospike.porting.measure import (
@@ -94,15 +95,17 @@ class Port:
                 default.
 
         Returns:
-            The folder. It holds ``model.safetensors``, ``config.json`` and the tokenizer's files,
-            and those of :meth:`isospike.report.result.Report.save`.
+            The folder. It holds ``isospike.safetensors``, ``config.json`` and the tokenizer's
+            files, which :func:`isospike.load` reads and transformers refuses, and those of
+            :meth:`isospike.report.result.Report.save`.
 
         Raises:
             InputError: The folder holds something else, cannot be written to, or the disk is full.
             UnsupportedError: The model is not a transformers model.
         """
         folder = Path(folder).absolute()
-        files = {**model_files(self.model), **tokenizer_files(tokenizer), **self.report.files()}
+        rows = sample_rows(self._builder.inputs.evaluation)
+        files = {**port_files(self.model, rows, tokenizer), **self.report.files()}
         if pooling is not None and pooling != Pooling():
             files[FILE] = pooling.to_json()
         write_folder(folder, files)
