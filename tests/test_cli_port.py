@@ -29,7 +29,8 @@ from isospike.cli import port as cli
 from isospike.codes import CODES
 
 PORT_FILES = {
-    "config.json", "isospike.json", "model.safetensors", "report.html", "report.json",
+    "config.json", "isospike.json", "isospike.safetensors", "answers.safetensors", "report.html",
+    "report.json",
     "tokenizer.json", "tokenizer_config.json", "sites.csv", "layers.csv", "costs.csv",
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import json
 
+import models
 import pytest
 import torch
 from folders import (
@@ -161,5 +162,8 @@ def test_damaged_files_of_sentence_transformers_are_refused(bert, tmp_path):
 def test_a_port_without_its_tokenizer_is_refused(ported, tmp_path):
     folder = copy(ported, tmp_path / "port")
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(isospike.InputError, match="needs a tokenizer beside the port, got none"):
+    with pytest.raises(isospike.InputError, match="needs the file .*tokenizer_config.json, got"):
         load_text_port(folder)
+    bare = isospike.port(models.make("bert"), models.batches("bert"), steps=2).save(tmp_path / "b")
+    with pytest.raises(isospike.InputError, match="needs a tokenizer beside the port, got none"):
+        load_text_port(bare)
