@@ -48,6 +48,7 @@ PAGES = {
         "code-errors", "projection", "softmax", "coincidence", "few-spike", "circuits",
         "approximation",
     )),
+    "files": ("Files", ("damaged-files", "killed-saves", "loads-beside-saves")),
     "causal": ("Causal order", (
         "causal-linear", "causal-extraction", "causal-fit", "causal-curved", "causal-dagma",
         "causal-large", "causal-scores", "causal-bnlearn", "causal-edges", "causal-gap",
