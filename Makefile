@@ -21,11 +21,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(PYTEST)
-	$(BIN)/pytest -q --noconftest -o addopts="--strict-markers --strict-config" tests/test_compile.py
+	$(BIN)/pytest -q --noconftest -o addopts="--strict-markers --strict-config" tests/test_compile.py tests/test_doors.py
 
 test-full: $(READY)
 	$(PYTEST) -m ""
-	$(BIN)/pytest -q --noconftest -o addopts="--strict-markers --strict-config" tests/test_compile.py
+	$(BIN)/pytest -q --noconftest -o addopts="--strict-markers --strict-config" tests/test_compile.py tests/test_doors.py
 
 # The wheel in a clean environment, and the tests that the source archive carries against it.
 test-wheel: $(READY)

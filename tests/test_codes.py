@@ -511,7 +511,7 @@ def test_a_negative_value_needs_the_code_with_an_off_neuron():
 
 def test_whole_numbers_are_refused_as_values():
     with pytest.raises(
-        RangeError, match=r"^RateCode needs floating-point values, got torch\.int64"
+        RangeError, match=r"^RateCode needs x of a floating-point type, got torch\.int64"
     ):
         check_values(RateCode(4), torch.tensor([0, 1]))
 

@@ -5,7 +5,9 @@ import torch
 
 import isospike
 from isospike.codes import CODES
-from isospike.products import spike_linear, spike_matmul
+from isospike.errors import RangeError
+from isospike.neurons import NeuronParams
+from isospike.products import spike_attention, spike_linear, spike_matmul
 
 # Dynamo itself makes an instance of the autograd functions it traces.
 tracing = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -70,3 +72,42 @@ def test_a_neuron_compiles_to_one_graph_with_its_gradients(engine):
     grads = [torch.autograd.grad(f(x).sum(), (x, layer.w)) for f in (compiled, layer)]
     for ours, true in zip(*grads, strict=True):
         assert torch.equal(ours, true)
+
+
+@tracing
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize(("name", "outside"), [("decay", 1.3), ("threshold", -0.5)])
+def test_a_learned_number_that_leaves_its_range_is_refused_in_a_graph_too(engine, name, outside):
+    learned = torch.nn.Parameter(torch.tensor([0.9, 0.5, 0.25]))
+    layer = isospike.LIF(NeuronParams(**{name: learned}), engine=engine)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(compiled(x), layer(x))
+    grads = [torch.autograd.grad(f(x).sum(), learned)[0] for f in (compiled, layer)]
+    assert torch.equal(*grads)
+    with torch.no_grad():
+        learned[1] = outside
+    for f in (layer, compiled):
+        with pytest.raises(RangeError, match=f"^LIF needs {name} .*, got "):
+            f(x)
+
+
+@tracing
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_spike_attention_compiles_to_one_graph_under_autocast_too(dtype):
+    q = (torch.rand(2, 9, 4, generator=torch.Generator().manual_seed(0)) < 0.4).to(dtype)
+    compiled = torch.compile(spike_attention, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(q, q, q), spike_attention(q, q, q))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(compiled(q, q, q), spike_attention(q, q, q))
+
+
+@tracing
+def test_spikes_that_cannot_be_packed_are_refused_in_a_graph_too():
+    compiled = torch.compile(
+        lambda s, w: spike_linear(s, w, pack=True), fullgraph=True, backend="aot_eager"
+    )
+    s, weight = torch.ones(2, 3), torch.ones(2, 3).requires_grad_()
+    assert torch.equal(compiled(s, weight), spike_linear(s, weight))
+    with pytest.raises(RangeError, match="needs spikes of 0 or 1 to pack them as bits, got 2"):
+        compiled(2 * s, weight)

@@ -539,21 +539,21 @@ GOOD = [0, 1, 2, 3], [0, 1, 2]
 @pytest.mark.parametrize(
     ("address", "data", "error", "got"),
     [
-        ([0.0, 1, 2, 3], GOOD[1], RangeError, "^address of the memory .* got torch.float32"),
-        (GOOD[0], [0.0, 1, 2], RangeError, "^data of the memory .* got torch.float32"),
-        ([0, 1, 2, 24], GOOD[1], RangeError, r"^address .* in \[0, 24\), got 0 to 24"),
-        ([0, 1, 2, -1], GOOD[1], RangeError, r"^address .* in \[0, 24\), got -1 to 2"),
-        (GOOD[0], [0, 1, 20], RangeError, r"^data .* in \[0, 20\), got 0 to 20"),
-        (GOOD[0], [-1, -1, -1], RangeError, r"^data .* in \[0, 20\), got -1 to -1"),
-        ([0, 1, 2, 0], GOOD[1], RangeError, "^address .* fire once, got one twice"),
-        (GOOD[0], [5, 5, 6], RangeError, "^data .* fire once, got one twice"),
-        ([0, 1, 2], GOOD[1], ShapeError, r"^address .* \[\.\.\., 4\], got shape \(3,\)"),
-        (GOOD[0], [0, 1, 2, 3], ShapeError, r"^data .* \[\.\.\., 3\], got shape \(4,\)"),
-        (0, GOOD[1], ShapeError, r"^address .* got shape \(\)"),
+        ([0.0, 1, 2, 3], GOOD[1], RangeError, "^write .* address .* got torch.float32"),
+        (GOOD[0], [0.0, 1, 2], RangeError, "^write .* data .* got torch.float32"),
+        ([0, 1, 2, 24], GOOD[1], RangeError, r"^write .*address .* in \[0, 24\), got 0 to 24"),
+        ([0, 1, 2, -1], GOOD[1], RangeError, r"^write .*address .* in \[0, 24\), got -1 to 2"),
+        (GOOD[0], [0, 1, 20], RangeError, r"^write .*data .* in \[0, 20\), got 0 to 20"),
+        (GOOD[0], [-1, -1, -1], RangeError, r"^write .*data .* in \[0, 20\), got -1 to -1"),
+        ([0, 1, 2, 0], GOOD[1], RangeError, "^write .* address to fire once, got one twice"),
+        (GOOD[0], [5, 5, 6], RangeError, "^write .* data to fire once, got one twice"),
+        ([0, 1, 2], GOOD[1], ShapeError, r"^write .*address \[\.\.\., 4\], got shape \(3,\)"),
+        (GOOD[0], [0, 1, 2, 3], ShapeError, r"^write .*data \[\.\.\., 3\], got shape \(4,\)"),
+        (0, GOOD[1], ShapeError, r"^write .*address .* got shape \(\)"),
         ([GOOD[0]], GOOD[1], ShapeError, r"as many .* shapes \(1, 4\) and \(3,\)"),
         ([GOOD[0]] * 2, [GOOD[1]] * 3, ShapeError, r"as many .* shapes \(2, 4\) and \(3, 3\)"),
         ([GOOD[0]] * 2, [[GOOD[1]] * 2], ShapeError, r"as many .* \(2, 4\) and \(1, 2, 3\)"),
-        ([GOOD[0]] * 2, [GOOD[1], [0, 1, 1]], RangeError, "^data .* got one twice"),
+        ([GOOD[0]] * 2, [GOOD[1], [0, 1, 1]], RangeError, "^write .*data .* got one twice"),
     ],
 )
 def test_a_bad_pair_is_refused_and_nothing_is_written(address, data, error, got):
@@ -576,5 +576,5 @@ def test_a_bad_pair_is_refused_and_nothing_is_written(address, data, error, got)
 )
 def test_a_bad_address_is_not_read(name, address, error, got):
     read = inspect.unwrap(getattr(SparseDistributedMemory, name))
-    with pytest.raises(error, match=f"^address of the memory needs .*{got}"):
+    with pytest.raises(error, match=f"^{name} needs .*address.*{got}"):
         read(small(), torch.tensor(address))

@@ -412,7 +412,10 @@ def test_a_threshold_that_is_not_above_zero_is_refused(threshold):
 def test_a_layer_refuses_its_parameters_when_it_is_made_and_in_its_own_name():
     with pytest.raises(RangeError) as error:
         LIF(NeuronParams(decay=2.0))
-    assert str(error.value) == ("LIF needs decay in [0, 1], got 2. Use 0.5, or 1 for no leak.")
+    assert str(error.value) == (
+        "LIF needs decay in [0, 1], got 2. Use 0.5, or 1 for no leak; PLIF keeps a learned one "
+        "inside."
+    )
     with pytest.raises(RangeError, match="^IF needs threshold above 0, got -1 to 1. Use 1"):
         IF(NeuronParams(threshold=torch.tensor([1.0, -1.0])))
     with pytest.raises(ShapeError, match="^PLIF needs at least one step"):

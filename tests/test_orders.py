@@ -121,12 +121,12 @@ def test_significance_refuses_what_is_no_order(order, got):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bool, torch.complex64])
 def test_an_order_is_of_whole_numbers(dtype):
-    with pytest.raises(RangeError, match=f"^here needs firing orders, whole numbers, got {dtype}"):
+    with pytest.raises(RangeError, match=f"^here needs order in whole numbers, got {dtype}"):
         check_order(torch.tensor([0, 1]).to(dtype), 2, 5, "here")
 
 
 def test_an_order_has_the_right_length():
-    with pytest.raises(ShapeError, match=r"^here needs orders \[\.\.\., 3\], got shape \(4, 2\)"):
+    with pytest.raises(ShapeError, match=r"^here needs order \[\.\.\., 3\], got shape \(4, 2\)"):
         check_order(torch.zeros(4, 2, dtype=torch.int64), 3, 5, "here")
     with pytest.raises(ShapeError, match=r"got shape \(\)"):
         check_order(torch.tensor(1), 1, 5, "here")

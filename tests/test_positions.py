@@ -80,7 +80,7 @@ def test_alibi_slopes_are_blooms(heads):
 
     # Theirs is slope * key, which softmax cannot tell from -slope * distance.
     theirs = build_alibi_tensor(torch.ones(1, 2), heads, torch.float32)[:, 0, 1]
-    torch.testing.assert_close(ALiBi(heads).slopes, theirs, rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.tensor(ALiBi(heads).slopes), theirs, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,9 @@ def test_fire_is_a_function_of_the_share_of_the_way():
         c = 0.1
         share = math.log(1 + c * abs(p - q)) / math.log(1 + c * max(8, p, q))
         x = torch.tensor([math.copysign(share, p - q)])
-        torch.testing.assert_close(bias[:, p, q], fire.function(x), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            bias[:, p, q], fire.down(fire.up(x).relu()), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_t5_has_each_direction_or_only_the_past():
@@ -394,3 +396,57 @@ def test_shapes_are_checked():
 def test_a_position_of_ones_own_needs_no_hook():
     with pytest.raises(TypeError, match="abstract"):
         Position()
+
+
+def differing(bias):
+    """How many of the values in a row differ from the one before."""
+    return int((bias.diff(dim=-1) != 0).sum())
+
+
+@pytest.mark.parametrize("name", ["alibi", "fire"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_bias_of_distances_is_float32_whatever_the_type_of_the_module(name, dtype):
+    encoding = position(name, width=8, heads=2, length=64)
+    query, keys = torch.tensor([3000]), torch.arange(3001)
+    true = encoding.bias(query, keys)
+    ours = encoding.to(dtype).bias(query, keys)
+    assert ours.dtype == true.dtype == torch.float32
+    if name == "alibi":
+        assert torch.equal(ours, true)
+        assert ours[0, 0].tolist() == [-(3000 - key) / 16 for key in range(3001)]
+    else:  # its weights are rounded, its distances are not
+        torch.testing.assert_close(ours, true, rtol=0, atol=0.02)
+        assert differing(ours[0, 0]) > 2900
+
+
+def test_autocast_does_not_round_the_distances_of_a_bias():
+    for name in NAMES:
+        encoding = position(name, width=8, heads=2, length=1024)
+        if not isinstance(encoding, RandomizedOrdered):
+            at = torch.arange(600)
+            true = encoding.bias(at[-1:], at)
+            with torch.autocast("cpu", torch.bfloat16):
+                ours = encoding.bias(at[-1:], at)
+            assert true is None if ours is None else torch.equal(ours, true)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_module_of_any_type_gives_its_encoding(name, dtype):
+    encoding = position(name, width=8, heads=2, length=16).eval()
+    x = torch.randn(2, 16, 4 if name == "rope" else 8, generator=torch.Generator().manual_seed(0))
+    true, turned = encoding.add(x), encoding.rotate(x, x)[0]
+    encoding.to(dtype)
+    torch.testing.assert_close(encoding.add(x.to(dtype)).float(), true, rtol=0.02, atol=0.05)
+    torch.testing.assert_close(encoding.rotate(x, x)[0], turned)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(0, 8), (3, 0, 8), (0, 3, 8)])
+def test_no_tokens_stay_none(name, shape):
+    encoding = position(name, width=8, heads=1, length=16).eval()
+    x = torch.ones(shape)
+    assert encoding.add(x).shape == shape
+    assert encoding.rotate(x, x)[0].shape == shape
+    bias = encoding.bias(torch.arange(0), torch.arange(3))
+    assert bias is None or bias.shape == (1, 0, 3)

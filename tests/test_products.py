@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from isospike import products
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.kernels.product import int8
-from isospike.products import pack_spikes, spike_linear, spike_matmul, unpack_spikes
+from isospike.products import (
+    pack_spikes,
+    spike_attention,
+    spike_linear,
+    spike_matmul,
+    unpack_spikes,
+)
 
 TYPES = [torch.float32, torch.bfloat16, torch.uint8, torch.bool]
 
@@ -261,3 +267,122 @@ def test_strides_do_not_matter():
         assert torch.equal(ours, spike_linear(s.t().contiguous(), weight, precision=precision))
     turned = torch.randn(8, 3, generator=draw(2)).t()
     assert torch.equal(spike_linear(s.t(), turned), spike_linear(s.t(), turned.contiguous()))
+
+
+@given(
+    sizes=st.tuples(*[st.integers(0, 3)] * 4),
+    dtype=st.sampled_from(TYPES),
+    precision=st.sampled_from(["exact", "fast"]),
+    pack=st.booleans(),
+)
+def test_any_size_of_a_linear_product_may_be_zero(sizes, dtype, precision, pack):
+    batch, rows, inputs, outputs = sizes
+    s = random_spikes((batch, rows, inputs), 0, 0.5).to(dtype)
+    weight = torch.randint(-9, 9, (outputs, inputs), generator=draw(1)).float().requires_grad_()
+    bias = torch.arange(float(outputs))
+    y = spike_linear(s, weight, bias, precision=precision, pack=pack)
+    assert y.shape == (batch, rows, outputs)
+    assert torch.equal(y.double(), s.double() @ weight.double().t() + bias)
+    (gradient,) = torch.autograd.grad(y.float().sum(), weight)
+    assert torch.equal(gradient, s.float().sum((0, 1)).expand(outputs, inputs))
+
+
+@given(
+    sizes=st.tuples(*[st.integers(0, 3)] * 5),
+    dtype=st.sampled_from(TYPES),
+    strided=st.booleans(),
+)
+def test_any_size_of_an_attention_may_be_zero(sizes, dtype, strided):
+    heads, tokens, keys, channels, values = sizes
+    shapes = (tokens, channels), (keys, channels), (keys, values)
+    q, k, v = (random_spikes((heads, *s), i, 0.5).to(dtype) for i, s in enumerate(shapes))
+    if strided:
+        q, k, v = (x.mT.contiguous().mT for x in (q, k, v))
+    true = 0.125 * (q.double() @ k.double().mT @ v.double())
+    y = spike_attention(q, k, v)
+    assert y.dtype == torch.float32
+    assert torch.equal(y.double(), true)
+    counts = spike_matmul(q, k.mT)
+    assert torch.equal(counts.double(), q.double() @ k.double().mT)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("unit", [False, True])
+def test_attention_counts_exactly_under_autocast(monkeypatch, dtype, unit):
+    monkeypatch.setattr(products, "FAST_BFLOAT16", unit)
+    q = random_spikes((300, 5), 0, 0.9).to(dtype)
+    k, v = (random_spikes((2501, 5), seed, 0.9).to(dtype) for seed in (1, 2))
+    true = 0.125 * (q.double() @ k.double().mT @ v.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        for y in (spike_attention(q, k, v), spike_attention(q[:3], k, v)):  # in either order
+            assert y.dtype == torch.float32
+            assert torch.equal(y.double(), true[: len(y)])
+        assert torch.equal(spike_matmul(k.mT, v).double(), k.double().mT @ v.double())
+
+
+def test_gradients_of_attention_are_float32_under_autocast():
+    q, k, v = (random_spikes((9, 6), seed).float().requires_grad_() for seed in range(3))
+    up = torch.randn(9, 6, generator=draw(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = spike_attention(q, k, v)
+    ours = torch.autograd.grad(y, (q, k, v), up)
+    true = torch.autograd.grad(0.125 * q @ k.mT @ v, (q, k, v), up)
+    for a, b in zip(ours, true, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_sums_of_spikes_cannot_be_packed_and_keep_their_gradient_unpacked(dtype, precision):
+    s = torch.tensor([[2, 1, 0]], dtype=dtype)
+    weight = torch.ones(2, 3).requires_grad_()
+    with pytest.raises(
+        RangeError, match=r"needs spikes of 0 or 1 to pack them as bits, got 2 \(1 of 3 are above"
+    ):
+        spike_linear(s, weight, precision=precision, pack=True)
+    y = spike_linear(s, weight, precision=precision)
+    assert torch.autograd.grad(y.sum(), weight)[0].tolist() == [[2, 1, 0]] * 2
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (5, 1), (1, 5)])
+def test_a_bias_has_one_value_for_each_output(shape):
+    with pytest.raises(ShapeError, match=r"a bias of one value for each of 5 outputs, got \("):
+        spike_linear(torch.ones(2, 3), torch.ones(5, 3), torch.ones(shape))
+
+
+def test_operands_of_two_devices_are_refused_not_read_as_rubbish():
+    s, w, far = torch.ones(2, 3), torch.ones(5, 3), torch.ones(5, 3, device="meta")
+    for call in (
+        lambda: spike_linear(s, far),
+        lambda: spike_linear(s, w, far[:, 0]),
+        lambda: spike_matmul(s, far.mT),
+        lambda: spike_attention(s, far, w),
+        lambda: spike_attention(s, w, far),
+    ):
+        with pytest.raises(RangeError, match="needs tensors on one device, got .* on cpu"):
+            call()
+
+
+def test_shapes_are_known_without_values():
+    s, w = torch.ones(4, 2, 3, device="meta"), torch.ones(5, 3, device="meta")
+    assert spike_linear(s, w, w[:, 0]).shape == (4, 2, 5)
+    assert spike_matmul(s, s.mT).shape == (4, 2, 2)
+    assert spike_attention(s, s, s).shape == (4, 2, 3)
+
+
+def test_leading_axes_that_do_not_broadcast_are_refused():
+    a, b = torch.ones(2, 4, 3), torch.ones(3, 4, 3)
+    with pytest.raises(ShapeError, match="spike_matmul needs"):
+        spike_matmul(a, b.mT)
+    for q, k, v in ((a, b, b), (a, a, b), (b, b, a)):
+        with pytest.raises(ShapeError, match="spike_attention needs"):
+            spike_attention(q, k, v)
+    assert spike_attention(a[:1], a, a[0]).shape == (2, 4, 3)
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_every_operand_of_attention_is_of_a_type_of_spikes(place):
+    operands = [torch.ones(4, 3)] * 3
+    operands[place] = torch.ones(4, 3, dtype=torch.int64)
+    with pytest.raises(RangeError, match=f"spikes, got torch.int64 as {'qkv'[place]}"):
+        spike_attention(*operands)

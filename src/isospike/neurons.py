@@ -11,7 +11,6 @@ in and comes out: nothing is remembered between calls, and there is nothing to r
 of other libraries' neurons are in :mod:`isospike.presets`.
 """
 
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -22,8 +21,10 @@ from torch import Tensor, nn
 
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.kernels.neuron.engine import broadcast_param, neuron
+from isospike.kernels.neuron.ranges import check_compiled, check_range
 from isospike.kernels.neuron.reference import run_steps
 from isospike.surrogate import Sigmoid, Surrogate
+from isospike.tensors import check_kind, check_tensor, is_transformed
 
 __all__ = [
     "IF",
@@ -41,7 +42,6 @@ __all__ = [
 ENGINES = ("auto", "reference", "cpu", "gpu")
 INPUTS = (torch.float32, torch.bfloat16, torch.float64)
 SPIKES = (*INPUTS, torch.uint8, torch.bool)
-ADVICE = {"decay": "Use 0.5, or 1 for no leak.", "threshold": "Use 1, and scale the input instead."}
 
 
 class NeuronParams(NamedTuple):
@@ -118,17 +118,21 @@ def run(
         same spikes and membranes bit for bit for finite membranes.
 
     Raises:
+        InputError: ``x`` is not a tensor, ``state`` not a :class:`NeuronState`, or ``params`` not
+            :class:`NeuronParams`.
         ShapeError: Time is missing or has no steps; a parameter does not broadcast to one step;
             the state has another shape.
-        RangeError: A number is outside its range, or a tensor of another type or device than
-            described. (Values of tensors on a GPU are not checked, which would wait for it.)
-        UnsupportedError: Unknown engine, one that cannot run on the input's device, or spikes
-            without gradient where one is asked for.
+        RangeError: A number is outside its range, also in compiled code, or a tensor of another
+            type or device than described. (Values of tensors on a GPU are not checked, which would
+            wait for it.)
+        UnsupportedError: Unknown engine, one that cannot run on the input's device, a sparse,
+            nested or quantised tensor, or spikes without gradient where one is asked for.
         MissingExtraError: ``gpu`` without the package triton.
 
     Gradient: of ``x``, the state and every tensor in ``params``, by the surrogate through (2), and
     exact through (1) and (3). The compiled engines keep ``x`` for it and nothing else, and can be
-    differentiated once; ``reference`` as often as wanted.
+    differentiated once; ``reference`` as often as wanted. Within ``torch.func`` (``vmap``,
+    ``grad``), ``auto`` is ``reference``.
 
     >>> spikes, state = run(torch.full((4, 1), 0.75))
     >>> spikes.flatten()
@@ -165,6 +169,7 @@ def step(
     >>> spikes, state.v
     (tensor([0., 1.]), tensor([0.7500, 0.5000]))
     """
+    check_tensor("step", "x", x)
     spikes, state = _run("step", x[None], state, params, dtype, engine, keep=True)
     return spikes[0], state
 
@@ -256,6 +261,7 @@ def _run(
     engine: str,
     keep: bool,
 ) -> tuple[Tensor, NeuronState]:
+    check_tensor(owner, "x", x)
     if x.dtype not in INPUTS:
         raise RangeError(
             f"{owner} needs float32, bfloat16 or float64 input, got {x.dtype}. Convert x first."
@@ -299,14 +305,15 @@ def _choose(owner: str, engine: str, x: Tensor) -> str:
             f"{owner} needs a known engine, got {engine!r}. Use one of {', '.join(ENGINES)}."
         )
     fits = {"cpu": "cpu", "cuda": "gpu"}.get(x.device.type, "reference")
-    if x.dtype == torch.float64:
+    if x.dtype == torch.float64 or is_transformed():
         fits = "reference"
     if engine == "gpu" and os.environ.get("TRITON_INTERPRET") == "1" and x.dtype != torch.float64:
         return engine  # Triton's interpreter takes any tensor
     if engine not in ("auto", "reference", fits):
+        within = " within torch.func" if is_transformed() else ""
         raise UnsupportedError(
             f"{owner} needs float32 or bfloat16 input on the device of engine={engine!r}, got "
-            f"{x.dtype} on {x.device}. Move x, or leave engine out."
+            f"{x.dtype} on {x.device}{within}. Move x, or leave engine out."
         )
     return fits if engine == "auto" else engine
 
@@ -315,6 +322,8 @@ def _check_params(
     owner: str, params: NeuronParams, x: Tensor, membrane: torch.dtype
 ) -> list[Tensor]:
     """The five numbers of the recurrence as tensors of the membrane's type."""
+    check_kind(owner, "params", params, NeuronParams, "NeuronParams(decay=0.9)")
+    check_kind(owner, "surrogate", params.surrogate, Surrogate, "Sigmoid()")
     if params.reset_by is not None and params.reset_to is not None:
         raise RangeError(
             f"{owner} needs one kind of reset, got reset_by={params.reset_by} and "
@@ -337,6 +346,7 @@ def _check_param(
     if not isinstance(value, Tensor):
         check_range(owner, name, value)
         return torch.full((), value, dtype=membrane, device=x.device)
+    check_tensor(owner, name, value)
     if value.dtype not in (membrane, torch.bfloat16) or value.device != x.device:
         raise RangeError(
             f"{owner} needs {name} as a {membrane} tensor on {x.device}, got {value.dtype} on "
@@ -349,36 +359,16 @@ def _check_param(
             f"{owner} needs {name} broadcastable to one step {tuple(shape)}, got "
             f"{tuple(value.shape)}. Axes align at the end: channels of images are [channels, 1, 1]."
         )
+    if torch.compiler.is_compiling():
+        return check_compiled(value.to(membrane), owner, name)  # type: ignore[no-any-return]
     check_range(owner, name, value)
     return value.to(membrane)
 
 
-def check_range(owner: str, name: str, value: float | Tensor) -> None:
-    """Raise RangeError, in the name of ``owner``, unless ``value`` may be a neuron's ``name``.
-
-    Tensors on a GPU, and all in a graph that is being compiled, are not checked.
-    """
-    if not isinstance(value, Tensor):
-        low = high = value
-    elif value.device.type != "cpu" or not value.numel() or torch.compiler.is_compiling():
-        return
-    else:
-        low, high = (end.item() for end in value.detach().aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        needs = "to be finite"
-    elif name == "decay" and not 0 <= low <= high <= 1:
-        needs = "in [0, 1]"
-    elif name == "threshold" and low <= 0:
-        needs = "above 0"
-    else:
-        return
-    got = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-    advice = ADVICE.get(name, "Look for NaN or infinity in what computed it.")
-    raise RangeError(f"{owner} needs {name} {needs}, got {got}. {advice}")
-
-
 def _check_state(owner: str, state: NeuronState, x: Tensor, membrane: torch.dtype) -> Tensor:
+    check_kind(owner, "state", state, NeuronState, "NeuronState(v)")
     v = state.v
+    check_tensor(owner, "state.v", v)
     if v.shape != x.shape[1:]:
         raise ShapeError(
             f"{owner} needs state.v of the shape of one step, got state.v {tuple(v.shape)} and x "
@@ -418,9 +408,13 @@ class Neuron(nn.Module, ABC):
         self.dtype = dtype
         self.engine = engine
         self._fixed = params
+        owner = type(self).__name__
+        check_kind(owner, "params", params, NeuronParams, "NeuronParams(decay=0.9)")
+        check_kind(owner, "surrogate", params.surrogate, Surrogate, "Sigmoid()")
         for name, value in params._asdict().items():
-            if isinstance(value, Tensor | float | int) and not isinstance(value, bool):
-                check_range(type(self).__name__, name, value)
+            left_out = name in ("reset_by", "reset_to") and value is None
+            if name not in ("detach_reset", "surrogate") and not left_out:
+                check_range(owner, name, value)
             if isinstance(value, nn.Parameter):
                 self.register_parameter(name, value)
             elif isinstance(value, Tensor):

@@ -7,8 +7,10 @@ spikes are the same: tested against the libraries and against golden files made 
 import numpy as np
 
 from isospike.errors import RangeError, UnsupportedError
-from isospike.neurons import NeuronParams, check_range
+from isospike.kernels.neuron.ranges import check_range
+from isospike.neurons import NeuronParams
 from isospike.surrogate import ATan, SuperSpike
+from isospike.tensors import check_numbers
 
 __all__ = ["norse_lif_box", "snntorch_leaky", "spikingjelly_lif"]
 
@@ -33,6 +35,7 @@ def spikingjelly_lif(
         detach_reset: Whether the gradient treats the spike of the reset as a constant.
 
     Raises:
+        InputError: Something is not a number.
         RangeError: ``tau <= 1``, or the threshold is not above ``v_reset``.
 
     >>> spikingjelly_lif(tau=4.0).decay
@@ -42,11 +45,13 @@ def spikingjelly_lif(
     twice where (1) rounds differently; a spike differs where the membrane is within that of the
     threshold.
     """
+    rest = 0.0 if v_reset is None else v_reset
+    check_numbers("spikingjelly_lif", tau=tau, v_threshold=v_threshold, v_reset=rest)
     if not tau > 1:
         raise RangeError(
             f"spikingjelly_lif needs tau > 1, got {tau}. Use 2; for neurons without a leak, use IF."
         )
-    threshold = v_threshold - (0.0 if v_reset is None else v_reset)
+    threshold = v_threshold - rest
     check_range("spikingjelly_lif", "threshold", threshold)
     return NeuronParams(
         decay=1 - 1 / tau,
@@ -74,6 +79,7 @@ def snntorch_leaky(
         reset_delay: Whether the reset comes one step after the spike.
 
     Raises:
+        InputError: Something is not a number.
         RangeError: ``beta`` outside [0, 1]; 0 with a delayed reset, where there is no such
             parameter.
         UnsupportedError: ``subtract`` without delay, which in snnTorch is another rule (it does
@@ -84,6 +90,7 @@ def snntorch_leaky(
 
     Source: snntorch 1.0.0, tested against it.
     """
+    check_numbers("snntorch_leaky", beta=beta, threshold=threshold)
     check_range("snntorch_leaky", "decay", beta)
     params = NeuronParams(
         beta, threshold=_just_above("snntorch_leaky", threshold), surrogate=ATan()
@@ -126,6 +133,7 @@ def norse_lif_box(
         dt: Duration of a step, in seconds.
 
     Raises:
+        InputError: Something is not a number.
         RangeError: ``dt tau_mem_inv`` outside [0, 1], or the threshold is not above ``v_leak``.
 
     >>> norse_lif_box(dt=0.005).decay
@@ -133,6 +141,8 @@ def norse_lif_box(
 
     Source: norse 1.1.0, tested against it.
     """
+    numbers = {"tau_mem_inv": tau_mem_inv, "v_leak": v_leak, "v_th": v_th, "v_reset": v_reset}
+    check_numbers("norse_lif_box", **numbers, dt=dt)
     gain = dt * tau_mem_inv
     check_range("norse_lif_box", "decay", 1 - gain)
     return NeuronParams(

@@ -5,7 +5,9 @@ can (:mod:`isospike.kernels.product.int8`). ``precision="fast"`` takes bfloat16 
 bfloat16 result, with float32 sums inside; it is faster on a processor with a bfloat16 unit.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -16,6 +18,14 @@ from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.kernels.product.int8 import add_product, can_pack, largest_spike, pack_float32
 from isospike.kernels.runtime.buffers import empty_pooled
 from isospike.kernels.runtime.torch_ops import define
+from isospike.tensors import (
+    check_devices,
+    check_floating,
+    check_tensor,
+    is_transformed,
+    unwrapped,
+    without_autocast,
+)
 
 __all__ = ["spike_attention", "spike_linear", "spike_matmul"]
 
@@ -39,26 +49,30 @@ def spike_linear(
 
     Args:
         s: Spikes in {0, 1}, ``[..., inputs]``; float32, bfloat16, uint8 or bool. Whole numbers up
-            to 255, sums of spikes, are as exact.
+            to 255, sums of spikes, are as exact. Values on a GPU are not checked.
         weight: ``[outputs, inputs]``, float32.
         bias: ``[outputs]``, added in the result's type.
         precision: ``exact``: float32; each weight rounded to at most 2^-23 of the largest of its
             output, which together with the sums stays within the error of a float32 product;
             ``fast``: bfloat16 weights and result. Under ``torch.autocast`` it is always ``fast``.
-        pack: Keep the spikes for the gradient as bits, an eighth of a byte each; for binary spikes
-            and a gradient taken once.
+        pack: Keep the spikes for the gradient as bits, an eighth of a byte each; for spikes in
+            {0, 1} only, and a gradient taken once.
 
     Returns:
         ``[..., outputs]``, float32 or bfloat16.
 
     Raises:
-        ShapeError: The last axis is not the weight's.
+        InputError: Something is not a tensor.
+        ShapeError: The last axis is not the weight's, or the bias is not ``[outputs]``.
         RangeError: A type is not one of these, a floating spike is not a whole number in [0, 255],
-            or a weight is not finite (``exact``, with an eight-bit unit).
-        UnsupportedError: Unknown precision, or a second derivative of a packed product.
+            one to be packed is above 1, a weight is not finite (``exact``, with an eight-bit unit),
+            or the devices differ.
+        UnsupportedError: Unknown precision, a sparse, nested or quantised tensor, or a second
+            derivative of a packed product.
 
     Gradient: of the weight, the bias and floating spikes, as often as wanted; its products are
-    torch's own, in float32, or in bfloat16 if fast.
+    torch's own, in float32, or in bfloat16 if fast. Within ``torch.func`` (``vmap``, ``grad``) the
+    product itself is torch's own too, and nothing is packed.
 
     >>> s = torch.tensor([[1, 0, 1], [0, 0, 1]], dtype=torch.uint8)
     >>> spike_linear(s, torch.tensor([[0.5, 1.0, -2.0]]))
@@ -70,6 +84,9 @@ def spike_linear(
             f"spike_linear needs a known precision, got {precision!r}. Use one of "
             f"{', '.join(PRECISIONS)}."
         )
+    check_tensor("spike_linear", "s", s)
+    check_tensor("spike_linear", "weight", weight)
+    check_devices("spike_linear", s=s, weight=weight)
     if s.dtype not in SPIKES or weight.dtype != torch.float32:
         raise RangeError(
             "spike_linear needs float32, bfloat16, uint8 or bool spikes and float32 weights, got "
@@ -80,9 +97,25 @@ def spike_linear(
             f"spike_linear needs spikes [..., inputs] and weights [outputs, inputs], got "
             f"{tuple(s.shape)} and {tuple(weight.shape)}. Put the features last."
         )
-    fast = precision == "fast" or torch.is_autocast_enabled(s.device.type)
-    y: Tensor = _SpikeLinear.apply(s, weight, fast, pack)  # type: ignore[no-untyped-call]
+    if bias is not None:
+        _check_bias(bias, weight)
+    fast = precision == "fast" or _autocast(s.device)
+    if is_transformed():
+        _bytes(unwrapped(s))
+        y = _multiply(s, weight.t(), torch.bfloat16 if fast else torch.float32)
+    else:
+        y = _SpikeLinear.apply(s, weight, fast, pack)  # type: ignore[no-untyped-call]
     return y if bias is None else y + bias.to(y.dtype)
+
+
+def _check_bias(bias: Tensor, weight: Tensor) -> None:
+    check_floating("spike_linear", "bias", bias)
+    check_devices("spike_linear", bias=bias, weight=weight)
+    if bias.shape != weight.shape[:1]:
+        raise ShapeError(
+            f"spike_linear needs a bias of one value for each of {len(weight)} outputs, got "
+            f"{tuple(bias.shape)}. Give the bias of this weight."
+        )
 
 
 def spike_matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -99,25 +132,29 @@ def spike_matmul(a: Tensor, b: Tensor) -> Tensor:
         Counts, float32, ``[..., rows, columns]``, exact up to 2^24.
 
     Raises:
-        ShapeError: The inner axes differ.
-        RangeError: A type is not one of these. That the values are 0 and 1 is not checked.
+        InputError: Something is not a tensor.
+        ShapeError: The inner axes differ, or the others do not broadcast.
+        RangeError: A type is not one of these, or the devices differ. That the values are 0 and 1
+            is not checked.
+        UnsupportedError: A sparse, nested or quantised tensor.
 
     Gradient: of floating operands, as often as wanted; products with it are float32.
 
     >>> spike_matmul(torch.tensor([[1.0, 0.0, 1.0]]), torch.ones(3, 1))
     tensor([[2.]])
     """
-    for x in (a, b):
-        if x.dtype not in SPIKES:
-            raise RangeError(
-                f"spike_matmul needs float32, bfloat16, uint8 or bool spikes, got {x.dtype}. "
-                "Convert them first."
-            )
-    if a.dim() < 2 or b.dim() < 2 or a.shape[-1] != b.shape[-2]:
+    _check_spikes("spike_matmul", a=a, b=b)
+    if (
+        min(a.dim(), b.dim()) < 2
+        or a.shape[-1] != b.shape[-2]
+        or not _broadcast(a.shape[:-2], b.shape[:-2])
+    ):
         raise ShapeError(
             f"spike_matmul needs [..., rows, terms] and [..., terms, columns], got "
             f"{tuple(a.shape)} and {tuple(b.shape)}. Transpose one, so that the inner axes agree."
         )
+    if is_transformed():
+        return _multiply(a, b)
     y: Tensor = _SpikeMatmul.apply(a, b)  # type: ignore[no-untyped-call]
     return y
 
@@ -128,7 +165,7 @@ def spike_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 0.125) -> Te
     Every product counts spikes, so it may be taken in either order. Bytes on a CPU become sums of
     rows, exact. Elsewhere it is ``q (k^T v)`` where there are more tokens than channels, ``(q k^T)
     v`` else: the first product is exact in bfloat16 (see :func:`spike_matmul`), the second one
-    takes counts and is float32, exact up to 2^24.
+    takes counts and is float32, exact up to 2^24, under ``torch.autocast`` too.
 
     Args:
         q: Spikes in {0, 1}, ``[..., tokens, channels]``, one head; float32, bfloat16, uint8, bool.
@@ -140,9 +177,11 @@ def spike_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 0.125) -> Te
         ``[..., tokens, values]``, float32.
 
     Raises:
+        InputError: Something is not a tensor.
         ShapeError: The axes do not fit each other.
-        RangeError: A type is not one of these, or a byte is neither 0 nor 1. Floating values are
-            not checked.
+        RangeError: A type is not one of these, the devices differ, or one of the bytes that are
+            summed is neither 0 nor 1. Floating values are not checked.
+        UnsupportedError: A sparse, nested or quantised tensor.
 
     Gradient: of floating operands, as often as wanted.
 
@@ -153,29 +192,62 @@ def spike_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 0.125) -> Te
     Reference: Zhou, Zhu, He, Wang, Yan, Tian, Yuan (2023), Spikformer: when spiking neural network
     meets transformer. The scale 1/8 is theirs, whatever the number of channels.
     """
+    _check_spikes("spike_attention", q=q, k=k, v=v)
+    leading = [x.shape[:-2] for x in (q, k, v)]
     if (
         min(x.dim() for x in (q, k, v)) < 2
         or q.shape[-1] != k.shape[-1]
         or k.shape[-2] != v.shape[-2]
+        or not _broadcast(*leading)
     ):
         raise ShapeError(
             "spike_attention needs q [..., tokens, channels], k [..., keys, channels] and v "
             f"[..., keys, values], got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}. "
             "Split the heads first."
         )
-    leading = {x.shape[:-2] for x in (q, k, v)}
-    if all(x.dtype in BYTES and x.device.type == "cpu" for x in (q, k, v)) and len(leading) == 1:
+    bytes_ = all(x.dtype in BYTES and x.device.type == "cpu" and x.numel() > 0 for x in (q, k, v))
+    if bytes_ and leading[0] == leading[1] == leading[2] and not is_transformed():
         return _attend(*(x.view(torch.uint8) for x in (q, k, v)), scale)  # type: ignore[no-any-return]
     if q.shape[-2] > q.shape[-1]:
-        return scale * (q.float() @ spike_matmul(k.transpose(-1, -2), v))
-    return scale * (spike_matmul(q, k.transpose(-1, -2)) @ v.float())
+        return scale * _multiply(q, spike_matmul(k.transpose(-1, -2), v))
+    return scale * _multiply(spike_matmul(q, k.transpose(-1, -2)), v)
+
+
+def _check_spikes(owner: str, **spikes: Tensor) -> None:
+    for name, x in spikes.items():
+        check_tensor(owner, name, x)
+        if x.dtype not in SPIKES:
+            raise RangeError(
+                f"{owner} needs float32, bfloat16, uint8 or bool spikes, got {x.dtype} as {name}. "
+                "Convert them first."
+            )
+    check_devices(owner, **spikes)
+
+
+def _broadcast(*shapes: Sequence[int]) -> bool:
+    """Whether shapes may be broadcast to each other."""
+    sizes = zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1)
+    return all(len({size for size in axis if size != 1}) <= 1 for axis in sizes)
+
+
+def _autocast(device: torch.device) -> bool:
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def _multiply(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``a @ b`` in this type, under autocast too."""
+    with without_autocast(a.device):
+        return a.to(dtype) @ b.to(dtype)
 
 
 def pack_spikes(s: Tensor) -> Tensor:
     """Binary ``s [..., n]`` as bytes ``[..., ceil(n / 8)]``: entry i is bit ``i % 8`` of byte
     ``i // 8``."""
     padded = F.pad(s.to(torch.uint8), (0, -s.shape[-1] % 8))
-    bits = padded.view(*s.shape[:-1], -1, 8) << torch.arange(8, dtype=torch.uint8, device=s.device)
+    parts = padded.shape[-1] // 8
+    bits = padded.view(*s.shape[:-1], parts, 8) << torch.arange(
+        8, dtype=torch.uint8, device=s.device
+    )
     return bits.sum(-1, dtype=torch.uint8)
 
 
@@ -186,13 +258,21 @@ def unpack_spikes(packed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     return spikes
 
 
-def _run(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
-    rows = s.reshape(-1, s.shape[-1])
+def _rows(s: Tensor) -> Tensor:
+    """``s [..., channels]`` as a matrix; no size is guessed, so that any may be 0."""
+    return s.reshape(math.prod(s.shape[:-1]), s.shape[-1])
+
+
+def _run(s: Tensor, weight: Tensor, fast: bool, binary: bool) -> Tensor:
     shape, dtype = (*s.shape[:-1], len(weight)), torch.bfloat16 if fast else torch.float32
-    counts = _bytes(rows).contiguous()
+    counts = _bytes(_rows(s)).contiguous()
+    if binary:
+        _check_binary(counts)
     out = empty_pooled(shape, dtype, s.device)
-    flat = out.view(-1, len(weight))
-    if fast:
+    flat = out.view(len(counts), len(weight))
+    if not s.numel() or not weight.numel():
+        flat.zero_()
+    elif fast:
         torch.mm(counts.bfloat16(), weight.detach().bfloat16().t(), out=flat)
     elif can_pack(weight) and _fit(counts, s.dtype):
         add_product(flat.zero_(), counts, pack_float32(weight))
@@ -201,7 +281,7 @@ def _run(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
     return out
 
 
-def _run_fake(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
+def _run_fake(s: Tensor, weight: Tensor, fast: bool, binary: bool) -> Tensor:
     dtype = torch.bfloat16 if fast else torch.float32
     return s.new_empty((*s.shape[:-1], len(weight)), dtype=dtype)
 
@@ -209,7 +289,7 @@ def _run_fake(s: Tensor, weight: Tensor, fast: bool) -> Tensor:
 def _fit(counts: Tensor, dtype: torch.dtype) -> bool:
     """Whether the eight-bit product of this machine counts so large bytes exactly."""
     largest = largest_spike()
-    if largest == 255 or dtype == torch.bool or not counts.numel():
+    if largest == 255 or dtype == torch.bool:
         return True
     return int(counts.max()) <= largest
 
@@ -232,7 +312,17 @@ def _bytes(s: Tensor) -> Tensor:
     return counts
 
 
-_linear = define("spike_linear(Tensor s, Tensor weight, bool fast) -> Tensor", _run, _run_fake)
+def _check_binary(counts: Tensor) -> None:
+    if counts.device.type == "cpu" and counts.numel() and (most := int(counts.max())) > 1:
+        raise RangeError(
+            f"spike_linear needs spikes of 0 or 1 to pack them as bits, got {most} "
+            f"({int((counts > 1).sum())} of {counts.numel()} are above 1). Leave pack out."
+        )
+
+
+_linear = define(
+    "spike_linear(Tensor s, Tensor weight, bool fast, bool binary) -> Tensor", _run, _run_fake
+)
 
 
 def _laid_out(q: Tensor, v: Tensor, create: Callable[[Sequence[int]], Tensor]) -> Tensor:
@@ -268,7 +358,7 @@ class _SpikeLinear(torch.autograd.Function):
     def forward(ctx: Any, s: Tensor, weight: Tensor, fast: bool, pack: bool) -> Tensor:
         ctx.save_for_backward(pack_spikes(s) if pack else s, weight)
         ctx.fast, ctx.packed, ctx.dtype = fast, s.shape[-1] if pack else None, s.dtype
-        out: Tensor = _linear(s, weight, fast)
+        out: Tensor = _linear(s, weight, fast, pack)
         return out
 
     @staticmethod
@@ -285,10 +375,9 @@ class _SpikeLinear(torch.autograd.Function):
         g = grads[0].to(work)
         grad_s = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_s = (g @ weight.to(work)).to(ctx.dtype)
+            grad_s = _multiply(g, weight, work).to(ctx.dtype)
         if ctx.needs_input_grad[1]:
-            flat = s.reshape(-1, s.shape[-1]).to(work)
-            grad_weight = (g.reshape(-1, g.shape[-1]).t() @ flat).to(weight.dtype)
+            grad_weight = _multiply(_rows(g).t(), _rows(s), work).to(weight.dtype)
         return grad_s, grad_weight, None, None
 
 
@@ -297,7 +386,7 @@ class _SpikeMatmul(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(a, b)
         if a.device.type == "cpu" and not FAST_BFLOAT16:
-            return a.float() @ b.float()
+            return _multiply(a, b)
         a, b = a.bfloat16(), b.bfloat16()
         terms = a.shape[-1]
         parts = [slice(i, i + EXACT_COUNT) for i in range(0, max(1, terms), EXACT_COUNT)]
@@ -311,9 +400,9 @@ class _SpikeMatmul(torch.autograd.Function):
         a, b = ctx.saved_tensors
         grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
-            grad = grads[0] @ b.float().transpose(-1, -2)
+            grad = _multiply(grads[0], b.transpose(-1, -2))
             grad_a = grad.sum_to_size(a.shape).to(a.dtype)
         if ctx.needs_input_grad[1]:
-            grad = a.float().transpose(-1, -2) @ grads[0]
+            grad = _multiply(a.transpose(-1, -2), grads[0])
             grad_b = grad.sum_to_size(b.shape).to(b.dtype)
         return grad_a, grad_b

@@ -27,7 +27,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isospike.errors import RangeError
+from isospike.errors import InputError, RangeError
+from isospike.tensors import check_floating
 
 __all__ = [
     "SURROGATES",
@@ -181,11 +182,16 @@ SURROGATES: dict[str, type[Surrogate]] = {
 
 
 class _Spike(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, u: Tensor, surrogate: Surrogate) -> Tensor:
-        ctx.save_for_backward(u)
-        ctx.surrogate = surrogate
+    def forward(u: Tensor, surrogate: Surrogate) -> Tensor:
         return (u >= 0).to(u.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
+        u, ctx.surrogate = inputs
+        ctx.save_for_backward(u)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -203,12 +209,28 @@ def spike(u: Float[Tensor, "*shape"], surrogate: Surrogate) -> Float[Tensor, "*s
     Returns:
         Spikes in {0, 1}, dtype and device of ``u``.
 
-    Gradient: ``surrogate.derivative(u)``; differentiable again.
+    Raises:
+        InputError: ``u`` is not a tensor, or ``surrogate`` not a :class:`Surrogate`.
+        UnsupportedError: ``u`` is sparse, nested or quantised.
+        RangeError: ``u`` is not floating point.
+
+    Gradient: ``surrogate.derivative(u)``; differentiable again. ``torch.func`` may map and
+    differentiate it.
 
     >>> u = torch.tensor([-0.1, 0.0], requires_grad=True)
     >>> s = spike(u, Triangle(alpha=1.0))
     >>> s.detach(), torch.autograd.grad(s.sum(), u)[0]
     (tensor([0., 1.]), tensor([0.9000, 1.0000]))
     """
+    check_floating("spike", "u", u)
+    if not isinstance(surrogate, Surrogate):
+        raise InputError(
+            f"spike needs a Surrogate, got {type(surrogate).__name__}. Use Sigmoid(), for example."
+        )
+    return fire(u, surrogate)
+
+
+def fire(u: Tensor, surrogate: Surrogate) -> Tensor:
+    """:func:`spike` without its checks, for every step of a neuron."""
     out: Tensor = _Spike.apply(u, surrogate)  # type: ignore[no-untyped-call]
     return out

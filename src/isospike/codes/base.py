@@ -5,15 +5,17 @@ is ``decode(encode(x))`` bit for bit, without the time axis.
 """
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from isospike.errors import RangeError, ShapeError
+from isospike.tensors import FLOATING, check_floating, check_tensor, unwrapped
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Code(ABC):
     """A code between numbers and spike trains of ``steps`` time steps: frozen and hashable.
 
     Attributes:
-        steps: Length of the spike train.
+        steps: Length of the spike train; any whole number, NumPy's too, is kept as an int.
         name: Its name on the command line and in files.
         summary: One line that says how it works.
         low: Smallest value it can carry; the largest is 1.
@@ -45,7 +47,7 @@ class Code(ABC):
     max_steps: ClassVar[int] = 32
 
     def __post_init__(self) -> None:
-        check_steps(type(self), self.steps)
+        object.__setattr__(self, "steps", check_steps(type(self), self.steps))
 
     @abstractmethod
     def encode(self, x: Float[Tensor, "*shape"]) -> Tensor:
@@ -59,9 +61,12 @@ class Code(ABC):
             a pair. Dtype and device of ``x``.
 
         Raises:
-            RangeError: Some value is NaN or out of range.
+            InputError: ``x`` is not a tensor.
+            RangeError: Some value is NaN or out of range, or ``x`` is not floating point.
+            UnsupportedError: ``x`` is sparse, nested, quantised or on ``meta``.
 
-        Gradient: none, the spikes are a rounding of ``x``.
+        Gradient: none, the spikes are a rounding of ``x``. ``torch.func.vmap`` may map it, unless
+        it draws.
         """
 
     @abstractmethod
@@ -75,8 +80,10 @@ class Code(ABC):
             Values, in the shape without the time and pair axes. Dtype and device of ``spikes``.
 
         Raises:
+            InputError: ``spikes`` is not a tensor.
             ShapeError: The leading axes are not ``[steps]`` (``[steps, 2]`` for a pair).
             RangeError: ``spikes`` is not floating point; values have the dtype of their spikes.
+            UnsupportedError: ``spikes`` is sparse, nested or quantised.
         """
 
     def quantize(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -208,25 +215,33 @@ class WeightedCode(Code):
         return (self.integers(widen(self, x)) / self.levels).to(x.dtype)
 
 
-def check_steps(code: type[Code], steps: object) -> None:
+def check_steps(code: type[Code], steps: Any) -> int:
     """Check a number of steps.
 
     Args:
         code: The class of the code.
-        steps: The number to check.
+        steps: The number to check: an int, or what stands for one, as NumPy's whole numbers do.
+
+    Returns:
+        The number.
 
     Raises:
         RangeError: ``steps`` is not a whole number within the code's range.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int):
+    try:
+        whole = operator.index(steps)
+    except TypeError:
+        whole = None
+    if whole is None or isinstance(steps, bool):
         raise RangeError(
             f"{code.__name__} needs a whole number of steps, got {steps!r}. Give an int."
         )
-    if not code.min_steps <= steps <= code.max_steps:
+    if not code.min_steps <= whole <= code.max_steps:
         raise RangeError(
-            f"{code.__name__} needs steps in [{code.min_steps}, {code.max_steps}], got {steps}. "
+            f"{code.__name__} needs steps in [{code.min_steps}, {code.max_steps}], got {whole}. "
             "Choose a number in that range."
         )
+    return whole
 
 
 def check_values(code: Code, x: Tensor) -> None:
@@ -239,10 +254,8 @@ def check_values(code: Code, x: Tensor) -> None:
     Raises:
         RangeError: Some value is NaN or outside the code's range, or ``x`` is not floating point.
     """
-    if not x.dtype.is_floating_point:
-        raise RangeError(
-            f"{type(code).__name__} needs floating-point values, got {x.dtype}. Convert x first."
-        )
+    check_floating(type(code).__name__, "x", x, read=True)
+    x = unwrapped(x)
     inside = (x >= code.low) & (x <= 1)
     if not inside.all():
         first = x[~inside].flatten()[0].item()
@@ -263,13 +276,14 @@ def check_spikes(code: Code, spikes: Tensor) -> None:
         ShapeError: They do not lead with ``[steps]``, or ``[steps, 2]`` for a pair.
         RangeError: They are not floating point.
     """
+    check_tensor(f"{type(code).__name__}.decode", "spikes", spikes)
     lead = (code.steps, 2) if code.neurons == 2 else (code.steps,)
     if tuple(spikes.shape[: len(lead)]) != lead:
         raise ShapeError(
             f"{type(code).__name__}.decode needs spikes of shape "
             f"[{', '.join(map(str, lead))}, ...], got {list(spikes.shape)}. Time is axis 0."
         )
-    if not spikes.dtype.is_floating_point:
+    if spikes.dtype not in FLOATING:
         raise RangeError(
             f"{type(code).__name__}.decode needs floating-point spikes, the type of its values, "
             f"got {spikes.dtype}. Convert them first."

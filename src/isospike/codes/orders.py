@@ -21,6 +21,7 @@ from torch import Tensor
 
 from isospike.codes.base import Code, check_spikes, weighted_sum, widen
 from isospike.errors import RangeError, ShapeError
+from isospike.tensors import FLOATING, WHOLE, check_floating, check_tensor, check_whole, unwrapped
 
 
 def nof_m(x: Float[Tensor, "*batch m"], n: int) -> Int[Tensor, "*batch n"]:
@@ -36,13 +37,17 @@ def nof_m(x: Float[Tensor, "*batch m"], n: int) -> Int[Tensor, "*batch n"]:
         Indices of the neurons, the first to fire first.
 
     Raises:
+        InputError: ``x`` is not a tensor.
         ShapeError: ``x`` has fewer than ``n`` values.
-        RangeError: ``n`` < 1, or some value is NaN.
+        RangeError: ``n`` < 1, or some value is NaN or not a real number.
 
     >>> import torch
     >>> nof_m(torch.tensor([0.1, 0.9, 0.3, 0.5]), 3).tolist()
     [1, 3, 2]
     """
+    check_tensor("nof_m", "x", x, read=True)
+    if x.dtype not in (*FLOATING, *WHOLE):
+        raise RangeError(f"nof_m needs real numbers, got {x.dtype}. Convert x first.")
     if n < 1:
         raise RangeError(f"nof_m needs n >= 1, got {n}. Let one neuron fire at least.")
     if x.dim() == 0 or x.shape[-1] < n:
@@ -50,10 +55,9 @@ def nof_m(x: Float[Tensor, "*batch m"], n: int) -> Int[Tensor, "*batch n"]:
             f"nof_m needs at least n={n} values in the last axis, got shape {tuple(x.shape)}. Give "
             "longer vectors or a smaller n."
         )
-    if x.isnan().any():
+    if (nan := unwrapped(x).isnan()).any():
         raise RangeError(
-            f"nof_m needs ordered values, got NaN in {int(x.isnan().sum())} places. "
-            "Remove them first."
+            f"nof_m needs ordered values, got NaN in {int(nan.sum())} places. Remove them first."
         )
     return x.argsort(dim=-1, descending=True, stable=True)[..., :n]
 
@@ -73,17 +77,21 @@ def significance(
         Vectors of m values, 0 where a neuron does not fire.
 
     Raises:
-        RangeError: A neuron outside [0, m), one that fires twice, or ``alpha`` outside (0, 1].
+        InputError: ``order`` is not a tensor.
+        ShapeError: It has no axis.
+        RangeError: Not whole numbers, a neuron outside [0, m), one that fires twice, or ``alpha``
+            outside (0, 1].
 
     >>> import torch
     >>> significance(torch.tensor([2, 0]), m=4, alpha=0.5).tolist()
     [0.5, 0.0, 1.0, 0.0]
     """
+    check_whole("significance", "order", order, read=True)
     check_order(order, order.shape[-1] if order.dim() else 0, m, "significance")
     check_alpha(alpha, "significance")
     rank = torch.arange(order.shape[-1], dtype=dtype, device=order.device)
     x = torch.zeros(*order.shape[:-1], m, dtype=dtype, device=order.device)
-    return x.scatter_(-1, order.long(), (alpha**rank).expand(order.shape))
+    return x.scatter(-1, order.long(), (alpha**rank).expand(order.shape))
 
 
 def random_orders(
@@ -146,14 +154,17 @@ def similarity(a: Int[Tensor, "*batch n"], b: Int[Tensor, "*batch n"], alpha: fl
         The measures, each of the batch's shape.
 
     Raises:
+        InputError: Something is not a tensor.
         ShapeError: The shapes differ.
-        RangeError: ``alpha`` is outside (0, 1].
+        RangeError: ``alpha`` is outside (0, 1], or an order is not of whole numbers.
 
     >>> import torch
     >>> alike = similarity(torch.tensor([0, 1, 2]), torch.tensor([1, 0, 3]), alpha=0.9)
     >>> alike.matched.item(), alike.kendall.item()
     (0.666..., -1.0)
     """
+    check_whole("similarity", "a", a)
+    check_whole("similarity", "b", b)
     if a.shape != b.shape or a.dim() == 0:
         raise ShapeError(
             f"similarity needs orders of one shape, got {tuple(a.shape)} and {tuple(b.shape)}. "
@@ -244,23 +255,20 @@ class RankOrderCode(Code):
             ShapeError: The last axis has fewer than ``steps`` values.
             RangeError: Some value is NaN, or ``x`` is not floating point.
         """
+        check_floating("RankOrderCode", "x", x, read=True)
         if x.dim() == 0 or x.shape[-1] < self.steps:
             raise ShapeError(
                 f"RankOrderCode needs at least steps={self.steps} values in the last axis, got "
                 f"shape {tuple(x.shape)}. Give longer vectors or a smaller N."
             )
-        if not x.dtype.is_floating_point:
-            raise RangeError(
-                f"RankOrderCode needs floating-point values, got {x.dtype}. Convert x first."
-            )
-        if x.isnan().any():
+        if (nan := unwrapped(x).isnan()).any():
             raise RangeError(
                 "RankOrderCode needs ordered values, got NaN "
-                f"({int(x.isnan().sum())} of {x.numel()}). Remove them first."
+                f"({int(nan.sum())} of {nan.numel()}). Remove them first."
             )
         order = nof_m(x, self.steps)
         spikes = torch.zeros(self.steps, *x.shape, dtype=x.dtype, device=x.device)
-        return spikes.scatter_(-1, order.movedim(-1, 0).unsqueeze(-1), 1.0)
+        return spikes.scatter(-1, order.movedim(-1, 0).unsqueeze(-1), 1.0)
 
     def decode(self, spikes: Tensor) -> Tensor:
         check_spikes(self, spikes)
@@ -270,7 +278,7 @@ class RankOrderCode(Code):
         return weighted_sum((self.alpha**ranks).to(s.dtype), s).to(spikes.dtype)
 
 
-def check_order(order: Tensor, n: int, m: int, who: str) -> None:
+def check_order(order: Tensor, n: int, m: int, who: str, what: str = "order") -> None:
     """Check an order: integers ``[..., n]``, distinct and in [0, m).
 
     Args:
@@ -278,30 +286,35 @@ def check_order(order: Tensor, n: int, m: int, who: str) -> None:
         n: Number of neurons that fire.
         m: Number of neurons.
         who: First words of the message.
+        what: What ``who`` calls it.
 
     Raises:
+        InputError: It is not a tensor.
         ShapeError: Another number of neurons.
         RangeError: Something else is wrong.
     """
-    if order.dtype.is_floating_point or order.dtype.is_complex or order.dtype == torch.bool:
+    check_tensor(who, what, order, read=True)
+    if order.dtype not in WHOLE:
         raise RangeError(
-            f"{who} needs firing orders, whole numbers, got {order.dtype}. Make one from a vector "
+            f"{who} needs {what} in whole numbers, got {order.dtype}. Make an order from a vector "
             "with nof_m."
         )
     if order.dim() == 0 or order.shape[-1] != n:
         raise ShapeError(
-            f"{who} needs orders [..., {n}], got shape {tuple(order.shape)}. Give {n} neurons each."
+            f"{who} needs {what} [..., {n}], got shape {tuple(order.shape)}. Give {n} neurons each."
         )
     if order.numel() == 0:
         return
-    order = order.long()
+    order = unwrapped(order).long()
     if int(order.min()) < 0 or int(order.max()) >= m:
         raise RangeError(
-            f"{who} needs neurons in [0, {m}), got {int(order.min())} to {int(order.max())}. "
-            "Number them from 0."
+            f"{who} needs {what} with neurons in [0, {m}), got {int(order.min())} to "
+            f"{int(order.max())}. Number them from 0."
         )
     if bool((order.sort(-1).values.diff(dim=-1) == 0).any()):
-        raise RangeError(f"{who} needs each neuron to fire once, got one twice. Name it once.")
+        raise RangeError(
+            f"{who} needs each neuron of {what} to fire once, got one twice. Name it once."
+        )
 
 
 def check_alpha(alpha: float, who: str) -> None:

@@ -148,7 +148,7 @@ class LatencyCode(UnaryCode):
         spikes = torch.zeros(
             self.steps, *integers.shape, dtype=integers.dtype, device=integers.device
         )
-        return spikes.scatter_(0, time[None], 1.0)
+        return spikes.scatter(0, time[None], 1.0)
 
     def count(self, x: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         check_values(self, x)

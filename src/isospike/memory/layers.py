@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from isospike.codes.orders import check_alpha
-from isospike.errors import InputError, RangeError, ShapeError
+from isospike.errors import InputError, IsospikeError, RangeError, ShapeError
 from isospike.kernels.machine import bursts
 from isospike.kernels.machine.locations import largest
+from isospike.tensors import check_floating, check_whole
 
 ABSTRACT = "abstract"  # layers that compute the order directly, without spikes in time
 KINDS = ("wheel", "rdlif")
@@ -56,8 +57,10 @@ def wheel_times(
         The time of each output neuron's spike.
 
     Raises:
-        RangeError: A number outside its range, times before ``start`` or not in order.
-        ShapeError: ``order`` and ``times`` differ in length.
+        InputError: Something is not a tensor.
+        RangeError: A number outside its range or not finite, a neuron that has no weights, times
+            before ``start`` or not in order.
+        ShapeError: ``order`` and ``times`` differ in length, or weights are no matrix.
 
     Example:
         >>> import torch
@@ -67,8 +70,8 @@ def wheel_times(
 
     Reference: Bose, Furber, Shapiro (2005), A system for transmitting a coherent burst activity.
     """
-    _check_burst("wheel_times", order, times, alpha, threshold)
-    if slope <= 0:
+    _check_burst("wheel_times", weights, order, times, alpha, threshold)
+    if not 0 < slope < math.inf:
         raise RangeError(f"wheel_times needs slope > 0, got {slope}. Use 1, for example.")
     if len(times) and float(times[0]) < start:
         raise RangeError(
@@ -112,9 +115,10 @@ def rdlif_times(
         The time of each output neuron's first spike.
 
     Raises:
-        RangeError: A negative weight, a time constant or threshold not positive, times not in
-            order.
-        ShapeError: ``order`` and ``times`` differ in length.
+        InputError: Something is not a tensor.
+        RangeError: A negative weight, a number that is not finite, a neuron that has no weights, a
+            time constant or threshold not positive, times not in order.
+        ShapeError: ``order`` and ``times`` differ in length, or weights are no matrix.
 
     Example:
         >>> import torch
@@ -124,8 +128,8 @@ def rdlif_times(
 
     Reference: Bose, Furber, Shapiro (2005), A spiking neural sparse distributed memory (WIRN).
     """
-    _check_burst("rdlif_times", order, times, alpha, threshold)
-    if min(tau_rate, tau) <= 0:
+    _check_burst("rdlif_times", weights, order, times, alpha, threshold)
+    if not (0 < tau_rate < math.inf and 0 < tau < math.inf):
         raise RangeError(
             f"rdlif_times needs time constants > 0, got {tau_rate} and {tau}. Use 20, for example."
         )
@@ -298,13 +302,22 @@ def first_spikes(times: Float[Tensor, "out"], n: int) -> Int[Tensor, "k"]:
         The neurons, equal times by index; fewer than ``n`` if fewer fire.
 
     Raises:
-        RangeError: ``n < 1``.
+        InputError: ``times`` is not a tensor.
+        ShapeError: It has not one axis.
+        RangeError: ``n < 1``, or a time is NaN.
 
     Example:
         >>> import torch
         >>> first_spikes(torch.tensor([3.0, 1.0, torch.inf, 2.0]), 2)
         tensor([1, 3])
     """
+    check_floating("first_spikes", "times", times, read=True)
+    if times.dim() != 1 or times.isnan().any():
+        kind: type[IsospikeError] = ShapeError if times.dim() != 1 else RangeError
+        raise kind(
+            f"first_spikes needs times [neurons], infinity for none, got shape "
+            f"{tuple(times.shape)} and {int(times.isnan().sum())} NaN. Give one layer's times."
+        )
     if n < 1:
         raise RangeError(f"first_spikes needs n >= 1, got {n}. Use 1 for the winner alone.")
     order = times.argsort(stable=True)[:n]
@@ -318,15 +331,36 @@ def _events(weights: Tensor, order: Tensor, times: Tensor, alpha: float) -> tupl
     return rows, order.long().numpy(), gain, times.double().numpy()
 
 
-def _check_burst(who: str, order: Tensor, times: Tensor, alpha: float, threshold: float) -> None:
+def _check_burst(
+    who: str, weights: Tensor, order: Tensor, times: Tensor, alpha: float, threshold: float
+) -> None:
     check_alpha(alpha, who)
+    check_floating(who, "weights", weights, read=True)
+    check_whole(who, "order", order, read=True)
+    check_floating(who, "times", times, read=True)
     if order.shape != times.shape or order.dim() != 1:
         raise ShapeError(
             f"{who} needs one time per spike, got shapes {tuple(order.shape)} and "
             f"{tuple(times.shape)}. Give both the shape [spikes]."
         )
-    if threshold <= 0:
-        raise RangeError(f"{who} needs threshold > 0, got {threshold}. Raise it.")
+    if weights.dim() != 2:
+        raise ShapeError(
+            f"{who} needs weights [out, in], got {tuple(weights.shape)}. Add the missing axis."
+        )
+    inputs = weights.shape[1]
+    if len(order) and not 0 <= int(order.min()) <= int(order.max()) < inputs:
+        raise RangeError(
+            f"{who} needs input neurons in [0, {inputs}), got {int(order.min())} to "
+            f"{int(order.max())}. Number them from 0."
+        )
+    for name, x in {"weights": weights, "times": times}.items():
+        if not x.isfinite().all():
+            raise RangeError(
+                f"{who} needs finite {name}, got {int((~x.isfinite()).sum())} of {x.numel()} that "
+                "are not. Leave them out."
+            )
+    if not 0 < threshold < math.inf:
+        raise RangeError(f"{who} needs a finite threshold > 0, got {threshold}. Use 1.")
     if bool((times.diff() < 0).any()):
         raise RangeError(
             f"{who} needs spike times in order, got a later one first. Sort the burst first."

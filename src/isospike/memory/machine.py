@@ -104,7 +104,8 @@ class SequenceMachine:
         generator: Draws the seed, if no seed is given.
 
     Raises:
-        InputError: A symbol twice, a part of the wrong kind, or a seed and a generator.
+        InputError: A symbol twice, one that is not hashable, a part of the wrong kind, or a seed
+            and a generator.
         RangeError: A number outside its range.
         UnsupportedError: Parts that do not go together.
 
@@ -147,7 +148,7 @@ class SequenceMachine:
         self._expected: tuple[int, float] | None = None
         self._lock = threading.RLock()
         self._memory = _memory(self.settings)
-        for symbol in map(_plain, symbols):
+        for symbol in map(_checked, symbols):
             if symbol in self._ids:
                 raise InputError(
                     f"SequenceMachine needs each symbol once, got {symbol!r} twice. Pass "
@@ -210,7 +211,7 @@ class SequenceMachine:
             symbol: One of the alphabet, or any if the machine grows.
 
         Raises:
-            InputError: An unknown symbol, unless the machine grows.
+            InputError: An unknown symbol, unless the machine grows, or one that is not hashable.
         """
         i = self._id(symbol)
         if self._expected is not None:
@@ -344,7 +345,7 @@ class SequenceMachine:
             raise InputError(
                 f"spikes needs a symbol of the alphabet, got {symbol!r}. See machine.symbols."
             )
-        return self._memory.spikes(self._ids[symbol])
+        return self._memory.spikes(self._id(symbol))
 
     @property
     def memory(self) -> Memory:
@@ -418,7 +419,8 @@ class SequenceMachine:
 
     @_alone
     def _stream(self, sequence: Iterable[Hashable], learn: bool) -> Any:
-        known = [self._id(symbol) for symbol in sequence]
+        checked = [_checked(symbol) for symbol in sequence]  # all before the first is added
+        known = [self._id(symbol) for symbol in checked]
         ids = np.array(known, np.int64)
         guess = np.zeros(len(ids), np.int64)
         match, margin = np.zeros((2, len(ids)), np.float32)
@@ -444,7 +446,7 @@ class SequenceMachine:
         return bool(right / seen >= self.settings.confidence)
 
     def _id(self, symbol: Hashable) -> int:
-        symbol = _plain(symbol)
+        symbol = _checked(symbol)
         i = self._ids.get(symbol)
         if i is None:
             if not self.settings.grow:
@@ -457,11 +459,6 @@ class SequenceMachine:
         return i
 
     def _add(self, symbol: Hashable) -> int:
-        if symbol is None or symbol != symbol:
-            raise InputError(
-                "SequenceMachine needs symbols that equal themselves and are not None, which says "
-                f"that nothing is known, got {symbol}. Use a text such as 'none'."
-            )
         self._ids[symbol] = len(self.symbols)
         self.symbols.append(symbol)
         return self._ids[symbol]
@@ -469,10 +466,35 @@ class SequenceMachine:
 
 def _plain(symbol: Any) -> Hashable:
     """A symbol as Python has it: the number in an array's element, which a file can hold."""
-    if isinstance(symbol, np.generic) or (isinstance(symbol, torch.Tensor) and symbol.dim() == 0):
+    if isinstance(symbol, np.generic | np.ndarray | torch.Tensor) and symbol.ndim == 0:
         symbol = symbol.item()
+    # A tensor's hash is not that of its values; a tuple may hold a list.
+    if isinstance(symbol, torch.Tensor) or not _is_hashable(symbol):
+        raise InputError(
+            f"SequenceMachine needs hashable symbols, got a {type(symbol).__name__}. Make "
+            "strings, numbers or tuples of yours."
+        )
     found: Hashable = symbol
     return found
+
+
+def _checked(symbol: Any) -> Hashable:
+    """:func:`_plain`, and InputError unless it may be a symbol."""
+    plain = _plain(symbol)
+    if plain is None or plain != plain:
+        raise InputError(
+            "SequenceMachine needs symbols that equal themselves and are not None, which says that "
+            f"nothing is known, got {plain}. Use a text such as 'none'."
+        )
+    return plain
+
+
+def _is_hashable(symbol: object) -> bool:
+    try:
+        hash(symbol)
+    except TypeError:
+        return False
+    return True
 
 
 def _expect(about: dict[str, Any]) -> Shapes:

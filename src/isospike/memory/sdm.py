@@ -138,10 +138,11 @@ class SparseDistributedMemory:
             data: Orders of d of D neurons, one for each address.
 
         Raises:
+            InputError: Something is not a tensor.
             ShapeError: Not ``[..., i]`` and ``[..., d]``, or batches that differ.
             RangeError: Not whole numbers, a neuron out of range, or one that fires twice.
         """
-        addresses, values = self._orders(address, "address"), self._orders(data, "data")
+        addresses, values = self._orders("write", address), self._orders("write", data, "data")
         if address.shape[:-1] != data.shape[:-1]:
             raise ShapeError(
                 f"write needs as many data as addresses, got shapes {tuple(address.shape)} and "
@@ -166,9 +167,9 @@ class SparseDistributedMemory:
             The recalled orders; -1, at the end, for outputs without activity or below the floor.
 
         Raises:
-            ShapeError, RangeError: As :meth:`write`.
+            InputError, ShapeError, RangeError: As :meth:`write`.
         """
-        return self._recall(address)[0]
+        return self._recall("read", address)[0]
 
     def activity(self, address: Int[Tensor, "*batch i"]) -> Float[Tensor, "*batch D"]:
         """The activity by which :meth:`read` ranks data neurons.
@@ -180,9 +181,9 @@ class SparseDistributedMemory:
             The activity of every data neuron.
 
         Raises:
-            ShapeError, RangeError: As :meth:`write`.
+            InputError, ShapeError, RangeError: As :meth:`write`.
         """
-        return self._recall(address)[1]
+        return self._recall("activity", address)[1]
 
     def active_locations(self, address: Int[Tensor, "*batch i"]) -> Int[Tensor, "*batch w"]:
         """The locations that an address activates.
@@ -194,9 +195,9 @@ class SparseDistributedMemory:
             Their indices, the most excited first; -1 at the end if fewer than w neurons fire.
 
         Raises:
-            ShapeError, RangeError: As :meth:`write`.
+            InputError, ShapeError, RangeError: As :meth:`write`.
         """
-        addresses = self._orders(address, "address")
+        addresses = self._orders("active_locations", address)
         out = np.full((len(addresses), self.decoder.active), kernels.SILENT, np.int64)
         if self.layers != ABSTRACT:
             for row, order in zip(out, addresses, strict=True):
@@ -215,8 +216,8 @@ class SparseDistributedMemory:
     def _sigma(self) -> Any:
         return self._gain[self.decoder.active]
 
-    def _recall(self, address: Tensor) -> tuple[Tensor, Tensor]:
-        addresses = self._orders(address, "address")
+    def _recall(self, who: str, address: Tensor) -> tuple[Tensor, Tensor]:
+        addresses = self._orders(who, address)
         orders = np.empty((len(addresses), self.data[0]), np.int64)
         activity = np.empty((len(addresses), self.data[1]), self._sigma.dtype)
         if self.layers != ABSTRACT:
@@ -283,10 +284,10 @@ class SparseDistributedMemory:
         recalled[silent] = kernels.SILENT
         return recalled, activity
 
-    def _orders(self, order: Tensor, what: str) -> Any:
+    def _orders(self, who: str, order: Tensor, what: str = "address") -> Any:
         n, m = self.address if what == "address" else self.data
-        check_order(order, n, m, f"{what} of the memory")
-        return order.reshape(-1, n).long().contiguous().numpy()
+        check_order(order, n, m, who, what)
+        return order.reshape(-1, n).long().cpu().contiguous().numpy()
 
 
 def _check_codes(address: tuple[int, int], data: tuple[int, int], rule: str) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from isospike.errors import RangeError, ShapeError
+from isospike.tensors import check_devices, check_floating
 
 
 class GatedOutputProjection(nn.Module):
@@ -88,12 +89,14 @@ class GatedOutputProjection(nn.Module):
         Raises:
             ShapeError: The last axes are not those of the layer.
         """
-        inner = self.heads * self.head_width
-        if heads_out.shape[-1] != inner or x.shape[-1] != self.gate.in_features:
+        check_floating("GatedOutputProjection", "heads_out", heads_out)
+        check_floating("GatedOutputProjection", "x", x)
+        check_devices("GatedOutputProjection", heads_out=heads_out, x=x, weight=self.weight)
+        inner, width = self.heads * self.head_width, self.gate.in_features
+        if heads_out.shape != (*x.shape[:-1], inner) or x.shape[-1:] != (width,):
             raise ShapeError(
-                f"GatedOutputProjection needs heads_out [.., {inner}] and x "
-                f"[.., {self.gate.in_features}], got {list(heads_out.shape)} and {list(x.shape)}. "
-                "Put the heads side by side."
+                f"GatedOutputProjection needs heads_out [.., {inner}] and x [.., {width}], got "
+                f"{list(heads_out.shape)} and {list(x.shape)}. Put the heads side by side."
             )
         gates = 2 * torch.sigmoid(self.gate(x))  # (1)
         return heads_out * gates.repeat_interleave(self.head_width, -1)

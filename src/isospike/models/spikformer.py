@@ -24,6 +24,7 @@ from isospike.kernels.runtime.buffers import Purpose, workspace
 from isospike.neurons import LIF, compile_neuron, scale_and_shift
 from isospike.presets import spikingjelly_lif
 from isospike.products import PRECISIONS, spike_attention
+from isospike.tensors import check_tensor
 
 AT_ONCE = 4  # images that a folded network takes at a time
 NEURONS = spikingjelly_lif(detach_reset=True)
@@ -172,7 +173,13 @@ def split_heads(x: Tensor, heads: int) -> tuple[Tensor, ...]:
 
 
 def check_images(images: Tensor) -> None:
-    """Raise ShapeError unless these are images that Spikformer takes."""
+    """Raise unless these are images that Spikformer takes: float32, on any device."""
+    check_tensor("Spikformer", "images", images)
+    if images.dtype not in (torch.float32, torch.bfloat16, torch.float64):
+        raise RangeError(
+            f"Spikformer needs images of a floating-point type, got {images.dtype}. Convert them "
+            "with .float()."
+        )
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[1] != 3 or shape[2] % 4 or shape[3] % 4 or 0 in shape:
         raise ShapeError(

@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.models.gated_output import GatedOutputProjection
 from isospike.positions import NoPE, Position
+from isospike.tensors import check_tensor, check_whole, unwrapped
 
 
 class Cache(NamedTuple):
@@ -168,18 +169,21 @@ class Transformer(nn.Module):
             ShapeError: Not ``[batch, length]``.
             RangeError: A token out of range, or more tokens than the encoding has positions.
         """
+        check_whole("Transformer", "tokens", tokens)
         if tokens.dim() != 2:
             raise ShapeError(
                 f"Transformer needs tokens [batch, length], got {tuple(tokens.shape)}. "
                 "One sequence is tokens[None]."
             )
-        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocabulary:
-            raise RangeError(
-                f"Transformer needs tokens in [0, {self.vocabulary}), got {int(tokens.min())} to "
-                f"{int(tokens.max())}. Use the tokenizer of the model's vocabulary."
-            )
+        if tokens.numel() and not tokens.is_meta:
+            low, high = int(unwrapped(tokens).min()), int(unwrapped(tokens).max())
+            if not 0 <= low <= high < self.vocabulary:
+                raise RangeError(
+                    f"Transformer needs tokens in [0, {self.vocabulary}), got {low} to {high}. Use "
+                    "the tokenizer of the model's vocabulary."
+                )
         at = self.position.index(tokens.shape[1], start).to(tokens.device)
-        return self.position.add(self.scale * self.tokens(tokens), at), at
+        return self.position.add(self.scale * self.tokens(tokens.long()), at), at
 
     def attend(
         self,
@@ -203,6 +207,8 @@ class Transformer(nn.Module):
             ShapeError: The mask is not ``[batch, length]``.
             UnsupportedError: A mask and a cache.
         """
+        if mask is not None:
+            check_tensor("Transformer", "mask", mask)
         if mask is not None and mask.shape != x.shape[:2]:
             raise ShapeError(
                 f"Transformer needs a mask of shape {tuple(x.shape[:2])}, got "
@@ -244,7 +250,7 @@ class Transformer(nn.Module):
             seen = seen.tril(past)
         if mask is not None:  # A token sees itself, padding or not: softmax needs one key.
             own = torch.eye(count, dtype=torch.bool, device=keys.device)
-            seen = seen & (mask[:, None, None, :] | own)
+            seen = seen & (mask.bool()[:, None, None, :] | own)
         if bias is None:
             return seen, False
         return torch.where(seen, bias, -torch.inf), False

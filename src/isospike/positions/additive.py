@@ -252,5 +252,5 @@ class CentralPatternGenerator(Additive):
         return (sinusoid(at, 2 * self.pairs) > self.threshold).float()
 
     def table(self, at: At) -> Float[Tensor, "length width"]:
-        added: Tensor = self.project(self.spikes(at))  # (5)
+        added: Tensor = self.project(self.spikes(at).to(self.project.weight.dtype))  # (5)
         return added

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from isospike.errors import RangeError, ShapeError
+from isospike.tensors import check_devices, check_floating, check_whole, unwrapped
 
 BASE = 10000.0
 """The sinusoid's wavelengths grow from 2 pi to 2 pi times this."""
@@ -73,8 +74,9 @@ class Position(nn.Module, ABC):
             The encoded input; type of ``x``.
 
         Raises:
+            InputError: ``x`` or ``at`` is not a tensor.
             ShapeError: ``x`` or ``at`` has another shape.
-            RangeError: A position past :attr:`max_length`.
+            RangeError: A position past :attr:`max_length`, or one that is not a whole number.
         """
         return x
 
@@ -90,7 +92,9 @@ class Position(nn.Module, ABC):
             Rotated queries and keys.
 
         Raises:
+            InputError: ``q``, ``k`` or ``at`` is not a tensor.
             ShapeError: ``q``, ``k`` or ``at`` has another shape.
+            RangeError: A position past :attr:`max_length`, or one that is not a whole number.
         """
         return q, k
 
@@ -98,16 +102,24 @@ class Position(nn.Module, ABC):
         """The bias of the scores of queries and keys at these positions; None for no bias.
 
         Args:
-            queries: Position of each query.
-            keys: Position of each key.
+            queries: Position of each query, the same in every row of a batch.
+            keys: Position of each key, likewise.
+
+        Returns:
+            The bias. Where it is computed from distances it is float32, whatever the type of the
+            module: bfloat16 counts to 256 only.
 
         Raises:
-            RangeError: A position past :attr:`max_length`.
+            InputError: Something is not a tensor.
+            ShapeError: Not one axis each.
+            RangeError: A position past :attr:`max_length`, or one that is not a whole number.
         """
         return None
 
     def _at(self, x: Tensor, at: Tensor | None) -> Tensor:
-        """Positions of the tokens of ``x``, checked."""
+        """Positions of the tokens of ``x``, both checked."""
+        owner = type(self).__name__
+        check_floating(owner, "its input", x)
         if x.dim() < 2:
             raise ShapeError(
                 f"{type(self).__name__} needs tensors [..., length, width], got {tuple(x.shape)}. "
@@ -115,6 +127,7 @@ class Position(nn.Module, ABC):
             )
         if at is None:
             return self.index(x.shape[-2]).to(x.device)
+        check_whole(owner, "at", at)
         if at.shape != x.shape[-2:-1]:
             raise ShapeError(
                 f"{type(self).__name__} needs a position for each of {x.shape[-2]} tokens, got "
@@ -123,9 +136,22 @@ class Position(nn.Module, ABC):
         self._check_range(at)
         return at.to(x.device)
 
+    def _check_pair(self, queries: Tensor, keys: Tensor) -> None:
+        """Raise unless these are the positions of queries and keys, one axis each."""
+        owner = type(self).__name__
+        for name, at in {"queries": queries, "keys": keys}.items():
+            check_whole(owner, name, at)
+            if at.dim() != 1:
+                raise ShapeError(
+                    f"{owner} needs {name} [length], got {tuple(at.shape)}. Give the positions of "
+                    "one row; for rows that differ, call it for each."
+                )
+        check_devices(owner, queries=queries, keys=keys)
+
     def _check_range(self, at: Tensor) -> None:
-        if self.max_length is None or not at.numel():
+        if self.max_length is None or not at.numel() or at.is_meta:
             return
+        at = unwrapped(at)
         if int(at.min()) < 0 or int(at.max()) >= self.max_length:
             raise RangeError(
                 f"{type(self).__name__} needs positions in [0, {self.max_length}), got "

@@ -5,6 +5,7 @@ import math
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from isospike.errors import RangeError, ShapeError
 from isospike.positions.base import (
@@ -18,6 +19,7 @@ from isospike.positions.base import (
     check_even,
     check_positive,
 )
+from isospike.tensors import check_floating, without_autocast
 
 
 class RoPE(Position):
@@ -57,14 +59,15 @@ class RoPE(Position):
         return cls(width // heads)
 
     def rotate(self, q: Vectors, k: Vectors, at: At | None = None) -> tuple[Vectors, Vectors]:
-        size = self.head_width
-        if not q.shape[-1] == k.shape[-1] == size or q.shape[-2:] != k.shape[-2:]:
+        at, size = self._at(q, at), self.head_width
+        check_floating("RoPE", "k", k)
+        if k.dim() < 2 or not q.shape[-1] == k.shape[-1] == size or q.shape[-2:] != k.shape[-2:]:
             raise ShapeError(
                 f"RoPE needs queries and keys of the same tokens and head_width {size}, got "
                 f"{tuple(q.shape)} and {tuple(k.shape)}. Split the heads first."
             )
         exponent = torch.arange(0, self.head_width, 2, device=q.device).float() / self.head_width
-        angle = self._at(q, at).float()[:, None] * (1.0 / self.base**exponent)
+        angle = at.float()[:, None] * (1.0 / self.base**exponent)
         cos, sin = angle.cos().to(q.dtype), angle.sin().to(q.dtype)
         return _turn(q, cos, sin), _turn(k, cos, sin)
 
@@ -100,15 +103,16 @@ class ALiBi(Position):
     def __init__(self, heads: int) -> None:
         super().__init__()
         check_positive("ALiBi", heads=heads)
-        self.slopes: Tensor
-        self.register_buffer("slopes", torch.tensor(_slopes(heads)))
+        self.slopes = tuple(_slopes(heads))  # no buffer, which .bfloat16() would round
 
     @classmethod
     def for_model(cls, width: int, heads: int, length: int, causal: bool) -> "ALiBi":
         return cls(heads)
 
     def bias(self, queries: Queries, keys: Keys) -> Bias:
-        return -self.slopes[:, None, None] * _distance(queries, keys).to(self.slopes)
+        self._check_pair(queries, keys)
+        slopes = torch.tensor(self.slopes, device=queries.device)
+        return -slopes[:, None, None] * _distance(queries, keys).float()
 
 
 def _slopes(heads: int) -> list[float]:
@@ -160,6 +164,7 @@ class T5Buckets(Position):
 
     def bucket(self, queries: Queries, keys: Keys) -> Int[Tensor, "queries keys"]:
         """The bucket of every pair of a query and a key."""
+        self._check_pair(queries, keys)
         back = queries[:, None] - keys  # how far the key lies behind
         first, count = torch.zeros_like(back), self.buckets
         if self.causal:
@@ -209,7 +214,7 @@ class FIRE(Position):
                 f"FIRE needs a threshold above 0, got {threshold}. "
                 "Use the length of training sequences."
             )
-        self.function = nn.Sequential(nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, heads))
+        self.up, self.down = nn.Linear(1, hidden), nn.Linear(hidden, heads)  # f
         self.c = nn.Parameter(torch.tensor(0.1))
         self.threshold = nn.Parameter(torch.tensor(float(threshold)))
 
@@ -218,14 +223,17 @@ class FIRE(Position):
         return cls(heads, float(length))
 
     def bias(self, queries: Queries, keys: Keys) -> Bias:
-        p, q = queries.to(self.c)[:, None], keys.to(self.c)
-        progress = torch.maximum(self.threshold.abs(), torch.maximum(p, q))
+        self._check_pair(queries, keys)
+        p, q = queries.float()[:, None], keys.float()
+        progress = torch.maximum(self.threshold.float().abs(), torch.maximum(p, q))
         share = self._psi((p - q).abs()) * (p - q).sign() / self._psi(progress)
-        out: Tensor = self.function(share[..., None])  # (8)
+        with without_autocast(queries.device):  # (8)
+            hidden = linear(share[..., None], self.up.weight.float(), self.up.bias.float()).relu()
+            out = linear(hidden, self.down.weight.float(), self.down.bias.float())
         return out.permute(2, 0, 1)
 
     def _psi(self, x: Tensor) -> Tensor:
-        return (1 + self.c.abs() * x).log()
+        return (1 + self.c.float().abs() * x).log()
 
 
 class LogDistance(Position):
@@ -258,6 +266,7 @@ class LogDistance(Position):
         return cls(heads)
 
     def bias(self, queries: Queries, keys: Keys) -> Bias:
+        self._check_pair(queries, keys)
         levels = (1 + _distance(queries, keys)).double().log2().ceil()
         return -self.gain[:, None, None] * levels.to(self.gain)
 
@@ -301,6 +310,7 @@ class GrayCode(Position):
         return (gray[:, None] >> torch.arange(self.bits, device=at.device) & 1).bool()
 
     def bias(self, queries: Queries, keys: Keys) -> Bias:
+        self._check_pair(queries, keys)
         equal = (self.spikes(queries)[:, None] == self.spikes(keys)).sum(-1)
         return self.gain[:, None, None] * equal.to(self.gain)
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from isospike.dimension import participation_ratio, spectral_entropy, stable_rank
 from isospike.errors import RangeError, ShapeError
+from isospike.tensors import check_floating
 
 
 class Collapse(NamedTuple):
@@ -64,6 +65,7 @@ def measure_collapse(rows: Tensor) -> Collapse:
         ShapeError: ``rows`` does not have two axes, or is empty.
         RangeError: A value is NaN or infinite, or all are zero.
     """
+    check_floating("measure_collapse", "rows", rows, read=True)
     if rows.dim() != 2 or not rows.numel():
         raise ShapeError(
             f"measure_collapse needs a matrix [rows, columns], got shape {list(rows.shape)}. Give "
@@ -125,8 +127,24 @@ def measure_maps(maps: Float[Tensor, "heads n n"]) -> MapMeasures:
 
     Returns:
         The measures.
+
+    Raises:
+        InputError: ``maps`` is not a tensor.
+        ShapeError: Not ``[heads, n, n]``, or empty.
+        RangeError: A weight is NaN, infinite or negative.
     """
+    check_floating("measure_maps", "maps", maps, read=True)
+    if maps.dim() != 3 or maps.shape[1] != maps.shape[2] or not maps.numel():
+        raise ShapeError(
+            f"measure_maps needs maps [heads, n, n], got {list(maps.shape)}. Give one sequence's "
+            "maps of a layer."
+        )
     a = maps.detach().double().cpu()
+    if not bool(((a >= 0) & a.isfinite()).all()):
+        raise RangeError(
+            f"measure_maps needs finite weights of at least 0, got {float(a.min())} to "
+            f"{float(a.max())}. Give maps after their softmax."
+        )
     n = a.shape[-1]
     squares = torch.linalg.eigvalsh(a @ a.transpose(1, 2)).clamp_min(0)
     ratio = (squares[:, -2] / squares[:, -1]).sqrt() if n > 1 else torch.zeros(len(a))

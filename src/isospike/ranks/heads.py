@@ -30,7 +30,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isospike.errors import RangeError, ShapeError
-from isospike.ranks.numerical import NumericalRank, numerical_rank
+from isospike.ranks.numerical import NumericalRank, as_numbers, numerical_rank
+from isospike.tensors import check_floating
 
 MAX_AMPLIFIED_ROUNDING = 0.01  # relative error of a head's output that still counts as exact
 
@@ -194,7 +195,8 @@ def recover_heads(
         RangeError: As for :func:`head_ambiguity`.
     """
     w, origin = _stacked(weight, heads, computed_in, "recover_heads")
-    if heads_sum.shape[-1] != w.shape[1]:
+    check_floating("recover_heads", "heads_sum", heads_sum, read=True)
+    if heads_sum.dim() != 2 or heads_sum.shape[-1] != w.shape[1]:
         raise ShapeError(
             f"recover_heads needs heads_sum [n, {w.shape[1]}], got {list(heads_sum.shape)}. Give "
             "the output of the same attention layer."
@@ -206,8 +208,7 @@ def recover_heads(
 def _stacked(
     weight: Any, heads: int, computed_in: torch.dtype | None, who: str
 ) -> tuple[Tensor, torch.dtype]:
-    given = torch.as_tensor(weight).detach().cpu()
-    w = given.to(torch.float64)
+    w, origin = as_numbers(weight, computed_in, who)
     if heads < 1:
         raise RangeError(f"{who} needs heads >= 1, got {heads}. Give the model's number of heads.")
     if w.dim() != 2 or not w.numel() or len(w) % heads:
@@ -220,8 +221,7 @@ def _stacked(
             f"{who} needs finite weights, got {int((~w.isfinite()).sum())} that are not. Load the "
             "model again."
         )
-    own = given.dtype if given.dtype.is_floating_point else torch.float64
-    return w, computed_in or own
+    return w, origin
 
 
 def _inverse(w: Tensor, kept: int) -> tuple[Tensor, float]:

@@ -31,9 +31,11 @@ from isospike.ranks.numerical import (
     NumericalRank,
     RoundedMatrix,
     affine_rank_of,
+    as_numbers,
     rank_of,
     rounded,
 )
+from isospike.tensors import check_kind
 
 KINDS = ("layer", "rms")
 
@@ -124,9 +126,7 @@ def norm_rank(
         UnsupportedError: The module is neither LayerNorm nor RMSNorm.
     """
     x = rounded(rows, computed_in, "norm_rank")
-    raw = torch.as_tensor(rows).detach().cpu()
-    origin = computed_in or (raw.dtype if raw.dtype.is_floating_point else torch.float64)
-    raw = raw.to(torch.float64)
+    raw, origin = as_numbers(rows, computed_in, "norm_rank")
     known = _as_norm(norm)
     for name, vector in (("gamma", known.gamma), ("beta", known.beta)):
         if vector is not None and vector.shape != raw.shape[1:]:
@@ -200,6 +200,7 @@ def _as_norm(norm: str | Norm | nn.Module) -> Norm:
     if isinstance(norm, nn.Module):
         return find_norm(norm)
     known = Norm(norm) if isinstance(norm, str) else norm
+    check_kind("norm_rank", "norm", known, Norm, "'layer'")
     if known.kind not in KINDS:
         raise InputError(
             f"norm_rank needs a known norm, got {known.kind!r}. Choose one of {', '.join(KINDS)}."

@@ -30,7 +30,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isospike.errors import RangeError, ShapeError
+from isospike.errors import InputError, RangeError, ShapeError, first_sentence
+from isospike.tensors import check_tensor
 
 CLEAR_GAP = 10.0
 DECADE = 10.0
@@ -131,8 +132,9 @@ def numerical_rank(rows: Any, computed_in: torch.dtype | None = None) -> Numeric
         The rank. Scaling a row does not change it.
 
     Raises:
+        InputError: ``rows`` is no matrix of numbers, or ``computed_in`` no ``torch.dtype``.
         ShapeError: ``rows`` does not have two axes, or is empty.
-        RangeError: A value is NaN or infinite, or ``computed_in`` is not a floating type.
+        RangeError: A value is NaN, infinite or complex, or ``computed_in`` is not a floating type.
     """
     return rank_of(rounded(rows, computed_in, "numerical_rank"))
 
@@ -197,16 +199,7 @@ def rounded(rows: Any, computed_in: torch.dtype | None, who: str) -> RoundedMatr
         ShapeError: As for :func:`numerical_rank`.
         RangeError: As for :func:`numerical_rank`.
     """
-    x = torch.as_tensor(rows).detach().cpu()
-    origin = computed_in or x.dtype
-    if not origin.is_floating_point:
-        if computed_in is not None or x.is_complex():
-            raise RangeError(
-                f"{who} needs a floating computed_in, got {origin}. Name a type such as "
-                "torch.float32."
-            )
-        origin = torch.float64  # whole numbers are exact
-    x = x.to(torch.float64)
+    x, origin = as_numbers(rows, computed_in, who)
     if x.dim() != 2 or not x.numel():
         raise ShapeError(
             f"{who} needs a matrix [rows, columns], got shape {list(x.shape)}. Give one row for "
@@ -222,6 +215,42 @@ def rounded(rows: Any, computed_in: torch.dtype | None, who: str) -> RoundedMatr
     top = float(x.abs().max()) or 1.0
     x = x / top
     return RoundedMatrix(x, limits.eps / 2 * x.abs().clamp_min(limits.smallest_normal / top))
+
+
+def as_numbers(rows: Any, computed_in: torch.dtype | None, who: str) -> tuple[Tensor, torch.dtype]:
+    """Real numbers in float64, and the type in which they were computed.
+
+    Args:
+        rows: A tensor, an array or a list.
+        computed_in: That type; that of ``rows`` by default, float64 for whole numbers.
+        who: Name of the public function, for error messages.
+
+    Raises:
+        InputError: ``rows`` cannot be made a tensor, or ``computed_in`` is no ``torch.dtype``.
+        RangeError: The numbers are complex, or ``computed_in`` is not a floating type.
+        UnsupportedError: A sparse, nested or quantised tensor, or one on ``meta``.
+    """
+    try:
+        x = torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{who} needs a tensor, an array or rows of numbers, got {type(rows).__name__} "
+            f"({first_sentence(error)}) Give one number for each entry."
+        ) from error
+    check_tensor(who, "its matrix", x, read=True)
+    if computed_in is not None and not isinstance(computed_in, torch.dtype):
+        raise InputError(
+            f"{who} needs computed_in as a torch.dtype, got {computed_in!r}. Use torch.float32, "
+            "for example."
+        )
+    origin = computed_in or x.dtype
+    if x.is_complex() or (computed_in is not None and not origin.is_floating_point):
+        raise RangeError(
+            f"{who} needs real numbers and a floating computed_in, got {x.dtype} and "
+            f"{computed_in}. Name a type such as torch.float32."
+        )
+    x = x.detach().cpu().to(torch.float64)
+    return x, origin if origin.is_floating_point else torch.float64  # whole numbers are exact
 
 
 def rank_of(x: RoundedMatrix, null: Tensor | None = None) -> NumericalRank:

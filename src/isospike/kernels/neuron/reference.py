@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from isospike.surrogate import Surrogate, spike
+from isospike.surrogate import Surrogate, fire
 
 
 def run_steps(
@@ -45,7 +45,7 @@ def run_steps(
     spikes = []
     for current in x.to(decay.dtype):
         h = decay * v + gain * current + bias  # (1)
-        s = spike(h - threshold, surrogate)  # (2)
+        s = fire(h - threshold, surrogate)  # (2)
         r = s.detach() if detach else s
         v = (1 - r) * h + reset * r if hard else h - reset * r  # (3)
         spikes.append(s.to(dtype))

@@ -85,7 +85,7 @@ def workspace(
     if kept is None or kept.numel() < size:
         with torch.inference_mode(False):  # an inference tensor could not be used elsewhere
             kept = _workspaces.tensors[key] = torch.empty(size, dtype=dtype, device=device)
-    space = kept[:size].view(*shape)
+    space = kept[:size].view(tuple(shape))
     if POISON:
         floating = dtype.is_floating_point
         space.fill_(math.nan if floating else dtype != torch.bool and torch.iinfo(dtype).max)
@@ -101,12 +101,12 @@ def empty_pooled(shape: Sequence[int], dtype: torch.dtype, device: torch.device)
     """
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or size < LARGE:
-        return torch.empty(*shape, dtype=dtype, device=device)
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
     memory = _pool.take(size)
     start = -memory.ctypes.data % LINE
     own = memory[start : start + size]  # torch holds this view as long as it holds the memory
     weakref.finalize(own, _pool.give, memory).atexit = False
-    return torch.from_numpy(own).view(dtype).view(*shape)
+    return torch.from_numpy(own).view(dtype).view(tuple(shape))
 
 
 class _Pool:
