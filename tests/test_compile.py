@@ -111,3 +111,19 @@ def test_spikes_that_cannot_be_packed_are_refused_in_a_graph_too():
     assert torch.equal(compiled(s, weight), spike_linear(s, weight))
     with pytest.raises(RangeError, match="needs spikes of 0 or 1 to pack them as bits, got 2"):
         compiled(2 * s, weight)
+
+
+@tracing
+def test_a_graph_of_any_length_serves_all():
+    layer = isospike.LIF(NeuronParams(decay=torch.tensor([0.25, 0.5, 0.75])))
+
+    def both(x, w):
+        s = layer(x)
+        return spike_linear(s, w), spike_matmul(s, s.mT), spike_attention(s, s, s[:1])
+
+    compiled = torch.compile(both, fullgraph=True, dynamic=True, backend="aot_eager")
+    w = torch.ones(2, 3)
+    for steps, rows in ((4, 5), (6, 7), (9, 2)):
+        x = torch.randn(steps, rows, 3, generator=torch.Generator().manual_seed(rows))
+        for ours, true in zip(compiled(x, w), both(x, w), strict=True):
+            assert torch.equal(ours, true)

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from browser import browse, needs_chromium
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 import isospike
 from isospike.cli import app
 from isospike.errors import InputError, RangeError, ShapeError, UnsupportedError
+from isospike.models import Transformer
+from isospike.ranks import controls, measure_ranks
 from isospike.ranks.measure import measure_forward
 from isospike.ranks.report import RankReport
 
@@ -376,3 +379,121 @@ def test_mistakes_end_in_one_line_and_exit_2(saved, arguments, text, tmp_path):
     assert done.stderr.strip().splitlines()[-1].startswith("error: rank needs ")
     assert not (tmp_path / "none").exists()
     assert run("/no/such/folder").exit_code == 2
+
+
+def padded(ids, count, left):
+    """A batch with padding on one side."""
+    parts = [torch.zeros(len(ids), count, dtype=torch.long), ids]
+    masks = [torch.zeros(len(ids), count, dtype=torch.long), torch.ones_like(ids)]
+    order = slice(None) if left else slice(None, None, -1)
+    return {"input_ids": torch.cat(parts[order], 1), "attention_mask": torch.cat(masks[order], 1)}
+
+
+def figures(report):
+    """Every number of a report, but the largest relative error of a recovery."""
+    rows = [*report.depth, *(row for control in report.controls for row in control.rows)]
+    numbers = [(r.cosine, r.residual, r.entropic, r.ratio, r.entropy) for r in rows]
+    numbers += [(s.tokens, s.rank.rank, s.affine.rank, *s.collapse) for s in report.sites]
+    numbers += [(n.result.rank.rank, n.result.measured.rank) for n in report.norms]
+    numbers += [(h.ratio, h.entropy) for h in report.heads]
+    return [c.name for c in report.controls], [x for row in numbers for x in row]
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("count", [3, 20, 45])
+def test_padding_on_either_side_changes_no_figure(left, count):
+    from transformers import LlamaConfig, LlamaModel
+
+    config = LlamaConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, intermediate_size=32,
+                         num_attention_heads=2, num_key_value_heads=2)  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaModel(config).eval()
+    ids = torch.randint(1, 60, (2, 40), generator=torch.Generator().manual_seed(1))
+    names, numbers = figures(measure_ranks(model, {"input_ids": ids}))
+    own_names, own = figures(measure_ranks(model, padded(ids, count, left)))
+    assert own_names == names
+    assert len(names) == 4
+    assert own == pytest.approx(numbers, rel=1e-3, abs=1e-4, nan_ok=True)
+
+
+def test_the_first_tokens_of_rows_of_unequal_length_are_their_own():
+    ids = torch.arange(1, 13).view(2, 6)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    batch = {"input_ids": ids, "attention_mask": mask, "position_ids": torch.arange(6)[None]}
+    batch |= {"decoder_input_ids": ids.flip(1), "decoder_attention_mask": mask.flip(1)}
+    cut = controls._cut(batch | {"use_cache": False}, "input_ids", 2)
+    assert cut["input_ids"].tolist() == [[3, 4], [7, 8]]
+    assert cut["attention_mask"].tolist() == [[1, 1], [1, 1]]
+    assert cut["position_ids"].tolist() == [[2, 3], [0, 1]]
+    assert cut["decoder_input_ids"].tolist() == [[6, 5], [9, 8]]
+    assert cut["decoder_attention_mask"].tolist() == [[1, 1], [1, 1]]
+    assert cut["use_cache"] is False
+
+
+@pytest.mark.parametrize("decoder", [7, 12])
+def test_an_encoder_and_its_decoder_have_masks_of_their_own(decoder):
+    from transformers import BartConfig, BartModel
+
+    config = BartConfig(vocab_size=60, d_model=16, encoder_layers=1, decoder_layers=1,
+                        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
+                        decoder_ffn_dim=16, max_position_embeddings=32)  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BartModel(config).eval()
+    ids = torch.randint(3, 60, (2, 12), generator=torch.Generator().manual_seed(1))
+    mask, own = torch.ones(2, 12, dtype=torch.long), torch.ones(2, decoder, dtype=torch.long)
+    mask[0, 9:], own[1, 4:] = 0, 0
+    batch = {"input_ids": ids, "attention_mask": mask}
+    batch |= {"decoder_input_ids": ids[:, :decoder], "decoder_attention_mask": own}
+    report = measure_ranks(model, batch, controls=False)
+    tokens = {(site.layer, site.sequence): site.tokens for site in report.sites}
+    assert tokens == {
+        ("encoder.layers.0", 0): 9, ("encoder.layers.0", 1): 12,
+        ("decoder.layers.0", 0): decoder, ("decoder.layers.0", 1): 4,
+    }  # fmt: skip
+    assert report.tokens == (max(9, decoder), 12)
+
+
+class Unprojected(torch.nn.Module):
+    """A layer whose attention no linear layer follows."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = torch.nn.Linear(8, 24)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + y.transpose(1, 2).flatten(2)
+
+
+class Stack(torch.nn.Module):
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(layers)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_a_layer_without_a_projection_is_named():
+    x = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UnsupportedError, match=r"got layers.0, layers.1 of Stack without one\. Me"):
+        measure_ranks(Stack(Unprojected(), Unprojected()), {"x": x}, controls=False)
+
+
+@pytest.mark.parametrize(
+    ("batch", "text"),
+    [
+        ({"input_ids": [[1, 2, 3]]}, "needs tensors, got list for input_ids. Ask the tokenizer"),
+        ({"input_ids": np.ones((1, 3))}, "needs tensors, got ndarray for input_ids"),
+        ({}, "needs a batch with rows, got none"),
+        ({"tokens": torch.zeros(0, 3, dtype=torch.long)}, "needs a batch with rows, got none"),
+    ],
+)
+def test_a_batch_that_is_none_is_refused_by_name(batch, text):
+    with pytest.raises(InputError, match=text):
+        measure_ranks(Transformer(20, 16, 2, 1), batch)

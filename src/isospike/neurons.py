@@ -354,7 +354,8 @@ def _check_param(
         )
     shape = x.shape[1:]
     own = (1,) * (len(shape) - value.dim()) + tuple(value.shape)
-    if len(own) != len(shape) or any(a not in (1, b) for a, b in zip(own, shape, strict=True)):
+    # No ``in``: a size may be a symbol, of which torch.compile knows equality only.
+    if len(own) != len(shape) or not all(a == 1 or a == b for a, b in zip(own, shape, strict=True)):
         raise ShapeError(
             f"{owner} needs {name} broadcastable to one step {tuple(shape)}, got "
             f"{tuple(value.shape)}. Axes align at the end: channels of images are [channels, 1, 1]."

@@ -226,8 +226,13 @@ def _check_spikes(owner: str, **spikes: Tensor) -> None:
 
 def _broadcast(*shapes: Sequence[int]) -> bool:
     """Whether shapes may be broadcast to each other."""
-    sizes = zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1)
-    return all(len({size for size in axis if size != 1}) <= 1 for axis in sizes)
+    for sizes in zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1):
+        shared = 1
+        for size in sizes:
+            if size != 1 and shared != 1 and size != shared:
+                return False
+            shared = shared if size == 1 else size
+    return True
 
 
 def _autocast(device: torch.device) -> bool:

@@ -112,16 +112,28 @@ def _baselines(
     if key is None:
         return
     yield "tokens in random order", model, {**batch, key: _shuffled(batch, key, seed)}
-    longest = batch[key].shape[1]
     for length in (width // 2, width, 2 * width):
-        if 2 <= length < longest and length <= tokens:
-            cut = {
-                k: v[:, :length]
-                if isinstance(v, Tensor) and v.dim() == 2 and v.shape[1] == longest
-                else v
-                for k, v in batch.items()
-            }
-            yield f"first {length} tokens", model, cut
+        if 2 <= length < batch[key].shape[1] and length <= tokens:
+            yield f"first {length} tokens", model, _cut(batch, key, length)
+
+
+def _cut(batch: Mapping[str, Any], key: str, length: int) -> dict[str, Any]:
+    """The first unpadded tokens of each sequence, and of a decoder's, on whichever side it pads."""
+    cut = dict(batch)
+    streams = {key: ("attention_mask", "mask"), "decoder_input_ids": ("decoder_attention_mask",)}
+    for first, masks in streams.items():
+        ids = batch.get(first)
+        if not isinstance(ids, Tensor) or ids.shape[1] <= length:
+            continue
+        seen = next((batch[m] for m in masks if isinstance(batch.get(m), Tensor)), ids >= 0)
+        # The places of unpadded tokens come first, in their order.
+        places = (seen == 0).long().argsort(dim=1, stable=True)[:, :length].to(ids.device)
+        for name, value in batch.items():
+            own = name.startswith("decoder_") == first.startswith("decoder_")
+            fits = isinstance(value, Tensor) and value.dim() == 2
+            if own and fits and value.shape[1] == ids.shape[1]:
+                cut[name] = value.expand_as(ids).gather(1, places)
+    return cut
 
 
 def _reinitialised(model: nn.Module, seed: int) -> nn.Module | None:

@@ -59,8 +59,16 @@ def warnings(measured: ForwardMeasurements) -> tuple[str, ...]:
     Returns:
         The sentences; none if nothing is unusual.
     """
-    parts = (_of_ranks, _of_tokens, _of_maps, _of_heads, _of_norms)
+    parts = (_of_layers, _of_ranks, _of_tokens, _of_maps, _of_heads, _of_norms)
     return tuple(sentence for part in parts for sentence in part(measured))
+
+
+def _of_layers(measured: ForwardMeasurements) -> Iterator[str]:
+    if measured.left_out:
+        yield (
+            f"Left out: {_listed(_unique(measured.left_out))}, where no linear projection was "
+            "recognised after the attention."
+        )
 
 
 def _of_ranks(measured: ForwardMeasurements) -> Iterator[str]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from isospike.errors import InputError, UnsupportedError
-from isospike.hf.batches import full_token_mask
 from isospike.progress import update
 from isospike.ranks.collapse import Collapse, generic_rank, measure_collapse, measure_maps
 from isospike.ranks.heads import HeadAmbiguity, invert_heads
@@ -21,6 +20,7 @@ from isospike.ranks.record import (
     output_weight,
     quantised_input,
     record,
+    unpadded,
 )
 
 MEASURED_WITHOUT_FIRST = ("input", "output")
@@ -154,6 +154,7 @@ class ForwardMeasurements:
         layers: One row for each layer and sequence.
         projections: One row for each layer.
         unknown_norms: Names of modules that are neither LayerNorm nor RMSNorm.
+        left_out: Names of layers in which no projection was recognised after their attention.
     """
 
     sites: tuple[SiteRow, ...]
@@ -162,6 +163,7 @@ class ForwardMeasurements:
     layers: tuple[LayerRow, ...]
     projections: tuple[ProjectionRow, ...]
     unknown_norms: tuple[str, ...]
+    left_out: tuple[str, ...]
 
     def at(self, layer: str, site: str) -> list[SiteRow]:
         """The rows of one site, sequence by sequence.
@@ -191,7 +193,8 @@ def measure_forward(
         The measurements.
 
     Raises:
-        UnsupportedError: The model has no attention that hooks can see.
+        UnsupportedError: The model has no attention that hooks can see, or no layer with a
+            projection after it.
         InputError: A sequence has fewer than two unpadded tokens.
         RangeError: An activation of an unpadded token is NaN or infinite.
     """
@@ -201,16 +204,21 @@ def measure_forward(
 
     def on_layer(layer: LayerRecord) -> None:
         nonlocal done
-        rows.add_layer(layer, batch, outputs_only)
+        rows.add_layer(layer, _unpadded(model, batch, layer.name, layer.x), outputs_only)
         done += 1
         update(what, done, max(total, done))
 
     def on_norm(norm: NormRecord) -> None:
         if not outputs_only:
-            rows.add_norm(norm, _unpadded(batch, norm.x))
+            rows.add_norm(norm, _unpadded(model, batch, norm.name, norm.x))
 
     update(what, 0, total or 1)
-    record(model, batch, on_layer, on_norm)
+    left_out = record(model, batch, on_layer, on_norm)
+    if not rows.sites:
+        raise UnsupportedError(
+            f"measure_ranks needs layers with a linear projection after their attention, got "
+            f"{', '.join(left_out)} of {type(model).__name__} without one. Measure another model."
+        )
     update(what, total or 1, total or 1)
     return ForwardMeasurements(
         sites=tuple(rows.sites),
@@ -219,6 +227,7 @@ def measure_forward(
         layers=tuple(rows.layers),
         projections=tuple(rows.projections),
         unknown_norms=tuple(rows.unknown_norms),
+        left_out=left_out,
     )
 
 
@@ -233,8 +242,7 @@ class _Rows:
         self.projections: list[ProjectionRow] = []
         self.unknown_norms: list[str] = []
 
-    def add_layer(self, layer: LayerRecord, batch: Mapping[str, Any], outputs_only: bool) -> None:
-        mask = _unpadded(batch, layer.x)
+    def add_layer(self, layer: LayerRecord, mask: Tensor, outputs_only: bool) -> None:
         weight, bias = output_weight(layer.projection)
         inverse = weight
         if not outputs_only:
@@ -386,9 +394,9 @@ def _outside(part: Tensor, span: Tensor, rank: int) -> float:
     return float(rest.square().sum() / part.square().sum())
 
 
-def _unpadded(batch: Mapping[str, Any], x: Tensor) -> Tensor:
-    """The token mask of a batch, each sequence with at least two tokens."""
-    mask: Tensor = full_token_mask(batch, (x.shape[0], x.shape[1]), "measure_ranks")
+def _unpadded(model: nn.Module, batch: Mapping[str, Any], name: str, x: Tensor) -> Tensor:
+    """The tokens that a module reads, at least two in each sequence."""
+    mask = unpadded(model, batch, name, (x.shape[0], x.shape[1]))
     counts = mask.sum(1)
     if int(counts.min()) < 2:
         at = int(counts.argmin())

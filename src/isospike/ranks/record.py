@@ -12,13 +12,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from isospike.errors import RangeError, UnsupportedError
+from isospike.errors import InputError, RangeError, UnsupportedError
 from isospike.hf.attention import routed
-from isospike.hf.batches import full_token_mask
+from isospike.hf.batches import batch_size, full_token_mask
 from isospike.hf.modules import Product, layer_name, recognise
 from isospike.models.gated_output import GatedOutputProjection
 from isospike.porting.attention import SpikingAttention
@@ -27,6 +28,7 @@ from isospike.porting.product import SpikingProduct
 from isospike.porting.run import Watcher
 from isospike.porting.sites import Site
 from isospike.ranks.norms import is_norm
+from isospike.tensors import check_kind, check_tensor
 
 
 @dataclass
@@ -106,7 +108,7 @@ def record(
     batch: Mapping[str, Any],
     on_layer: Callable[[LayerRecord], None],
     on_norm: Callable[[NormRecord], None],
-) -> None:
+) -> tuple[str, ...]:
     """Run the model once; call back for each layer when it is done, and for norms outside layers.
 
     Args:
@@ -115,12 +117,17 @@ def record(
         on_layer: Called with each layer.
         on_norm: Called with each normalisation outside the layers.
 
+    Returns:
+        Names of layers with attention after which no projection was recognised; they are left out.
+
     Raises:
+        InputError: As for :func:`check_inputs`.
         UnsupportedError: The model has no attention that hooks can see.
         RangeError: An activation of an unpadded token is NaN or infinite; the message names the
             site.
         ShapeError: The attention mask does not fit the tokens.
     """
+    check_inputs(model, batch)
     recorder = _Recorder(model, batch, on_layer, on_norm)
     training = [module for module in model.modules() if module.training]
     try:
@@ -138,6 +145,57 @@ def record(
             f"{type(model).__name__}. Use a model with the transformers attention interface, or "
             "one whose layers call torch's scaled_dot_product_attention."
         )
+    return tuple(recorder.incomplete)
+
+
+def check_inputs(model: nn.Module, batch: Mapping[str, Any]) -> None:
+    """Check what a model is run on.
+
+    Args:
+        model: The model.
+        batch: Arguments of its forward.
+
+    Raises:
+        InputError: Not a model, not a dictionary, one without rows, or arrays instead of tensors.
+        UnsupportedError: A tensor that is sparse, nested, quantised or on ``meta``.
+    """
+    check_kind("measure_ranks", "model", model, nn.Module, "a transformers model")
+    check_kind("measure_ranks", "batch", batch, Mapping, "dict(input_ids=ids)")
+    for name, value in batch.items():
+        if isinstance(value, list | np.ndarray):
+            raise InputError(
+                f"measure_ranks needs tensors, got {type(value).__name__} for {name}. Ask the "
+                "tokenizer for return_tensors='pt', or use torch.as_tensor."
+            )
+        if isinstance(value, Tensor):
+            check_tensor("measure_ranks", name, value, read=True)
+    if not batch_size(batch):
+        raise InputError(
+            "measure_ranks needs a batch with rows, got none. Give the model at least one sequence."
+        )
+
+
+def unpadded(
+    model: nn.Module, batch: Mapping[str, Any], name: str, shape: tuple[int, int]
+) -> Tensor:
+    """The unpadded tokens of what a module reads, ``[batch, tokens]``.
+
+    Args:
+        model: The model.
+        batch: Arguments of its forward.
+        name: Name of the module: a decoder and a vision or audio tower have tokens of their own.
+        shape: Rows and tokens.
+
+    Raises:
+        ShapeError: The mask of these tokens has another shape.
+    """
+    parts = name.split(".")
+    if any(part.startswith(("vision", "visual", "image", "audio")) for part in parts):
+        return torch.ones(shape, dtype=torch.bool)
+    two = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if two and "decoder" in parts:
+        batch = {"attention_mask": batch.get("decoder_attention_mask")}
+    return full_token_mask(batch, shape, "measure_ranks")
 
 
 class _Recorder:
@@ -154,7 +212,7 @@ class _Recorder:
         self.now: _Draft | None = None
         self.pending: Tensor | None = None  # heads' outputs before their projection ran
         self.seen = False
-        self.valid: Tensor | None = None
+        self.incomplete: list[str] = []
 
     def contexts(self) -> Iterator[Any]:
         yield self._hooks()
@@ -170,7 +228,7 @@ class _Recorder:
         """Attention maps ``[batch, H, n, m]`` and heads' outputs ``[batch, n, H, d_k]``."""
         if self.now is None or self.now.maps is not None or maps.shape[-1] != maps.shape[-2]:
             return  # no layer around it, or cross attention
-        self.check(z.flatten(2), f"{name or self.now.name}, attention")
+        self.check(z.flatten(2), self.now.name, f"{name or self.now.name}, attention")
         self.now.maps, self.pending, self.seen = maps, z.flatten(2), True
 
     def multiplied(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
@@ -184,12 +242,12 @@ class _Recorder:
         if x.shape == self.pending.shape:
             now.projected, self.pending = (module, x, y), None
 
-    def check(self, x: Tensor, site: str) -> None:
-        if self.valid is None:
-            self.valid = full_token_mask(self.batch, (x.shape[0], x.shape[1]), "measure_ranks")
+    def check(self, x: Tensor, name: str, site: str) -> None:
+        """Raise RangeError if an unpadded token of the layer or norm ``name`` is not finite."""
         bad = ~x.isfinite()
-        if bool(bad.any()) and tuple(self.valid.shape) == tuple(x.shape[:2]):
-            bad = bad & self.valid[:, :, None].to(x.device)
+        valid = unpadded(self.model, self.batch, name, (x.shape[0], x.shape[1]))
+        if bool(bad.any()):
+            bad = bad & valid[:, :, None].to(x.device)
             if bool(bad.any()):
                 at = [int(i) for i in bad.nonzero()[0]]
                 raise RangeError(
@@ -229,7 +287,7 @@ class _Recorder:
         x = args[0] if args else kwargs.get("hidden_states")
         if isinstance(x, Tensor) and x.dim() == 3 and self.now is None:
             self.now = _Draft(self.names[id(module)], x)
-            self.check(x, f"{self.now.name}, input")
+            self.check(x, self.now.name, f"{self.now.name}, input")
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         found, self.pending = self.now, None
@@ -238,19 +296,20 @@ class _Recorder:
         self.now = None
         y = output if isinstance(output, Tensor) else output[0]
         if found.projected is not None and found.maps is not None:
-            self.check(y, f"{found.name}, output")
+            self.check(y, found.name, f"{found.name}, output")
             projection, z, attention = found.projected
             self.on_layer(LayerRecord(found.name, found.x, y, found.maps, z, projection, attention,
                                       found.mlp, found.norms))  # fmt: skip
+        elif found.maps is not None:
+            self.incomplete.append(found.name)
 
     def _normed(self, module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
         if not args or not isinstance(y, Tensor) or args[0].dim() != 3:
             return  # of queries or keys, head by head
         found = NormRecord(self.names[id(module)], module, args[0], y)
         if self.now is None:
-            if self.valid is None or tuple(self.valid.shape) == tuple(y.shape[:2]):
-                self.check(y, found.name)
-                self.on_norm(found)
+            self.check(y, found.name, found.name)
+            self.on_norm(found)
         elif y.shape == self.now.x.shape:
             self.now.norms.append(found)
 

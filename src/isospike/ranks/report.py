@@ -200,13 +200,17 @@ def measure_ranks(
         The report.
 
     Raises:
-        UnsupportedError: The model has no attention that hooks can see.
-        InputError: A sequence has fewer than two unpadded tokens.
+        UnsupportedError: The model has no attention that hooks can see, no layer with a projection
+            after it, or a tensor is sparse, nested, quantised or on ``meta``.
+        InputError: A sequence has fewer than two unpadded tokens, or what is no model, or no
+            dictionary of tensors.
         RangeError: An activation is NaN or infinite; the message names its site.
         ShapeError: The attention mask does not fit the tokens.
     """
     measured = measure_forward(model, batch)
-    tokens = {s.sequence: s.tokens for s in measured.sites}
+    tokens: dict[int, int] = {}
+    for site in measured.sites:  # a decoder may have fewer than its encoder
+        tokens[site.sequence] = max(site.tokens, tokens.get(site.sequence, 0))
     known = name or type(model).__name__
     return RankReport(
         title=f"Ranks of {known}",

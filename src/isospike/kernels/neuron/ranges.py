@@ -36,7 +36,7 @@ def check_range(owner: str, name: str, value: object) -> None:
             f"{owner} needs {name} as a number or a tensor, got {type(value).__name__}. Convert it "
             "with torch.as_tensor."
         )
-    if not (math.isfinite(low) and math.isfinite(high)):
+    if not -math.inf < low <= high < math.inf:  # comparisons, which can be traced
         needs = "to be finite"
     elif name == "decay" and not 0 <= low <= high <= 1:
         needs = "in [0, 1]"
