@@ -706,7 +706,7 @@ def test_activations_that_are_not_finite_are_named():
     [
         ([], "at least one batch, got none"),
         ([models.batch("bert", rows=1)], "got 1 input"),
-        ([{}], "only padding in calibration batch 0"),
+        ([{}], "tensors in its batches, got none in calibration batch 0"),
         (
             [models.batch("bert"), {"input_ids": torch.zeros(0, 4)}],
             "only padding in calibration batch 1",
@@ -895,8 +895,8 @@ def test_progress_is_told_from_0_to_the_total(full):
 def test_a_model_is_copied_and_traced_once_however_many_ports_are_made(monkeypatch):
     home = importlib.import_module("isospike.porting.discover")
     traced, discovered = [], []
-    trace, discover = home.trace_products, home.discover
-    monkeypatch.setattr(home, "trace_products", lambda *a: traced.append(1) or trace(*a))
+    trace, discover = home.trace, home.discover
+    monkeypatch.setattr(home, "trace", lambda *a, **k: traced.append(1) or trace(*a, **k))
     monkeypatch.setattr(
         importlib.import_module("isospike.porting.port"),
         "discover",

@@ -107,7 +107,7 @@ def attend_on_handle(
     if handle is None:
         raise UnsupportedError(
             f"{IMPLEMENTATION} attention needs a ported model, got a plain "
-            f"{type(module).__name__}. Use isospike.port."
+            f"{type(module).__name__}. Use isospike.port, on inputs that reach it."
         )
     for argument in CHANGES_SCORES:
         if keywords.get(argument) is not None:

@@ -1,5 +1,6 @@
 """Batches of keyword arguments: their rows, their tokens, and which of these are padding."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,28 +12,56 @@ from isospike.errors import InputError, ShapeError
 
 Batch = Mapping[str, Any]
 
-SEQUENCES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
-"""Arguments whose axis 1 is the sequence, by the names transformers uses."""
+ROWS_OF = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
+"""Arguments whose first axis is the rows, by the names transformers uses."""
+IGNORED = -100  # a label that does not count
+_MASK = "attention_mask"
 
 
 def batch_size(batch: Batch) -> int:
-    """Rows of a batch."""
-    return next((len(v) for v in batch.values() if isinstance(v, Tensor) and v.dim()), 0)
+    """Rows of a batch: those of its first argument by name, else the commonest first axis."""
+    sizes = {k: len(v) for k, v in batch.items() if isinstance(v, Tensor) and v.dim()}
+    named = [sizes[k] for k in ROWS_OF if k in sizes]
+    if named:
+        return named[0]
+    count = Counter(sizes.values())
+    return max(count, key=lambda size: (count[size], size), default=0)
 
 
 def rows_of(batch: Batch, rows: slice) -> dict[str, Any]:
-    """Some rows of a batch."""
-    return {k: v[rows] if isinstance(v, Tensor) and v.dim() else v for k, v in batch.items()}
+    """Some rows of a batch; an argument with another first axis, such as one row of positions for
+    all, stays whole."""
+    size = batch_size(batch)
+    return {k: v[rows] if _has_rows(v, size) else v for k, v in batch.items()}
+
+
+def streams(batch: Batch) -> dict[str, int]:
+    """Length of each sequence of tokens that a batch holds.
+
+    Returns:
+        By the prefix of its arguments: the empty one, ``decoder_`` or ``encoder_``.
+    """
+    found: dict[str, int] = {}
+    for key, value in batch.items():
+        if not isinstance(value, Tensor) or value.dim() < 2:
+            continue
+        for name in (_MASK, "mask", "input_ids", "inputs_embeds", "hidden_states"):
+            prefix = key.removesuffix(name)
+            if prefix != key and prefix in ("", "decoder_", "encoder_"):
+                is_mask = name in (_MASK, "mask")
+                found.setdefault(prefix, value.shape[-1] if is_mask else value.shape[1])
+    return found
 
 
 def merge(batches: Sequence[Batch]) -> dict[str, Any]:
-    """One batch of all rows, padded on the right to the longest; the attention mask says where.
+    """One batch of all rows, padded on the right to the longest; the attention masks say where.
 
     Args:
         batches: With the same arguments.
 
     Raises:
-        InputError: The batches have different arguments.
+        InputError: The batches have different arguments, or one of them has several shapes in an
+            axis that is no sequence of tokens.
     """
     first = batches[0]
     for batch in batches:
@@ -41,34 +70,77 @@ def merge(batches: Sequence[Batch]) -> dict[str, Any]:
                 f"port needs the same arguments in every batch, got {', '.join(first)} and "
                 f"{', '.join(batch)}. Give them all or leave them out."
             )
-    tensors = [k for k, v in first.items() if isinstance(v, Tensor)]
-    merged: dict[str, Any] = dict(first)
-    lengths = {b[k].shape[1] for b in batches for k in tensors if k in SEQUENCES}
-    if len(lengths) > 1 and "attention_mask" not in first:
-        batches = [{**b, "attention_mask": _ones(b)} for b in batches]
-        tensors.append("attention_mask")
-    longest = max(lengths, default=0)
-    for key in tensors:
-        parts = [b[key] for b in batches]
-        if key in SEQUENCES:
-            parts = [F.pad(p, [0, 0] * (p.dim() - 2) + [0, longest - p.shape[1]]) for p in parts]
-        merged[key] = torch.cat(parts)
+    for prefix in ("", "decoder_"):
+        if len({streams(b).get(prefix) for b in batches}) > 1 and prefix + _MASK not in first:
+            batches = [{**b, prefix + _MASK: _ones(b, prefix)} for b in batches]
+    merged: dict[str, Any] = dict(batches[0])
+    for key, value in merged.items():
+        if isinstance(value, Tensor) and value.dim():
+            merged[key] = torch.cat(_padded(key, batches))
     return merged
+
+
+def _padded(key: str, batches: Sequence[Batch]) -> list[Tensor]:
+    """One argument of every batch, with a row for each of its rows and all of one shape."""
+    parts = []
+    for batch in batches:
+        x, rows = batch[key], batch_size(batch)
+        parts.append(x.expand(rows, *x.shape[1:]) if len(x) == 1 else x)
+    if len({x.dim() for x in parts}) > 1:
+        raise _several_shapes(key, parts)
+    widest = [max(sizes) for sizes in zip(*(x.shape[1:] for x in parts), strict=True)]
+    fill: float = 0
+    if "mask" in key and parts[0].is_floating_point():
+        fill = torch.finfo(parts[0].dtype).min if parts[0].dim() > 2 else 0
+    elif "label" in key:
+        fill = IGNORED
+    padded = []
+    for batch, x in zip(batches, parts, strict=True):
+        missing = [w - n for w, n in zip(widest, x.shape[1:], strict=True)]
+        lengths = set(streams(batch).values())
+        if any(m and n not in lengths for m, n in zip(missing, x.shape[1:], strict=True)):
+            raise _several_shapes(key, parts)
+        pads = [p for m in reversed(missing) for p in (0, m)]
+        padded.append(F.pad(x, pads, value=bool(fill) if x.dtype == torch.bool else fill))
+    return padded
+
+
+def _several_shapes(key: str, parts: Sequence[Tensor]) -> InputError:
+    shapes = list(dict.fromkeys(str(list(x.shape[1:])) for x in parts))
+    return InputError(
+        f"port needs {key} of one shape in every batch, got rows of {' and '.join(shapes[:2])}. "
+        "Give batches of one shape, or pad them and say so in the attention mask."
+    )
 
 
 def doubled(batch: Batch) -> dict[str, Any]:
     """All rows twice, one after the other."""
-    return {
-        k: torch.cat([v, v]) if isinstance(v, Tensor) and v.dim() else v for k, v in batch.items()
-    }
+    size = batch_size(batch)
+    return {k: torch.cat([v, v]) if _has_rows(v, size) else v for k, v in batch.items()}
 
 
 def token_mask(batch: Batch) -> Tensor | None:
     """Mask of the unpadded tokens, ``[batch, tokens]``; None if the batch has none."""
-    mask = batch.get("attention_mask", batch.get("mask"))
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        return None
-    return mask.bool()
+    return token_masks(batch).get("")
+
+
+def token_masks(batch: Batch) -> dict[str, Tensor]:
+    """Masks of the unpadded tokens of every sequence, ``[batch, tokens]``, by the prefix of their
+    names. A mask of queries and keys leaves out the keys that no query sees."""
+    found = {}
+    for key, mask in batch.items():
+        prefix = key.removesuffix(_MASK) if key.endswith(_MASK) else ""
+        if not isinstance(mask, Tensor) or mask.dim() < 2:
+            continue
+        if key not in (prefix + _MASK, "mask") or prefix not in ("", "decoder_", "encoder_"):
+            continue
+        seen = mask.bool()
+        if mask.dim() > 2:
+            if mask.is_floating_point():
+                seen = mask > torch.finfo(mask.dtype).min / 2
+            seen = seen.flatten(1, -2).any(1).expand(batch_size(batch), -1)
+        found[prefix] = seen
+    return found
 
 
 def full_token_mask(batch: Batch, shape: tuple[int, int], who: str) -> Tensor:
@@ -134,6 +206,14 @@ def count_tokens(batch: Batch) -> int:
     return ids.numel() if isinstance(ids, Tensor) else batch_size(batch)
 
 
+def count_positions(batch: Batch) -> int:
+    """Tokens of a batch with its padding; its rows if it has neither a mask nor ``input_ids``."""
+    mask, ids = token_mask(batch), batch.get("input_ids")
+    if mask is not None:
+        return mask.numel()
+    return ids.numel() if isinstance(ids, Tensor) else batch_size(batch)
+
+
 def first_output(output: Any) -> Tensor:
     """The first tensor a model returns; a scalar, such as a loss, is not an output."""
     if isinstance(output, Tensor):
@@ -142,6 +222,11 @@ def first_output(output: Any) -> Tensor:
     return next(v for v in values if isinstance(v, Tensor) and v.dim())
 
 
-def _ones(batch: Batch) -> Tensor:
-    ids = next(batch[k] for k in SEQUENCES if k in batch)
-    return torch.ones(ids.shape[:2], dtype=torch.long)
+def _ones(batch: Batch, prefix: str) -> Tensor:
+    device = next(v.device for v in batch.values() if isinstance(v, Tensor))
+    shape = batch_size(batch), streams(batch)[prefix]
+    return torch.ones(shape, dtype=torch.long, device=device)
+
+
+def _has_rows(value: Any, size: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == size

@@ -166,7 +166,7 @@ def _entries(found: Survey) -> list[ModuleCheck]:
             entries.append(ModuleCheck(product.name, kind, SPIKES))
     for circuit in found.ported.circuits:
         entries.append(ModuleCheck(circuit.name, _CIRCUITS[type(circuit)], SPIKES))
-    for name in found.unused:
+    for name in found.unreached:
         entries.append(
             ModuleCheck(name, "weighted product", FLOAT, "This sample does not reach it.")
         )

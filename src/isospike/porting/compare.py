@@ -175,7 +175,11 @@ def compare(a: Any, b: Any) -> CompareReport:
         warnings=warnings,
         a=names[0],
         b=names[1],
-        measures={n: (float(getattr(one, n)), float(getattr(two, n))) for n, _ in _MEASURES},
+        measures={
+            n: (float(getattr(one, n)), float(getattr(two, n)))
+            for n, _ in _MEASURES
+            if None not in (getattr(one, n), getattr(two, n))
+        },
         sites=tuple(sorted(pairs, key=lambda pair: -pair.worst)),
         costs=tuple(
             CostPair(

@@ -1,8 +1,10 @@
 """Find every product of a model, and what reads the same input: one copy, one traced run."""
 
 import copy
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +14,26 @@ from torch import Tensor, nn
 from isospike.circuits.digits import SignedDigitFormat
 from isospike.errors import UnsupportedError
 from isospike.hf.attention import HANDLE, attend_on_handle, has_interface, route, routed
-from isospike.hf.batches import Batch
+from isospike.hf.batches import Batch, first_output
 from isospike.hf.modules import ACTIVATIONS, Product, recognise
 from isospike.porting.attention import SpikingAttention
+from isospike.porting.axes import Axes, measure_axes
+from isospike.porting.fidelity import check_same, draws_random_numbers, in_float32, same_draws
 from isospike.porting.functions import Reencoder
-from isospike.porting.instrument import attach_run, copy_of, place_circuits, replacement
+from isospike.porting.instrument import (
+    attach_run,
+    copy_of,
+    guard,
+    place_circuits,
+    refusal,
+    replacement,
+)
 from isospike.porting.ported import CIRCUITS, Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import ATTRIBUTE, Mode, Run, Watcher
 from isospike.porting.sites import Site, tensor_version
 from isospike.porting.trace import Product as TracedProduct
-from isospike.porting.trace import trace_nonlinear, trace_products
+from isospike.porting.trace import trace, trace_nonlinear
 
 
 @dataclass(frozen=True)
@@ -32,10 +43,14 @@ class Discovery:
     Attributes:
         model: The float model, in ``eval`` mode.
         template: A copy with its products replaced, in the float phase; calibrate copies of it.
+        unreached: Modules that no input reached; they raise when they are called.
+        random: Whether the model draws random numbers.
     """
 
     model: nn.Module
     template: Ported
+    unreached: tuple[str, ...] = ()
+    random: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -53,31 +68,34 @@ class Survey:
 
     Attributes:
         ported: The copy, in the float phase; its sites are final if nothing is refused.
-        unused: Names of the products that the run did not reach; they are left alone.
+        unreached: Names of the modules that no run reached; they raise when they are called.
         refused: Why a module cannot be ported, by its name, in order.
         in_float: With circuits, the operators of functions that have none, by module.
     """
 
     ported: Ported
-    unused: tuple[str, ...]
+    unreached: tuple[str, ...]
     refused: dict[str, str]
     in_float: dict[str, tuple[str, ...]]
 
 
-def discover(model: nn.Module, sample: Batch, functions: str = "float") -> Discovery:
+def discover(
+    model: nn.Module, sample: Batch, functions: str = "float", further: Iterable[Batch] = ()
+) -> Discovery:
     """Replace the products of a copy of ``model``, and find its sites by running it.
 
     Args:
         model: A float model; it is not changed.
         sample: A few rows of its inputs.
         functions: With ``spiking``, what is not a product is replaced too, by circuits of spikes.
+        further: More inputs, for modules that the sample does not reach.
 
     Raises:
         UnsupportedError: The model is a port; it has a product outside Linear, Conv1D,
-            Conv2d and the transformers attention interface; or a non-linear function that no
-            circuit computes, named by its module.
+            Conv2d and the transformers attention interface; a non-linear function that no
+            circuit computes, or a module that does more than its class: named by its module.
     """
-    found = survey(model, sample, functions)
+    found = survey(model, sample, functions, further)
     for reason in found.refused.values():
         raise UnsupportedError(f"port needs {reason}")
     for name, operators in found.in_float.items():
@@ -88,17 +106,24 @@ def discover(model: nn.Module, sample: Batch, functions: str = "float") -> Disco
             f"{', '.join(ACTIVATIONS)} as modules, LayerNorm, RMSNorm, gated MLPs and softmax. "
             "Keep the functions in float."
         )
+    original = in_float32(model)
+    check_same(original, found.ported.model, sample)
+    random = draws_random_numbers(original, sample)
+    found.ported.run.axes = _axes(found.ported, sample)
     reference = model if not model.training else copy.deepcopy(model).eval()
-    return Discovery(reference, found.ported)
+    return Discovery(reference, found.ported, found.unreached, random)
 
 
-def survey(model: nn.Module, sample: Batch, functions: str = "float") -> Survey:
+def survey(
+    model: nn.Module, sample: Batch, functions: str = "float", further: Iterable[Batch] = ()
+) -> Survey:
     """Replace the products of a copy of ``model``, run it, and list what cannot be ported.
 
     Args:
         model: A float model; it is not changed.
         sample: A few rows of its inputs.
         functions: As for `discover`.
+        further: Likewise.
 
     Returns:
         The copy, with one entry for each module that cannot be ported or stays in float.
@@ -111,25 +136,72 @@ def survey(model: nn.Module, sample: Batch, functions: str = "float") -> Survey:
             f"port needs a float model, got a {type(model).__name__} that is already ported. Port "
             "the original."
         )
+    for name, module in model.named_modules():
+        if any(isinstance(v, Tensor) and not v.is_leaf for v in vars(module).values()):
+            raise UnsupportedError(refusal(name, module, "a weight that is computed"))
     run = Run(Mode(functions=functions))
     copied = copy.deepcopy(model).eval().float()
-    if run.mode.spiking:
-        place_circuits(copied, run)
+    replaced = place_circuits(copied, run) if run.mode.spiking else {}
     refused: dict[str, str] = {}
-    replaced = _replace_products(model, copied, run, refused)
+    replaced |= _replace_products(model, copied, run, refused)
     route(copied)
     attach_run(copied, run)
-    _attach_attention(copied, run, sample)
     inputs = _Inputs()
-    with torch.no_grad(), run.watching(inputs):
-        traced = trace_products(copied, sample)
-    refused |= _products_outside(copied, traced, run.mode)
-    refused.update(_run_twice(inputs))
-    unused = _restore_unused(copied, replaced, inputs)
+    left = set(replaced)
+    with _reached(copied, left):
+        for batch in itertools.chain([sample], further):
+            _attach_attention(copied, run, batch)
+            inputs.start()
+            with torch.no_grad(), run.watching(inputs):
+                found = trace(copied, batch, judge=False, owners=_owners(copied))
+            seen = _products_outside(copied, found.products, run.mode) | _run_twice(inputs)
+            for name, reason in (seen | _read_elsewhere(found.readers, seen)).items():
+                refused.setdefault(name, reason)
+            if not left:
+                break
+    unreached = tuple(name for name in replaced if name in left)
+    for name in unreached:  # a circuit before the products within it
+        copied.set_submodule(name, replaced[name])
+        guard(name, replaced[name])
     if not refused:
         _group_sites(copied, inputs)
     in_float = _functions_in_float(copied, sample) if run.mode.spiking and not refused else {}
-    return Survey(Ported(copied, run), unused, refused, in_float)
+    return Survey(Ported(copied, run), unreached, refused, in_float)
+
+
+def _read_elsewhere(readers: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:
+    """Modules whose weights others read, and why that is refused, beside what is ``known``."""
+    return {
+        name: f"the weight and bias of {name} to be read by that module alone, got "
+        f"{reader or 'the model'} that reads them too. This model cannot be ported."
+        for name, reader in readers.items()
+        if name not in known
+    }
+
+
+@contextmanager
+def _reached(model: nn.Module, left: set[str]) -> Iterator[None]:
+    """Take the modules that are called out of ``left``."""
+
+    def take(name: str) -> Any:
+        return lambda *_: left.discard(name)
+
+    hooks = [model.get_submodule(n).register_forward_pre_hook(take(n)) for n in list(left)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _owners(model: nn.Module) -> dict[int, str]:
+    """The product that alone may read a weight or bias: calibration changes them."""
+    return {
+        id(tensor): name
+        for name, module in model.named_modules()
+        if isinstance(module, SpikingProduct)
+        for tensor in (module.weight, module.bias)
+    }
 
 
 def _products_outside(
@@ -184,10 +256,43 @@ class _Inputs(Watcher):
 
     def __init__(self) -> None:
         self.seen: list[tuple[Site, Tensor, int]] = []
+        self.count: Counter[str] = Counter()
+
+    def start(self) -> None:
+        """A new pass begins; sites of earlier ones are not seen again."""
+        self.count.clear()
+        self.known = {id(site) for site, *_ in self.seen}
 
     def on_input(self, site: Site, x: Tensor) -> Tensor:
-        self.seen.append((site, x, tensor_version(x)))
+        self.count[site.name] += 1
+        if id(site) not in self.known:
+            self.seen.append((site, x, tensor_version(x)))
         return x
+
+
+class _Shapes(Watcher):
+    """The shape of what every site reads."""
+
+    sees_probabilities = True
+
+    def __init__(self) -> None:
+        self.seen: dict[str, tuple[int, ...]] = {}
+
+    def on_input(self, site: Site, x: Tensor) -> Tensor:
+        self.seen.setdefault(site.name, tuple(x.shape))
+        return x
+
+
+def _axes(ported: Ported, sample: Batch) -> dict[str, Axes]:
+    """Rows and tokens of every site and, named "", of the first output."""
+
+    def shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
+        watcher = _Shapes()
+        with torch.no_grad(), ported.run.watching(watcher), same_draws():
+            output = first_output(ported.model(**batch))
+        return {**watcher.seen, "": tuple(output.shape)}
+
+    return measure_axes(shapes, sample)
 
 
 def _attach_attention(copied: nn.Module, run: Run, sample: Batch) -> None:
@@ -260,29 +365,14 @@ class _Mixing:
 
 def _run_twice(inputs: _Inputs) -> dict[str, str]:
     """Modules that ran more than once, and why that is refused."""
-    count = Counter(site.name for site, *_ in inputs.seen)
     return {
         name.partition(":")[0]: (
             f"each module to run once per input, got {name.partition(':')[0]} run {times} times. "
             "Models that share weights between layers cannot be ported."
         )
-        for name, times in count.items()
+        for name, times in inputs.count.items()
         if times > 1
     }
-
-
-def _restore_unused(
-    copied: nn.Module, replaced: Mapping[str, nn.Module], inputs: _Inputs
-) -> tuple[str, ...]:
-    """Leave alone what was never called; its names."""
-    reached = {id(site) for site, *_ in inputs.seen}
-    unused = []
-    for name, module in replaced.items():
-        product = copied.get_submodule(name)
-        if isinstance(product, SpikingProduct) and id(product.site) not in reached:
-            copied.set_submodule(name, module)
-            unused.append(name)
-    return tuple(unused)
 
 
 def _group_sites(copied: nn.Module, inputs: _Inputs) -> None:

@@ -1,13 +1,24 @@
 """What a port is given to calibrate on and to be measured on, checked once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from isospike.errors import InputError
-from isospike.hf.batches import Batch, batch_size, count_tokens, merge, rows_of, token_mask
+from isospike.hf.batches import (
+    Batch,
+    batch_size,
+    count_tokens,
+    first_output,
+    merge,
+    rows_of,
+    token_mask,
+)
+from isospike.porting.fidelity import in_float32, same_draws
 
 SAMPLE_ROWS = 2
 EVALUATION_SHARE = 4  # one batch or row in so many is held out, if no evaluation is given
@@ -26,7 +37,9 @@ class Inputs:
     evaluation: tuple[Batch, ...]
 
     @classmethod
-    def of(cls, calibration: Sequence[Batch], evaluation: Sequence[Batch] | None) -> "Inputs":
+    def of(
+        cls, calibration: Iterable[Batch] | Batch, evaluation: Iterable[Batch] | Batch | None
+    ) -> "Inputs":
         """The inputs of a port.
 
         Args:
@@ -37,14 +50,15 @@ class Inputs:
             InputError: No batch, something else than a batch, a batch without tokens, or too few
                 rows to hold some out.
         """
-        given = tuple(calibration)
+        given = _listed(calibration, "calibration")
+        held = _listed(() if evaluation is None else evaluation, "evaluation")
         if not given:
             raise InputError("port needs at least one batch, got none. Give some real inputs.")
-        for kind, group in (("calibration", given), ("evaluation", evaluation or ())):
-            for i, batch in enumerate(group):
+        for kind, batches in (("calibration", given), ("evaluation", held)):
+            for i, batch in enumerate(batches):
                 _check_batch(batch, f"{kind} batch {i}")
-        if evaluation:
-            return cls(given, tuple(evaluation))
+        if held:
+            return cls(given, held)
         if len(given) > 1:
             kept = max(1, len(given) // EVALUATION_SHARE)
             return cls(given[:-kept], given[-kept:])
@@ -68,11 +82,6 @@ class Inputs:
         return token_mask(self.merged)
 
     @property
-    def sample(self) -> Batch:
-        """Two rows, to discover a model with."""
-        return rows_of(self.calibration[0], slice(0, SAMPLE_ROWS))
-
-    @property
     def longest(self) -> Batch:
         """The evaluation batch with the most rows."""
         return max(self.evaluation, key=batch_size)
@@ -83,11 +92,56 @@ class Inputs:
         return sum(map(count_tokens, self.calibration))
 
 
+def _listed(group: Iterable[Batch] | Batch, kind: str) -> tuple[Batch, ...]:
+    if isinstance(group, Mapping):
+        raise InputError(
+            f"port needs a list of batches, got one {type(group).__name__} as {kind}. Put it in a "
+            "list."
+        )
+    return tuple(group)
+
+
+def sample_of(model: nn.Module, batch: Batch) -> Batch:
+    """A few rows of a batch, if the model takes them.
+
+    Args:
+        model: The float model.
+        batch: Its inputs.
+
+    Returns:
+        Two rows; or the whole batch, where its arguments do not divide by rows, as the patches of
+        several images.
+    """
+    if batch_size(batch) <= SAMPLE_ROWS:
+        return batch
+    few = rows_of(batch, slice(0, SAMPLE_ROWS))
+    original = in_float32(model)
+    with torch.no_grad():
+        with same_draws():
+            whole = first_output(original(**batch))
+        try:
+            with same_draws():
+                part = first_output(original(**few))
+        except Exception:  # noqa: BLE001 - these arguments do not divide
+            return batch
+    return few if part.shape != whole.shape else batch
+
+
 def _check_batch(batch: Batch, kind: str) -> None:
     if not isinstance(batch, Mapping):
         raise InputError(
             f"port needs batches of keyword arguments, got {type(batch).__name__} as {kind}. Pass "
             'dictionaries such as {"input_ids": ...}.'
+        )
+    for key, value in batch.items():
+        if isinstance(value, list | np.ndarray):
+            raise InputError(
+                f"port needs tensors in its batches, got {type(value).__name__} for {key} in "
+                f'{kind}. Ask the tokenizer for them with return_tensors="pt".'
+            )
+    if not any(isinstance(v, Tensor) for v in batch.values()):
+        raise InputError(
+            f"port needs tensors in its batches, got none in {kind}. Give real inputs."
         )
     mask = token_mask(batch)
     if batch_size(batch) == 0 or (mask is not None and not bool(mask.any())):

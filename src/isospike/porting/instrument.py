@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,15 +45,63 @@ def own_memory(ported: Ported, other: Ported) -> None:
             tensor.data = tensor.detach().clone()
 
 
-def place_circuits(model: nn.Module, run: Run) -> None:
-    """Replace what is not a product, and has a circuit, by its circuit."""
+def place_circuits(model: nn.Module, run: Run) -> dict[str, nn.Module]:
+    """Replace what is not a product, and has a circuit, by its circuit.
+
+    Returns:
+        What was replaced, by name.
+
+    Raises:
+        UnsupportedError: One of them does more than its class.
+    """
     found = {}
     for name, module in model.named_modules():
         circuit = make_circuit(name, module, recognise(module), run)
         if circuit is not None:
             found[name] = circuit
+    replaced = {}
     for name, circuit in found.items():  # an MLP comes before the activation within it
+        replaced[name] = model.get_submodule(name)
+        check_plain(name, replaced[name])
         model.set_submodule(name, circuit)
+    return replaced
+
+
+def check_plain(name: str, module: nn.Module) -> None:
+    """Refuse to replace a module that does more than what its class computes.
+
+    Raises:
+        UnsupportedError: It has hooks, a ``forward`` of its own or a weight that is computed.
+    """
+    if module._forward_hooks or module._forward_pre_hooks:
+        special = "a hook"
+    elif "forward" in vars(module):
+        special = "a forward of its own"
+    elif any(isinstance(vars(module).get(w), Tensor) for w in ("weight", "bias")):
+        special = "a weight that is computed"
+    else:
+        return
+    raise UnsupportedError(refusal(name, module, special))
+
+
+def refusal(name: str, module: nn.Module, special: str) -> str:
+    """What is said of a module that does more than its class."""
+    return (
+        f"port needs a plain {type(module).__name__} in {name}, got one with {special}, which its "
+        "spiking form would lose. Remove it, or merge what it does into the weights."
+    )
+
+
+def guard(name: str, module: nn.Module) -> None:
+    """Let a module that calibration did not reach raise when it is called."""
+    module.register_forward_pre_hook(partial(_refuse, name))
+
+
+def _refuse(name: str, module: nn.Module, args: Any) -> None:
+    raise UnsupportedError(
+        f"this port needs calibration inputs that reach {name}, got none. Port the model again on "
+        "inputs that use it."
+    )
 
 
 def replacement(name: str, module: nn.Module, run: Run) -> SpikingProduct:
@@ -67,15 +116,25 @@ def replacement(name: str, module: nn.Module, run: Run) -> SpikingProduct:
             f"port needs a plain product in {name}, got {type(module).__name__}. This model cannot "
             "be ported."
         )
+    check_plain(name, module)
     if not isinstance(module, nn.Conv2d):
-        return SpikingProduct(name, run, known.weight, known.bias, None)
+        return _described(SpikingProduct(name, run, known.weight, known.bias, None), module)
     if module.groups != 1 or isinstance(module.padding, str) or module.padding_mode != "zeros":
         raise UnsupportedError(
             f"port needs Conv2d with groups=1 and zero padding given as numbers, got {module} in "
             f"{name}. This model cannot be ported."
         )
     conv = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-    return SpikingProduct(name, run, known.weight, known.bias, conv)
+    return _described(SpikingProduct(name, run, known.weight, known.bias, conv), module)
+
+
+def _described(product: SpikingProduct, module: nn.Module) -> SpikingProduct:
+    """The product with its original's sizes, which other modules may ask for."""
+    for name, value in vars(module).items():
+        plain = isinstance(value, int | float | str | tuple) and not name.startswith("_")
+        if plain and not hasattr(product, name):
+            setattr(product, name, value)
+    return product
 
 
 def attach_run(model: nn.Module, run: Run) -> None:
@@ -125,6 +184,9 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> Ported:
         # A storage of its own: an output layer may still be tied to the embedding.
         product.weight = nn.Parameter(torch.empty_like(product.weight), requires_grad=False)
         model.set_submodule(name, product)
+    for name, module in model.named_modules():
+        if isinstance(recognise(module), Product):
+            guard(name, module)
     route(model)
     for name in spec["attention"]:
         attention = SpikingAttention(name, run)

@@ -21,10 +21,13 @@ from isospike.dimension import (
 )
 from isospike.energy import Counts
 from isospike.errors import RangeError, UnsupportedError
-from isospike.hf.batches import Batch, batch_size, first_output, over_tokens, rows_of, token_mask
+from isospike.hf.batches import Batch, count_positions, first_output, rows_of, token_masks
 from isospike.hf.modules import layer_name
 from isospike.kernels.product.trains import spike_steps
+from isospike.porting.axes import Axes
 from isospike.porting.discover import discover
+from isospike.porting.fidelity import same_draws
+from isospike.porting.inputs import sample_of
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.records import CircuitReport, Raster, SiteReport
@@ -42,16 +45,16 @@ class Comparison:
 
     Attributes:
         error: Root-mean-square difference over root-mean-square of the float output.
-        cosine: Mean over tokens.
-        cosine_pooled: Mean over inputs, of the outputs averaged over tokens.
-        agreement: Share of equal arg-max; None unless the model returns logits.
+        cosine: Mean over tokens; None if a token has one value, which has no direction.
+        cosine_pooled: Mean over inputs, of the outputs averaged over tokens; None likewise.
+        agreement: Share of equal arg-max; None unless the model returns logits of two or more.
         tokens: Tokens compared.
         inputs: Rows compared.
     """
 
     error: float
-    cosine: float
-    cosine_pooled: float
+    cosine: float | None
+    cosine_pooled: float | None
     agreement: float | None
     tokens: int
     inputs: int
@@ -93,7 +96,7 @@ class SpikeMeter(Watcher):
         integers = site.integers(x.movedim(-1, 1) if site.kind == "conv" else x)
         integers = integers.movedim(1, -1) if site.kind == "conv" else integers
         spikes = count_spikes(site.code, integers)
-        for mask in (live, over_tokens(self.run.token_mask, x)):
+        for mask in (live, _mask_at(self.run, site, x)):
             if mask is not None:
                 spikes = spikes * mask
         total = float(spikes.sum(dtype=torch.float64))
@@ -132,7 +135,7 @@ class Meter(Watcher):
         live: Tensor | None = None,
     ) -> None:
         sums = self.sites.setdefault(site.name, SiteSums())
-        keep = self._keep(x, live)
+        keep = self._keep(site, x, live)
         integers = site.integers(x.movedim(-1, 1) if site.kind == "conv" else x)
         decoded = torch.addcmul(site.offset, integers, site.amplitude)
         if site.kind == "conv":
@@ -146,17 +149,17 @@ class Meter(Watcher):
         sums.squared_error += float(((decoded - x).square() * keep).sum(dtype=torch.float64))
         sums.squared += float((x.square() * keep).sum(dtype=torch.float64))
         if self.dimension and site.kind != "probability":
-            rows = site_rows(self.run, site.kind, x)
+            rows = site_rows(self.run, site, x)
             sums.moments = sums.moments or Moments(rows.shape[1])
             sums.moments.update(rows)
 
     def on_circuit(self, stats: CircuitStats) -> None:
         self.circuits.append(stats)
 
-    def _keep(self, x: Tensor, live: Tensor | None) -> Tensor:
+    def _keep(self, site: Site, x: Tensor, live: Tensor | None) -> Tensor:
         """1 where a value belongs to an unpadded token, of the shape of ``x``."""
         keep = torch.ones_like(x) if live is None else live.to(x.dtype).expand_as(x).clone()
-        mask = over_tokens(self.run.token_mask, x)
+        mask = _mask_at(self.run, site, x)
         return keep if mask is None else keep * mask
 
 
@@ -176,34 +179,72 @@ def compare(
         meter: Sees what passes the port.
         expected: What the float model gives for the batches; computed here if empty.
     """
-    difference = power = cosine = pooled = agreement = 0.0
-    tokens = inputs = 0
-    has_logits = False
+    total = _Totals()
     for i, batch in enumerate(batches):
-        valid = token_mask(batch)
-        with torch.no_grad():
+        masks = token_masks(batch)
+        with torch.no_grad(), same_draws():
             true = expected[i] if expected else model(**batch)
-            with ported.run.watching(meter, valid):
-                got = ported.model(**batch)
-        has_logits = hasattr(true, "logits")
+        with torch.no_grad(), same_draws(), ported.run.watching(meter, masks):
+            got = ported.model(**batch)
         x, y = first_output(true).double(), first_output(got).double()
-        if valid is None or x.shape[:2] != valid.shape:
-            valid = torch.ones(x.shape[: max(1, x.dim() - 1)], dtype=torch.bool)
-        difference += float((x - y)[valid].square().sum())
-        power += float(x[valid].square().sum())
-        cosine += float(F.cosine_similarity(x[valid], y[valid], dim=-1).sum())
-        agreement += float((x[valid].argmax(-1) == y[valid].argmax(-1)).sum())
-        pooled += float(F.cosine_similarity(_pool(x, valid), _pool(y, valid), dim=-1).sum())
-        tokens += int(valid.sum())
-        inputs += len(x)
-    return Comparison(
-        error=(difference / max(power, 1e-300)) ** 0.5,
-        cosine=cosine / tokens,
-        cosine_pooled=pooled / inputs,
-        agreement=agreement / tokens if has_logits else None,
-        tokens=tokens,
-        inputs=inputs,
-    )
+        total.add(x, y, ported.run.axes.get("", Axes(0)), masks, _has_logits(true))
+    return total.comparison()
+
+
+@dataclass
+class _Totals:
+    """Sums over the batches of a comparison."""
+
+    difference: float = 0.0
+    power: float = 0.0
+    cosine: float = 0.0
+    pooled: float = 0.0
+    agreement: float = 0.0
+    tokens: int = 0
+    inputs: int = 0
+    vectors: bool = True  # whether a token has more than one value
+    logits: bool = True
+
+    def add(
+        self, x: Tensor, y: Tensor, axes: Axes, masks: Mapping[str, Tensor], logits: bool
+    ) -> None:
+        """Both first outputs on one batch."""
+        places = {d for d in (axes.rows, axes.tokens) if d is not None} or {0}
+        mask = axes.mask(masks, x)
+        valid = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.expand_as(x)
+        self.difference += float((x - y)[valid].square().sum())
+        self.power += float(x[valid].square().sum())
+        self.vectors &= x.dim() > 1 + max(places) and x.shape[-1] > 1
+        self.logits &= logits
+        self.inputs += x.shape[axes.rows or 0]
+        x, y = (v.unsqueeze(-1) if x.dim() - 1 in places else v for v in (x, y))
+        valid = valid.view(*x.shape[:-1], -1)[..., 0]
+        self.tokens += int(valid.sum())
+        self.cosine += float(F.cosine_similarity(x[valid], y[valid], dim=-1).sum())
+        self.agreement += float((x[valid].argmax(-1) == y[valid].argmax(-1)).sum())
+        a, b = (_pool(v, valid, axes) for v in (x, y))
+        self.pooled += float(F.cosine_similarity(a, b, dim=-1).sum())
+
+    def comparison(self) -> Comparison:
+        """The means."""
+        return Comparison(
+            error=(self.difference / max(self.power, 1e-300)) ** 0.5,
+            cosine=self.cosine / self.tokens if self.vectors else None,
+            cosine_pooled=self.pooled / self.inputs if self.vectors else None,
+            agreement=self.agreement / self.tokens if self.vectors and self.logits else None,
+            tokens=self.tokens,
+            inputs=self.inputs,
+        )
+
+
+def _has_logits(output: Any) -> bool:
+    """Whether the first output is a score for each of several answers."""
+    logits = (getattr(output, name, None) for name in ("logits", "prediction_logits"))
+    return any(x is first_output(output) for x in logits)
+
+
+def _mask_at(run: Run, site: Site, x: Tensor) -> Tensor | None:
+    return None if site.kind == "conv" else run.mask_at(site.name, x)
 
 
 def site_reports(
@@ -291,10 +332,7 @@ def counts(
         left: Non-linear float operations found in the port, if functions run on spikes.
     """
     populations: list[SiteReport | CircuitReport] = [*reports, *circuits]
-    valid = token_mask(batch)
-    positions = float(batch_size(batch)) if valid is None else float(valid.numel())
-    if valid is None and isinstance(batch.get("input_ids"), Tensor):
-        positions = float(batch["input_ids"].numel())
+    positions = float(count_positions(batch))
     return Counts(
         macs=sum((s.macs for s in reports), 0.0),
         synaptic_ops=sum((s.synaptic_ops for s in populations), 0.0),
@@ -330,11 +368,12 @@ def site_dimensions(
         UnsupportedError: The model has no site, or cannot be ported.
         RangeError: NaN, infinity or constant values at a site, which is named.
     """
-    opened = discover(model, rows_of(batches[0], slice(0, 2))).template
+    sample = sample_of(model, batches[0])
+    opened = discover(model, sample, further=batches).template
     rows = _Rows(opened.run, make)
     for done, batch in enumerate(batches, 1):
         rows.seen.clear()
-        with torch.no_grad(), opened.run.watching(rows, token_mask(batch)):
+        with torch.no_grad(), opened.run.watching(rows, token_masks(batch)):
             opened.model(**batch)
         progress.update("run the model", done, len(batches))
     found = rows.estimators
@@ -365,7 +404,7 @@ class _Rows(Watcher):
             _, estimator = self.estimators.setdefault(site.name, (site.kind, self.make()))
             last = x.movedim(1, -1) if site.kind == "conv" else x
             with _at_site(site.name):
-                estimator.partial_fit(site_rows(self.run, site.kind, last))
+                estimator.partial_fit(site_rows(self.run, site, last))
         return x
 
 
@@ -377,11 +416,14 @@ def _at_site(name: str) -> Iterator[None]:
         raise RangeError(f"at {name}: {error}") from None
 
 
-def site_rows(run: Run, kind: str, x: Tensor) -> Tensor:
+def site_rows(run: Run, site: Site, x: Tensor) -> Tensor:
     """Values at a site, channels last, with one row per unpadded token."""
-    if kind in ("query", "key", "value"):
+    mask = _mask_at(run, site, x)
+    if site.kind in ("query", "key", "value"):
         x = x.transpose(1, 2).flatten(2)
-    return run.rows(x)
+        mask = None if mask is None else mask.transpose(1, 2).flatten(2)
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if mask is None else rows[mask.expand(*x.shape[:-1], 1).flatten()]
 
 
 def _dimension(moments: Moments | None) -> tuple[int | None, float | None]:
@@ -409,24 +451,24 @@ def record_raster(ported: Ported, batch: Batch) -> Raster | None:
     """The spikes of the first row of a batch at the model's first linear site."""
     row = rows_of(batch, slice(0, 1))
     watcher = _FirstLinear()
-    with torch.no_grad(), ported.run.watching(watcher):
+    with torch.no_grad(), ported.run.watching(watcher, token_masks(row)):
         ported.model(**row)
     seen = watcher.seen
     if not seen:
         return None
     site, x = seen[0]
-    valid = token_mask(row)
-    kept = slice(None) if valid is None else valid[0]
+    mask = _mask_at(ported.run, site, x)
+    kept = slice(None) if mask is None else mask.expand(*x.shape[:-1], 1)[0, :, 0]
     shown = min(RASTER_NEURONS, x.shape[-1])
     words = site.words(x)[0, kept, :shown]
     steps = [s.bool().view(*words.shape, -1) for _, s in spike_steps(site.code, words)]
     spikes = torch.stack(steps).permute(0, 3, 1, 2)  # [steps, neurons, tokens, shown]
-    ids = row["input_ids"][0][kept].tolist() if "input_ids" in row else None
+    ids = _ids_of(row, x)
     return Raster(
         text=f"first held-back input of {x.shape[1]} tokens",
         site=site.name,
         tokens=tuple(str(i) for i in range(spikes.shape[2])),
-        token_ids=None if ids is None else tuple(ids[: spikes.shape[2]]),
+        token_ids=None if ids is None else tuple(ids[kept].tolist()),
         neurons=shown * site.code.neurons,
         steps=site.code.steps,
         spikes=tuple(
@@ -445,9 +487,15 @@ def count_spikes(code: WeightedCode, integers: Tensor) -> Tensor:
     return table.to(integers.dtype)[integers.abs().long()]
 
 
-def _pool(x: Tensor, valid: Tensor) -> Tensor:
-    """Mean over the tokens of each row."""
-    if x.dim() != 3:
+def _ids_of(row: Batch, x: Tensor) -> Tensor | None:
+    """The numbers of the tokens that ``x`` holds, if it holds those."""
+    ids = row.get("input_ids")
+    return ids[0] if isinstance(ids, Tensor) and ids.shape == x.shape[:2] else None
+
+
+def _pool(x: Tensor, valid: Tensor, axes: Axes) -> Tensor:
+    """Mean over the unpadded tokens of each row."""
+    if axes.tokens is None or axes.rows is None or axes.tokens == axes.rows:
         return x
     weight = valid[..., None].to(x.dtype)
-    return (x * weight).sum(1) / weight.sum(1).clamp_min(1)
+    return (x * weight).sum(axes.tokens) / weight.sum(axes.tokens).clamp_min(1)

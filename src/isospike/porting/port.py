@@ -1,22 +1,25 @@
 """Port a pretrained transformer to spikes: plan the steps, calibrate, measure, report."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from isospike.codes import CODES
 from isospike.errors import InputError
 from isospike.hf.batches import Batch, rows_of
 from isospike.hf.pooling import FILE, Pooling
 from isospike.porting.audit import AuditReport, audit
-from isospike.porting.discover import discover
+from isospike.porting.discover import Discovery, discover
+from isospike.porting.fidelity import same_draws
 from isospike.porting.files import port_files
 from isospike.porting.fingerprint import sample_rows
-from isospike.porting.inputs import Inputs
+from isospike.porting.inputs import Inputs, sample_of
 from isospike.porting.instrument import own_memory
 from isospike.porting.measure import (
     Comparison,
@@ -114,11 +117,11 @@ class Port:
 
 def port(
     model: nn.Module,
-    calibration: Sequence[Batch],
+    calibration: Iterable[Batch] | Batch,
     *,
     code: str = "signed-digit",
     steps: Steps = 8,
-    evaluation: Sequence[Batch] | None = None,
+    evaluation: Iterable[Batch] | Batch | None = None,
     execution: str = "collapsed",
     precision: str = "exact",
     functions: str = "float",
@@ -144,7 +147,8 @@ def port(
         precision: ``exact``, or ``fast`` for bfloat16 products (collapsed, up to 256 levels).
         functions: What is not a product, in ``float`` or ``spiking``.
         sweep: Codes to draw error against steps for, as :meth:`Port.sweep` does.
-        generator: Source of randomness of the Bernoulli code; torch's global one if None.
+        generator: Source of randomness of the Bernoulli code; torch's global one if None, as it is
+            when ``port`` is called: its state does not move.
 
     Returns:
         The ported model and its report.
@@ -156,18 +160,21 @@ def port(
     """
     mode = _check_request(model, code, steps, sweep, Mode(execution, precision, functions))
     inputs = Inputs.of(calibration, evaluation)
-    builder = Builder(discover(model, inputs.sample, functions), inputs, mode, generator)
-    planner = make_planner(builder, code, steps)
-    built = planner.first()
-    update("measure", 0, 1)
-    measured = _measure(builder, built.ported)
-    while (better := planner.better(measured[0].error)) is not None:
-        built, measured = better, _measure(builder, better.ported)
-    update("measure", 1, 1)
-    report = _report(builder, built, *measured, code, steps)
-    own_memory(built.ported, builder.discovery.template)
-    result = Port(built.ported.model, report, builder)
-    return result.sweep(sweep) if sweep else result
+    with same_draws(None if generator is None else generator.initial_seed()):
+        sample = sample_of(model, inputs.calibration[0])
+        discovery = discover(model, sample, functions, inputs.calibration)
+        builder = Builder(discovery, inputs, mode, generator)
+        planner = make_planner(builder, code, steps)
+        built = planner.first()
+        update("measure", 0, 1)
+        measured = _measure(builder, built.ported)
+        while (better := planner.better(measured[0].error)) is not None:
+            built, measured = better, _measure(builder, better.ported)
+        update("measure", 1, 1)
+        report = _report(builder, built, *measured, code, steps)
+        own_memory(built.ported, builder.discovery.template)
+        result = Port(built.ported.model, report, builder)
+        return result.sweep(sweep) if sweep else result
 
 
 def _check_request(
@@ -179,13 +186,26 @@ def _check_request(
     check_steps(code, steps)
     known = CODES[code](steps if isinstance(steps, int) else 8)
     mode.check("port", known.levels)
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise InputError(
-                f"port needs finite weights, got NaN or infinity in {name} "
-                f"({int((~tensor.isfinite()).sum())} of {tensor.numel()}). Check the model's files."
-            )
+    _check_weights(model)
     return mode
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Raise unless the weights are there and finite; -inf in a buffer is a mask."""
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta or is_lazy(tensor):
+            raise InputError(
+                f"port needs weights in memory, got {name} without values. Load the model's "
+                "weights first."
+            )
+        if not tensor.is_floating_point():
+            continue
+        wrong = ~tensor.isfinite() if isinstance(tensor, nn.Parameter) else tensor.isnan()
+        if bool(wrong.any()):
+            raise InputError(
+                f"port needs finite weights, got NaN or infinity in {name} ({int(wrong.sum())} of "
+                f"{tensor.numel()}). Check the model's files."
+            )
 
 
 def _measure(builder: Builder, ported: Ported) -> tuple[Comparison, Meter]:
@@ -214,7 +234,7 @@ def _report(
     return PortReport(
         title=f"{_name(model)} on spikes",
         provenance=_provenance(code, steps, mode),
-        warnings=_warnings(comparison.error, target),
+        warnings=_warnings(builder.discovery, comparison.error, target),
         model=_name(model),
         code=code,
         steps=highest,
@@ -235,6 +255,7 @@ def _report(
         raster=raster,
         counts=counts(model, ported, sites, inputs.longest, tokens, circuits, left),
         exceptions=found.exceptions,
+        unreached=builder.discovery.unreached,
         calibration_tokens=inputs.calibration_tokens,
         held_out_tokens=comparison.tokens,
         functions=mode.functions,
@@ -242,13 +263,24 @@ def _report(
     )
 
 
-def _warnings(error: float, target: float | None) -> tuple[str, ...]:
-    if target is None or error <= target:
-        return ()
-    return (
-        f"The error asked for, {target:.3g}, was not reached: measured {error:.3g}. Try another "
-        "code, or a larger error.",
-    )
+def _warnings(discovery: Discovery, error: float, target: float | None) -> tuple[str, ...]:
+    found = []
+    if target is not None and error > target:
+        found.append(
+            f"The error asked for, {target:.3g}, was not reached: measured {error:.3g}. Try "
+            "another code, or a larger error."
+        )
+    if discovery.random:
+        found.append(
+            "The model draws random numbers, even in evaluation mode. Both models were compared "
+            "under one seed; with different draws they differ by more."
+        )
+    if discovery.unreached:
+        found.append(
+            f"No calibration input reached {', '.join(discovery.unreached)}. The port raises an "
+            "error when one of these modules is called."
+        )
+    return tuple(found)
 
 
 def _provenance(code: str, steps: Steps, mode: Mode) -> Provenance:

@@ -35,8 +35,9 @@ class PortReport(Report):
             batches were seen; None without.
         error: Measured.
         error_fast: Measured with ``precision="fast"``; None unless that precision was asked for.
-        cosine: Mean cosine between the two models' first outputs, token by token.
-        cosine_pooled: The same for the mean over tokens, the sentence embedding.
+        cosine: Mean cosine between the two models' first outputs, token by token; None if a token
+            has one value, which has no direction.
+        cosine_pooled: The same for the mean over tokens, the sentence embedding; None likewise.
         agreement: Share of tokens with the same arg-max, for models with logits; else None.
         law: The fitted law; None if no target was given, or steps were allocated for it.
         curve: Error against steps for every code.
@@ -44,7 +45,8 @@ class PortReport(Report):
         circuits: One entry per circuit, in order of execution; none if ``functions`` is ``float``.
         raster: Spikes of one real input; None if not recorded.
         counts: Operations per token of the float, the quantised and the spiking model.
-        exceptions: Matrix products that are left without a binary operand, by module name.
+        exceptions: Products that are left without a binary operand, by module name.
+        unreached: Modules that no calibration input reached; called, they raise.
         calibration_tokens, held_out_tokens: Unpadded tokens used.
     """
 
@@ -60,8 +62,8 @@ class PortReport(Report):
     error_predicted: float | None
     error: float
     error_fast: float | None
-    cosine: float
-    cosine_pooled: float
+    cosine: float | None
+    cosine_pooled: float | None
     agreement: float | None
     law: Law | None
     curve: tuple[CurvePoint, ...]
@@ -70,6 +72,7 @@ class PortReport(Report):
     raster: Raster | None
     counts: Counts
     exceptions: tuple[str, ...]
+    unreached: tuple[str, ...] = ()
     calibration_tokens: int
     held_out_tokens: int
 
@@ -138,7 +141,10 @@ class PortReport(Report):
             errors.append(f"{number(self.error_fast)} with fast precision")
         if self.law is not None and self.law.floor:
             errors.append(f"floor of the law {number(self.law.floor)}")
-        cosine = [f"{self.cosine:.4f}", f"by token; {self.cosine_pooled:.4f} pooled over tokens"]
+        cosine = ["none", "each token has one value"]
+        if self.cosine is not None:
+            pooled = f"by token; {self.cosine_pooled:.4f} pooled over tokens"
+            cosine = [f"{self.cosine:.4f}", pooled]
         if self.agreement is not None:
             cosine.append(f"same arg-max for {percent(self.agreement)} of tokens")
         spikes = [si(self.spikes), "per token", f"{self.counts.spike_rate:.3g} per neuron and step"]

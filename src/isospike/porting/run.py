@@ -1,14 +1,15 @@
 """How the modules of one ported model run: the mode, the phase, and whoever watches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from isospike.errors import InputError, RangeError, UnsupportedError
 from isospike.hf.batches import token_rows
+from isospike.porting.axes import Axes
 from isospike.porting.sites import Site
 
 EXECUTIONS = ("collapsed", "stepped")
@@ -185,6 +186,8 @@ class Run:
         token_mask: Mask of the unpadded tokens, ``[batch, tokens]``; None if all are.
         watcher: Sees what passes, while there is one.
         targets: Results of the float stream, while a pass keeps or uses them.
+        axes: Where rows and tokens are in what each site reads, and (named "") in the output.
+        masks: Masks of the unpadded tokens by stream, while a watcher sees a pass.
         wants_maps: Whether attention shall give its maps, as ``output_attentions=True`` asks.
     """
 
@@ -193,17 +196,27 @@ class Run:
     token_mask: Tensor | None = None
     watcher: Watcher | None = None
     targets: Targets | None = None
+    axes: Mapping[str, Axes] = field(default_factory=dict)
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
     wants_maps: bool = False
 
     @contextmanager
-    def watching(self, watcher: Watcher | None, token_mask: Tensor | None = None) -> Iterator[None]:
-        """Have ``watcher`` see the passes inside, whose unpadded tokens ``token_mask`` says."""
-        before = self.watcher, self.token_mask
-        self.watcher, self.token_mask = watcher, token_mask
+    def watching(
+        self, watcher: Watcher | None, masks: Mapping[str, Tensor] | None = None
+    ) -> Iterator[None]:
+        """Have ``watcher`` see the passes inside, whose unpadded tokens ``masks`` say by stream."""
+        before = self.watcher, self.masks, self.token_mask
+        self.watcher, self.masks = watcher, masks or {}
+        self.token_mask = self.masks.get("")
         try:
             yield
         finally:
-            self.watcher, self.token_mask = before
+            self.watcher, self.masks, self.token_mask = before
+
+    def mask_at(self, name: str, x: Tensor) -> Tensor | None:
+        """The mask of the unpadded tokens of what the site ``name`` reads (or, named "", of the
+        first output), broadcastable to ``x``; None if all are."""
+        return self.axes.get(name, Axes()).mask(self.masks, x)
 
     @contextmanager
     def calibrating(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from isospike.errors import InputError
-from isospike.hf.batches import Batch, first_output, over_tokens, token_mask
+from isospike.hf.batches import Batch, first_output, over_tokens, token_mask, token_masks
 from isospike.porting.attention import MAX_INTEGER_GAIN, SpikingAttention
 from isospike.porting.ported import Ported
 from isospike.porting.run import Watcher
@@ -87,7 +87,7 @@ def measure_channels(
     for i, batch in enumerate(batches):
         mask = token_mask(batch)
         probe = _Probe(mask, wanted)
-        with torch.enable_grad(), opened.run.watching(probe, mask):
+        with torch.enable_grad(), opened.run.watching(probe, token_masks(batch)):
             y = first_output(opened.model(**batch))
         for name, (total, squares, values) in probe.sums.items():
             first[name] += total

@@ -7,6 +7,7 @@ import torch
 from isospike.codes import CODES
 from isospike.hf.batches import rows_of
 from isospike.porting.calibrate import calibrate
+from isospike.porting.fidelity import same_draws
 from isospike.porting.measure import SpikeMeter, compare
 from isospike.porting.plan import Builder
 from isospike.porting.records import CurvePoint
@@ -28,8 +29,10 @@ def sweep(builder: Builder, codes: Sequence[str]) -> tuple[CurvePoint, ...]:
     few = [rows_of(inputs.evaluation[0], slice(0, SWEEP_ROWS // 4))]
     cells = [CODES[code](steps) for code in codes for steps in CODES[code].sweep_steps]
     points, targets = [], Targets()
-    with torch.no_grad():
-        expected = [discovery.model(**batch) for batch in few]
+    expected = []
+    for batch in few:
+        with torch.no_grad(), same_draws():
+            expected.append(discovery.model(**batch))
     for done, code in enumerate(cells):
         update("compare codes", done, len(cells))
         ported = discovery.instrument()

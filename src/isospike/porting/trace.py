@@ -78,9 +78,21 @@ def count_float_ops(model: nn.Module, batch: Mapping[str, Any] | Tensor) -> dict
     return dict(trace(model, batch, judge=False).float_ops)
 
 
-def trace(model: nn.Module, batch: Mapping[str, Any] | Tensor, judge: bool) -> "Trace":
-    """Run a model once and note its operators; with ``judge``, what their operands were."""
-    found = Trace(model, judge)
+def trace(
+    model: nn.Module,
+    batch: Mapping[str, Any] | Tensor,
+    judge: bool,
+    owners: Mapping[int, str] | None = None,
+) -> "Trace":
+    """Run a model once and note its operators.
+
+    Args:
+        model: The model.
+        batch: Its inputs.
+        judge: Whether to judge the operands of products.
+        owners: The module that alone may read a tensor, by the tensor's identity.
+    """
+    found = Trace(model, judge, owners or {})
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it hides a whole encoder layer in one operator
     try:
@@ -130,6 +142,8 @@ _GATHERED = {
     "grid_sampler_2d": 4, "grid_sampler_3d": 8, "_embedding_bag": 0,
     "_embedding_bag_forward_only": 0,
 }  # fmt: skip
+# Libraries whose operators are in these lists, or do not multiply.
+_KNOWN = {"aten", "prim", "prims", "isospike", "onednn", "mkldnn", "profiler", "inductor"}
 _SUMS = {"sum", "mean", "nansum", "cumsum", "index_add", "scatter_add", "segment_reduce"}
 _SUM, _ADD = "mul+sum", "mul+add"
 _ELEMENTWISE = (_SUM, _ADD)
@@ -180,9 +194,10 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         float_ops: Elements passed through float functions, by kind.
         nonlinear: Those that are not linear in the input, by module and kind.
         operators: The same by module and operator.
+        readers: The first other module that read what an owner alone may read, by owner.
     """
 
-    def __init__(self, model: nn.Module, judge: bool) -> None:
+    def __init__(self, model: nn.Module, judge: bool, owners: Mapping[int, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.stack: list[str] = []
         self.products: list[Product] = []
@@ -190,6 +205,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.nonlinear: dict[tuple[str, str], int] = {}
         self.operators: dict[tuple[str, str], int] = {}
         self.judge = judge
+        self.owners, self.readers = owners, dict[str, str]()
         tensors = [*model.parameters(), *model.buffers()]
         for module in model.modules():  # tensors kept as plain attributes are weights too
             tensors += [v for v in vars(module).values() if isinstance(v, Tensor)]
@@ -207,7 +223,13 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func.overloadpacket.__name__
         name = name if name.startswith("_") else name.rstrip("_")  # in place: the same product
         self.reached = not all(map(self._is_constant, _tensors(args)))
-        self._look(name, args, out)
+        for owner in (self.owners.get(id(x)) for x in _tensors(args)):
+            if owner is not None and self._module != owner:
+                self.readers.setdefault(owner, self._module)
+        if func.namespace in _KNOWN:
+            self._look(name, args, out)
+        else:
+            self._add_foreign(f"{func.namespace}::{name}", args, out)
         self._follow(func, name, args, kwargs or {}, out)
         return out
 
@@ -262,7 +284,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name.startswith("_scaled_dot_product"):
             kind = "softmax"
         if kind is not None:
-            module = self.stack[-1] if self.stack else ""
+            module = self._module
             for counts, key in ((self.nonlinear, kind), (self.operators, name)):
                 counts[module, key] = counts.get((module, key), 0) + made[0].numel()
 
@@ -321,6 +343,13 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._note(name, self._kind(args[0], -1), "weight", out.numel() * args[0].shape[-1],
                        args[0].shape[-1])  # fmt: skip
 
+    def _add_foreign(self, name: str, args: tuple[Any, ...], out: Any) -> None:
+        """An operator of another library, which may multiply: taken for a product."""
+        y = next((x for x in _tensors(out) if x.is_floating_point()), None)
+        x = next((x for x in _tensors(args) if x.is_floating_point()), None)
+        if y is not None and x is not None:
+            self._note(name, self._judged(x), "float", y.numel(), max(2, x.shape[-1]))
+
     def _add_hidden(self, name: str, args: tuple[Any, ...], out: Any) -> None:
         """A product that no matrix operator computes."""
         x = args[0]
@@ -359,6 +388,10 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._count("product", macs)
         self._note(op, left, right, macs, max(2, contraction))
 
+    @property
+    def _module(self) -> str:
+        return self.stack[-1] if self.stack else ""
+
     def _is_constant(self, x: Tensor) -> bool:
         return _place(x) in self.constant
 
@@ -381,8 +414,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._note(name, self._kind(x, 1), self._kind(weight, 1), out.numel() * k, k)
 
     def _note(self, op: str, left: str, right: str, macs: int, contraction: int) -> None:
-        module = self.stack[-1] if self.stack else ""
-        self.products.append(Product(module, op, left, right, macs, contraction))
+        self.products.append(Product(self._module, op, left, right, macs, contraction))
 
     def _kind(self, x: Tensor, contraction: int) -> str:
         if self._is_weight(x):
