@@ -197,7 +197,7 @@ def test_a_fourier_transform_is_listed_counted_and_never_on_spikes():
     report = isospike.port(fnet(), batches).report
     assert report.exceptions == tuple(f"encoder.layer.{i}.fourier.self" for i in range(2))
     assert report.counts.float_ops["product"] > 0
-    refused(fnet(), r"functions='float' for the products of _fft_c2c in encoder\.layer\.0", batches,
+    refused(fnet(), r"functions='float' for _fft_c2c in encoder\.layer\.0", batches,
             functions="spiking")  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def test_an_elementwise_contraction_is_listed_and_never_on_spikes():
 
     refused(small(mix), "got mm in the model")
     assert isospike.port(small(attend), inputs(1, 1)).report.exceptions == ("",)
-    refused(small(attend), "products of mul.sum in the model", functions="spiking")
+    refused(small(attend), "functions='float' for mul.sum in the model", functions="spiking")
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is", "ignore:torch.quantize_per_tensor")

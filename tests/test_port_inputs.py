@@ -8,8 +8,10 @@ import transformers
 from torch import nn
 
 import isospike
+from isospike.hf.batches import batch_size
 from isospike.porting.axes import Axes, measure_axes
 from isospike.porting.discover import discover
+from isospike.porting.inputs import sample_of
 from isospike.porting.ported import Ported
 
 TOKENS = models.LONGEST
@@ -224,6 +226,26 @@ def test_the_axes_of_a_model_with_the_sequence_first_are_measured():
     model = models.seeded(SequenceFirst).eval()
     axes = discover(model, models.batch("bert", 9)).template.run.axes  # as many rows as tokens
     assert axes == {"a": Axes(1, 0), "b": Axes(1, 0), "": Axes(1, 0)}
+
+
+class Patches(nn.Module):
+    """Reads the patches of all images one after the other, and how many each row has."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, patches, counts):
+        return torch.stack([part.mean(0) for part in self.a(patches).split(counts.tolist())])
+
+
+def test_arguments_that_do_not_divide_by_rows_stay_whole():
+    model, counts = models.seeded(Patches).eval(), torch.tensor([1, 2, 3, 4])
+    whole = {"patches": torch.ones(10, 4), "counts": counts}
+    assert batch_size(whole) == 10  # nothing says which argument has the rows
+    assert sample_of(model, whole) is whole
+    text = models.batch("bert")
+    assert sample_of(models.make("bert"), text)["input_ids"].shape == (2, TOKENS)
 
 
 # Figures of outputs that are no vectors for each token.

@@ -33,7 +33,9 @@ from isospike.porting.product import SpikingProduct
 from isospike.porting.run import ATTRIBUTE, Mode, Run, Watcher
 from isospike.porting.sites import Site, tensor_version
 from isospike.porting.trace import Product as TracedProduct
-from isospike.porting.trace import trace, trace_nonlinear
+from isospike.porting.trace import trace
+
+Replaced = (*CIRCUITS, SpikingProduct, SpikingAttention)
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def survey(
             inputs.start()
             with torch.no_grad(), run.watching(inputs):
                 found = trace(copied, batch, judge=False, owners=_owners(copied))
-            seen = _products_outside(copied, found.products, run.mode) | _run_twice(inputs)
+            seen = _products_outside(copied, found.products) | _run_twice(inputs)
             for name, reason in (seen | _read_elsewhere(found.readers, seen)).items():
                 refused.setdefault(name, reason)
             if not left:
@@ -204,34 +206,20 @@ def _owners(model: nn.Module) -> dict[int, str]:
     }
 
 
-def _products_outside(
-    copied: nn.Module, traced: Sequence[TracedProduct], mode: Mode
-) -> dict[str, str]:
-    """Modules with a product that spikes cannot enter, and why they are refused.
+def _products_outside(copied: nn.Module, traced: Sequence[TracedProduct]) -> dict[str, str]:
+    """Modules with a matrix product that spikes cannot enter, and why they are refused."""
+    return {
+        product.module: "every matrix product in a Linear, Conv1D, Conv2d or the transformers "
+        f"attention interface, got {product.op} in {product.module or 'the model'} "
+        f"({type(copied.get_submodule(product.module)).__name__}). This model cannot be ported."
+        for product in reversed(traced)  # the first of a module is named
+        if product.matrix and _outside(copied, product)
+    }
 
-    A product that no matrix operator computes, such as a Fourier transform, is a function to a port
-    with float functions: it stays in float, and the audit lists it.
-    """
-    refused: dict[str, str] = {}
-    for product in traced:
-        owner = copied.get_submodule(product.module)
-        if isinstance(owner, SpikingProduct | SpikingAttention) or product.contraction < 2:
-            continue
-        where = f"{product.module or 'the model'} ({type(owner).__name__})"
-        if product.matrix:
-            reason = (
-                "every matrix product in a Linear, Conv1D, Conv2d or the transformers attention "
-                f"interface, got {product.op} in {where}. This model cannot be ported."
-            )
-        elif mode.spiking and not isinstance(owner, CIRCUITS):
-            reason = (
-                f"functions='float' for the products of {product.op} in {where}, got 'spiking', "
-                "which has no circuit for them. Keep the functions in float."
-            )
-        else:
-            continue
-        refused.setdefault(product.module, reason)
-    return refused
+
+def _outside(copied: nn.Module, product: TracedProduct) -> bool:
+    owner = copied.get_submodule(product.module)
+    return product.contraction > 1 and not isinstance(owner, Replaced)
 
 
 def _replace_products(
@@ -401,11 +389,12 @@ def _group_sites(copied: nn.Module, inputs: _Inputs) -> None:
 
 
 def _functions_in_float(copied: nn.Module, sample: Batch) -> dict[str, tuple[str, ...]]:
-    """The operators of functions without a circuit, by module."""
-    with torch.no_grad():
-        found = trace_nonlinear(copied, sample)
+    """The operators of functions without a circuit, by module, with the products that no matrix
+    operator computes."""
+    found = trace(copied, sample, judge=False)
+    outside = [p for p in found.products if not p.matrix and _outside(copied, p)]
     left: dict[str, tuple[str, ...]] = {}
-    for name, operator in found:
-        if not isinstance(copied.get_submodule(name), (*CIRCUITS, SpikingAttention)):
+    for name, operator in [*((p.module, p.op) for p in outside), *found.operators]:
+        if not isinstance(copied.get_submodule(name), Replaced):
             left[name] = (*left.get(name, ()), operator)
     return left

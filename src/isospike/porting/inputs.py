@@ -1,7 +1,7 @@
 """What a port is given to calibrate on and to be measured on, checked once."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -31,10 +31,24 @@ class Inputs:
     Attributes:
         calibration: What the ranges are set on.
         evaluation: Held-out batches, for the measurements.
+        divides: Whether the model takes some rows of a batch.
     """
 
     calibration: tuple[Batch, ...]
     evaluation: tuple[Batch, ...]
+    divides: bool = True
+
+    def sampled(self, model: nn.Module) -> "tuple[Inputs, Batch]":
+        """These inputs, knowing whether they divide for a model, and a few rows of them."""
+        first = self.calibration[0]
+        sample = sample_of(model, first)
+        return replace(
+            self, divides=sample is not first or batch_size(first) <= SAMPLE_ROWS
+        ), sample
+
+    def few(self, batch: Batch, rows: int) -> Batch:
+        """The first rows of a batch; all of it if it does not divide."""
+        return rows_of(batch, slice(0, rows)) if self.divides else batch
 
     @classmethod
     def of(

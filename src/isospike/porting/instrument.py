@@ -1,7 +1,9 @@
 """Put sites and circuits into a model: the modules that stand for its own, and copies of them."""
 
 import copy
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -144,27 +146,87 @@ def attach_run(model: nn.Module, run: Run) -> None:
     model.register_forward_hook(_after, always_call=True)
 
 
+class _Entered(threading.local):
+    """What the running ports of a thread have entered, the innermost last."""
+
+    def __init__(self) -> None:
+        self.stacks: list[ExitStack] = []
+
+
+_entered = _Entered()
+
+
 def _before(module: nn.Module, args: Any, keywords: dict[str, Any]) -> None:
+    stack, run = ExitStack(), run_of(module)
+    _entered.stacks.append(stack)
     default = getattr(getattr(module, "config", None), "output_attentions", False)
     if keywords.get("output_attentions", default):
-        run_of(module).wants_maps = True
+        run.wants_maps = True
+    if run.phase != "run" or torch.compiler.is_compiling():
+        return
+    weight = next(module.parameters())
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise UnsupportedError(
+            f"a port needs float32 or float64, got {str(weight.dtype).removeprefix('torch.')}, "
+            "which rounds its integers. Port or load it again; for bfloat16 products, with "
+            "precision='fast'."
+        )
+    stack.enter_context(torch.no_grad())
+    if torch.is_autocast_enabled(weight.device.type):  # its products are exact in float32 only
+        stack.enter_context(torch.autocast(weight.device.type, enabled=False))
 
 
 def _after(module: nn.Module, args: Any, output: Any) -> Any:
-    run_of(module).wants_maps = False
+    run = run_of(module)
+    run.wants_maps = False
+    if _entered.stacks:
+        _entered.stacks.pop().close()
     # A fast run computes in bfloat16; what the model returns keeps its type.
-    return as_float32(output)
+    output = as_float32(output)
+    trained = torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
+    if run.phase == "run" and trained and not torch.compiler.is_compiling():
+        return _each(output, _untrained)
+    return output
+
+
+class _Untrained(torch.autograd.Function):
+    """The identity; its gradient is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise UnsupportedError(
+            "a port needs no training: its spikes have no gradient. Train the float model and port "
+            "it again, or freeze the port with requires_grad_(False)."
+        )
 
 
 def as_float32(output: Any) -> Any:
     """A model's output with its bfloat16 tensors in float32; a cache stays as it is."""
+    return _each(output, lambda x: x.float() if x.dtype == torch.bfloat16 else x)
+
+
+def _untrained(x: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        return x
+    refusing: Tensor = _Untrained.apply(  # type: ignore[no-untyped-call]
+        x, torch.zeros((), requires_grad=True)
+    )
+    return refusing
+
+
+def _each(output: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A model's output with ``function`` of its tensors; a cache stays as it is."""
     if isinstance(output, Tensor):
-        return output.float() if output.dtype == torch.bfloat16 else output
+        return function(output)
     if isinstance(output, Mapping):
         for key, value in output.items():
-            output[key] = as_float32(value)  # type: ignore[index]
+            output[key] = _each(value, function)  # type: ignore[index]
         return output
-    return tuple(map(as_float32, output)) if type(output) is tuple else output
+    return tuple(_each(x, function) for x in output) if type(output) is tuple else output
 
 
 def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> Ported:

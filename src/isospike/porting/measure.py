@@ -21,7 +21,7 @@ from isospike.dimension import (
 )
 from isospike.energy import Counts
 from isospike.errors import RangeError, UnsupportedError
-from isospike.hf.batches import Batch, count_positions, first_output, rows_of, token_masks
+from isospike.hf.batches import Batch, count_positions, first_output, token_masks
 from isospike.hf.modules import layer_name
 from isospike.kernels.product.trains import spike_steps
 from isospike.porting.axes import Axes
@@ -447,9 +447,8 @@ class _FirstLinear(Watcher):
             self.seen.append((site, x))
 
 
-def record_raster(ported: Ported, batch: Batch) -> Raster | None:
+def record_raster(ported: Ported, row: Batch) -> Raster | None:
     """The spikes of the first row of a batch at the model's first linear site."""
-    row = rows_of(batch, slice(0, 1))
     watcher = _FirstLinear()
     with torch.no_grad(), ported.run.watching(watcher, token_masks(row)):
         ported.model(**row)

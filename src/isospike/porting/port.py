@@ -12,14 +12,14 @@ from torch.nn.parameter import is_lazy
 
 from isospike.codes import CODES
 from isospike.errors import InputError
-from isospike.hf.batches import Batch, rows_of
+from isospike.hf.batches import Batch
 from isospike.hf.pooling import FILE, Pooling
 from isospike.porting.audit import AuditReport, audit
 from isospike.porting.discover import Discovery, discover
 from isospike.porting.fidelity import same_draws
 from isospike.porting.files import port_files
 from isospike.porting.fingerprint import sample_rows
-from isospike.porting.inputs import Inputs, sample_of
+from isospike.porting.inputs import Inputs
 from isospike.porting.instrument import own_memory
 from isospike.porting.measure import (
     Comparison,
@@ -132,7 +132,9 @@ def port(
 
     Every matrix product of the copy reads spikes: :mod:`isospike.porting.product`,
     :mod:`isospike.porting.attention`. *Error* is the relative root-mean-square error of the first
-    output over the unpadded tokens of evaluation batches.
+    output over the unpadded tokens of evaluation batches. The copy is first compared with the
+    original, in float. A port runs in float32 or float64, whatever autocast says, and has no
+    gradients.
 
     Args:
         model: A PyTorch transformer, usually from Hugging Face; it is not changed.
@@ -147,21 +149,20 @@ def port(
         precision: ``exact``, or ``fast`` for bfloat16 products (collapsed, up to 256 levels).
         functions: What is not a product, in ``float`` or ``spiking``.
         sweep: Codes to draw error against steps for, as :meth:`Port.sweep` does.
-        generator: Source of randomness of the Bernoulli code; torch's global one if None, as it is
-            when ``port`` is called: its state does not move.
+        generator: Source of randomness; torch's global one if None, whose state does not move.
 
     Returns:
         The ported model and its report.
 
     Raises:
-        UnsupportedError: A product or a function that cannot be ported; the message names it.
+        UnsupportedError: A product, function or module that cannot be ported; a copy that differs.
         InputError: A code, site or batch that does not fit; NaN in weights or activations.
         RangeError: A number out of range, or a target below what the code can reach.
     """
     mode = _check_request(model, code, steps, sweep, Mode(execution, precision, functions))
     inputs = Inputs.of(calibration, evaluation)
     with same_draws(None if generator is None else generator.initial_seed()):
-        sample = sample_of(model, inputs.calibration[0])
+        inputs, sample = inputs.sampled(model)
         discovery = discover(model, sample, functions, inputs.calibration)
         builder = Builder(discovery, inputs, mode, generator)
         planner = make_planner(builder, code, steps)
@@ -171,9 +172,8 @@ def port(
         while (better := planner.better(measured[0].error)) is not None:
             built, measured = better, _measure(builder, better.ported)
         update("measure", 1, 1)
-        report = _report(builder, built, *measured, code, steps)
+        result = Port(built.ported.model, _report(builder, built, *measured, code, steps), builder)
         own_memory(built.ported, builder.discovery.template)
-        result = Port(built.ported.model, report, builder)
         return result.sweep(sweep) if sweep else result
 
 
@@ -225,9 +225,9 @@ def _report(
     assigned = {site.name: site.code.steps for site in ported.sites}
     highest = max(assigned.values())
     target = steps.error if isinstance(steps, Target) else None
-    found = _verify(ported, inputs.evaluation[0])
+    found = _verify(ported, inputs.few(inputs.evaluation[0], AUDIT_ROWS))
     left = found.nonlinear_ops if mode.spiking else None
-    raster = record_raster(ported, inputs.evaluation[0])
+    raster = record_raster(ported, inputs.few(inputs.evaluation[0], 1))
     tokens = comparison.tokens / comparison.inputs
     ported.run.mode = mode
     fast = compare(model, ported, inputs.evaluation).error if mode.fast else None
@@ -295,7 +295,7 @@ def _verify(ported: Ported, batch: Batch) -> AuditReport:
     """Run stepped under audit."""
     update("audit the stepped run", 0, 1)
     with ported.run.switched(execution="stepped"):
-        found = audit(ported.model, rows_of(batch, slice(0, AUDIT_ROWS)))
+        found = audit(ported.model, batch)
     update("audit the stepped run", 1, 1)
     return found
 

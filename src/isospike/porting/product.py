@@ -14,6 +14,7 @@ enter the products, and weighted currents add up in the membranes. Collapsed mul
 that the spike trains spell, once.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from isospike.kernels.product.trains import pair_weights, spike_steps
 from isospike.kernels.runtime.buffers import Purpose, cache_blocks
 from isospike.porting.functions import Reencoder
 from isospike.porting.run import Run, join
-from isospike.porting.sites import Site
+from isospike.porting.sites import Site, tensor_version
 
 # Of a site that has not been given its code yet.
 PLACEHOLDER = PhaseCode(1)
@@ -77,8 +78,7 @@ class SpikingProduct(Reencoder):
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.site: Site = Site(name, "linear", PLACEHOLDER, ())
         self.register_buffer("step", torch.zeros(len(weight)))
-        self._bfloat16: tuple[Tensor, Tensor] | None = None
-        self._packed: BytePlanes | None = None
+        self._kept: dict[str, tuple[object, Any]] = {}
 
     @property
     def kind(self) -> str:
@@ -125,9 +125,10 @@ class SpikingProduct(Reencoder):
         """Step by step: binary spikes enter the product, weighted currents add up in membranes."""
         code = self.site.code
         if self._can_pack():
-            if self._packed is None:
-                self._packed = pack_grid(self.weight, self.step[:, None], code.neurons)
-            flat, packed = words.reshape(-1, words.shape[-1]), self._packed
+            flat = words.reshape(-1, words.shape[-1])
+            packed: BytePlanes = self._once(
+                "bytes", lambda: pack_grid(self.weight, self.step[:, None], code.neurons)
+            )
             y = self.weight.new_empty(len(flat), len(self.weight))
             for part in cache_blocks(flat, 2 * y.numel()):
                 membrane = new_membrane(packed, len(y[part]))
@@ -146,9 +147,9 @@ class SpikingProduct(Reencoder):
         return y.to(self.weight.dtype).add_(self._along(self.bias))
 
     def _fast(self, integers: Tensor) -> Tensor:
-        if self._bfloat16 is None:
-            self._bfloat16 = self.weight.bfloat16(), self.bias.bfloat16()
-        weight, bias = self._bfloat16
+        weight, bias = self._once(
+            "bfloat16", lambda: (self.weight.bfloat16(), self.bias.bfloat16())
+        )
         if self.conv is None and weight.device.type == "cpu" and _HAS_ONEDNN:
             # F.linear would first spread the bias over the result, which takes half as long again.
             y: Tensor = torch.ops.mkldnn._linear_pointwise(integers, weight, bias, "none", [], "")
@@ -206,8 +207,17 @@ class SpikingProduct(Reencoder):
     def _can_pack(self) -> bool:
         return self.conv is None and can_pack(self.weight) and bool((self.step > 0).all())
 
+    def _once(self, what: str, make: Callable[[], Any]) -> Any:
+        """``make()``, kept until the weight or the bias is another."""
+        key = [
+            (tensor_version(p), p.data_ptr(), p.device, p.dtype) for p in (self.weight, self.bias)
+        ]
+        if what not in self._kept or self._kept[what][0] != key:
+            self._kept[what] = key, make()
+        return self._kept[what][1]
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bfloat16": None, "_packed": None}
+        return {**self.__dict__, "_kept": {}}
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.conv is None:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 
 from isospike.codes import CODES
-from isospike.hf.batches import rows_of
 from isospike.porting.calibrate import calibrate
 from isospike.porting.fidelity import same_draws
 from isospike.porting.measure import SpikeMeter, compare
@@ -25,8 +24,8 @@ def sweep(builder: Builder, codes: Sequence[str]) -> tuple[CurvePoint, ...]:
         codes: Names of the codes.
     """
     discovery, inputs = builder.discovery, builder.inputs
-    calibration = rows_of(inputs.merged, slice(0, SWEEP_ROWS))
-    few = [rows_of(inputs.evaluation[0], slice(0, SWEEP_ROWS // 4))]
+    calibration = inputs.few(inputs.merged, SWEEP_ROWS)
+    few = [inputs.few(inputs.evaluation[0], SWEEP_ROWS // 4)]
     cells = [CODES[code](steps) for code in codes for steps in CODES[code].sweep_steps]
     points, targets = [], Targets()
     expected = []
