@@ -158,7 +158,7 @@ def test_a_module_that_only_later_inputs_reach_is_ported():
     assert sorted(site.name for site in result.report.sites) == ["a", "b", "rare"]
 
 
-def test_what_a_loaded_port_does_not_reach_raises_too(tmp_path):
+def test_a_tower_that_no_input_reaches_raises_when_it_is_called():
     """A model of two towers, calibrated on one."""
     config = transformers.CLIPConfig(
         text_config={"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 1,

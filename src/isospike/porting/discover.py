@@ -208,13 +208,17 @@ def _owners(model: nn.Module) -> dict[int, str]:
 
 def _products_outside(copied: nn.Module, traced: Sequence[TracedProduct]) -> dict[str, str]:
     """Modules with a matrix product that spikes cannot enter, and why they are refused."""
-    return {
-        product.module: "every matrix product in a Linear, Conv1D, Conv2d or the transformers "
-        f"attention interface, got {product.op} in {product.module or 'the model'} "
-        f"({type(copied.get_submodule(product.module)).__name__}). This model cannot be ported."
-        for product in reversed(traced)  # the first of a module is named
-        if product.matrix and _outside(copied, product)
-    }
+    refused: dict[str, str] = {}
+    for product in traced:
+        if product.matrix and _outside(copied, product):
+            kind = type(copied.get_submodule(product.module)).__name__
+            refused.setdefault(
+                product.module,
+                "every matrix product in a Linear, Conv1D, Conv2d or the transformers attention "
+                f"interface, got {product.op} in {product.module or 'the model'} ({kind}). This "
+                "model cannot be ported.",
+            )
+    return refused
 
 
 def _outside(copied: nn.Module, product: TracedProduct) -> bool:
@@ -245,6 +249,7 @@ class _Inputs(Watcher):
     def __init__(self) -> None:
         self.seen: list[tuple[Site, Tensor, int]] = []
         self.count: Counter[str] = Counter()
+        self.known: set[int] = set()
 
     def start(self) -> None:
         """A new pass begins; sites of earlier ones are not seen again."""
