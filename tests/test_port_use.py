@@ -54,7 +54,7 @@ def test_an_error_leaves_autocast_and_gradients_as_they_were(bert):
 
 def test_the_gradient_of_a_port_is_refused(bert):
     loss = bert(**INPUTS).last_hidden_state.square().sum()
-    with pytest.raises(isospike.UnsupportedError, match="needs no training: its spikes have no gr"):
+    with pytest.raises(isospike.UnsupportedError, match="passes without a gradient, .*backward"):
         loss.backward()
     assert all(p.grad is None for p in bert.parameters())
 

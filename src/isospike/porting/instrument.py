@@ -199,8 +199,8 @@ class _Untrained(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         raise UnsupportedError(
-            "a port needs no training: its spikes have no gradient. Train the float model and port "
-            "it again, or freeze the port with requires_grad_(False)."
+            "a port needs passes without a gradient, which spikes have not, got a backward pass. "
+            "Train the float model and port it again, or freeze the port by requires_grad_(False)."
         )
 
 
