@@ -91,7 +91,7 @@ def test_embed_takes_a_causal_model_too(writer, lines):
 
 def test_embed_to_a_full_disk_leaves_the_last_array(ported, lines, tmp_path, monkeypatch):
     out = tmp_path / "lines.npy"
-    out.write_bytes(b"the last good one")
+    out.write_bytes(b"\x93NUMPY, the last good one")
 
     def save(file, *_, **__):
         file.write(b"half")
@@ -103,7 +103,7 @@ def test_embed_to_a_full_disk_leaves_the_last_array(ported, lines, tmp_path, mon
     assert done.stderr.splitlines()[-1].startswith(
         "error: embed needs space on the disk, got a full one while writing "
     )
-    assert out.read_bytes() == b"the last good one"
+    assert out.read_bytes() == b"\x93NUMPY, the last good one"
     assert {p.name for p in tmp_path.iterdir()} == {"lines.txt", "lines.npy"}
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from isospike.cli.app import command
 from isospike.cli.emit import Outcome
 from isospike.errors import InputError, RangeError
+from isospike.report.files import check_file, write_file
 
+MOST_SEEDS = 1000
 KEPT = "what was computed is kept; the same command goes on from there."
 
 
@@ -43,6 +45,10 @@ def reproduce(
             one.name: one.statement or one.question for one in study.find_studies(studies).values()
         }
         return Outcome(data=known, text="\n".join(f"{n:<24}{text}" for n, text in known.items()))
+    stored = out / f"{name}-{preset}.json"
+    check_file(stored)
+    if stored.exists():
+        study.stored(stored)  # refuses what no study wrote
     report = study.reproduce(
         name, preset, package=studies, folder=out / "cells", data=data, workers=_workers(workers)
     )
@@ -105,9 +111,12 @@ def positions(
         )
     grid = GRIDS[preset]
     if seeds is not None:
-        if seeds < 1:
-            raise RangeError(f"positions needs seeds of at least 1, got {seeds}. Try 2.")
+        if not 1 <= seeds <= MOST_SEEDS:
+            raise RangeError(
+                f"positions needs seeds of at least 1 and at most {MOST_SEEDS}, got {seeds}. Try 2."
+            )
         grid = replace(grid, seeds=seeds)
+    _check_out(out)
     runs = train_grid(chosen, variants, grid, out / "cells", _workers(workers))
     _write(out / "report.html", page.html(runs, chosen, variants, grid))
     tables = [overview(runs, chosen, variants)]
@@ -116,6 +125,17 @@ def positions(
     _write(out / "tables.md", "\n\n".join(texts) + "\n")
     data = {"head": tables[0].head, "rows": tables[0].rows}
     return Outcome(data=data, text=texts[0], saved=out / "report.html")
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a folder that holds a page or tables of somebody else."""
+    for name in ("report.html", "tables.md"):
+        check_file(out / name)
+        if (out / name).exists() and not (out / "cells").is_dir():
+            raise InputError(
+                f"positions needs a new folder or one it wrote itself, got {out} holding {name!r}. "
+                "Choose another folder."
+            )
 
 
 def _list(given: str | None, known: list[str], option: str) -> list[str]:
@@ -137,6 +157,4 @@ def _workers(given: int | None) -> int:
 
 
 def _write(path: Path, text: str) -> None:
-    from isospike.report.files import write_file
-
     write_file(path, text.encode())

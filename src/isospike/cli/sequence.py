@@ -7,9 +7,11 @@ from isospike import progress
 from isospike.cli.app import command
 from isospike.cli.emit import Outcome, note
 from isospike.errors import InputError, RangeError
+from isospike.report.files import check_file
 
 CHUNK = 2000  # symbols between two looks at the progress
 NGRAM = 5
+MOST_SYMBOLS = 1_000_000  # of a recall
 
 
 @command(
@@ -39,8 +41,7 @@ def learn(
     """
     if limit is not None and limit < 1:
         raise RangeError(f"learn needs limit of at least 1, got {limit}. Leave it out for all.")
-    if out.is_dir():
-        raise InputError(f"learn needs out to be a file, got the folder {out}. Name a file in it.")
+    check_file(out, Path(file))
     from isospike.data import read_sequences
 
     sequences = read_sequences(file, unit, limit)
@@ -70,8 +71,11 @@ def recall(machine: Path, *, prompt: str = "", symbols: int = 100) -> Outcome:
         prompt (TEXT): Text to continue; symbols of melodies with spaces between them.
         symbols: Most symbols to add.
     """
-    if symbols < 0:
-        raise RangeError(f"recall needs symbols of at least 0, got {symbols}. Try 100.")
+    if not 0 <= symbols <= MOST_SYMBOLS:
+        raise RangeError(
+            f"recall needs symbols of at least 0 and at most {MOST_SYMBOLS}, got {symbols}. Try "
+            "100."
+        )
     from isospike.data import split_symbols
     from isospike.memory.machine import SequenceMachine
 

@@ -11,8 +11,11 @@ from isospike.cli.app import command
 from isospike.cli.emit import Outcome, note
 from isospike.errors import InputError, RangeError, UnsupportedError
 from isospike.hf.load import TextModel, find_port
+from isospike.report.files import check_file
 
 SHOWN_LINES = 20
+NUMPY = b"\x93NUMPY"  # what a file of NumPy begins with
+MOST_TOKENS = 1_000_000
 
 
 @command(
@@ -41,7 +44,7 @@ def embed(
         out (FILE.npy): Write all embeddings, one row per line of text, as a NumPy array.
     """
     if out is not None:
-        _check_array(out, as_json)
+        _check_array(out, text, as_json)
     from isospike.data import read_text
 
     find_port(port)
@@ -88,8 +91,10 @@ def generate(
         execution (MODE): Run ``collapsed`` (fast) or ``stepped`` (the specification).
             [default: as saved]
     """
-    if tokens < 1:
-        raise RangeError(f"generate needs tokens of at least 1, got {tokens}. Try 50.")
+    if not 1 <= tokens <= MOST_TOKENS:
+        raise RangeError(
+            f"generate needs tokens of at least 1 and at most {MOST_TOKENS}, got {tokens}. Try 50."
+        )
     if not 0 <= temperature < math.inf:
         raise RangeError(f"generate needs temperature of at least 0, got {temperature}. Try 0.8.")
     try:
@@ -153,7 +158,7 @@ def _generate(
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))
 
 
-def _check_array(out: Path, as_json: bool) -> None:
+def _check_array(out: Path, text: Path, as_json: bool) -> None:
     if as_json:
         raise InputError("embed needs --out or --json, got both. Choose one.")
     if out.suffix != ".npy":
@@ -162,6 +167,17 @@ def _check_array(out: Path, as_json: bool) -> None:
         raise InputError(
             f"embed needs out in an existing folder, got {str(out)!r}. Create the folder."
         )
+    check_file(out, text)
+    if out.exists() and not _is_array(out):
+        raise InputError(
+            f"embed needs out to be new or a NumPy array, got another file {str(out)!r}. Name "
+            "another."
+        )
+
+
+def _is_array(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(NUMPY)) in (NUMPY, b"")
 
 
 def _table(lines: list[str], vectors: Any, norms: Any) -> Any:

@@ -41,9 +41,7 @@ def write_file(path: Path, data: bytes) -> None:
     """
     with _told(path):
         target = _resolve(path)
-        if target.exists() and not target.is_file():
-            what = "folder" if target.is_dir() else "device"
-            raise InputError(f"save needs a file, got the {what} {path}. Choose another name.")
+        _check_kind(path, target)
         with scratch(target.parent) as place:
             fresh = place / "new"
             _write(fresh, data, target)
@@ -109,13 +107,43 @@ def check_destination(path: Path) -> None:
                 )
             if foreign := _foreign(target):
                 raise _not_ours(path, foreign)
-        above = next(p for p in target.parents if os.path.lexists(p))
-        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-            what = "read-only folder" if above.is_dir() else "file"
-            raise InputError(
-                f"save needs a place to write {path} in, got the {what} {above}. Choose another "
-                "place."
-            )
+        _check_above(path, target)
+
+
+def check_file(path: Path, *inputs: Path) -> None:
+    """Raise unless :func:`write_file` may write ``path``: to be asked before long work.
+
+    Args:
+        path: The file, new or to be replaced.
+        inputs: Files that are read and must stay.
+
+    Raises:
+        InputError: ``path`` is a folder, one of the inputs, or in a place that cannot be written
+            to.
+    """
+    with _told(path):
+        target = _resolve(path)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            target.stat()
+        _check_kind(path, target)
+        if any(_resolve(given) == target for given in inputs):
+            raise InputError(f"save needs a new file, got the input {path}. Name another.")
+        _check_above(path, target)
+
+
+def _check_kind(path: Path, target: Path) -> None:
+    if target.exists() and not target.is_file():
+        what = "folder" if target.is_dir() else "device"
+        raise InputError(f"save needs a file, got the {what} {path}. Choose another name.")
+
+
+def _check_above(path: Path, target: Path) -> None:
+    above = next(p for p in target.parents if os.path.lexists(p))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        what = "read-only folder" if above.is_dir() else "file"
+        raise InputError(
+            f"save needs a place to write {path} in, got the {what} {above}. Choose another place."
+        )
 
 
 def _write(path: Path, content: Content, like: Path) -> str:

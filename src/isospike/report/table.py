@@ -27,6 +27,17 @@ FORMATS: dict[str, Callable[[Any], str]] = {
 """Formats of a column by name; any other is a format specification of Python, such as ``.2f``."""
 
 
+def _is_formula(cell: Cell) -> bool:
+    """Whether a spreadsheet would compute a text; a negative number in a text is none."""
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return False
+    try:
+        float(cell)
+    except ValueError:
+        return True
+    return False
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of text and numbers under headings.
@@ -190,11 +201,14 @@ class Table:
         )
 
     def csv(self) -> str:
-        """Comma-separated values: names of the columns, numbers in full, nothing where unknown."""
+        """Comma-separated values: names of the columns, numbers in full, nothing where unknown.
+
+        A text that a spreadsheet would run as a formula gets an apostrophe in front.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.names or self.head)
-        writer.writerows(self.rows)
+        for row in (self.names or self.head, *self.rows):
+            writer.writerow([f"'{c}" if _is_formula(c) else c for c in row])
         return text.getvalue()
 
     def to_frame(self) -> Any:
