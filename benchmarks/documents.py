@@ -48,7 +48,9 @@ PAGES = {
         "code-errors", "projection", "softmax", "coincidence", "few-spike", "circuits",
         "approximation",
     )),
-    "files": ("Files", ("damaged-files", "killed-saves", "loads-beside-saves")),
+    "files": ("Files and commands", (
+        "damaged-files", "killed-saves", "loads-beside-saves", "command-lines",
+    )),
     "causal": ("Causal order", (
         "causal-linear", "causal-extraction", "causal-fit", "causal-curved", "causal-dagma",
         "causal-large", "causal-scores", "causal-bnlearn", "causal-edges", "causal-gap",

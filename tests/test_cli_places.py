@@ -88,3 +88,14 @@ def test_a_text_that_a_spreadsheet_would_run_is_escaped():
     assert Table("t", ("-name", "value"), rows).csv() == (
         "'-name,value\n'=cmd(),1.5\n'@x,-2\n-3,\n'+a,0\nplain,1\n"
     )
+
+
+@pytest.mark.parametrize(
+    "command", ["rank {port} --out {port}", "compare {port} {port} --out {port}"]
+)
+def test_a_port_is_not_replaced_by_what_was_measured_of_it(command, ported):
+    before = (ported / "report.json").read_bytes()
+    name, *rest = command.format(port=ported).split()
+    line = said(call(name, *rest))
+    assert line.startswith(f"error: {name} needs a new folder, got the input ")
+    assert (ported / "report.json").read_bytes() == before

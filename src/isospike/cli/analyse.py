@@ -106,7 +106,7 @@ def rank(
         raise RangeError(f"rank needs tokens of at least 2, got {tokens}. Try 64.")
     source = find_model(model, ports=True)
     folder = out or Path("out/rank") / source.label
-    check_destination(folder)
+    check_destination(folder, source.place)
     words = _read(text)
     text_model = _load(source)
     wanted = min(MOST_TOKENS, text_model.longest) if tokens is None else tokens

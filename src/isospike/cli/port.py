@@ -231,7 +231,7 @@ def compare(
     """
     check_sentences(sentences, 2)
     if out is not None:
-        check_destination(out)
+        check_destination(out, a, b)
     sides = [_side(place) for place in (a, b)]
     passages = None if all(source is None for source, _ in sides) else _passages(text, sentences)
     from isospike.hf.load import load

@@ -60,7 +60,7 @@ def read_machine(
         InputError: There is no such file, it is damaged, or of another format.
     """
     if not path.is_file():
-        raise InputError(f"load needs a machine's file, got {path}. Save one first.")
+        raise InputError(f"load needs a machine's file, got {str(path)!r}. Save one first.")
     from safetensors import safe_open
 
     try:

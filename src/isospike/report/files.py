@@ -82,15 +82,16 @@ def write_folder(path: Path, files: Mapping[str, Content]) -> None:
             sync(target.parent)
 
 
-def check_destination(path: Path) -> None:
+def check_destination(path: Path, *inputs: str | Path) -> None:
     """Raise unless :func:`write_folder` may write ``path``: to be asked before long work.
 
     Args:
         path: A folder that is new, empty, or was written by :func:`write_folder`.
+        inputs: Folders that are read and must stay.
 
     Raises:
-        InputError: ``path`` is a file, a folder that holds something else, the current folder, or
-            in a place that cannot be written to.
+        InputError: ``path`` is a file, a folder that holds something else, one of the inputs, the
+            current folder, or in a place that cannot be written to.
     """
     with _told(path):
         target = _resolve(path)
@@ -107,6 +108,8 @@ def check_destination(path: Path) -> None:
                 )
             if foreign := _foreign(target):
                 raise _not_ours(path, foreign)
+        if any(_resolve(Path(given)) == target for given in inputs):
+            raise InputError(f"save needs a new folder, got the input {path}. Name another.")
         _check_above(path, target)
 
 
