@@ -190,8 +190,14 @@ def test_generate_refuses_an_encoder(ported):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--prompt", "w1", "--tokens", 0], "needs --tokens of at least 1, got 0."),
-        (["--prompt", "w1", "--tokens", -3], "needs --tokens of at least 1, got -3."),
+        (
+            ["--prompt", "w1", "--tokens", 0],
+            "needs --tokens of at least 1 and at most 1000000, got 0.",
+        ),
+        (
+            ["--prompt", "w1", "--tokens", -3],
+            "needs --tokens of at least 1 and at most 1000000, got -3.",
+        ),
         (["--prompt", "w1", "--temperature", -1], "needs --temperature of at least 0, got -1.0."),
         (["--prompt", "w1", "--temperature", "nan"], "needs --temperature of at least 0, got nan."),
         (["--prompt", "\udcff"], "needs --prompt in UTF-8"),

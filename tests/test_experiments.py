@@ -418,7 +418,7 @@ def test_reproduce_lists_and_runs(tmp_path):
         (("positions", "--tasks", "copy-1,juggle"), "--tasks of successor, .*, got 'juggle'"),
         (("positions", "--encodings", "rotary"), "--encodings of none, .*, got 'rotary'"),
         (("positions", "--tasks", ","), "--tasks of successor, .*, got ''"),
-        (("positions", "--seeds", "0"), "--seeds of at least 1, got 0"),
+        (("positions", "--seeds", "0"), "--seeds of at least 1 and at most 1000, got 0"),
     ],
 )
 def test_mistakes_end_in_one_line_and_exit_2(arguments, text, tmp_path):
