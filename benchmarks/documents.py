@@ -40,6 +40,7 @@ PAGES = {
     "neurons": ("Neurons and spike products", (
         "lif", "spike-linear", "spike-attention", "spikformer", "neuron-start",
     )),
+    "gpu": ("On a GPU", ("gpu-parity", "gpu-ports", "gpu-neurons", "gpu-models")),
     "positions": ("Positional encodings", (
         "encodings", "published-table", "spike-timing", "frequency-compression", "learned-rank",
         "extrapolation", "online", "geometry", "lemma-1", "overlap-kernel", "training-speed",

@@ -11,6 +11,7 @@ in and comes out: nothing is remembered between calls, and there is nothing to r
 of other libraries' neurons are in :mod:`isospike.presets`.
 """
 
+import functools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -345,7 +346,9 @@ def _check_param(
 ) -> Tensor:
     if not isinstance(value, Tensor):
         check_range(owner, name, value)
-        return torch.full((), value, dtype=membrane, device=x.device)
+        if x.device.type != "cuda" or torch.compiler.is_compiling():
+            return torch.full((), value, dtype=membrane, device=x.device)
+        return _number(float(value), membrane, x.device)
     check_tensor(owner, name, value)
     if value.dtype not in (membrane, torch.bfloat16) or value.device != x.device:
         raise RangeError(
@@ -364,6 +367,13 @@ def _check_param(
         return check_compiled(value.to(membrane), owner, name)  # type: ignore[no-any-return]
     check_range(owner, name, value)
     return value.to(membrane)
+
+
+@functools.lru_cache(maxsize=256)
+def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number on a GPU, where making one costs as much time as a small layer of neurons."""
+    with torch.inference_mode(False):
+        return torch.full((), value, dtype=dtype, device=device)
 
 
 def _check_state(owner: str, state: NeuronState, x: Tensor, membrane: torch.dtype) -> Tensor:

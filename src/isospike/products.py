@@ -17,6 +17,7 @@ from torch import Tensor
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.kernels.product.int8 import add_product, can_pack, largest_spike, pack_float32
 from isospike.kernels.runtime.buffers import empty_pooled
+from isospike.kernels.runtime.precision import in_float32
 from isospike.kernels.runtime.torch_ops import define
 from isospike.tensors import (
     check_devices,
@@ -159,6 +160,7 @@ def spike_matmul(a: Tensor, b: Tensor) -> Tensor:
     return y
 
 
+@in_float32
 def spike_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 0.125) -> Tensor:
     """Attention between spikes, without a softmax: ``scale * q k^T v``, head by head.
 
@@ -268,6 +270,7 @@ def _rows(s: Tensor) -> Tensor:
     return s.reshape(math.prod(s.shape[:-1]), s.shape[-1])
 
 
+@in_float32
 def _run(s: Tensor, weight: Tensor, fast: bool, binary: bool) -> Tensor:
     shape, dtype = (*s.shape[:-1], len(weight)), torch.bfloat16 if fast else torch.float32
     counts = _bytes(_rows(s)).contiguous()

@@ -156,5 +156,6 @@ class LatencyCode(UnaryCode):
 
 
 def _draw(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    noise = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+    place = x.device if generator is None else generator.device
+    noise = torch.rand(x.shape, dtype=x.dtype, device=place, generator=generator).to(x.device)
     return (noise < x).to(x.dtype)

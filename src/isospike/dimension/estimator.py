@@ -47,10 +47,10 @@ class Moments:
     ([2.0, 0.0], [1.0, 0.0])
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, device: torch.device | None = None) -> None:
         self.rows = 0
-        self.mean = torch.zeros(width, dtype=torch.float64)
-        self.scatter = torch.zeros(width, width, dtype=torch.float64)
+        self.mean = torch.zeros(width, dtype=torch.float64, device=device)
+        self.scatter = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def update(self, rows: Float[Tensor, "rows width"]) -> None:
         """Add a batch.

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.kernels.product.int8 import BytePlanes, add_product, can_pack, pack_float32
 from isospike.kernels.runtime.buffers import Purpose, workspace
-from isospike.neurons import LIF, compile_neuron, scale_and_shift
+from isospike.kernels.runtime.precision import in_float32
+from isospike.neurons import LIF, NeuronParams, compile_neuron, run, scale_and_shift
 from isospike.presets import spikingjelly_lif
 from isospike.products import PRECISIONS, spike_attention
 from isospike.tensors import check_tensor
 
-AT_ONCE = 4  # images that a folded network takes at a time
+AT_ONCE = 4  # images that a folded network takes at a time on a CPU
 NEURONS = spikingjelly_lif(detach_reset=True)
 ATTENTION = spikingjelly_lif(v_threshold=0.5, detach_reset=True)
 
@@ -271,7 +272,7 @@ class FoldedSpikformer:
         self.steps = model.steps
         a, b = scale_and_shift(stages[0].norm)
         self.image_weight = stages[0].conv.weight.detach() * a.view(-1, 1, 1, 1)
-        self.image_neurons = compile_neuron(NEURONS._replace(bias=b * NEURONS.gain), len(b))
+        self.image_neurons = _neurons(NEURONS._replace(bias=b * NEURONS.gain), b)
         self.stages = [_fold(stage, precision) for stage in stages[1:]]
         self.position = _fold(model.position, precision)
         self.dtype = self.position.dtype
@@ -280,16 +281,18 @@ class FoldedSpikformer:
             for block in blocks
         ]
         self.heads = blocks[0].heads if blocks else 1
-        self.attention_neurons = compile_neuron(ATTENTION, model.head.in_features)
+        self.attention_neurons = _neurons(ATTENTION, model.head.weight[0])
         self.head = model.head
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Scores of images; see :meth:`Spikformer.forward`."""
         check_images(images)
-        parts = [images[i : i + AT_ONCE] for i in range(0, len(images), AT_ONCE)]
+        at_once = AT_ONCE if images.device.type == "cpu" else max(1, len(images))
+        parts = [images[i : i + at_once] for i in range(0, len(images), at_once)]
         return torch.cat([self._run(part) for part in parts], 1)
 
+    @in_float32
     def _run(self, images: Tensor) -> Tensor:
         y = F.conv2d(images, self.image_weight, padding=1).permute(0, 2, 3, 1).contiguous()
         x = self.image_neurons(y.expand(self.steps, *y.shape), self.dtype)
@@ -306,13 +309,13 @@ class FoldedSpikformer:
 
 
 def fold(model: Spikformer, precision: str = "exact") -> FoldedSpikformer:
-    """Make a network for inference on a CPU.
+    """Make a network for inference, on the device where the model is.
 
     Args:
         model: A Spikformer with running statistics. It is not changed, and later changes of it have
             no effect.
         precision: ``exact``: products with the error of float32's own, so that a spike differs only
-            where the membrane is within rounding of the threshold; ``fast``: bfloat16 weights, on
+            where the membrane is within rounding of the threshold; ``fast``: bfloat16 weights, for
             processors with a bfloat16 unit. Counts, hence attention, are exact in both.
 
     Returns:
@@ -338,7 +341,7 @@ def _fold(layer: Convolution | Projection, precision: str) -> Folded:
     a, b = scale_and_shift(layer.norm)
     weight = layer.conv.weight if isinstance(layer, Convolution) else layer.linear.weight
     weight = weight.detach() * a.view(-1, *[1] * (weight.dim() - 1))
-    neurons = compile_neuron(NEURONS._replace(bias=b * NEURONS.gain), len(b))
+    neurons = _neurons(NEURONS._replace(bias=b * NEURONS.gain), b)
     size, pool = weight.shape[-1] if weight.dim() == 4 else 1, False
     if isinstance(layer, Convolution):
         pool = layer.pool
@@ -347,6 +350,13 @@ def _fold(layer: Convolution | Projection, precision: str) -> Folded:
         return Folded(weight.bfloat16(), neurons, size, pool)
     rows = weight.permute(0, 2, 3, 1).flatten(1) if size > 1 else weight  # as patches lie
     return Folded(pack_float32(rows) if can_pack(rows) else weight, neurons, size, pool)
+
+
+def _neurons(params: NeuronParams, channels: Tensor) -> Callable[[Tensor, torch.dtype], Tensor]:
+    """Neurons from rest, for each entry of ``channels``, on its device."""
+    if channels.device.type == "cpu":
+        return compile_neuron(params, len(channels))
+    return lambda x, dtype: run(x, params=params, dtype=dtype)[0]
 
 
 def _spikes(s: Tensor, layer: Folded, dtype: torch.dtype | None = None) -> Tensor:

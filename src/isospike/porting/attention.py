@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from isospike.kernels.product.trains import pair_weights
 from isospike.kernels.runtime.buffers import Purpose, cache_blocks, workspace
+from isospike.kernels.runtime.precision import in_float32
 from isospike.porting.functions import cells, mean_of, numerator, softmax_stats
 from isospike.porting.product import PLACEHOLDER, accumulation_dtype
 from isospike.porting.run import Run, Watcher, join
@@ -55,6 +56,7 @@ class SpikingAttention(nn.Module):
         """Its four sites."""
         return self.query, self.key, self.value, self.probability
 
+    @in_float32
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
     ) -> Tensor:
@@ -82,7 +84,7 @@ class SpikingAttention(nn.Module):
             target = _float_attention(q_float, k_float, v_float, half, scaling)
         for site, x in ((self.query, q), (self.key, k), (self.value, v)):
             site.fit(run.rows(x.transpose(1, 2).flatten(2)))
-        self.probability.coarsen()
+        self.probability.to(q.device).coarsen()
         self.probability.fitted = True
         self._fold()
         return join(target, self._run(q, k, v, half, scaling))

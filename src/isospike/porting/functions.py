@@ -31,7 +31,7 @@ from isospike.circuits.arithmetic import (
 )
 from isospike.circuits.digits import SignedDigitFormat, add_spikes, gated_add
 from isospike.circuits.few_spike import BUILTIN
-from isospike.circuits.integers import CELLS, lookup, lookup_table
+from isospike.circuits.integers import CELLS, lookup, lookup_table, take
 from isospike.errors import RangeError
 from isospike.hf.modules import ACTIVATIONS, Activation, GatedMLP, Norm, Product
 from isospike.kernels.runtime.buffers import cache_blocks
@@ -123,8 +123,8 @@ class SpikingActivation(nn.Module):
         true = ACTIVATIONS[self.function](x)
         spikes, steps = float((x < 0).sum()), 1
         if self.circuit.neuron is not None:
-            v = self._cells(x).floor().clamp(0, CELLS).long()
-            spikes += float(lookup_table(str(self.circuit.neuron))[1][v].sum())
+            v = self._cells(x).double().clamp(0, CELLS)
+            spikes += float(take(lookup_table(str(self.circuit.neuron))[1], v).sum())
             steps += FEW_STEPS
         # ON, OFF and few-spike neuron.
         n = float(x.numel())

@@ -150,7 +150,7 @@ class Meter(Watcher):
         sums.squared += float((x.square() * keep).sum(dtype=torch.float64))
         if self.dimension and site.kind != "probability":
             rows = site_rows(self.run, site, x)
-            sums.moments = sums.moments or Moments(rows.shape[1])
+            sums.moments = sums.moments or Moments(rows.shape[1], rows.device)
             sums.moments.update(rows)
 
     def on_circuit(self, stats: CircuitStats) -> None:
@@ -481,7 +481,7 @@ def count_spikes(code: WeightedCode, integers: Tensor) -> Tensor:
     """Spikes that spell each integer."""
     if code.levels >= TABLE_LEVELS:
         return code.encode_integers(integers).sum(tuple(range(code.neurons)))
-    every = torch.arange(code.levels + 1, dtype=torch.float32)
+    every = torch.arange(code.levels + 1, dtype=torch.float32, device=integers.device)
     table = code.encode_integers(every).sum(tuple(range(code.neurons)))
     return table.to(integers.dtype)[integers.abs().long()]
 

@@ -33,6 +33,7 @@ from isospike.kernels.product.int8 import (
 )
 from isospike.kernels.product.trains import pair_weights, spike_steps
 from isospike.kernels.runtime.buffers import Purpose, cache_blocks
+from isospike.kernels.runtime.precision import in_float32
 from isospike.porting.functions import Reencoder
 from isospike.porting.run import Run, join
 from isospike.porting.sites import Site, tensor_version
@@ -74,10 +75,11 @@ class SpikingProduct(Reencoder):
         super().__init__(name, run)
         self.conv = conv
         self.weight = nn.Parameter(weight.detach().float(), requires_grad=False)
-        bias = torch.zeros(len(weight)) if bias is None else bias.detach().float().clone()
+        zeros = torch.zeros(len(weight), device=weight.device)
+        bias = zeros if bias is None else bias.detach().float().clone()
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.site: Site = Site(name, "linear", PLACEHOLDER, ())
-        self.register_buffer("step", torch.zeros(len(weight)))
+        self.register_buffer("step", torch.zeros_like(zeros))
         self._kept: dict[str, tuple[object, Any]] = {}
 
     @property
@@ -93,6 +95,7 @@ class SpikingProduct(Reencoder):
     def in_channels(self) -> int:
         return self.weight.shape[1]
 
+    @in_float32
     def forward(self, x: Tensor) -> Tensor:
         return self.reencoded(self._forward(x))
 

@@ -37,7 +37,7 @@ class _Probe(Watcher):
                 float(live.expand_as(x).sum()),
             )
         if self.wanted is not None:
-            a = self.wanted[site.name].to(x.dtype)
+            a = self.wanted[site.name].to(x)
             a = a.clamp(max=1.0) if site.kind == "probability" else a
             rounded = torch.where(a.isinf(), x, (x / a).round() * a)
             x = x + (rounded - x).detach()
@@ -49,7 +49,7 @@ class _Probe(Watcher):
         """Sums of the square gradients of each site's channels, for some random directions of y."""
         generator = torch.Generator().manual_seed(seed)
         for draw in range(HUTCHINSON_PROBES):
-            v = torch.randn(y.shape, generator=generator) * keep
+            v = torch.randn(y.shape, generator=generator).to(y.device) * keep
             gradients = torch.autograd.grad(
                 y, list(self.leaves.values()), v,
                 retain_graph=draw < HUTCHINSON_PROBES - 1, allow_unused=True,
@@ -90,8 +90,8 @@ def measure_channels(
         with torch.enable_grad(), opened.run.watching(probe, token_masks(batch)):
             y = first_output(opened.model(**batch))
         for name, (total, squares, values) in probe.sums.items():
-            first[name] += total
-            second[name] += squares
+            first[name] += total.cpu()
+            second[name] += squares.cpu()
             count[name] += values
         keep = torch.ones_like(y)
         if mask is not None and y.shape[:2] == mask.shape:
@@ -99,7 +99,7 @@ def measure_channels(
         power += float((y.detach().double() * keep).square().sum())
         tokens += float(keep[..., 0].sum())
         for name, squares in probe.square_gradients(y, keep, by_name, seed=i):
-            gradient[name] += squares / HUTCHINSON_PROBES
+            gradient[name] += squares.cpu() / HUTCHINSON_PROBES
     measured = {}
     for name, site in by_name.items():
         if not count[name]:

@@ -25,26 +25,47 @@ except ImportError as error:
     ) from error
 
 BLOCK = 1024  # neurons of one program
+WARPS = 4  # that share them
 
 
 @triton.jit
-def _load(values, period, inner, place, mask):
-    return tl.load(values + (place // inner) % period, mask=mask, other=1.0)
+def _places(small: tl.constexpr, BLOCK: tl.constexpr):
+    """The neurons of a program; 32 bits, where they suffice, divide faster."""
+    if small:
+        place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    else:
+        place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return place
+
+
+@triton.jit
+def _load(values, period, inner, place, mask, kind: tl.constexpr):
+    """A parameter: a number, or one for each neuron."""
+    if kind == 0:
+        value = tl.load(values)
+    elif kind == 1:
+        value = tl.load(values + place % period, mask=mask, other=1.0)
+    else:
+        value = tl.load(values + (place // inner) % period, mask=mask, other=1.0)
+    return value
 
 
 @triton.jit
 def _forward(
     x, stride, steps, neurons, v, spikes, last, p0, p1, p2, p3, p4,
     n0, n1, n2, n3, n4, i0, i1, i2, i3, i4,
-    hard: tl.constexpr, given: tl.constexpr, keep: tl.constexpr, BLOCK: tl.constexpr,
+    hard: tl.constexpr, given: tl.constexpr, keep: tl.constexpr,
+    k0: tl.constexpr, k1: tl.constexpr, k2: tl.constexpr, k3: tl.constexpr, k4: tl.constexpr,
+    small: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    place = _places(small, BLOCK)
     mask = place < neurons
-    decay, gain = _load(p0, n0, i0, place, mask), _load(p1, n1, i1, place, mask)
-    bias, threshold = _load(p2, n2, i2, place, mask), _load(p3, n3, i3, place, mask)
-    reset = _load(p4, n4, i4, place, mask)
+    decay, gain = _load(p0, n0, i0, place, mask, k0), _load(p1, n1, i1, place, mask, k1)
+    bias, threshold = _load(p2, n2, i2, place, mask, k2), _load(p3, n3, i3, place, mask, k3)
+    reset = _load(p4, n4, i4, place, mask, k4)
     now = tl.load(v + place, mask=mask, other=0.0) if given else tl.zeros([BLOCK], tl.float32)
-    for t in range(steps):
+    for step in range(steps):
+        t = tl.cast(step, tl.int64)  # a place may lie beyond 2^31
         current = tl.load(x + t * stride + place, mask=mask, other=0.0).to(tl.float32)
         h = decay * now + gain * current + bias
         fires = h >= threshold
@@ -63,16 +84,19 @@ def _backward(
     x, stride, steps, neurons, v, h_kept, grad_spikes, grad_last, grad_x, grad_v, grads,
     p0, p1, p2, p3, p4, n0, n1, n2, n3, n4, i0, i1, i2, i3, i4, alpha,
     hard: tl.constexpr, detach: tl.constexpr, kind: tl.constexpr, given: tl.constexpr,
-    has_spikes: tl.constexpr, has_last: tl.constexpr, learn: tl.constexpr, BLOCK: tl.constexpr,
+    has_spikes: tl.constexpr, has_last: tl.constexpr, learn: tl.constexpr,
+    k0: tl.constexpr, k1: tl.constexpr, k2: tl.constexpr, k3: tl.constexpr, k4: tl.constexpr,
+    small: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    place = _places(small, BLOCK)
     mask = place < neurons
-    decay, gain = _load(p0, n0, i0, place, mask), _load(p1, n1, i1, place, mask)
-    bias, threshold = _load(p2, n2, i2, place, mask), _load(p3, n3, i3, place, mask)
-    reset = _load(p4, n4, i4, place, mask)
+    decay, gain = _load(p0, n0, i0, place, mask, k0), _load(p1, n1, i1, place, mask, k1)
+    bias, threshold = _load(p2, n2, i2, place, mask, k2), _load(p3, n3, i3, place, mask, k3)
+    reset = _load(p4, n4, i4, place, mask, k4)
     start = tl.load(v + place, mask=mask, other=0.0) if given else tl.zeros([BLOCK], tl.float32)
     now = start
-    for t in range(steps):
+    for step in range(steps):
+        t = tl.cast(step, tl.int64)  # a place may lie beyond 2^31
         current = tl.load(x + t * stride + place, mask=mask, other=0.0).to(tl.float32)
         h = decay * now + gain * current + bias
         tl.store(h_kept + t * neurons + place, h, mask=mask)
@@ -81,6 +105,7 @@ def _backward(
             now = tl.where(fires, reset, h)
         else:
             now = tl.where(fires, h - reset, h)
+    tl.debug_barrier()  # h is read by other threads than wrote it, if another type is read with it
     gv = (
         tl.load(grad_last + place, mask=mask, other=0.0)
         if has_last
@@ -88,7 +113,7 @@ def _backward(
     )
     s0, s1, s2, s3, s4 = gv * 0, gv * 0, gv * 0, gv * 0, gv * 0
     for back in range(steps):
-        t = steps - 1 - back
+        t = tl.cast(steps - 1 - back, tl.int64)
         h = tl.load(h_kept + t * neurons + place, mask=mask, other=0.0)
         u = h - threshold
         if kind == 0:
@@ -139,11 +164,16 @@ def _backward(
     if given:
         tl.store(grad_v + place, gv, mask=mask)
     if learn:
-        tl.store(grads + place, s0, mask=mask)
-        tl.store(grads + neurons + place, s1, mask=mask)
-        tl.store(grads + 2 * neurons + place, s2, mask=mask)
-        tl.store(grads + 3 * neurons + place, s3, mask=mask)
-        tl.store(grads + 4 * neurons + place, s4, mask=mask)
+        row = place.to(tl.int64)
+        tl.store(grads + row, s0, mask=mask)
+        row += neurons
+        tl.store(grads + row, s1, mask=mask)
+        row += neurons
+        tl.store(grads + row, s2, mask=mask)
+        row += neurons
+        tl.store(grads + row, s3, mask=mask)
+        row += neurons
+        tl.store(grads + row, s4, mask=mask)
 
 
 def forward(problem: Problem, spikes: Tensor, last: Tensor | None) -> None:
@@ -152,11 +182,12 @@ def forward(problem: Problem, spikes: Tensor, last: Tensor | None) -> None:
     if grid is None:
         return
     out = spikes.view(torch.uint8) if spikes.dtype == torch.bool else spikes
-    _forward[grid](
-        x, *sizes, _or(problem.v, x), out, _or(last, x), *_split(problem.params),
-        hard=problem.rule.hard, given=problem.v is not None, keep=last is not None, BLOCK=BLOCK,
-        enable_fp_fusion=False,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _forward[grid](
+            x, *sizes, _or(problem.v, x), out, _or(last, x), *_split(problem.params),
+            hard=problem.rule.hard, given=problem.v is not None, keep=last is not None,
+            **_constants(problem),
+        )  # fmt: skip
 
 
 def backward(problem: Problem, grads: Gradients) -> None:
@@ -167,13 +198,14 @@ def backward(problem: Problem, grads: Gradients) -> None:
     v, rule = problem.v, problem.rule
     wide = grads.x.dtype == torch.float32
     kept = grads.x if wide else torch.empty_like(grads.x, dtype=torch.float32)
-    _backward[grid](
-        x, *sizes, _or(v, x), kept, _or(grads.spikes, x), _or(grads.last, x), grads.x,
-        _or(grads.v, x), _or(grads.params, x), *_split(problem.params), rule.alpha,
-        hard=rule.hard, detach=rule.detach, kind=rule.surrogate, given=v is not None,
-        has_spikes=grads.spikes is not None, has_last=grads.last is not None,
-        learn=grads.params is not None, BLOCK=BLOCK, enable_fp_fusion=False,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _backward[grid](
+            x, *sizes, _or(v, x), kept, _or(grads.spikes, x), _or(grads.last, x), grads.x,
+            _or(grads.v, x), _or(grads.params, x), *_split(problem.params), rule.alpha,
+            hard=rule.hard, detach=rule.detach, kind=rule.surrogate, given=v is not None,
+            has_spikes=grads.spikes is not None, has_last=grads.last is not None,
+            learn=grads.params is not None, **_constants(problem),
+        )  # fmt: skip
 
 
 def _layout(x: Tensor) -> tuple[Tensor, tuple[int] | None, tuple[int, int, int]]:
@@ -188,6 +220,14 @@ def _layout(x: Tensor) -> tuple[Tensor, tuple[int] | None, tuple[int, int, int]]
 def _split(params: Sequence[BroadcastParam]) -> tuple[Any, ...]:
     values = tuple(p.values.contiguous() for p in params)
     return *values, *(len(p) for p in values), *(p.inner for p in params)
+
+
+def _constants(problem: Problem) -> dict[str, Any]:
+    """What the compiler is to know: how the parameters lie, and whether 32 bits count neurons."""
+    params = problem.params
+    kinds = {f"k{i}": (p.inner > 1) + 1 if len(p.values) > 1 else 0 for i, p in enumerate(params)}
+    small = math.prod(problem.x.shape[1:]) + BLOCK < 2**31
+    return {**kinds, "small": small, "BLOCK": BLOCK, "num_warps": WARPS, "enable_fp_fusion": False}
 
 
 def _or(x: Tensor | None, other: Tensor) -> Tensor:
