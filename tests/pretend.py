@@ -19,6 +19,8 @@ INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 class Pretended(torch.Tensor):
     """A tensor on the pretended device."""
 
+    is_meta = False
+
     @staticmethod
     def __new__(cls, held):
         return torch.Tensor._make_wrapper_subclass(
@@ -41,7 +43,16 @@ class Pretended(torch.Tensor):
 
 
 class Pretending(TorchDispatchMode):
-    """Makes new tensors of the device."""
+    """Makes new tensors of the device, and answers for it what torch does not know of ``meta``."""
+
+    def __enter__(self):
+        self.asked = torch.is_autocast_enabled
+        torch.is_autocast_enabled = lambda *device: False
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        torch.is_autocast_enabled = self.asked
+        return super().__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {})
