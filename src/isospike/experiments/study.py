@@ -416,7 +416,7 @@ def find_studies(package: str = CLAIMS) -> dict[str, Study]:
     """
     try:
         paths = import_module(package).__path__
-    except (ModuleNotFoundError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # "", "." are no names
         raise InputError(
             f"reproduce needs a package of studies, got {package!r} ({error}). Run it where the "
             "package is, e.g. in a copy of the repository."
