@@ -153,6 +153,8 @@ def test_runs_that_are_timed_alternate():
         (lambda: add(presets={"huge": None}), InputError, r"presets of tiny, small, full.*'huge'"),
         (lambda: find_study("nothing"), InputError, "a study of .*, got 'nothing'. Choose one"),
         (lambda: find_studies("nothing"), InputError, "a package of studies, got 'nothing'"),
+        (lambda: find_studies("."), InputError, "a package of studies, got '.'"),
+        (lambda: find_studies(""), InputError, "a package of studies, got ''"),
         (lambda: reproduce("geometry", "huge"), InputError, "a preset of tiny, .*'huge'. Choose"),
         (lambda: reproduce("geometry", workers=0), RangeError, "workers of at least 1, got 0"),
         (lambda: Context().timing({}, 0), RangeError, "rounds of at least 1, got 0"),
