@@ -282,11 +282,16 @@ def run_lines(p, folder, seed):
     return count, examples
 
 
+START = (  # The byte says that two small modules are loaded, which takes milliseconds.
+    "import os; from isospike import interrupts; interrupts.answer(); os.write(1, b'.'); "
+    "from isospike.__main__ import main; main()"
+)
+
+
 def run_processes(p, folder, seed):
     """The same as real processes, and Ctrl-C at random times."""
     chance, count, examples = random.Random(seed), Counter(), []
     places = [name for name in NAMES if "\0" not in name]
-    start = "import os; os.write(1, b'.'); from isospike.__main__ import main; main()"
     for i in range(p.processes):
         update("processes", i, p.processes)
         line = [os.fsencode(part) for part in draw(chance, places)]
@@ -301,11 +306,11 @@ def run_processes(p, folder, seed):
         update("Ctrl-C", i, p.interrupts)
         line = ["order", "sachs", "--out", f"new/{i}"]
         process = subprocess.Popen(
-            [sys.executable, "-c", start, *line], cwd=folder, stdout=subprocess.PIPE,
+            [sys.executable, "-c", START, *line], cwd=folder, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )  # fmt: skip
         process.stdout.read(1)
-        time.sleep(0.01 + chance.random() * p.longest_s)
+        time.sleep(chance.random() * p.longest_s)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=SLOW_S)
         told = [x for x in errors.decode().splitlines() if x.startswith("interrupted: ")]
@@ -344,7 +349,7 @@ def command_lines(p, ctx):  # noqa: ARG001
             more, others = run_processes(p, folder, p.seed)
     finally:
         hub.HF_HUB_OFFLINE = online
-    total = count + more
+    total, examples = count + more, examples + others
     rows = tuple((kind, count[kind], more[kind]) for kind in KINDS)
     ends = tuple((name, n) for name, n in sorted(count.items()) if name.startswith("exit "))
     head = ("fault", f"{p.lines:,} in this process", f"{p.processes + p.interrupts} processes")
