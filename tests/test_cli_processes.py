@@ -60,9 +60,9 @@ from isospike import interrupts
 interrupts.GRACE_S = 0.2
 interrupts.answer()
 interrupts.begin_work("a file is kept.")
-os.write(1, b".")
 while True:
     try:
+        os.write(1, b".")
         time.sleep(30)
     except KeyboardInterrupt:
         pass
