@@ -108,7 +108,7 @@ def relative(expected, got):
 
 def train(site, x):
     """The spikes of a site, ``[steps, *x.shape]`` or ``[steps, 2, *x.shape]``, 0 or 1."""
-    words = site.words(x)
+    words = site.words(x).value
     steps = torch.stack([s != 0 for _, s in spike_steps(site.code, words)]).long()
     if site.code.neurons == 1:
         return steps

@@ -8,14 +8,13 @@ import torch
 from torch import nn
 
 import isospike
-from isospike.errors import InputError, RangeError, UnsupportedError
+from isospike.errors import InputError, UnsupportedError
 from isospike.hf.modules import ACTIVATIONS, recognise
 from isospike.porting import load
 from isospike.porting.audit import audit
 from isospike.porting.discover import discover
 from isospike.porting.functions import (
     SpikingActivation,
-    SpikingNorm,
     cells,
     mean_of,
     numerator,
@@ -54,8 +53,9 @@ def test_no_float_operation_is_left_between_spikes(ports, name):
     assert report.functions == "spiking"
     assert report.counts.spiking_float_ops == {}
     assert report.exceptions == ()
-    assert {c.kind for c in report.circuits} == KINDS[name]
-    assert all(c.spikes > 0 and 0 < c.error < 0.03 for c in report.circuits)
+    assert {c.kind for c in report.circuits} == KINDS[name] | {"gain"}
+    assert all(c.spikes > 0 for c in report.circuits)
+    assert all(0 < c.error < 0.03 for c in report.circuits if c.kind != "gain")
     # The audit sees what the float model does.
     kinds = audit(model, models.batch(name, 2)).nonlinear_ops
     assert {"softmax", "normalisation", "activation"} <= set(kinds)
@@ -71,7 +71,12 @@ def test_stepped_and_collapsed_agree_bit_for_bit(ports, name):
     float_port = isospike.port(model, models.batches(name, 16, 4))
     assert result.report.error < float_port.report.error + 0.01
     assert float_port.report.circuits == ()
-    assert float_port.report.counts.spiking_float_ops is None
+    counts = float_port.report.counts
+    assert counts.spiking_float_ops == {
+        **counts.float_ops,
+        "gain": counts.spiking_float_ops["gain"],
+    }
+    assert counts.spiking_float_ops["gain"] > 0
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
@@ -90,7 +95,7 @@ def test_the_report_names_the_circuits_and_counts_their_spikes(ports):
     _, result = ports("bert")
     report = result.report
     page = report.html()
-    assert "Show 10 circuits" in page
+    assert f"Show {len(report.circuits)} circuits" in page
     assert "No float operation was counted at the soma" in page
     sites = sum(site.spikes for site in report.sites)
     assert report.spikes == pytest.approx(sites + sum(c.spikes for c in report.circuits))
@@ -138,21 +143,13 @@ def test_an_activation_is_within_a_fiftieth_and_right_beyond_its_range(shape):
     assert bool(circuit(torch.tensor([torch.nan])).isnan())
 
 
-def test_calibration_runs_both_streams():
-    circuit = SpikingNorm("n", Run(phase="calibrate"), recognise(nn.LayerNorm(8)))
-    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
-    expected, got = circuit(torch.cat([x, x])).chunk(2)
-    torch.testing.assert_close(expected, torch.nn.functional.layer_norm(x, (8,)))
-    assert 0 < (expected - got).norm() / expected.norm() < 0.01
-
-
 @pytest.mark.parametrize("stepped", [False, True])
 @pytest.mark.parametrize("minus", [-torch.inf, torch.finfo(torch.float32).min])
 def test_a_masked_key_weighs_nothing_and_a_masked_row_gives_nothing(stepped, minus):
     z = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(3, 5)
     mask[1, 2:], mask[2] = minus, minus
-    e = numerator(cells(z.clone(), 1.0, mask), stepped)
+    e = numerator(cells(z + mask), stepped)
     assert not e[1, 2:].any()
     assert not e[2].any()
     assert e[:2].amax(-1).sub(1).abs().max() < 0.01
@@ -173,7 +170,7 @@ def test_another_word_is_refused():
 def test_activations_that_are_not_finite_are_named():
     calibration, held = models.batches("vit", 4, 2)
     calibration["pixel_values"][1, 0, 0, 0] = torch.nan
-    with pytest.raises(RangeError, match="finite activations, got NaN or infinity at vit.layers.0"):
+    with pytest.raises(InputError, match="finite activations, got NaN or infinity at vit"):
         isospike.port(models.make("vit"), [calibration, held], functions="spiking")
 
 

@@ -332,10 +332,10 @@ def test_every_neuron_spikes_at_most_once_per_step_and_spikes_are_binary(name, c
 
     def watch(site, x):
         x = x.movedim(-1, 1) if site.kind == "conv" else x
-        spikes = site.code.encode_integers(site.integers(x))
+        spikes = site.code.encode_integers(site.read(x).value)
         assert torch.equal(models.train(site, x).to(spikes.dtype), spikes)
         assert ((spikes == 0) | (spikes == 1)).all()
-        lead = (steps, 2) if site.code.neurons == 2 else (steps,)
+        lead = (site.code.steps, 2) if site.code.neurons == 2 else (steps,)
         assert spikes.shape == (*lead, *x.shape)
         if site.code.neurons == 2:
             assert (spikes.sum(1) <= 1).all()
@@ -566,8 +566,12 @@ def test_a_plain_model_asked_for_isospike_attention_says_so():
 
 def test_steps_are_8_signed_digits_unless_told():
     report = default().report
-    assert (report.code, report.steps, report.steps_by_site) == ("signed-digit", 8, {})
-    assert {s.steps for s in report.sites} == {8}
+    assert (report.code, report.steps, report.ranges) == ("signed-digit", 8, "dynamic")
+    heads = dict.fromkeys(("query", "key", "value"), 6)
+    expected = {"linear": 8, "probability": 9, **heads}
+    assert all(s.steps == expected[s.kind] for s in report.sites)
+    static = isospike.port(float_model("bert"), models.batches("bert"), ranges="static").report
+    assert (static.steps, static.steps_by_site, static.ranges) == (8, {}, "static")
     assert report.max_error is report.error_predicted is report.law is report.error_fast is None
     assert report.reached
 
@@ -661,7 +665,6 @@ def test_steps_are_raised_where_the_measured_error_exceeds_the_prediction(monkey
         ({"steps": {}}, r"steps for every site, got none for .*query"),
         ({"steps": {"*": 8, "*.nothing": 4}}, r"got '\*\.nothing' which matches none of 1\d sites"),
         ({"code": "morse"}, "among signed-digit, phase, .* got 'morse'"),
-        ({"sweep": ["phase", "morse"]}, "among signed-digit, phase, .* got 'morse'"),
         ({"execution": "sideways"}, "needs execution among collapsed, stepped, got 'sideways'"),
         ({"precision": "rough"}, "needs precision among exact, fast, got 'rough'"),
         ({"precision": "fast", "execution": "stepped"}, "got stepped and 255 levels"),
@@ -721,14 +724,6 @@ def test_activations_that_are_not_finite_are_named():
             ],
             "only padding in calibration batch 1",
         ),
-        (
-            [
-                models.batch("bert"),
-                {"input_ids": models.batch("bert")["input_ids"]},
-                models.batch("bert"),
-            ],
-            "same arguments in every batch, got input_ids, attention_mask and input_ids",
-        ),
     ],
 )
 def test_unusable_batches_are_refused(batches, got):
@@ -774,7 +769,13 @@ def test_batches_of_different_lengths_are_padded_and_padding_changes_nothing(mas
     if not masked:
         short, long = ({"input_ids": b["input_ids"]} for b in (short, long))
     got = isospike.port(float_model("bert"), [short, long], evaluation=held)
-    assert torch.equal(models.run(got.model, held[0]), models.run(expected.model, held[0]))
+    # Float sums of another length round otherwise; what follows is the same but for that.
+    for here, there in zip(
+        Ported.of(got.model).sites, Ported.of(expected.model).sites, strict=True
+    ):
+        torch.testing.assert_close(here.scale, there.scale, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(here.offset, there.offset, rtol=1e-4, atol=1e-5)
+    assert got.report.error == pytest.approx(expected.report.error, rel=0.05)
 
 
 def test_padded_tokens_set_no_range():
@@ -817,8 +818,8 @@ def full():
         model = models.make("bert")
         model.name_or_path = "tiny"
         with shown_by(lambda *now: told.append(now)):
-            result = isospike.port(
-                model, models.batches("bert"), steps=Target(0.2), sweep=tuple(CURVE)
+            result = isospike.port(model, models.batches("bert"), steps=Target(0.2)).sweep(
+                tuple(CURVE)
             )
     return result.labelled(Tokenizer()).report, told
 
@@ -904,7 +905,7 @@ def test_a_model_is_copied_and_traced_once_however_many_ports_are_made(monkeypat
     )
     for code, steps in CURVE.items():
         monkeypatch.setattr(CODES[code], "sweep_steps", steps)
-    result = quick(steps=Target(0.2), sweep=("signed-digit", "phase"))
+    result = quick(steps=Target(0.2)).sweep(("signed-digit", "phase"))
     result.sweep(("rate",))
     assert (len(discovered), len(traced)) == (1, 1)
 
@@ -988,7 +989,7 @@ def test_two_ports_with_equal_generators_agree_and_leave_the_global_state_alone(
     outputs = []
     for seed in (1, 1, 2):
         generator = torch.Generator().manual_seed(seed)
-        result = quick(code="bernoulli", steps=24, sweep=("bernoulli",), generator=generator)
+        result = quick(code="bernoulli", steps=24, generator=generator).sweep(("bernoulli",))
         outputs.append((models.run(result.model, inputs), result.report.error, result.report.curve))
     assert torch.equal(outputs[0][0], outputs[1][0])
     assert outputs[0][1:] == outputs[1][1:]
@@ -1035,8 +1036,8 @@ def test_a_shared_site_keeps_long_trains_while_another_site_encodes():
     first, second = (Site(name, "linear", PhaseCode(20), ()) for name in "ab")
     first.shared = True
     x = torch.rand(3, 4)
-    words = first.words(x)
+    words = first.words(x).value
     expected = words.clone()
     second.words(torch.rand(3, 4))
     assert torch.equal(words, expected)
-    assert first.words(x) is words
+    assert first.words(x).value is words

@@ -76,7 +76,7 @@ def test_a_silent_channel_costs_no_spike():
     x = normal(200, 5, 3).relu() * (normal(200, 5, 4) > 0)
     site = Site("x", "linear", PAIR, (5,))
     site.fit(x)
-    assert PAIR.encode_integers(site.integers(torch.zeros(1, 5))).sum() == 0
+    assert PAIR.encode_integers(site.read(torch.zeros(1, 5)).value).sum() == 0
 
 
 # What the bounds promise.
@@ -211,14 +211,14 @@ def test_a_site_saturates_and_decodes_within_half_a_level(code):
     x = normal(200, 5, 3)
     site = Site("x", "linear", code, (5,))
     site.fit(x)
-    integers = site.integers(x)
+    integers = site.read(x).value
     decoded = site.offset + site.amplitude * integers
     low, high = site.offset + code.low * site.scale, site.offset + site.scale
     inside = (x >= low) & (x <= high)
     assert inside.any()
     half = site.amplitude.expand_as(x)[inside] / 2
     assert ((decoded - x)[inside].abs() <= half * (1 + 1e-3)).all()
-    extreme = site.integers(torch.tensor([[1e6], [-1e6]]).expand(2, 5))
+    extreme = site.read(torch.tensor([[1e6], [-1e6]]).expand(2, 5)).value
     assert extreme[0].tolist() == [code.levels] * 5
     assert extreme[1].tolist() == [code.low * code.levels] * 5
 
@@ -227,11 +227,11 @@ def test_a_shared_site_remembers_a_tensor_only_while_it_is_unchanged():
     site = Site("x", "linear", PAIR, (5,))
     site.shared = True
     x = normal(8, 5, 0) / 4
-    first = site.integers(x)
-    assert site.integers(x) is first
-    assert site.integers(x.clone()) is not first
-    site.integers(x)
+    first = site.read(x).value
+    assert site.read(x).value is first
+    assert site.read(x.clone()).value is not first
+    site.read(x)
     x.mul_(-1)
-    assert not torch.equal(site.integers(x), first)
+    assert not torch.equal(site.read(x).value, first)
     del x
     assert site._last is None

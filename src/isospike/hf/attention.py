@@ -117,4 +117,4 @@ def attend_on_handle(
             )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     y: Tensor = handle(query, key, value, attention_mask, scaling)
-    return y.transpose(1, 2).contiguous(), handle.map(query, key, attention_mask, scaling)
+    return y.transpose(1, 2).contiguous(), handle.map(query, key, value, attention_mask, scaling)

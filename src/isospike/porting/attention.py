@@ -1,18 +1,20 @@
 """The module that computes softmax attention between spikes."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isospike.kernels.product.trains import pair_weights
+from isospike.kernels.product.trains import pair_weights, spike_steps
 from isospike.kernels.runtime.buffers import Purpose, cache_blocks, workspace
 from isospike.kernels.runtime.precision import in_float32
 from isospike.porting.functions import cells, mean_of, numerator, softmax_stats
 from isospike.porting.product import PLACEHOLDER, accumulation_dtype
-from isospike.porting.run import Run, Watcher, join
-from isospike.porting.sites import Site
+from isospike.porting.ranges import Range
+from isospike.porting.run import Run, Watcher
+from isospike.porting.sites import MOST_SHARES, SHARES, Gain, Site
+from isospike.porting.statistics import Statistics
 
 MAX_INTEGER_GAIN = 15  # largest integer gain between a query's and a key's channel
+EXACT_SUM = 2**24  # sums of whole numbers up to here are exact in float32
 
 
 class SpikingAttention(nn.Module):
@@ -23,16 +25,18 @@ class SpikingAttention(nn.Module):
     *address* that store step by step with binary spikes. Every pair of steps of the two operands
     is thereby accounted for exactly, with T products instead of T^2.
 
-    (1)  z[i, j]  = sum_t w[t] (m * s_q[i, t]) . N_k[j] + (m * r) . N_k[j]
-    (2)  e[i, j]  = exp(z'[i, j] - max_j z'[i, j]), in (0, 1], z' = unit * z + mask, coded as it is
-    (3)  y[i]     = o_v + a_v * (sum_t w[t] s_e[i, :, t] N_v) / sum_j N_e[i, j]
+    (1)  A[i, j]  = sum_t w[t] (m * s_q[i, t]) . N_k[j],  B[j] = (m * r) . N_k[j]
+    (2)  e[i, j]  = exp(z[i, j] - max_j z[i, j]), in (0, 1], coded as it is, where
+         z[i, j]  = unit * g_k[j] * (g_q[i] * A[i, j] + B[j]) + log g_v[j] + mask
+    (3)  y[i]     = o_v + a_v * (sum_t w[t] s_e[i, :, t] N_v) / (sum_j N_e[i, j] / g_v[j])
 
-    (a amplitude, o offset; r = o_q / a_q.) The terms of the scores that do not depend on j cancel
-    in (2). Calibration widens each query's range by up to one part in ``MAX_INTEGER_GAIN`` so that
-    a_q a_k = m * unit with small integers m and r: every sum in (1) and (3) is then a whole number
-    and exact in float32, in any order. Coding e instead of the probability keeps the largest
-    weight of each row at full scale whatever the length, and dividing by the sum of what was
-    *spelled* keeps the weights summing to one.
+    (a amplitude, o offset, g gain, 1 with static ranges; r = o_q / a_q.) The terms of the scores
+    that do not depend on j cancel in (2). Calibration widens each query's range by up to one part
+    in ``MAX_INTEGER_GAIN`` so that a_q a_k = m * unit with small integers m and r; a value's gain
+    is one over a whole number of parts. Every sum in (1) and (3) is then a whole number and exact,
+    in any order. Coding e instead of the probability keeps the largest weight of each row at full
+    scale whatever the length; it includes the value's gain, because that is what the key adds; and
+    dividing by the sum of what was encoded keeps the weights summing to one.
     """
 
     gain: Tensor
@@ -72,32 +76,53 @@ class SpikingAttention(nn.Module):
         Returns:
             ``[batch, heads, queries, channels]``.
         """
-        run = self.run
-        if run.phase == "run":
+        if self.run.phase == "run":
             return self._run(query, key, value, mask, scaling)
-        if run.phase == "float":
-            return self._float(query, key, value, mask, scaling)
-        (q_float, q), (k_float, k), (v_float, v) = (run.split(x) for x in (query, key, value))
-        half = mask if mask is None or len(mask) == 1 else mask[: len(q)]
-        target = None
-        if q_float is not None and k_float is not None and v_float is not None:
-            target = _float_attention(q_float, k_float, v_float, half, scaling)
-        for site, x in ((self.query, q), (self.key, k), (self.value, v)):
-            site.fit(run.rows(x.transpose(1, 2).flatten(2)))
-        self.probability.to(q.device).coarsen()
+        return self._float(query, key, value, mask, scaling)
+
+    def calibrate(self, statistics: Statistics, dynamic: bool) -> None:
+        """Set the ranges of queries, keys and values; their codes are known.
+
+        Args:
+            statistics: Of the float model.
+            dynamic: Whether ranges follow the input. An error of a query counts as much as the
+                keys of its channel spread, and the other way round.
+        """
+        sites = self.query, self.key, self.value
+        samples = [statistics.sample(site.name) for site in sites]
+        if dynamic:
+            q, k, v = (sample.rows for sample in samples)
+            groups = q.shape[1] // k.shape[1]
+            size = q.square().mean(0).view(-1, groups, q.shape[-1]).mean(1).sqrt()
+            spread = _repeat(k.std(0, correction=0), groups, 0)
+            for site, weight in zip(sites, (spread, size, torch.ones_like(v[0])), strict=True):
+                found = statistics.dynamic_range(site.name, weight)
+                site.follow(found, statistics.sample(site.name).extremes)
+        else:
+            for site, sample in zip(sites, samples, strict=True):
+                site.fit(sample.with_extremes)
+        self.probability.to(self.query.offset.device).coarsen()
         self.probability.fitted = True
         self._fold()
-        return join(target, self._run(q, k, v, half, scaling))
+        if dynamic:
+            query = self.query
+            found = Range(query.offset.squeeze(1), query.scale.squeeze(1))
+            query.follow(found, samples[0].extremes)
 
-    def map(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor | None:
+    def map(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+    ) -> Tensor | None:
         """Weight of each key for each query, ``[batch, heads, queries, keys]``, if it is wanted."""
         if not self.run.wants_maps:
             return None
+        groups = query.shape[1] // key.shape[1]
         if self.run.phase == "run":
-            e = self._numerator(self._scores(query, key), mask, scaling)
-            spelled = self.probability.integers(e)
-            return spelled / spelled.sum(-1, keepdim=True)
-        scores = query @ _repeat(key, query.shape[1] // key.shape[1]).transpose(-1, -2) * scaling
+            store, gain = self._values(value)
+            e = self._numerator(self._scores(query, key, scaling, gain), mask)
+            share = _repeat(store[..., -1:], groups).transpose(-1, -2)
+            parts = self.probability.read(e).value * share
+            return parts / parts.sum(-1, keepdim=True)
+        scores = query @ _repeat(key, groups).transpose(-1, -2) * scaling
         return torch.softmax(scores if mask is None else scores + mask, -1)
 
     def _float(
@@ -134,102 +159,126 @@ class SpikingAttention(nn.Module):
     ) -> Tensor:
         run = self.run
         batch, heads, queries, channels = *query.shape[:3], value.shape[-1]
-        offset_v = _repeat(self.value.offset, heads // value.shape[1], 0)
-        amplitude_v = _repeat(self.value.amplitude, heads // value.shape[1], 0)
+        groups = heads // value.shape[1]
+        offset_v = _repeat(self.value.offset, groups, 0)
+        parts_of_one = SHARES if self.value.dynamic else 1
+        amplitude_v = _repeat(self.value.amplitude * parts_of_one, groups, 0)
         # Laid out as the model wants it next, [batch, queries, heads, channels].
         y = query.new_empty(batch, queries, heads, channels).transpose(1, 2)
         scores = batch * heads * queries * key.shape[-2]
-        stepped = run.mode.stepped
         parts = (slice(None),) if run.watcher is not None else cache_blocks(query, scores)
         for part in parts:
-            q, k, v = query[part], key[part], value[part]
-            z = self._stepped_scores(q, k) if stepped else self._scores(q, k)
-            e = self._numerator(z, mask if mask is None or len(mask) == 1 else mask[part], scaling)
-            weighted, total = self._stepped_sum(e, v) if stepped else self._sum(e, v)
+            store, gain = self._values(value[part])
+            z = self._scores(query[part], key[part], scaling, gain)
+            e = self._numerator(z, mask if mask is None or len(mask) == 1 else mask[part])
+            weighted, total = self._sum(e, store)
             if run.mode.spiking:
-                mean = mean_of(weighted, total, stepped)
+                mean = mean_of(weighted, total, run.mode.stepped)
             else:
                 mean = weighted / total
             y[part] = torch.addcmul(offset_v, mean.to(offset_v.dtype), amplitude_v)
         if run.watcher is not None:
             self._show(run.watcher, query, key, value, e, mask)
         if run.mode.spiking and (watcher := run.circuit_watcher):
-            places = cells(self._scores(query, key), self.unit * scaling, mask)
+            z = self._scores(query, key, scaling, gain)
+            places = cells(z if mask is None else z + mask)
             live = self._live(e, mask)
             if run.token_mask is not None and run.token_mask.shape == (batch, queries):
                 live &= run.token_mask[:, None, :, None]
             watcher.on_circuit(softmax_stats(self.name, places, e, total, channels, live))
         return y
 
-    def _gain_and_current(self) -> tuple[Tensor, Tensor]:
+    def _values(self, value: Tensor) -> tuple[Tensor, Gain | None]:
+        """N_v with one more channel, ``1 / g_v`` in parts; and g_v, None with static ranges."""
+        site, dtype = self.value, self.gain.dtype
+        if self.run.mode.stepped:
+            words, gain = site.words(value)
+            neurons = site.code.neurons
+            n = self.gain.new_zeros(*words.shape[:-1], neurons * words.shape[-1])
+            for weight, spikes in spike_steps(site.code, words):
+                n.add_(_dense(spikes, dtype), alpha=weight)
+            n = _unpaired(n, neurons)
+        else:
+            n, gain = site.read(value, dtype, into=Purpose.VALUE)
+        share = n.new_ones(()) if gain is None else gain.parts().to(dtype)
+        return torch.cat([n, share.expand(*n.shape[:-1], 1)], -1), gain
+
+    def _scores(self, query: Tensor, key: Tensor, scaling: float, gain_v: Gain | None) -> Tensor:
+        """z of (2) without the mask."""
+        groups, stepped = query.shape[1] // key.shape[1], self.run.mode.stepped
         dtype = accumulation_dtype(self.gain, self.query, self.key)
-        return self.gain.to(dtype), self.current.to(dtype)
+        gain, current = self.gain.to(dtype), self.current.to(dtype)
+        if stepped:
+            k, drive, gain_k = self._stored_keys(key, current)
+            # The gain belongs to the store, so that the spikes enter the product as they are.
+            stored = (_repeat(k, groups) * gain).transpose(-1, -2)
+            z, gain_q = self._address(self.query, query, stored)
+        else:
+            k, gain_k = self.key.read(key, dtype, into=Purpose.KEY)
+            k = _repeat(k, groups)
+            q, gain_q = self.query.read(query, dtype, into=Purpose.QUERY)
+            q = q * gain if self.query.shared else q.mul_(gain)
+            z = workspace(Purpose.SCORES, (*q.shape[:-1], k.shape[-2]), q.dtype, q.device)
+            torch.matmul(q, k.transpose(-1, -2), out=z)
+            drive = (k @ current).transpose(-1, -2)
+        unit = (self.unit * scaling).to(dtype)
+        drive = drive * unit
+        if gain_q is None or gain_k is None:
+            return torch.addcmul(drive, z, unit, out=z)
+        along = gain_k.along_keys(groups)
+        z = gain_q.times(z.mul_(unit))
+        if gain_v is None:
+            return along.times(z + drive)
+        return along.times(z.add_(drive)).add_(gain_v.along_keys(groups).log().to(dtype))
 
-    def _scores(self, query: Tensor, key: Tensor) -> Tensor:
-        """(1)."""
-        gain, current = self._gain_and_current()
-        k = self.key.integers(key, gain.dtype, into=Purpose.KEY)
-        q = self.query.integers(query, gain.dtype, into=Purpose.QUERY)
-        torch.addcmul(current.transpose(1, 2), q, gain, out=q)
-        z = workspace(Purpose.SCORES, (*q.shape[:-1], k.shape[-2]), q.dtype, q.device)
-        return torch.matmul(q, _repeat(k, q.shape[1] // k.shape[1]).transpose(-1, -2), out=z)
-
-    def _sum(self, e: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Numerator and denominator of (3)."""
-        dtype = accumulation_dtype(self.gain, self.probability, self.value)
-        integers = self.probability.integers(e, dtype, into=Purpose.PROBABILITY)
-        v = self.value.integers(value, dtype, into=Purpose.VALUE)
-        return integers @ _repeat(v, e.shape[1] // v.shape[1]), integers.sum(-1, keepdim=True)
-
-    def _stepped_scores(self, query: Tensor, key: Tensor) -> Tensor:
-        """(1), step by step: key spikes are stored and drive, query spikes address."""
-        code, (heads, key_heads) = self.key.code, (query.shape[1], key.shape[1])
+    def _stored_keys(self, key: Tensor, current: Tensor) -> tuple[Tensor, Tensor, Gain | None]:
+        """N_k, B of (1) and g_k, as key spikes arrive: each is stored, and drives."""
+        site, (heads, _, _), key_heads = self.key, current.shape, key.shape[1]
+        words, gain = site.words(key)
         # A head's current flows where its key's spikes arrive: [key heads, channels, group].
-        gain, current = self._gain_and_current()
-        current = pair_weights(current, code.neurons, 1).view(key_heads, heads // key_heads, -1)
-        trace = gain.new_zeros(*key.shape[:-1], current.shape[-1])
-        drive = gain.new_zeros(*key.shape[:-1], current.shape[1])
-        for weight, spikes in self.key.spikes(key):
+        current = pair_weights(current, site.code.neurons, 1).view(
+            key_heads, heads // key_heads, -1
+        )
+        trace = current.new_zeros(*key.shape[:-1], current.shape[-1])
+        drive = current.new_zeros(*key.shape[:-1], current.shape[1])
+        for weight, spikes in spike_steps(site.code, words):
             s = _dense(spikes, trace.dtype)
             trace.add_(s, alpha=weight)
             drive.add_(s @ current.transpose(1, 2), alpha=weight)
         drive = drive.transpose(-1, -2).reshape(len(key), heads, 1, -1)
-        # The gain belongs to the store, so that the spikes enter the product as they are.
-        stored = _repeat(_unpaired(trace, code.neurons), heads // key_heads) * gain
-        z = drive.expand(-1, -1, query.shape[2], -1)
-        return self._address(self.query, query, stored.transpose(-1, -2), z)
+        return _unpaired(trace, site.code.neurons), drive, gain
 
-    def _stepped_sum(self, e: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Numerator and denominator of (3), step by step."""
-        dtype = accumulation_dtype(self.gain, self.probability, self.value)
-        neurons = self.value.code.neurons
-        shape = (*value.shape[:-1], neurons * value.shape[-1])
-        trace = self.gain.new_zeros(shape, dtype=dtype)
-        for weight, spikes in self.value.spikes(value):
-            trace.add_(_dense(spikes, dtype), alpha=weight)
-        stored = _repeat(_unpaired(trace, neurons), e.shape[1] // value.shape[1])
-        # One more channel, which stores 1 for every key, counts what was spelled.
-        stored = F.pad(stored, (0, 1), value=1.0)
-        rest = stored.new_zeros(*e.shape[:-1], stored.shape[-1])
-        y = self._address(self.probability, e, stored, rest)
+    def _sum(self, e: Tensor, store: Tensor) -> tuple[Tensor, Tensor]:
+        """Numerator and denominator of (3)."""
+        site = self.probability
+        largest = max(self.value.code.levels, MOST_SHARES if self.value.dynamic else 1)
+        row = float(e.sum(-1).amax()) if e.numel() else 0.0
+        exact = (row * site.code.levels + e.shape[-1]) * largest < EXACT_SUM
+        dtype = self.gain.dtype if exact else torch.float64
+        store = _repeat(store.to(dtype), e.shape[1] // store.shape[1])
+        if self.run.mode.stepped:
+            y, _ = self._address(site, e, store)
+        else:
+            y = site.read(e, dtype, into=Purpose.PROBABILITY).value @ store
         return y[..., :-1], y[..., -1:]
 
-    def _address(self, site: Site, x: Tensor, stored: Tensor, membrane: Tensor) -> Tensor:
-        """``membrane + N stored``, the spikes of ``x`` reading the store step by step."""
+    @staticmethod
+    def _address(site: Site, x: Tensor, stored: Tensor) -> tuple[Tensor, Gain | None]:
+        """``N stored``, the spikes of ``x`` reading the store step by step; and the gain of x."""
+        words, gain = site.words(x)
+        shape = (*x.shape[:-1], stored.shape[-1])
         stored = pair_weights(stored, site.code.neurons, -2).flatten(0, 1)
-        y = membrane.clone(memory_format=torch.contiguous_format).flatten(0, 1)
-        for weight, spikes in site.spikes(x):
+        y = stored.new_zeros(shape).flatten(0, 1)
+        for weight, spikes in spike_steps(site.code, words):
             y.baddbmm_(_dense(spikes, stored.dtype).flatten(0, 1), stored, alpha=weight)
-        return y.view(membrane.shape)
+        return y.view(shape), gain
 
-    def _numerator(self, z: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    def _numerator(self, z: Tensor, mask: Tensor | None) -> Tensor:
         """(2): softmax without its division."""
-        if self.run.mode.spiking:
-            places = cells(z, self.unit * scaling, mask)
-            return numerator(places, self.run.mode.stepped)
-        z = z.mul_(self.unit * scaling)
         if mask is not None:
             z += mask
+        if self.run.mode.spiking:
+            return numerator(cells(z), self.run.mode.stepped)
         return z.sub_(z.amax(-1, keepdim=True)).exp_()
 
     @staticmethod

@@ -1,51 +1,60 @@
-"""Set every range and bias of a fresh port in one pass over the calibration inputs."""
+"""Set every range and bias of a fresh port from what a float pass has shown."""
 
 import torch
-from torch import Tensor
 
 from isospike.errors import InputError
-from isospike.hf.batches import Batch, doubled, first_output, token_mask
+from isospike.porting.attention import SpikingAttention
+from isospike.porting.functions import SpikingGatedMLP, SpikingNorm
 from isospike.porting.ported import Ported
-from isospike.porting.run import Targets
+from isospike.porting.product import SpikingProduct
+from isospike.porting.sites import Site
+from isospike.porting.statistics import Statistics
 
-OUTPUT = ""  # what the whole model gives, among targets
 
-
-def calibrate(
-    ported: Ported, batch: Batch, targets: Targets | None = None
-) -> tuple[Tensor, Tensor]:
+def calibrate(ported: Ported, statistics: Statistics, dynamic: bool) -> None:
     """Calibrate a fresh port whose sites have their codes; it then runs on spikes.
 
-    The batch goes through once, doubled: float stream and spiking stream side by side, so each site
-    sees the spiking activations it will get and the float output it should give. Nothing is
-    trained.
+    Nothing is run and nothing is trained: ranges, weights and biases follow from the samples.
 
     Args:
         ported: A copy of a discovered model.
-        batch: The calibration inputs.
-        targets: Keeps the results of the float stream's products for other ports of the same model
-            that are calibrated on the same inputs; these need the spiking stream only.
-
-    Returns:
-        The two first outputs, float and spiking, on the calibration inputs themselves.
+        statistics: Of the model, from its calibration inputs.
+        dynamic: Whether ranges follow the input.
 
     Raises:
-        InputError: NaN or infinity at a site, which is named.
+        InputError: Values at a site are too large to be encoded, or it was not reached.
     """
-    alone = targets is not None and targets.complete
-    inputs = batch if alone else doubled(batch)
-    with torch.no_grad(), ported.run.calibrating(token_mask(batch), targets):
-        out = first_output(ported.model(**inputs))
     for site in ported.sites:
-        if not bool(site.scale.isfinite().all() and site.offset.isfinite().all()):
+        site.octaves = ported.run.mode.spiking
+    readers: dict[str, list[SpikingProduct]] = {}
+    for product in ported.products:
+        if isinstance(product, SpikingAttention):
+            product.calibrate(statistics, dynamic)
+        else:
+            readers.setdefault(product.site.name, []).append(product)
+    for products in readers.values():
+        _fit(products[0].site, products, statistics, dynamic)
+        for product in products:
+            product.fold(statistics.sample(product.site.name))
+    for module in ported.model.modules():
+        if isinstance(module, SpikingNorm | SpikingGatedMLP):
+            module.fit(statistics.sample(module.name))
+        if isinstance(module, SpikingProduct | SpikingNorm) and module.relay is not None:
+            module.fit_relay(statistics.sample(module.relay_name))
+    for site in ported.sites:
+        if not all(bool(t.isfinite().all()) for t in (site.scale, site.offset, site.limit)):
             raise InputError(
                 f"port needs finite activations, got NaN or infinity at {site.name}. Check the "
                 "model's weights and inputs."
             )
-    if targets is not None and alone:
-        return targets.of(OUTPUT), out
-    float_out, spiking_out = out.chunk(2)
-    if targets is not None:
-        targets.keep(OUTPUT, float_out)
-        targets.finish()
-    return float_out, spiking_out
+    ported.run.phase = "run"
+
+
+def _fit(site: Site, readers: list[SpikingProduct], statistics: Statistics, dynamic: bool) -> None:
+    """Set the range of a site that products with a weight read."""
+    sample = statistics.sample(site.name)
+    if not dynamic:
+        site.fit(sample.with_extremes)
+        return
+    every = torch.cat([p.weight.transpose(0, 1).flatten(1) for p in readers], 1)
+    site.follow(statistics.dynamic_range(site.name, every.norm(dim=1)), sample.extremes)

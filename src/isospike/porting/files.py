@@ -21,6 +21,7 @@ from isospike.porting.instrument import rebuild
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import Mode, Run
+from isospike.porting.saturation import saturation_of
 from isospike.porting.sites import Site
 from isospike.porting.spec import PortSpec, changed_attributes, restore_attributes
 from isospike.report.files import Content, Snapshot, open_folder
@@ -164,8 +165,9 @@ def load_from(
     spec, plain = read_config(snapshot)
     mode = Mode(execution or spec.execution, precision or spec.precision, spec.nonlinear)
     with _told(snapshot.path):
-        levels = [_code_of(site).levels for site in spec.sites.values()]
-    mode.check("load", max(levels))
+        linear = [s for s in spec.sites.values() if s.kind in ("linear", "conv")]
+        levels = [_code_of(site).levels for site in linear]
+    mode.check("load", max(levels, default=0))
     with _told(snapshot.path):
         model = _rebuilt(snapshot, spec, plain, mode)
         restore_attributes(model, spec.attributes)
@@ -180,6 +182,7 @@ def load_from(
             answers = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             about = file.metadata()["isospike"]
         check_fingerprint(Ported.of(model), answers, about)
+    saturation_of(model).reset()
     return model
 
 

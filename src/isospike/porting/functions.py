@@ -8,7 +8,6 @@ Between spikes a membrane is added to, compared with a threshold, and reset. Con
 scale, the weight of a normalisation) are synaptic weights or thresholds of what reads the value.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -32,10 +31,10 @@ from isospike.circuits.arithmetic import (
 from isospike.circuits.digits import SignedDigitFormat, add_spikes, gated_add
 from isospike.circuits.few_spike import BUILTIN
 from isospike.circuits.integers import CELLS, lookup, lookup_table, take
-from isospike.errors import RangeError
 from isospike.hf.modules import ACTIVATIONS, Activation, GatedMLP, Norm, Product
 from isospike.kernels.runtime.buffers import cache_blocks
-from isospike.porting.run import CircuitStats, Run, join
+from isospike.porting.run import CircuitStats, Run
+from isospike.porting.statistics import Sample
 
 FEW_STEPS = 16  # of the few-spike neurons
 FACTOR_STEPS = 14  # digits of a factor
@@ -88,10 +87,6 @@ class SpikingActivation(nn.Module):
         run, function = self.run, ACTIVATIONS[self.function]
         if run.phase == "float":
             return function(x)
-        if run.phase == "calibrate":
-            x_float, x_spiking = run.split(x)
-            true = None if x_float is None else function(x_float)
-            return join(true, self._spiking(x_spiking))
         y = self._spiking(x)
         if watcher := run.circuit_watcher:
             watcher.on_circuit(self._stats_of(run.rows(x), run.rows(y)))
@@ -152,15 +147,23 @@ class Reencoder(nn.Module):
         self.run = run
         self.relay: SignedDigitFormat | None = None
 
+    @property
+    def relay_name(self) -> str:
+        """Name of what it sends on."""
+        return f"{self.name}/relay"
+
+    def fit_relay(self, sample: Sample) -> None:
+        """Set the digits of what it sends on, from float values."""
+        self.relay = _digits_for(sample)
+
     def reencoded(self, y: Tensor) -> Tensor:
         """``y`` as the spikes of ``relay`` carry it, if it has them."""
         run = self.run
-        if self.relay is None or run.phase == "float":
+        if self.relay is None:
             return y
-        if run.phase == "calibrate":
-            y_float, y_spiking = run.split(y)
-            self.relay = _digits_for(self.name, run.rows(y_spiking))
-            return join(y_float, self.relay.integers(y_spiking) * self.relay.grid)
+        if run.phase == "float":
+            run.show(self.relay_name, y)
+            return y
         x = y.to(_wide(y))
         n = _spelled(self.relay, x) if run.mode.stepped else self.relay.integers(x)
         sent = n * self.relay.grid
@@ -197,20 +200,20 @@ class SpikingNorm(Reencoder):
     def forward(self, x: Tensor) -> Tensor:
         run = self.run
         if run.phase == "float":
+            run.show(self.name, x)
             y = self.float_norm(x)
-        elif run.phase == "calibrate":
-            x_float, x_spiking = run.split(x)
-            rows = run.rows(x_spiking)
-            spread = rows.std(-1, correction=0) if self.centre else rows.square().mean(-1).sqrt()
-            least = max(float(spread.median()), self.eps**0.5) / FINENESS / 2
-            self.digits = _fit(self.name, least, 2 * float(rows.abs().max()))
-            true = None if x_float is None else self.float_norm(x_float)
-            y = join(true, self._spiking(x_spiking))
         else:
             y = self._spiking(x)
             if watcher := run.circuit_watcher:
                 watcher.on_circuit(self._stats_of(run.rows(x)))
         return self.reencoded(y)
+
+    def fit(self, sample: Sample) -> None:
+        """Set the digits of its inputs, from float values."""
+        rows = sample.rows
+        spread = rows.std(-1, correction=0) if self.centre else rows.square().mean(-1).sqrt()
+        least = max(float(spread.median()), self.eps**0.5) / FINENESS / 2
+        self.digits = SignedDigitFormat.fit(least, 2 * float(sample.extremes.abs().max()))
 
     def float_norm(self, x: Tensor) -> Tensor:
         """The function itself."""
@@ -276,12 +279,8 @@ class SpikingGatedMLP(nn.Module):
         gate_part, up_part, act, down = map(self.get_submodule, self.parts)
         gate, up = act(gate_part(x)), up_part(x)
         if run.phase == "float":
+            run.show(self.name, gate)
             return down(gate * up)  # type: ignore[no-any-return]
-        if run.phase == "calibrate":
-            (g_float, g), (u_float, u) = run.split(gate), run.split(up)
-            self.digits = _digits_for(self.name, run.rows(g))
-            true = None if g_float is None or u_float is None else g_float * u_float
-            return down(join(true, self._product(g, u)))  # type: ignore[no-any-return]
         y = self._product(gate, up)
         if watcher := run.circuit_watcher:
             g, u = run.rows(gate), run.rows(up)
@@ -290,6 +289,10 @@ class SpikingGatedMLP(nn.Module):
             watcher.on_circuit(_stats(self.name, "product", 2 * n, 2 * n * self.digits.steps,
                                       spikes, spikes, run.rows(y), g * u))  # fmt: skip
         return down(y)  # type: ignore[no-any-return]
+
+    def fit(self, sample: Sample) -> None:
+        """Set the digits of the gate, from float values."""
+        self.digits = _digits_for(sample)
 
     def _product(self, gate: Tensor, up: Tensor) -> Tensor:
         """``grid sum_t w[t] (on[t] - off[t]) up``: additions of what ``up`` has accumulated."""
@@ -302,19 +305,11 @@ class SpikingGatedMLP(nn.Module):
         return (y.to(_wide(up)) * self.digits.grid).to(up.dtype)
 
 
-def _digits_for(name: str, rows: Tensor) -> SignedDigitFormat:
-    """SignedDigitFormat fine enough for a sample, and wide enough for twice its largest value."""
-    spread = float(rows.float().square().mean().sqrt())
-    return _fit(name, spread / FINENESS / 2, 2 * float(rows.abs().max()))
-
-
-def _fit(name: str, smallest: float, largest: float) -> SignedDigitFormat:
-    if not math.isfinite(smallest + largest):
-        raise RangeError(
-            f"port needs finite activations, got NaN or infinity at {name}. Check the model's "
-            "weights and inputs."
-        )
-    return SignedDigitFormat.fit(smallest, largest)
+def _digits_for(sample: Sample) -> SignedDigitFormat:
+    """Digits fine enough for a sample, and wide enough for twice its largest value."""
+    spread = float(sample.rows.float().square().mean().sqrt())
+    largest = float(sample.extremes.abs().max())
+    return SignedDigitFormat.fit(spread / FINENESS / 2, 2 * largest)
 
 
 def _spelled(digits: SignedDigitFormat, x: Tensor) -> Tensor:
@@ -324,12 +319,9 @@ def _spelled(digits: SignedDigitFormat, x: Tensor) -> Tensor:
     return n.to(x.dtype)
 
 
-def cells(z: Tensor, scale: Tensor | float, mask: Tensor | None) -> Tensor:
-    """``scale z + mask`` in whole cells of an octave, in place."""
-    z.mul_(scale * (LOG2E * CELLS))
-    if mask is not None:
-        z += mask * (LOG2E * CELLS)
-    return z.floor_()
+def cells(z: Tensor) -> Tensor:
+    """Scores in whole cells of an octave, in place."""
+    return z.mul_(LOG2E * CELLS).floor_()
 
 
 def numerator(scores: Tensor, stepped: bool) -> Tensor:

@@ -20,6 +20,7 @@ from isospike.porting.functions import make_circuit
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import ATTRIBUTE, Run, run_of
+from isospike.porting.saturation import Saturation, saturation_of
 from isospike.porting.sites import Site
 
 
@@ -142,6 +143,7 @@ def _described(product: SpikingProduct, module: nn.Module) -> SpikingProduct:
 def attach_run(model: nn.Module, run: Run) -> None:
     """Make a model with replaced modules a port that runs as ``run`` says."""
     vars(model)[ATTRIBUTE] = run
+    vars(model)["saturation"] = Saturation(model)
     model.register_forward_pre_hook(_before, with_kwargs=True)
     model.register_forward_hook(_after, always_call=True)
 
@@ -179,6 +181,8 @@ def _before(module: nn.Module, args: Any, keywords: dict[str, Any]) -> None:
 def _after(module: nn.Module, args: Any, output: Any) -> Any:
     run = run_of(module)
     run.wants_maps = False
+    if not torch.compiler.is_compiling():
+        saturation_of(module).warn()
     if _entered.stacks:
         _entered.stacks.pop().close()
     # A fast run computes in bfloat16; what the model returns keeps its type.
@@ -275,4 +279,6 @@ def _saved_site(name: str, spec: Mapping[str, Any]) -> Site:
     code = codes.code(spec["code"], spec["steps"])
     site = Site(name, spec["kind"], code, tuple(spec["shape"]))
     site.fan_out, site.shared, site.fitted = spec["fan_out"], spec["shared"], True
+    site.dynamic, site.octaves = spec["dynamic"], spec["octaves"]
+    site.usual_outside = spec["usual_outside"]
     return site

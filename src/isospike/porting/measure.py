@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isospike import progress
+from isospike.circuits.octaves import HIGHEST, LOWEST
 from isospike.codes import WeightedCode
 from isospike.dimension import (
     Dimension,
@@ -20,7 +21,7 @@ from isospike.dimension import (
     pca_count,
 )
 from isospike.energy import Counts
-from isospike.errors import RangeError, UnsupportedError
+from isospike.errors import InputError, RangeError, UnsupportedError
 from isospike.hf.batches import Batch, count_positions, first_output, token_masks
 from isospike.hf.modules import layer_name
 from isospike.kernels.product.trains import spike_steps
@@ -32,10 +33,11 @@ from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.records import CircuitReport, Raster, SiteReport
 from isospike.porting.run import CircuitStats, Run, Watcher
-from isospike.porting.sites import Site
+from isospike.porting.sites import Reading, Site
 from isospike.porting.trace import count_float_ops
 
 TABLE_LEVELS = 2**16  # up to here spikes are counted by looking them up
+WEIGHTED = ("linear", "conv")  # kinds of sites before a product with a weight
 RASTER_NEURONS = 40  # ON neurons shown
 
 
@@ -50,6 +52,7 @@ class Comparison:
         agreement: Share of equal arg-max; None unless the model returns logits of two or more.
         tokens: Tokens compared.
         inputs: Rows compared.
+        median, p999, worst: Of the error of single tokens, each over the norm of its own output.
     """
 
     error: float
@@ -58,6 +61,9 @@ class Comparison:
     agreement: float | None
     tokens: int
     inputs: int
+    median: float
+    p999: float
+    worst: float
 
 
 @dataclass
@@ -70,6 +76,7 @@ class SiteSums:
     macs: float = 0.0
     squared_error: float = 0.0
     squared: float = 0.0
+    gain_ops: float = 0.0
     moments: Moments | None = None
 
 
@@ -93,7 +100,7 @@ class SpikeMeter(Watcher):
         return sum(self.circuits, sum(self.sites.values(), 0.0))
 
     def on_site(self, site: Site, x: Tensor, *, live: Tensor | None = None, **_: Any) -> None:
-        integers = site.integers(x.movedim(-1, 1) if site.kind == "conv" else x)
+        integers = site.read(x.movedim(-1, 1) if site.kind == "conv" else x).value
         integers = integers.movedim(1, -1) if site.kind == "conv" else integers
         spikes = count_spikes(site.code, integers)
         for mask in (live, _mask_at(self.run, site, x)):
@@ -134,10 +141,15 @@ class Meter(Watcher):
         macs: bool = True,
         live: Tensor | None = None,
     ) -> None:
+        if not bool(x.isfinite().all()):
+            raise InputError(
+                f"port needs finite activations, got NaN or infinity at {site.name}. Check the "
+                "model's weights and inputs."
+            )
         sums = self.sites.setdefault(site.name, SiteSums())
         keep = self._keep(site, x, live)
-        integers = site.integers(x.movedim(-1, 1) if site.kind == "conv" else x)
-        decoded = torch.addcmul(site.offset, integers, site.amplitude)
+        reading = site.read(x.movedim(-1, 1) if site.kind == "conv" else x)
+        integers, decoded = reading.value, site.decode(reading)
         if site.kind == "conv":
             integers, decoded = integers.movedim(1, -1), decoded.movedim(1, -1)
         spikes = count_spikes(site.code, integers) * keep
@@ -148,6 +160,8 @@ class Meter(Watcher):
             sums.macs += float((keep * fan_out).sum(dtype=torch.float64))
         sums.squared_error += float(((decoded - x).square() * keep).sum(dtype=torch.float64))
         sums.squared += float((x.square() * keep).sum(dtype=torch.float64))
+        if site.dynamic:
+            self._add_gain(site, reading, keep, fan_out)
         if self.dimension and site.kind != "probability":
             rows = site_rows(self.run, site, x)
             sums.moments = sums.moments or Moments(rows.shape[1], rows.device)
@@ -155,6 +169,37 @@ class Meter(Watcher):
 
     def on_circuit(self, stats: CircuitStats) -> None:
         self.circuits.append(stats)
+
+    def _add_gain(
+        self, site: Site, reading: Reading, keep: Tensor, fan_out: Tensor | float
+    ) -> None:
+        """Comparisons that find a gain, and what it multiplies: each sum over channels once."""
+        gain = reading.gain
+        if gain is None:
+            return
+        values = float(keep.sum())
+        tokens = keep[..., :1] if site.kind != "conv" else keep.flatten(1)[:, :1]
+        # A score is multiplied by its query's gain and by its key's.
+        sums = {"query": 2 * fan_out, "key": 0.0, "value": 1.0}.get(site.kind, fan_out)
+        if not gain.octaves:
+            more = float((tokens * sums).sum(dtype=torch.float64))
+            self.sites[site.name].gain_ops += values + more
+            return
+        octaves = gain.factor.movedim(1, -1) if site.kind == "conv" else gain.factor
+        spikes = octaves * tokens if site.kind != "conv" else octaves.flatten(1)[:, :1] * tokens
+        self.circuits.append(
+            CircuitStats(
+                site.name,
+                "gain",
+                float(tokens.sum()),
+                values,
+                float(spikes.sum()),
+                float((spikes * sums).sum(dtype=torch.float64)),
+                values * (HIGHEST - LOWEST),
+                0.0,
+                1.0,
+            )  # fmt: skip
+        )
 
     def _keep(self, site: Site, x: Tensor, live: Tensor | None) -> Tensor:
         """1 where a value belongs to an unpadded token, of the shape of ``x``."""
@@ -204,6 +249,7 @@ class _Totals:
     inputs: int = 0
     vectors: bool = True  # whether a token has more than one value
     logits: bool = True
+    single: list[Tensor] = field(default_factory=list)
 
     def add(
         self, x: Tensor, y: Tensor, axes: Axes, masks: Mapping[str, Tensor], logits: bool
@@ -220,6 +266,7 @@ class _Totals:
         x, y = (v.unsqueeze(-1) if x.dim() - 1 in places else v for v in (x, y))
         valid = valid.view(*x.shape[:-1], -1)[..., 0]
         self.tokens += int(valid.sum())
+        self.single.append(_token_errors(x[valid], y[valid]))
         self.cosine += float(F.cosine_similarity(x[valid], y[valid], dim=-1).sum())
         self.agreement += float((x[valid].argmax(-1) == y[valid].argmax(-1)).sum())
         a, b = (_pool(v, valid, axes) for v in (x, y))
@@ -227,6 +274,7 @@ class _Totals:
 
     def comparison(self) -> Comparison:
         """The means."""
+        single = torch.cat(self.single)
         return Comparison(
             error=(self.difference / max(self.power, 1e-300)) ** 0.5,
             cosine=self.cosine / self.tokens if self.vectors else None,
@@ -234,7 +282,17 @@ class _Totals:
             agreement=self.agreement / self.tokens if self.vectors and self.logits else None,
             tokens=self.tokens,
             inputs=self.inputs,
+            median=float(single.median()),
+            p999=float(single.quantile(0.999)),
+            worst=float(single.max()),
         )
+
+
+def _token_errors(x: Tensor, y: Tensor) -> Tensor:
+    """Norm of each token's difference over the norm of what the float model gives."""
+    x, y = (t.reshape(len(t), -1) for t in (x, y))
+    difference: Tensor = torch.linalg.vector_norm(x - y, dim=-1)
+    return difference / torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-300)
 
 
 def _has_logits(output: Any) -> bool:
@@ -281,6 +339,8 @@ def site_reports(
                 and pca95 is not None
                 and is_capped(float(pca95), t.moments.rows),
                 share=shares.get(site.name),
+                outside=site.share_outside,
+                gain_ops=t.gain_ops / tokens,
             )
         )
     return reports
@@ -333,19 +393,24 @@ def counts(
     """
     populations: list[SiteReport | CircuitReport] = [*reports, *circuits]
     positions = float(count_positions(batch))
+    gains = sum((s.gain_ops for s in reports), 0.0)
+    float_ops = {k: v / positions for k, v in count_float_ops(model, batch).items()}
+    spiking = float_ops if left is None else {k: float(v) for k, v in left.items()}
+    spiking = {**spiking, "gain": gains} if gains else spiking
+    weighted = [s for s in ported.sites if s.kind in WEIGHTED] or ported.sites
     return Counts(
         macs=sum((s.macs for s in reports), 0.0),
         synaptic_ops=sum((s.synaptic_ops for s in populations), 0.0),
         spikes=sum((s.spikes for s in populations), 0.0),
         neuron_updates=sum((s.neuron_updates for s in populations), 0.0),
         neurons=sum((s.neurons for s in populations), 0.0),
-        bits=max(site.code.bits for site in ported.sites),
-        float_ops={k: v / positions for k, v in count_float_ops(model, batch).items()},
+        bits=max(site.code.bits for site in weighted),
+        float_ops=float_ops,
         weights=sum(p.weight.numel() for p in ported.products if isinstance(p, SpikingProduct)),
         activations=sum((s.values for s in reports), 0.0),
         steps=max(s.steps for s in reports),
         tokens_per_input=tokens,
-        spiking_float_ops=None if left is None else {k: float(v) for k, v in left.items()},
+        spiking_float_ops=spiking if gains or left is not None else None,
     )
 
 
@@ -459,7 +524,7 @@ def record_raster(ported: Ported, row: Batch) -> Raster | None:
     mask = _mask_at(ported.run, site, x)
     kept = slice(None) if mask is None else mask.expand(*x.shape[:-1], 1)[0, :, 0]
     shown = min(RASTER_NEURONS, x.shape[-1])
-    words = site.words(x)[0, kept, :shown]
+    words = site.words(x).value[0, kept, :shown]
     steps = [s.bool().view(*words.shape, -1) for _, s in spike_steps(site.code, words)]
     spikes = torch.stack(steps).permute(0, 3, 1, 2)  # [steps, neurons, tokens, shown]
     ids = _ids_of(row, x)
@@ -478,7 +543,8 @@ def record_raster(ported: Ported, row: Batch) -> Raster | None:
 
 
 def count_spikes(code: WeightedCode, integers: Tensor) -> Tensor:
-    """Spikes that spell each integer."""
+    """Spikes that encode each integer; none for a value that is not finite."""
+    integers = integers.nan_to_num(0, 0, 0)
     if code.levels >= TABLE_LEVELS:
         return code.encode_integers(integers).sum(tuple(range(code.neurons)))
     every = torch.arange(code.levels + 1, dtype=torch.float32, device=integers.device)

@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -13,18 +14,26 @@ from torch import Tensor
 from isospike import codes
 from isospike.codes import CODES, Law, WeightedCode, fit_law
 from isospike.errors import InputError, RangeError, UnsupportedError
+from isospike.hf.batches import Batch, batch_size, first_output, token_masks
+from isospike.porting.axes import Axes
 from isospike.porting.calibrate import calibrate
 from isospike.porting.discover import Discovery
+from isospike.porting.fidelity import same_draws
 from isospike.porting.inputs import Inputs
 from isospike.porting.ported import Ported
 from isospike.porting.product import EXACT_LEVELS
-from isospike.porting.run import Mode, Targets
+from isospike.porting.run import Mode
 from isospike.porting.sensitivity import assign_amplitudes, max_sensitivity, measure_channels
+from isospike.porting.sites import HEADS
+from isospike.porting.statistics import Statistics
 from isospike.porting.water_filling import Allocation, Channels, check_allocation, water_fill
 from isospike.progress import update
 
 MAX_REFINEMENTS = 5  # most calibrations that correct an allocation
 TARGET_SLACK = 0.96  # share of the target that an allocation may stay below
+WEIGHT_LEVELS = 511  # of an attention weight that has two octaves more than other values
+RANGES = ("dynamic", "static")
+PROBE_TOKENS = 2048  # of the calibration inputs, to measure a candidate's error on
 REACH = 0.99  # of the target, where a measured error was too large
 
 
@@ -64,12 +73,14 @@ class Plan:
 
     Attributes:
         codes: Code of each site, by name; the longest it may have, if amplitudes are allocated.
+        steps: Number of steps that was asked for, or that a law gives; None without.
         allocation: Amplitudes of channels; None without.
         law: The law that the steps follow from; None without.
         predicted: Error of the output, as law or allocation predict it; None without.
     """
 
     codes: Mapping[str, WeightedCode]
+    steps: int | None = None
     allocation: Allocation | None = None
     law: Law | None = None
     predicted: float | None = None
@@ -92,12 +103,10 @@ class Built(NamedTuple):
     Attributes:
         ported: It.
         plan: What its codes follow from.
-        error: Of its first output, on the calibration inputs.
     """
 
     ported: Ported
     plan: Plan
-    error: float
 
 
 @dataclass(frozen=True)
@@ -108,12 +117,15 @@ class Builder:
         discovery: The model and its sites.
         inputs: What it is calibrated and measured on.
         mode: How the ports will run.
+        ranges: ``dynamic`` or ``static``. Codes of one neuron, which has no place to rest at inside
+            its range, and allocated amplitudes have static ranges in any case.
         generator: Source of randomness of the Bernoulli code; torch's global one if None.
     """
 
     discovery: Discovery
     inputs: Inputs
     mode: Mode
+    ranges: str = "dynamic"
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
@@ -123,18 +135,80 @@ class Builder:
                 f"{type(self.discovery.model).__name__} without. Give a transformer."
             )
 
-    def build(self, plan: Plan, targets: Targets | None = None) -> Built:
+    @cached_property
+    def statistics(self) -> Statistics:
+        """What a float pass over the calibration inputs shows; taken once."""
+        template = self.discovery.template
+        return Statistics(template.model, template.run, self.inputs.calibration)
+
+    @cached_property
+    def probes(self) -> list[tuple[Batch, Tensor]]:
+        """Some rows of every calibration batch, and the float model's first output."""
+        tokens = max(1, self.inputs.calibration_tokens)
+        share = min(1.0, PROBE_TOKENS / tokens)
+        found = []
+        for batch in self.inputs.calibration:
+            rows = self.inputs.few(batch, math.ceil(share * batch_size(batch)))
+            with torch.no_grad(), same_draws():
+                found.append((rows, first_output(self.discovery.model(**rows))))
+        return found
+
+    def build(self, plan: Plan) -> Built:
         """A port with these codes, calibrated on all calibration inputs.
 
         Args:
             plan: The codes.
-            targets: Of the float stream, where several ports are built.
         """
         ported = self.discovery.instrument()
         ported.seed(self.generator)
         plan.apply(ported)
-        expected, got = calibrate(ported, self.inputs.merged, targets)
-        return Built(ported, plan, relative_error(expected, got, self.inputs.mask))
+        codes = {type(site.code).neurons for site in ported.sites}
+        dynamic = self.ranges == "dynamic" and plan.allocation is None and codes == {2}
+        calibrate(ported, self.statistics, dynamic)
+        return Built(ported, plan)
+
+    def error(self, built: Built) -> float:
+        """Error of a port's first output on some of the calibration inputs."""
+        difference = power = 0.0
+        for batch, expected in self.probes:
+            with torch.no_grad(), same_draws():
+                got = first_output(built.ported.model(**batch))
+            axes = built.ported.run.axes.get("", Axes(0))
+            mask = axes.mask(token_masks(batch), expected)
+            kept = torch.ones(()) if mask is None else mask.to(expected.dtype)
+            difference += float(((expected - got) * kept).double().square().sum())
+            power += float((expected * kept).double().square().sum())
+        return math.sqrt(difference / max(power, 1e-300))
+
+    def uniform(self, kind: type[WeightedCode], steps: int) -> dict[str, WeightedCode]:
+        """The code of every site for one number of steps.
+
+        With ranges that follow the input, sites differ in what an octave of resolution buys. An
+        attention weight is one of many that add up, and nearly all are small: two more octaves, or
+        one where two would be more than ``WEIGHT_LEVELS`` levels. A query, key or value has
+        all levels to itself, being scaled by head, and its error counts less: fewer, from six steps
+        on. A value on one side of its rest, an activation function's,
+        has half of a pair's levels: one more octave, up to ``EXACT_LEVELS``.
+        """
+        plain = kind(steps)
+        every: dict[str, WeightedCode] = {}
+        if self.ranges != "dynamic" or kind.neurons != 2:
+            return dict.fromkeys(self.discovery.names, plain)
+        octave = kind.steps_per_octave or 1
+        for site in self.discovery.template.sites:
+            if site.kind == "probability":
+                longer = kind(min(kind.max_steps, steps + 2 * octave))
+                if longer.levels > WEIGHT_LEVELS:
+                    longer = kind(min(kind.max_steps, steps + octave))
+                every[site.name] = longer
+            elif site.kind in HEADS:
+                every[site.name] = kind(min(steps, steps // 2 + 2 * octave))
+            elif self.statistics.one_sided(site):
+                longer = kind(min(kind.max_steps, steps + octave))
+                every[site.name] = longer if longer.levels <= EXACT_LEVELS else plain
+            else:
+                every[site.name] = plain
+        return every
 
 
 class Planner(ABC):
@@ -142,7 +216,6 @@ class Planner(ABC):
 
     def __init__(self, builder: Builder) -> None:
         self.builder = builder
-        self.targets = Targets()
 
     @abstractmethod
     def first(self) -> Built:
@@ -159,16 +232,17 @@ class Planner(ABC):
 class Given(Planner):
     """Codes as they are given."""
 
-    def __init__(self, builder: Builder, given: Mapping[str, WeightedCode]) -> None:
+    def __init__(
+        self, builder: Builder, given: Mapping[str, WeightedCode], steps: int | None = None
+    ) -> None:
         super().__init__(builder)
-        self.given = given
+        self.given, self.steps = given, steps
 
     def first(self) -> Built:
-        self.builder.mode.check("port", max(code.levels for code in self.given.values()))
-        update("calibrate", 0, 1)
-        built = self.builder.build(Plan(self.given))
-        update("calibrate", 1, 1)
-        return built
+        sites = self.builder.discovery.template.sites
+        linear = [self.given[s.name].levels for s in sites if s.kind in ("linear", "conv")]
+        self.builder.mode.check("port", max(linear, default=0))
+        return self.builder.build(Plan(self.given, self.steps))
 
 
 class ByLaw(Planner):
@@ -184,7 +258,7 @@ class ByLaw(Planner):
         errors = {}
         for done, steps in enumerate(self.kind.fit_steps):
             update("fit the error law", done, len(self.kind.fit_steps))
-            errors[steps] = self.builder.build(self._plan(steps), self.targets).error
+            errors[steps] = self.builder.error(self.builder.build(self._plan(steps)))
         update("fit the error law", len(self.kind.fit_steps), len(self.kind.fit_steps))
         self.law = law = fit_law(self.kind.name, errors)
         if self.error <= law.floor:
@@ -194,10 +268,7 @@ class ByLaw(Planner):
                 "or try another code."
             )
         self.steps = law.fewest_steps(self.error) or law.kind.search_limit
-        update("calibrate", 0, 1)
-        built = self.builder.build(self._plan(self.steps), self.targets)
-        update("calibrate", 1, 1)
-        return built
+        return self.builder.build(self._plan(self.steps))
 
     def better(self, error: float) -> Built | None:
         if self.law is None or error <= self.error:
@@ -206,14 +277,14 @@ class ByLaw(Planner):
         if raised is None:
             return None
         self.steps = raised
-        return self.builder.build(self._plan(raised), self.targets)
+        return self.builder.build(self._plan(raised))
 
     def _plan(self, steps: int) -> Plan:
         code, law = self.kind(steps), self.law
         if law is not None:
             self.builder.mode.check("port", code.levels)
-        every = dict.fromkeys(self.builder.discovery.names, code)
-        return Plan(every, law=law, predicted=None if law is None else law.error(steps))
+        every = self.builder.uniform(self.kind, steps)
+        return Plan(every, steps, law=law, predicted=None if law is None else law.error(steps))
 
 
 class Allocated(Planner):
@@ -232,7 +303,7 @@ class Allocated(Planner):
             steps for steps in range(1, kind.search_limit + 1) if kind(steps).levels <= EXACT_LEVELS
         )
         self.aim = error
-        self.last: Built | None = None
+        self.last: float | None = None
         self.left = MAX_REFINEMENTS
 
     def first(self) -> Built:
@@ -249,29 +320,31 @@ class Allocated(Planner):
         if self.last is None or error <= self.error or self.left == 0:
             return None
         self.left -= 1
-        target = self.error * REACH * self.last.error / error
-        self.aim = self.aim * target / max(self.last.error, 1e-12)
+        target = self.error * REACH * self.last / error
+        self.aim = self.aim * target / max(self.last, 1e-12)
         return self._approach(target)
 
     def _approach(self, target: float) -> Built:
         """A port whose error on the calibration inputs lies just below ``target``."""
         before: tuple[float, float] | None = None
         best: Built
+        least = math.inf
         for done in range(MAX_REFINEMENTS):
             update("allocate steps", done, MAX_REFINEMENTS)
             aim, most = self.aim, self.most
-            built = self.builder.build(self._plan(aim), self.targets)
-            if done == 0 or _rank(built.error, target) < _rank(best.error, target):
-                best, best_aim, best_most = built, aim, most
-            if TARGET_SLACK * target <= built.error <= target:
+            built = self.builder.build(self._plan(aim))
+            error = self.builder.error(built)
+            if done == 0 or _rank(error, target) < _rank(least, target):
+                best, best_aim, best_most, least = built, aim, most, error
+            if TARGET_SLACK * target <= error <= target:
                 break
-            if before is not None and built.error > target:
-                self._lengthen(built.error / before[1], aim / before[0])
-            before = aim, built.error
+            if before is not None and error > target:
+                self._lengthen(error / before[1], aim / before[0])
+            before = aim, error
             middle = (1 + TARGET_SLACK) / 2 * target
-            self.aim *= min(3.0, max(0.2, middle / max(built.error, 1e-12)))
+            self.aim *= min(3.0, max(0.2, middle / max(error, 1e-12)))
         update("allocate steps", MAX_REFINEMENTS, MAX_REFINEMENTS)
-        self.last, self.aim, self.most = best, best_aim, best_most
+        self.last, self.aim, self.most = least, best_aim, best_most
         return best
 
     def _lengthen(self, gained: float, asked: float) -> None:
@@ -284,7 +357,7 @@ class Allocated(Planner):
     def _plan(self, aim: float) -> Plan:
         found = water_fill(self.channels, aim)
         every = dict.fromkeys(self.builder.discovery.names, self.kind(self.most))
-        return Plan(every, found, predicted=found.error)
+        return Plan(every, allocation=found, predicted=found.error)
 
 
 def make_planner(builder: Builder, code: str, steps: Steps) -> Planner:
@@ -300,7 +373,7 @@ def make_planner(builder: Builder, code: str, steps: Steps) -> Planner:
         return kind(builder, CODES[code], steps.error)
     if isinstance(steps, Mapping):
         return Given(builder, by_name(code, steps, builder.discovery.names))
-    return Given(builder, dict.fromkeys(builder.discovery.names, codes.code(code, steps)))
+    return Given(builder, builder.uniform(CODES[code], steps), steps)
 
 
 def check_code(code: str) -> None:
@@ -308,6 +381,14 @@ def check_code(code: str) -> None:
     if code not in CODES:
         raise InputError(
             f"port needs a code among {', '.join(CODES)}, got {code!r}. Choose one of them."
+        )
+
+
+def check_ranges(ranges: str) -> None:
+    """Raise InputError unless there are such ranges."""
+    if ranges not in RANGES:
+        raise InputError(
+            f"port needs ranges among {', '.join(RANGES)}, got {ranges!r}. Choose one of them."
         )
 
 
@@ -348,13 +429,6 @@ def by_name(code: str, steps: Mapping[str, int], names: list[str]) -> dict[str, 
                 f"{len(names)} sites such as {names[0]}. See the names in report.sites."
             )
     return assigned
-
-
-def relative_error(expected: Tensor, got: Tensor, mask: Tensor | None) -> float:
-    """Root-mean-square difference over root-mean-square, over the unpadded tokens."""
-    if mask is not None and expected.shape[:2] == mask.shape:
-        expected, got = expected[mask], got[mask]
-    return float((expected - got).norm() / expected.norm().clamp_min(1e-30))
 
 
 def _rank(error: float, target: float) -> tuple[bool, float]:

@@ -19,7 +19,7 @@ from isospike.porting.discover import Discovery, discover
 from isospike.porting.fidelity import same_draws
 from isospike.porting.files import port_files
 from isospike.porting.fingerprint import sample_rows
-from isospike.porting.inputs import Inputs
+from isospike.porting.inputs import Evaluation, Inputs, neutral
 from isospike.porting.instrument import own_memory
 from isospike.porting.measure import (
     Comparison,
@@ -36,12 +36,15 @@ from isospike.porting.plan import (
     Steps,
     Target,
     check_code,
+    check_ranges,
     check_steps,
     make_planner,
 )
 from isospike.porting.ported import Ported
+from isospike.porting.records import TextErrors
 from isospike.porting.report import PortReport
 from isospike.porting.run import Mode
+from isospike.porting.saturation import saturation_of
 from isospike.porting.sweep import sweep as sweep_codes
 from isospike.progress import update
 from isospike.report.files import write_folder
@@ -117,15 +120,15 @@ class Port:
 
 def port(
     model: nn.Module,
-    calibration: Iterable[Batch] | Batch,
+    calibration: Iterable[Batch] | None,
     *,
     code: str = "signed-digit",
     steps: Steps = 8,
-    evaluation: Iterable[Batch] | Batch | None = None,
+    evaluation: Evaluation = None,
     execution: str = "collapsed",
     precision: str = "exact",
     functions: str = "float",
-    sweep: Sequence[str] = (),
+    ranges: str = "dynamic",
     generator: torch.Generator | None = None,
 ) -> Port:
     """Port a pretrained transformer to binary spikes, without training.
@@ -139,16 +142,21 @@ def port(
     Args:
         model: A PyTorch transformer, usually from Hugging Face; it is not changed.
         calibration: Keyword arguments of the model, a few hundred sentences, such as
-            ``{"input_ids": ..., "attention_mask": ...}``. They go through the model at once.
+            ``{"input_ids": ..., "attention_mask": ...}``, of all lengths that will be read:
+            :func:`isospike.hf.groups.group_by_length`. None for random tokens or pixels, where no
+            data is at hand.
         code: ``signed-digit``, ``half-octave``, ``phase``, ``rate``, ``bernoulli`` or ``latency``.
         steps: Time steps; by site name, as ``{"*": 8, "*.output.dense": 6}``, later patterns
             first; or a :class:`Target`.
-        evaluation: Batches to measure on; the last quarter of ``calibration`` if None.
+        evaluation: Batches to measure on; the last quarter of ``calibration`` if None. Several
+            kinds of inputs by name, ``{"held out": ..., "foreign": ...}``, have their errors
+            reported side by side; all other figures are of the first.
         execution: ``collapsed`` (one product on the integers that spikes carry) or ``stepped`` (the
             specification); up to 255 levels the same bits.
         precision: ``exact``, or ``fast`` for bfloat16 products (collapsed, up to 256 levels).
         functions: What is not a product, in ``float`` or ``spiking``.
-        sweep: Codes to draw error against steps for, as :meth:`Port.sweep` does.
+        ranges: ``dynamic``, a gain for each token and site that follows the input; or ``static``,
+            for hardware without it. Codes of one neuron and allocated channels are static.
         generator: Source of randomness; torch's global one if None, whose state does not move.
 
     Returns:
@@ -159,12 +167,13 @@ def port(
         InputError: A code, site or batch that does not fit; NaN in weights or activations.
         RangeError: A number out of range, or a target below what the code can reach.
     """
-    mode = _check_request(model, code, steps, sweep, Mode(execution, precision, functions))
-    inputs = Inputs.of(calibration, evaluation)
+    mode = _check_request(model, code, steps, Mode(execution, precision, functions))
+    inputs = Inputs.of(neutral(model) if calibration is None else calibration, evaluation)
+    check_ranges(ranges)
     with same_draws(None if generator is None else generator.initial_seed()):
         inputs, sample = inputs.sampled(model)
         discovery = discover(model, sample, functions, inputs.calibration)
-        builder = Builder(discovery, inputs, mode, generator)
+        builder = Builder(discovery, inputs, mode, ranges, generator)
         planner = make_planner(builder, code, steps)
         built = planner.first()
         update("measure", 0, 1)
@@ -174,15 +183,13 @@ def port(
         update("measure", 1, 1)
         result = Port(built.ported.model, _report(builder, built, *measured, code, steps), builder)
         own_memory(built.ported, builder.discovery.template)
-        return result.sweep(sweep) if sweep else result
+        saturation_of(built.ported.model).reset()
+        return result
 
 
-def _check_request(
-    model: nn.Module, code: str, steps: Steps, sweep: Sequence[str], mode: Mode
-) -> Mode:
+def _check_request(model: nn.Module, code: str, steps: Steps, mode: Mode) -> Mode:
     """The mode, once all that can be refused before the inputs are seen was not."""
-    for each in (code, *sweep):
-        check_code(each)
+    check_code(code)
     check_steps(code, steps)
     known = CODES[code](steps if isinstance(steps, int) else 8)
     mode.check("port", known.levels)
@@ -209,6 +216,8 @@ def _check_weights(model: nn.Module) -> None:
 
 
 def _measure(builder: Builder, ported: Ported) -> tuple[Comparison, Meter]:
+    for site in ported.sites:
+        site.forget_outside()
     meter = Meter(ported.run, dimension=True)
     model, batches = builder.discovery.model, builder.inputs.evaluation
     return compare(model, ported, batches, meter), meter
@@ -219,21 +228,26 @@ def _report(
 ) -> PortReport:
     """The report of a port, which from then on runs as it was asked to."""
     model, inputs, mode = builder.discovery.model, builder.inputs, builder.mode
-    ported, plan, _ = built
+    ported, plan = built
     sites = site_reports(ported, meter.sites, comparison.tokens, plan.share)
     circuits = circuit_reports(meter.circuits, comparison.tokens)
     assigned = {site.name: site.code.steps for site in ported.sites}
-    highest = max(assigned.values())
+    highest = plan.steps or max(assigned.values())
     target = steps.error if isinstance(steps, Target) else None
     found = _verify(ported, inputs.few(inputs.evaluation[0], AUDIT_ROWS))
     left = found.nonlinear_ops if mode.spiking else None
     raster = record_raster(ported, inputs.few(inputs.evaluation[0], 1))
     tokens = comparison.tokens / comparison.inputs
+    for site in ported.sites:
+        site.usual_outside = next((s.outside for s in sites if s.name == site.name), 0.0)
+    texts = [_text_errors(inputs.names[0], comparison)]
+    for name, batches in zip(inputs.names[1:], inputs.others, strict=True):
+        texts.append(_text_errors(name, compare(model, ported, batches)))
     ported.run.mode = mode
     fast = compare(model, ported, inputs.evaluation).error if mode.fast else None
     return PortReport(
         title=f"{_name(model)} on spikes",
-        provenance=_provenance(code, steps, mode),
+        provenance=_provenance(code, steps, mode, builder.ranges),
         warnings=_warnings(builder.discovery, comparison.error, target),
         model=_name(model),
         code=code,
@@ -245,6 +259,7 @@ def _report(
         reached=target is None or comparison.error <= target,
         error_predicted=plan.predicted,
         error=comparison.error,
+        texts=tuple(texts),
         error_fast=fast,
         cosine=comparison.cosine,
         cosine_pooled=comparison.cosine_pooled,
@@ -259,8 +274,13 @@ def _report(
         calibration_tokens=inputs.calibration_tokens,
         held_out_tokens=comparison.tokens,
         functions=mode.functions,
+        ranges="dynamic" if any(site.dynamic for site in ported.sites) else "static",
         circuits=tuple(circuits),
     )
+
+
+def _text_errors(name: str, c: Comparison) -> TextErrors:
+    return TextErrors(name, c.tokens, c.error, c.median, c.p999, c.worst, c.cosine, c.cosine_pooled)
 
 
 def _warnings(discovery: Discovery, error: float, target: float | None) -> tuple[str, ...]:
@@ -283,12 +303,12 @@ def _warnings(discovery: Discovery, error: float, target: float | None) -> tuple
     return tuple(found)
 
 
-def _provenance(code: str, steps: Steps, mode: Mode) -> Provenance:
+def _provenance(code: str, steps: Steps, mode: Mode, ranges: str) -> Provenance:
     if isinstance(steps, Target):
         plain: Any = asdict(steps)
     else:
         plain = dict(steps) if isinstance(steps, Mapping) else steps
-    return Provenance.of({"code": code, "steps": plain, **asdict(mode)})
+    return Provenance.of({"code": code, "steps": plain, **asdict(mode), "ranges": ranges})
 
 
 def _verify(ported: Ported, batch: Batch) -> AuditReport:

@@ -1,13 +1,9 @@
 """The module that replaces a product with a weight: Linear, Conv1D, Conv2d.
 
-Every module of a port runs in one of three phases (:class:`isospike.porting.run.Run`):
+Every module of a port runs in one of two phases (:class:`isospike.porting.run.Run`):
 
-``float``      its original function, used to discover the model's sites.
-``calibrate``  the batch holds the float stream in its first half and the spiking stream in its
-               second. The module runs both, sets its range from the spiking stream, and moves its
-               bias by the mean difference of the two outputs: one pass calibrates a whole model in
-               sequence.
-``run``        spikes.
+``float``  its original function, used to discover the model's sites and to calibrate them.
+``run``    spikes.
 
 A ``run`` is *stepped* or *collapsed*. Stepped is the specification: at each step only binary spikes
 enter the products, and weighted currents add up in the membranes. Collapsed multiplies the integers
@@ -22,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isospike.codes import PhaseCode
-from isospike.hf.batches import fitting, packed, unpacked
 from isospike.kernels.product.int8 import (
     MAX_WEIGHT,
     BytePlanes,
@@ -35,14 +30,16 @@ from isospike.kernels.product.trains import pair_weights, spike_steps
 from isospike.kernels.runtime.buffers import Purpose, cache_blocks
 from isospike.kernels.runtime.precision import in_float32
 from isospike.porting.functions import Reencoder
-from isospike.porting.run import Run, join
-from isospike.porting.sites import Site, tensor_version
+from isospike.porting.run import Run
+from isospike.porting.sites import Gain, Site, tensor_version
+from isospike.porting.statistics import Sample
 
 # Of a site that has not been given its code yet.
 PLACEHOLDER = PhaseCode(1)
 # Integers this small leave room for the weights in float32's 24 bits, and are exact in bfloat16;
 # larger ones are added up in float64, so that a stepped and a collapsed run still agree.
 EXACT_LEVELS = 255
+REACH_ROWS = 1024  # of a site's sample, that the largest sums and the mean error are taken of
 # oneDNN has a bfloat16 product only on processors with AVX-512 or the like.
 _HAS_ONEDNN = (
     hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -52,10 +49,11 @@ _HAS_ONEDNN = (
 class SpikingProduct(Reencoder):
     """A Linear, Conv1D or Conv2d whose input arrives as spikes.
 
-    (1)  y = W x + b ~ (W amplitude) N + (W offset + b + c)
+    (1)  y = W x + b ~ gain * (W amplitude) N + (W offset + b + c)
 
-    with N the site's integers and c the mean error found in calibration. Stepped,
-    ``N = sum_t w[t] (on[t] - off[t])``: each step adds ``w[t]`` times a product of binary spikes.
+    with N the site's integers, its gain (1 if ranges are static), and c the mean error on the
+    calibration inputs. Stepped, ``N = sum_t w[t] (on[t] - off[t])``: each step adds ``w[t]`` times
+    a product of binary spikes.
 
     Attributes:
         name: Path of the module it replaces.
@@ -105,26 +103,30 @@ class SpikingProduct(Reencoder):
             x = F.pad(x, (pw, pw, ph, ph))  # padding is an input like any other: it is coded too
         if self.run.phase == "run":
             return self._run(x)
-        x = x.to(self.weight.dtype)
-        if self.run.phase == "float":
-            x = self.run.seen(self.site, x)
-            return self._product(x, self.weight) + self._along(self.bias)
-        return self._calibrate(x)
+        x = self.run.seen(self.site, x.to(self.weight.dtype))
+        return self._product(x, self.weight) + self._along(self.bias)
 
     def _run(self, x: Tensor) -> Tensor:
         run, site = self.run, self.site
         if run.watcher is not None and site.name == self.name:
             run.watcher.on_site(site, self._channels_last(x), fan_out=site.fan_out)
         if run.mode.stepped:
-            return self._stepped(self._channels_last(site.words(x)))
+            words, gain = site.words(x)
+            return self._stepped(self._channels_last(words), gain)
         if run.mode.fast:
-            return self._fast(site.integers(x, torch.bfloat16, into=Purpose.LINEAR))
+            return self._fast(*site.read(x, torch.bfloat16, into=Purpose.LINEAR))
         dtype = accumulation_dtype(self.weight, site)
-        integers = site.integers(x, dtype, into=Purpose.LINEAR)
-        y = self._product(integers, self.weight.to(dtype)).to(self.weight.dtype)
-        return y.add_(self._along(self.bias))
+        integers, gain = site.read(x, dtype, into=Purpose.LINEAR)
+        return self._finish(self._product(integers, self.weight.to(dtype)), gain)
 
-    def _stepped(self, words: Tensor) -> Tensor:
+    def _finish(self, y: Tensor, gain: Gain | None) -> Tensor:
+        """The soma: gain and bias, after the sums."""
+        y, bias = y.to(self.weight.dtype), self._along(self.bias)
+        if gain is None or gain.octaves:
+            return (y if gain is None else gain.times(y)).add_(bias)
+        return torch.addcmul(bias, y, gain.factor, out=y)
+
+    def _stepped(self, words: Tensor, gain: Gain | None) -> Tensor:
         """Step by step: binary spikes enter the product, weighted currents add up in membranes."""
         code = self.site.code
         if self._can_pack():
@@ -138,8 +140,8 @@ class SpikingProduct(Reencoder):
                 for weight, spikes in spike_steps(code, flat[part]):
                     add_product(membrane, spikes, packed, weight)
                 high, low = membrane.chunk(2, -1)
-                torch.add(high, low, out=y[part]).add_(self.bias)
-            return y.view(*words.shape[:-1], -1)
+                torch.add(high, low, out=y[part])
+            return self._finish(y.view(*words.shape[:-1], -1), gain)
         both = pair_weights(
             self.weight.to(accumulation_dtype(self.weight, self.site)), code.neurons, 1
         )
@@ -147,65 +149,57 @@ class SpikingProduct(Reencoder):
         for weight, spikes in spike_steps(code, words):
             s = spikes.to(both.dtype)
             y = y + weight * self._product(s if self.conv is None else s.movedim(-1, 1), both)
-        return y.to(self.weight.dtype).add_(self._along(self.bias))
+        return self._finish(y, gain)
 
-    def _fast(self, integers: Tensor) -> Tensor:
+    def _fast(self, integers: Tensor, gain: Gain | None) -> Tensor:
         weight, bias = self._once(
             "bfloat16", lambda: (self.weight.bfloat16(), self.bias.bfloat16())
         )
         if self.conv is None and weight.device.type == "cpu" and _HAS_ONEDNN:
             # F.linear would first spread the bias over the result, which takes half as long again.
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(integers, weight, bias, "none", [], "")
-            return y
-        return self._product(integers, weight) + self._along(bias)
+            known = bias if gain is None else None
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(integers, weight, known, "none", [], "")
+        else:
+            y = self._product(integers, weight)
+            y = y + self._along(bias) if gain is None else y
+        return y if gain is None else gain.times(y) + self._along(bias)
 
-    def _calibrate(self, x: Tensor) -> Tensor:
-        """Set range, weights and bias. Padding is not multiplied: it comes out as zeros."""
-        run = self.run
-        x_float, x_spiking = run.split(x)
-        mask = fitting(run.token_mask, x_spiking) if self.conv is None else None
-        target = self._target(None if x_float is None else packed(x_float, mask))
-        if not self.site.fitted:
-            self.site.fit(run.rows(self._channels_last(x_spiking)))
-        integers = packed(self.site.integers(x_spiking), mask)
-        self._fold(integers)
-        y = self._product(integers, self.weight).add_(self._along(self.bias))
-        error = run.rows(self._channels_last(target - y)).mean(0)
-        self.bias.add_(error)
-        y = unpacked(y + self._along(error), mask)
-        return join(None if x_float is None else unpacked(target, mask), y)
-
-    def _target(self, x: Tensor | None) -> Tensor:
-        """The float result, computed from ``x`` or kept from an earlier pass."""
-        targets = self.run.targets
-        if x is not None:
-            target = self._product(x, self.weight) + self._along(self.bias)
-            if targets is not None:
-                targets.keep(self.name, target)
-            return target
-        if targets is None:
-            raise RuntimeError(f"the float stream did not pass {self.name}")
-        return targets.of(self.name)
-
-    def _fold(self, integers: Tensor) -> None:
+    def fold(self, sample: Sample) -> None:
         """Fold the site's offset and amplitude into bias and weight, and round the weights.
 
         Up to ``EXACT_LEVELS`` levels the weights of each output become whole multiples of a power
         of two: as fine as 16 bits hold and as keeps every partial sum of the calibration inputs
         below 2^23 of them. Sums are then exact in float32, so the order of addition cannot matter.
+
+        Args:
+            sample: What calibration saw of the site.
         """
-        offset, amplitude = self.site.offset, self.site.amplitude
+        site = self.site
+        inputs = sample.some(REACH_ROWS) if self.conv is None else torch.cat(sample.images)
+        integers, gain = site.read(inputs.to(self.weight.dtype))
+        wanted = self._mean(inputs, self.weight)
         kernel_sum = self.weight if self.conv is None else self.weight.sum((2, 3))
-        self.bias.add_(kernel_sum @ offset.flatten())
-        weight = self.weight * amplitude  # out of place: an embedding may share the float weight
-        if self.site.code.levels <= EXACT_LEVELS:
+        self.bias.add_(kernel_sum @ site.offset.flatten())
+        wanted -= kernel_sum @ site.offset.flatten()
+        # Out of place: an embedding may share the float weight.
+        weight = self.weight * site.amplitude
+        if site.code.levels <= EXACT_LEVELS:
             reach = self._channels_last(self._product(integers.abs(), weight.abs()))
-            reach = self.run.rows(reach).amax(0) / 2**23
+            reach = reach.flatten(0, -2).amax(0) / 2**23
             finest = weight.abs().flatten(1).amax(1) / MAX_WEIGHT
             self.step = torch.exp2(torch.maximum(reach, finest).clamp_min(1e-30).log2().ceil())
             step = self.step.view(-1, *[1] * (weight.dim() - 1))
             weight = (weight / step).round() * step
         self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias.add_(
+            wanted - self._mean(integers if gain is None else gain.times(integers), weight)
+        )
+
+    def _mean(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Mean of the products of ``x``: the product of their mean."""
+        if self.conv is None:
+            return weight @ x.mean(0)
+        return self._product(x.mean(0, keepdim=True), weight).mean((0, 2, 3))
 
     def _can_pack(self) -> bool:
         return self.conv is None and can_pack(self.weight) and bool((self.step > 0).all())

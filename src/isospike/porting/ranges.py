@@ -24,7 +24,6 @@ from isospike.codes import WeightedCode
 # activations of a transformer repeat the same value, which is then spelled exactly.
 CANDIDATES = torch.linspace(0.25, 1.6, 55)
 COARSE_LEVELS = 15  # up to here an idle level costs more than a spike
-MOST_ROWS = 8192  # a larger sample is thinned evenly
 TAIL = 0.1  # share of the sample kept sorted for the second term: no bound lies below it
 
 
@@ -46,13 +45,13 @@ def fit_range(x: Tensor, code: WeightedCode) -> Range:
         x: Sample, ``[rows, channels]``.
         code: The code whose range is chosen.
     """
-    columns = x[:: len(x) // MOST_ROWS + 1].t().contiguous()
+    columns = x.t().contiguous()
     centre = _median(columns)
     mse = code.mean_square_error
     pair = code.neurons == 2
     if pair and code.levels > COARSE_LEVELS:
         half = _bound(_tail((columns - centre[:, None]).abs()), torch.zeros_like(centre), mse)
-        return Range(centre, _positive(half))
+        return Range(centre, positive(half))
     up, down = _tail(columns - centre[:, None]), _tail(centre[:, None] - columns)
     high, low = (t.largest[:, 0].to(x.dtype) for t in (up, down))
     mse = mse / 4 if pair else mse  # a pair's unit is half its range
@@ -60,8 +59,8 @@ def fit_range(x: Tensor, code: WeightedCode) -> Range:
         high = _bound(up, low, mse)
         low = _bound(down, high, mse)
     if pair:
-        return Range(centre + (high - low) / 2, _positive((high + low) / 2))
-    return Range(centre - low, _positive(high + low))
+        return Range(centre + (high - low) / 2, positive((high + low) / 2))
+    return Range(centre - low, positive(high + low))
 
 
 def _median(columns: Tensor) -> Tensor:
@@ -111,6 +110,6 @@ def _bound(tail: _Tail, other: Tensor, mse: float) -> Tensor:
     return h.gather(1, best)[:, 0].to(other.dtype)
 
 
-def _positive(scale: Tensor) -> Tensor:
+def positive(scale: Tensor) -> Tensor:
     """A constant channel needs no resolution, but its scale must be invertible."""
     return torch.where(scale > 0, scale, torch.ones_like(scale))

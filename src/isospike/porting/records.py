@@ -30,6 +30,9 @@ class SiteReport:
         participation: Participation ratio ``(sum l)^2 / sum l^2`` of the covariance eigenvalues.
         capped: Whether ``pca95`` is limited by the number of tokens rather than by the data.
         share: Its part of the output's squared error as an allocation predicts it; None without.
+        outside: Share of its values beyond its range, which are cut off; with ranges that follow
+            the input, share of the tokens whose gain is above those of the calibration inputs.
+        gain_ops: Comparisons that find the gains, and multiplications by them.
     """
 
     name: str
@@ -48,6 +51,31 @@ class SiteReport:
     participation: float | None
     capped: bool
     share: float | None = None
+    outside: float = 0.0
+    gain_ops: float = 0.0
+
+
+@dataclass(frozen=True)
+class TextErrors:
+    """Errors on one kind of input.
+
+    Attributes:
+        name: Of the inputs.
+        tokens: Unpadded tokens.
+        error: Relative root-mean-square error over all of them.
+        median, p999, worst: Of the errors of single tokens, each relative to its own output.
+        cosine: Mean over tokens.
+        cosine_pooled: Mean over inputs, of the outputs averaged over tokens.
+    """
+
+    name: str
+    tokens: int
+    error: float
+    median: float
+    p999: float
+    worst: float
+    cosine: float | None
+    cosine_pooled: float | None
 
 
 @dataclass(frozen=True)
@@ -57,8 +85,8 @@ class CircuitReport:
     Attributes:
         name: The module it belongs to.
         layer: Its block.
-        kind: ``activation``, ``normalisation``, ``softmax``, ``product`` (of a gate and a value) or
-            ``relay`` (values encoded again so that other neurons can read them).
+        kind: ``activation``, ``normalisation``, ``softmax``, ``product`` (of a gate and a value),
+            ``relay`` (values encoded again so that other neurons can read them) or ``gain``.
         values: Values it gives per token.
         neurons, spikes, synaptic_ops, neuron_updates: Per token.
         error: Root-mean-square error against the float function of the same inputs, over that

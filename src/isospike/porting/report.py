@@ -7,7 +7,14 @@ from isospike.codes import Law
 from isospike.energy import TABLES, Counts, estimate_energy
 from isospike.porting import page
 from isospike.porting.costs import cost_table
-from isospike.porting.records import CircuitReport, CurvePoint, LayerSum, Raster, SiteReport
+from isospike.porting.records import (
+    CircuitReport,
+    CurvePoint,
+    LayerSum,
+    Raster,
+    SiteReport,
+    TextErrors,
+)
 from isospike.report.numbers import number, percent, si
 from isospike.report.page import Section
 from isospike.report.result import Report
@@ -24,16 +31,19 @@ class PortReport(Report):
     Attributes:
         model: Its name or class.
         code: Code of every site but the probabilities', which share it.
-        steps: Uniform number of steps; the largest one if sites differ.
-        steps_by_site: Steps of each site that was given its own.
+        steps: Number of steps that was asked for or found; the largest one if steps were given by
+            site or allocated.
+        steps_by_site: Steps of each site that has another number.
         execution: ``collapsed`` or ``stepped``.
         precision: ``exact`` or ``fast``.
         functions: ``float`` or ``spiking``.
+        ranges: ``dynamic``, with a gain for each token and site, or ``static``.
         max_error: The error asked for, if any.
         reached: Whether ``error <= max_error``; True if none was asked for.
         error_predicted: By the law, or by the sensitivities of an allocation, before the held-out
             batches were seen; None without.
-        error: Measured.
+        error: Measured on the held-out inputs.
+        texts: Errors on the held-out inputs, and on further kinds of them if any were given.
         error_fast: Measured with ``precision="fast"``; None unless that precision was asked for.
         cosine: Mean cosine between the two models' first outputs, token by token; None if a token
             has one value, which has no direction.
@@ -57,10 +67,12 @@ class PortReport(Report):
     execution: str
     precision: str
     functions: str = "float"
+    ranges: str = "static"
     max_error: float | None
     reached: bool
     error_predicted: float | None
     error: float
+    texts: tuple[TextErrors, ...] = ()
     error_fast: float | None
     cosine: float | None
     cosine_pooled: float | None

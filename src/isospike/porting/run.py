@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
 
 from isospike.errors import InputError, RangeError, UnsupportedError
@@ -16,7 +15,6 @@ EXECUTIONS = ("collapsed", "stepped")
 PRECISIONS = ("exact", "fast")
 FUNCTIONS = ("float", "spiking")
 FAST_LEVELS = 256  # a bfloat16 holds integers up to here
-MAX_TARGET_BYTES = 2**30  # of results of the float stream, for passes that repeat it
 ATTRIBUTE = "isospike_run"  # of a ported model
 
 
@@ -56,7 +54,7 @@ class Mode:
 
         Args:
             who: The function that the user called.
-            levels: Of the longest code.
+            levels: Of the longest code before a product with a weight.
 
         Raises:
             InputError: A setting that does not exist.
@@ -87,7 +85,7 @@ class CircuitStats:
 
     Attributes:
         name: The module it belongs to.
-        kind: ``activation``, ``normalisation``, ``softmax``, ``product`` or ``relay``.
+        kind: ``activation``, ``normalisation``, ``softmax``, ``product``, ``relay`` or ``gain``.
         values: Values it gave.
         neurons: Neurons.
         spikes: Spikes.
@@ -108,35 +106,6 @@ class CircuitStats:
     squared: float
 
 
-class Targets:
-    """What the products of a float stream give, for passes that calibrate on the same inputs.
-
-    Attributes:
-        complete: Whether all of it is kept, so that the float stream need not pass again.
-    """
-
-    def __init__(self) -> None:
-        self.complete = False
-        self._kept: dict[str, Tensor] = {}
-        self._room = MAX_TARGET_BYTES
-
-    def keep(self, name: str, target: Tensor) -> None:
-        """Keep the result of a product, as long as there is room."""
-        self._room -= target.nbytes
-        if self._room >= 0:
-            self._kept[name] = target
-
-    def finish(self) -> None:
-        """The first pass is over."""
-        self.complete = self._room >= 0
-        if not self.complete:
-            self._kept.clear()
-
-    def of(self, name: str) -> Tensor:
-        """The kept result of a product."""
-        return self._kept[name]
-
-
 class Watcher:
     """Sees what passes through a ported model; override what you want to see.
 
@@ -152,6 +121,9 @@ class Watcher:
     def on_input(self, site: Site, x: Tensor) -> Tensor:
         """What a float pass shall use in place of a site's input ``x``; called by each reader."""
         return x
+
+    def on_values(self, name: str, x: Tensor) -> None:
+        """Take note of values that a circuit will encode, in a float pass."""
 
     def on_site(
         self,
@@ -182,10 +154,9 @@ class Run:
 
     Attributes:
         mode: Its settings.
-        phase: ``float``, ``calibrate`` or ``run``.
+        phase: ``float`` or ``run``.
         token_mask: Mask of the unpadded tokens, ``[batch, tokens]``; None if all are.
         watcher: Sees what passes, while there is one.
-        targets: Results of the float stream, while a pass keeps or uses them.
         axes: Where rows and tokens are in what each site reads, and (named "") in the output.
         masks: Masks of the unpadded tokens by stream, while a watcher sees a pass.
         wants_maps: Whether attention shall give its maps, as ``output_attentions=True`` asks.
@@ -195,7 +166,6 @@ class Run:
     phase: str = "float"
     token_mask: Tensor | None = None
     watcher: Watcher | None = None
-    targets: Targets | None = None
     axes: Mapping[str, Axes] = field(default_factory=dict)
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     wants_maps: bool = False
@@ -219,29 +189,6 @@ class Run:
         return self.axes.get(name, Axes()).mask(self.masks, x)
 
     @contextmanager
-    def calibrating(
-        self, token_mask: Tensor | None, targets: Targets | None = None
-    ) -> Iterator[None]:
-        """The pass inside calibrates; the model then runs on spikes.
-
-        Args:
-            token_mask: Of one stream.
-            targets: Keeps what the float stream's products give, or has kept it.
-        """
-        self.phase, self.token_mask, self.targets = "calibrate", token_mask, targets
-        try:
-            yield
-        finally:
-            self.phase, self.token_mask, self.targets = "run", None, None
-
-    def split(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The float stream, if it passes, and the spiking stream of a calibrating pass."""
-        if self.targets is not None and self.targets.complete:
-            return None, x.view_as(x)  # each reader of a site draws Bernoulli spikes of its own
-        x_float, x_spiking = x.chunk(2)
-        return x_float, x_spiking
-
-    @contextmanager
     def switched(self, **settings: str) -> Iterator[None]:
         """Other settings for the passes inside."""
         before = self.mode
@@ -255,6 +202,11 @@ class Run:
         """``x`` as the float phase shall use it."""
         return x if self.watcher is None else self.watcher.on_input(site, x)
 
+    def show(self, name: str, x: Tensor) -> None:
+        """Let the watcher see values that no site reads, in a float pass."""
+        if self.watcher is not None:
+            self.watcher.on_values(name, x)
+
     @property
     def circuit_watcher(self) -> Watcher | None:
         """Who wants to know of circuits, if anybody."""
@@ -263,11 +215,6 @@ class Run:
     def rows(self, x: Tensor) -> Tensor:
         """Unpadded tokens of ``x [batch, tokens, channels]``; all of them where no mask fits."""
         return token_rows(x, self.token_mask)
-
-
-def join(y_float: Tensor | None, y_spiking: Tensor) -> Tensor:
-    """Both streams of a calibrating pass, or the spiking one alone."""
-    return y_spiking if y_float is None else torch.cat([y_float, y_spiking])
 
 
 def run_of(model: nn.Module) -> Run:

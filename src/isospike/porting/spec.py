@@ -30,6 +30,9 @@ class SiteSpec:
     shape: list[int]
     fan_out: float
     shared: bool
+    dynamic: bool
+    octaves: bool
+    usual_outside: float
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,16 @@ class PortSpec:
         mode, modules = ported.run.mode, dict(ported.model.named_modules())
         sites = {
             s.name: SiteSpec(
-                s.kind, s.code.name, s.code.steps, list(s.offset.shape), s.fan_out, s.shared
-            )
+                s.kind,
+                s.code.name,
+                s.code.steps,
+                list(s.offset.shape),
+                s.fan_out,
+                s.shared,
+                s.dynamic,
+                s.octaves,
+                s.usual_outside,
+            )  # fmt: skip
             for s in ported.sites
         }
         return cls(

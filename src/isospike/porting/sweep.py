@@ -5,15 +5,13 @@ from collections.abc import Sequence
 import torch
 
 from isospike.codes import CODES
-from isospike.porting.calibrate import calibrate
 from isospike.porting.fidelity import same_draws
 from isospike.porting.measure import SpikeMeter, compare
-from isospike.porting.plan import Builder
+from isospike.porting.plan import Builder, Plan
 from isospike.porting.records import CurvePoint
-from isospike.porting.run import Targets
 from isospike.progress import update
 
-SWEEP_ROWS = 32  # calibration rows of each point; a quarter as many of the first evaluation batch
+SWEEP_ROWS = 8  # of the first evaluation batch, that a point is measured on
 
 
 def sweep(builder: Builder, codes: Sequence[str]) -> tuple[CurvePoint, ...]:
@@ -24,20 +22,15 @@ def sweep(builder: Builder, codes: Sequence[str]) -> tuple[CurvePoint, ...]:
         codes: Names of the codes.
     """
     discovery, inputs = builder.discovery, builder.inputs
-    calibration = inputs.few(inputs.merged, SWEEP_ROWS)
-    few = [inputs.few(inputs.evaluation[0], SWEEP_ROWS // 4)]
+    few = [inputs.few(inputs.evaluation[0], SWEEP_ROWS)]
     cells = [CODES[code](steps) for code in codes for steps in CODES[code].sweep_steps]
-    points, targets = [], Targets()
-    expected = []
+    points, expected = [], []
     for batch in few:
         with torch.no_grad(), same_draws():
             expected.append(discovery.model(**batch))
     for done, code in enumerate(cells):
         update("compare codes", done, len(cells))
-        ported = discovery.instrument()
-        ported.seed(builder.generator)
-        ported.assign(dict.fromkeys(discovery.names, code))
-        calibrate(ported, calibration, targets)
+        ported = builder.build(Plan(builder.uniform(type(code), code.steps))).ported
         meter = SpikeMeter(ported.run)
         comparison = compare(discovery.model, ported, few, meter, expected)
         spikes = meter.spikes / comparison.tokens

@@ -1,0 +1,177 @@
+"""What calibration needs to know of a model's activations: one float pass, a sample of each site.
+
+Which rows are kept depends on their number only, not on how they come in batches, and the extremes
+of every channel are kept whatever the rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from isospike import progress
+from isospike.errors import InputError
+from isospike.hf.batches import Batch, count_tokens, token_masks
+from isospike.porting.fidelity import same_draws
+from isospike.porting.gains import fit_scales
+from isospike.porting.ranges import Range
+from isospike.porting.run import Run, Watcher
+from isospike.porting.sites import HEADS, Site
+
+MOST_ROWS = 2048  # rows kept of one site, about
+GOLDEN = (5**0.5 - 1) / 2
+MOST_IMAGES = 16  # inputs kept of a convolution
+ONE_SIDED = 0.25  # the narrower side of a one-sided site over the wider one, on average
+
+
+@dataclass
+class Sample:
+    """Some of the values that reached a site or a circuit, and the extremes of all of them.
+
+    Attributes:
+        parts: Rows, ``[rows, *groups, channels]``, in parts.
+        images: Inputs of a convolution, ``[batch, channels, height, width]``, in parts.
+        high, low: Largest and smallest value of each channel, over all rows.
+        count: Rows seen.
+        share: Part of the rows to keep: those whose number times the golden ratio has a fraction
+            below it, which spreads them evenly and meets no period.
+    """
+
+    parts: list[Tensor] = field(default_factory=list)
+    images: list[Tensor] = field(default_factory=list)
+    high: Tensor | None = None
+    low: Tensor | None = None
+    count: int = 0
+    share: float = 1.0
+
+    def add(self, rows: Tensor) -> None:
+        """Take note of rows, and keep some of them."""
+        if not len(rows):
+            return
+        high, low = rows.amax(0), rows.amin(0)
+        self.high = high if self.high is None else torch.maximum(self.high, high)
+        self.low = low if self.low is None else torch.minimum(self.low, low)
+        place = torch.arange(self.count, self.count + len(rows), dtype=torch.float64)
+        self.count += len(rows)
+        self.parts.append(rows[(place * GOLDEN % 1 < self.share).to(rows.device)])
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows that were kept."""
+        if len(self.parts) > 1:
+            self.parts = [torch.cat(self.parts)]
+        return self.parts[0]
+
+    def some(self, count: int) -> Tensor:
+        """About so many of them, or all if there are fewer."""
+        rows = self.rows
+        place = torch.arange(len(rows), dtype=torch.float64)
+        chosen = place * GOLDEN % 1 < count / max(1, len(rows))
+        return rows[chosen.to(rows.device)]
+
+    @property
+    def extremes(self) -> Tensor:
+        """The largest and the smallest value of each channel, ``[2, *channels]``."""
+        return torch.stack([self.high, self.low])  # type: ignore[list-item]
+
+    @property
+    def with_extremes(self) -> Tensor:
+        """The rows, and one row of each channel's largest and one of its smallest values."""
+        rows = self.rows
+        return torch.cat([rows, self.extremes.to(rows)])
+
+
+class Statistics(Watcher):
+    """Samples of every site and circuit of a model, from one float pass over its inputs.
+
+    Args:
+        model: A discovered model, in the float phase.
+        run: Its state.
+        batches: The calibration inputs; each is run as it is, padded to its own longest row.
+
+    Attributes:
+        samples: By name of the site; by ``<module>/<part>`` of a circuit.
+
+    Raises:
+        InputError: NaN or infinity at a site, which is named.
+    """
+
+    def __init__(self, model: nn.Module, run: Run, batches: Sequence[Batch]) -> None:
+        self.samples: dict[str, Sample] = {}
+        self._run = run
+        self._ranges: dict[str, Range] = {}
+        self._tokens = max(1, sum(map(count_tokens, batches)))
+        self._batch: Batch = {}
+        self._seen: set[str] = set()
+        for done, batch in enumerate(batches):
+            progress.update("calibrate", done, len(batches))
+            self._seen.clear()
+            self._batch = batch
+            with torch.no_grad(), same_draws(), run.watching(self, token_masks(batch)):
+                model(**batch)
+        progress.update("calibrate", len(batches), len(batches))
+
+    def on_input(self, site: Site, x: Tensor) -> Tensor:
+        if site.name not in self._seen:
+            self._seen.add(site.name)
+            if site.kind == "conv":
+                images = self.samples.setdefault(site.name, Sample()).images
+                images.append(x[: max(0, MOST_IMAGES - sum(map(len, images)))])
+                self._add(site.name, x.movedim(1, -1).flatten(0, -2))
+            else:
+                self._add(site.name, self._rows(site, x))
+        return x
+
+    def _rows(self, site: Site, x: Tensor) -> Tensor:
+        """Unpadded tokens, ``[rows, channels]`` or, in attention, ``[rows, heads, channels]``."""
+        mask = self._run.mask_at(site.name, x)
+        valid = None if mask is None else mask.expand(*x.shape[:-1], 1)
+        if site.kind in HEADS:
+            x, valid = x.transpose(1, 2), None if valid is None else valid[:, 0]
+            valid = None if valid is None else valid[..., 0]
+            return x.flatten(0, 1) if valid is None else x[valid]
+        return x.reshape(-1, x.shape[-1]) if valid is None else x[valid[..., 0]]
+
+    def on_values(self, name: str, x: Tensor) -> None:
+        self._add(name, self._run.rows(x))
+
+    def _add(self, name: str, rows: Tensor) -> None:
+        if not bool(rows.isfinite().all()):
+            raise InputError(
+                f"port needs finite activations, got NaN or infinity at {name}. Check the "
+                "model's weights and inputs."
+            )
+        sample = self.samples.setdefault(name, Sample())
+        if not sample.count:
+            expected = len(rows) * self._tokens / max(1, count_tokens(self._batch))
+            sample.share = min(1.0, MOST_ROWS / max(1.0, expected))
+        sample.add(rows.detach())
+
+    def sample(self, name: str) -> Sample:
+        """What was seen of a site or a circuit.
+
+        Raises:
+            InputError: The calibration inputs did not reach it.
+        """
+        if name not in self.samples:
+            raise InputError(
+                f"port needs calibration inputs that reach every product, got none for {name}. Add "
+                "inputs that use it."
+            )
+        return self.samples[name]
+
+    def dynamic_range(self, name: str, weight: Tensor) -> Range:
+        """Offsets and scales of a site whose gain follows its input; they hold for every code."""
+        if name not in self._ranges:
+            self._ranges[name] = fit_scales(self.sample(name).rows, weight)
+        return self._ranges[name]
+
+    def one_sided(self, site: Site) -> bool:
+        """Whether nearly all of a site's range lies on one side of where its values rest."""
+        sample = self.samples.get(site.name)
+        if site.kind != "linear" or sample is None:
+            return False
+        middle, (high, low) = sample.rows.median(0).values, sample.extremes
+        up, down = high - middle, middle - low
+        return bool(torch.minimum(up, down).mean() < ONE_SIDED * torch.maximum(up, down).mean())
