@@ -6,6 +6,7 @@ The preset ``tiny`` ports small random models on random tokens.
 import inspect
 import random
 import string
+import warnings
 from contextlib import nullcontext
 from heapq import merge
 from pathlib import Path
@@ -31,7 +32,7 @@ from benchmarks.models import (
 from benchmarks.port import STORIES, nats
 from isospike.data import calibration_texts, foreign_texts, passages, shakespeare
 from isospike.experiments.study import Findings, Goal, study
-from isospike.hf.batches import first_output, token_mask, token_rows
+from isospike.hf.batches import first_output, token_mask, token_masks, token_rows
 from isospike.hf.groups import group_by_length
 from isospike.hf.load import load
 from isospike.porting.measure import SpikeMeter
@@ -77,10 +78,12 @@ class Error(NamedTuple):
 def run(model, batches, meter=None):
     """What a model, or a port under a meter, gives on batches."""
     tokens, pooled = [], []
-    with torch.inference_mode():
+    # A port warns of what is measured here.
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* outside the range")
         for batch in batches:
             mask = token_mask(batch)
-            with nullcontext() if meter is None else meter.run.watching(meter, mask):
+            with nullcontext() if meter is None else meter.run.watching(meter, token_masks(batch)):
                 states = first_output(model(**batch))
             tokens.append(token_rows(states, mask))
             means = states
@@ -165,6 +168,16 @@ def sts_sentences(ctx, count, seed):
     return random.Random(seed).sample(every, count) if count else every
 
 
+STATIC = {"ranges": "static"}
+WAYS = (("dynamic", {}), ("static", STATIC))
+TEXTS = (
+    ("mixture", "dynamic", {}),
+    ("mixture", "static", STATIC),
+    ("demo", "static, plays only", STATIC),
+    ("no", "dynamic, no text", {}),
+)
+
+
 def inputs(p, ctx):
     """Model, batches to calibrate on by their name, batches of each kind."""
     if not p.rows:
@@ -189,9 +202,19 @@ def inputs(p, ctx):
     data=(DEV, EVERYDAY),
     extra="demo",
     presets={
-        "tiny": P(rows=0, windows=0, steps=(6,), ways=(("demo", "static", {}),)),
-        "small": P(rows=32, windows=2, steps=(8,), ways=(("demo", "static", {}),)),
-        "full": P(rows=64, windows=4, steps=(4, 6, 8), ways=(("demo", "static", {}),)),
+        "tiny": P(rows=0, windows=0, steps=(6,), ways=(("demo", "dynamic", {}),)),
+        "small": P(
+            rows=32,
+            windows=2,
+            steps=(8,),
+            ways=TEXTS,
+        ),
+        "full": P(
+            rows=64,
+            windows=4,
+            steps=(4, 6, 8),
+            ways=TEXTS,
+        ),
     },
 )
 def foreign(p, ctx):
@@ -248,9 +271,24 @@ def asked(found, worst, steps, name):
     data=(DEV,),
     extra="demo",
     presets={
-        "tiny": P(sentences=0, others=0, steps=(6,), ways=(("static", {}),)),
-        "small": P(sentences=64, others=128, steps=(8,), ways=(("static", {}),)),
-        "full": P(sentences=256, others=0, steps=(4, 6, 8), ways=(("static", {}),)),
+        "tiny": P(
+            sentences=0,
+            others=0,
+            steps=(6,),
+            ways=WAYS,
+        ),
+        "small": P(
+            sentences=64,
+            others=128,
+            steps=(8,),
+            ways=WAYS,
+        ),
+        "full": P(
+            sentences=256,
+            others=0,
+            steps=(4, 6, 8),
+            ways=WAYS,
+        ),
     },
 )
 def captions(p, ctx):
@@ -299,10 +337,10 @@ def captions(p, ctx):
     question="Does a decoder that was calibrated on short texts read long ones?",
     data=STORIES,
     presets={
-        "tiny": P(tokens=2, lengths=(12, 24), longest=24, steps=(6,), ways=(("static", {}),)),
-        "small": P(tokens=16, lengths=(64, 512), longest=512, steps=(8,), ways=(("static", {}),)),
+        "tiny": P(tokens=2, lengths=(12, 24), longest=24, steps=(6,), ways=WAYS),
+        "small": P(tokens=16, lengths=(64, 512), longest=512, steps=(8,), ways=WAYS),
         "full": P(tokens=16, lengths=(64, 256, 512), longest=512, steps=(4, 6, 8),
-                  ways=(("static", {}),)),
+                  ways=WAYS),
     },
 )  # fmt: skip
 def lengths(p, ctx):
@@ -349,9 +387,27 @@ def stories(p, ctx):
     question="Does the error of other models' ports hold on inputs unlike the calibration?",
     data=("bert_tiny_splade",),
     presets={
-        "tiny": P(rows=8, train=2, splade=False, steps=(6,), ways=(("static", {}),)),
-        "small": P(rows=32, train=200, splade=True, steps=(8,), ways=(("static", {}),)),
-        "full": P(rows=64, train=400, splade=True, steps=(4, 6, 8), ways=(("static", {}),)),
+        "tiny": P(
+            rows=8,
+            train=2,
+            splade=False,
+            steps=(6,),
+            ways=WAYS,
+        ),
+        "small": P(
+            rows=32,
+            train=200,
+            splade=True,
+            steps=(8,),
+            ways=WAYS,
+        ),
+        "full": P(
+            rows=64,
+            train=400,
+            splade=True,
+            steps=(4, 6, 8),
+            ways=WAYS,
+        ),
     },
 )
 def other_models(p, ctx):

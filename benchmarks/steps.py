@@ -40,7 +40,7 @@ from isospike import codes
 from isospike.codes import CODES, Law, fit_law
 from isospike.dimension import Moments, pca_count
 from isospike.experiments.study import Findings, Goal, study
-from isospike.hf.batches import rows_of, token_mask
+from isospike.hf.batches import rows_of, token_masks
 from isospike.porting.discover import discover
 from isospike.porting.ranges import fit_range
 from isospike.porting.run import Watcher
@@ -140,7 +140,7 @@ def site_rows(model: Model) -> dict[str, tuple[str, Tensor, Tensor]]:
         found.clear()
         for batch in batches:
             seen.clear()
-            with torch.no_grad(), run.watching(Take(), token_mask(batch)):
+            with torch.no_grad(), run.watching(Take(), token_masks(batch)):
                 opened.model(**batch)
         halves.append({n: torch.cat(r) for n, r in found.items()})
     layers = [n.split(".") for n in halves[0]]

@@ -102,10 +102,10 @@ def test_port_puts_functions_on_spikes_too(bert, text, tmp_path):
 
 
 def test_port_calibrates_on_four_fifths_and_holds_every_fifth_passage_back():
-    calibration, held_back = cli._passages(None, cli.MAX_SENTENCES)
+    calibration, held_back = cli._texts(None, cli.MAX_SENTENCES)
     assert (len(calibration), len(held_back)) == (256, 64)
     assert not set(calibration) & set(held_back)
-    assert [len(part) for part in cli._passages(None, 2)] == [1, 1]
+    assert [len(part) for part in cli._texts(None, 2)] == [1, 1]
 
 
 def test_port_without_out_writes_to_the_name_of_the_model(bert, text, tmp_path, monkeypatch):
@@ -200,7 +200,7 @@ def test_a_number_or_name_out_of_range_is_refused(arguments, line, bert, text, t
         (b"", "needs some text, got the empty file"),
         (b" \n\r\n\t", "needs some text, got the empty file"),
         ("für elise ".encode("latin-1") * 9, "needs UTF-8 text, got byte 0xfc at offset 1 of"),
-        ("w1 w2 w3 w4 w5 w6 w7 w8 ".encode("utf-16"), "needs UTF-8 text, got byte 0xff"),
+        ("w1 w2 w3 w4 w5 w6 w7 w8 ".encode("utf-16"), "needs UTF-8 text, got UTF-16"),
         (b"too short", "needs a paragraph or line of at least 8 words"),
         (b"w1 w2 w3 w4 w5 w6 w7 w8 w9", "needs at least 2 passages of text"),
         (None, "needs an existing file"),
@@ -221,7 +221,7 @@ def test_a_text_of_which_the_tokenizer_knows_nothing_is_refused(bert, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("\n".join(f"éàü {i} + + + + + + + + +" for i in range(9)))
     found = said(port(model=model, text=path, out=tmp_path / "port"))
-    assert "passages without a token" in found
+    assert "no word of it that it knows" in found
     found = said(port(model=bert, text=path, out=tmp_path / "port"))
     assert "got no word of it that it knows" in found
 

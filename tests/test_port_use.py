@@ -77,7 +77,9 @@ def test_training_mode_drops_out_as_the_original_does(bert):
 def test_new_weights_are_used_at_once(settings):
     """What is packed or rounded for speed is of the weights that are there."""
     one, two = (
-        isospike.port(models.make("bert", seed), models.batches("bert"), steps=4, **settings).model
+        isospike.port(
+            models.make("bert", seed), models.batches("bert"), steps={"*": 4}, **settings
+        ).model
         for seed in (0, 1)
     )
     expected = models.run(two, INPUTS)

@@ -1,6 +1,7 @@
 """``isospike port``: port a text model to spikes and measure the port."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -77,6 +78,7 @@ def port(
     execution: str = "collapsed",
     precision: str = "exact",
     functions: str = "float",
+    ranges: str = "dynamic",
     sentences: int = MAX_SENTENCES,
     seed: int = 0,
     curve: bool = True,
@@ -84,8 +86,10 @@ def port(
 ) -> Outcome:
     """Port a pretrained model to spikes; measure and save the port.
 
-    Writes a report, the model and its tokenizer: all that isospike embed and generate need. Four
-    fifths of the passages calibrate the port, one fifth measures it. The model is not changed.
+    Writes a report, the model and its tokenizer: all that isospike embed and generate need. Without
+    --text, it is calibrated on texts of many kinds and lengths that isospike brings along. Four
+    fifths of the texts calibrate the port, one fifth measures it, and so do texts of other kinds.
+    The model is not changed.
 
     Args:
         code (CODE): Spike code: signed-digit, half-octave, phase, rate, bernoulli or latency.
@@ -99,6 +103,8 @@ def port(
             report gives the error it adds.
         functions (MODE): Softmax, normalisation, activations and gates: ``float`` at the soma, or
             ``spiking``: circuits that add, compare and reset.
+        ranges (MODE): ``dynamic``: a gain for each token follows the input; or ``static``, for
+            hardware without it.
         seed: Seed of the spikes of the code bernoulli.
         curve: Plot error against steps for every code in the report, which takes most of the time.
         out (DIR): Folder to write. An earlier port in it is replaced; anything else is left alone.
@@ -108,18 +114,25 @@ def port(
     source = find_model(model)
     folder = out or Path("out") / source.label
     check_destination(folder)
-    calibration, evaluation = _passages(text, sentences)
+    calibration, evaluation = _texts(text, sentences)
     mode: dict[str, Any] = {"execution": execution, "precision": precision, "functions": functions}
     wanted = _steps(code, steps, max_error, per_channel, mode)
     import torch
 
+    from isospike.data import foreign_texts
+    from isospike.hf.groups import TOKENS, group_by_length
     from isospike.hf.load import load
     from isospike.porting.port import port as port_model
 
     text_model = load(source)
+    tokens = max(1024, TOKENS * sentences // MAX_SENTENCES)
+    kinds = {"held out": group_by_length(text_model, evaluation, tokens // 4)}
+    with suppress(InputError):  # a tokenizer that knows no word of them
+        kinds["foreign"] = group_by_length(text_model, foreign_texts(), tokens // 4)
     ported = port_model(
-        text_model.model, text_model.batches(calibration), code=code, steps=wanted,
-        evaluation=text_model.batches(evaluation), **mode,
+        text_model.model, group_by_length(text_model, calibration, tokens), code=code, steps=wanted,
+        evaluation=kinds,
+        **mode, ranges=ranges,
         generator=torch.Generator().manual_seed(seed),
     ).labelled(text_model.tokenizer)  # fmt: skip
     save = partial(_save, source=text_model, folder=folder)
@@ -164,11 +177,11 @@ def check_sentences(sentences: int, least: int) -> None:
         )
 
 
-def _passages(text: Path | None, count: int) -> tuple[list[str], list[str]]:
-    """Passages to calibrate on, and every fifth one to measure on."""
-    from isospike.data import passages, read_text, shakespeare
+def _texts(text: Path | None, count: int) -> tuple[list[str], list[str]]:
+    """Texts to calibrate on, and every fifth one to measure on."""
+    from isospike.data import calibration_texts, passages, read_text
 
-    found = passages(shakespeare() if text is None else read_text(text), count)
+    found = calibration_texts() if text is None else passages(read_text(text), count)
     if len(found) < 2:
         raise InputError(
             f"port needs at least 2 passages of text, one to calibrate on and one to measure on, "
@@ -233,7 +246,7 @@ def compare(
     if out is not None:
         check_destination(out, a, b)
     sides = [_side(place) for place in (a, b)]
-    passages = None if all(source is None for source, _ in sides) else _passages(text, sentences)
+    passages = None if all(source is None for source, _ in sides) else _texts(text, sentences)
     from isospike.hf.load import load
     from isospike.porting.compare import compare as compare_ports
 

@@ -119,11 +119,15 @@ class SpikingAttention(nn.Module):
         if self.run.phase == "run":
             store, gain = self._values(value)
             e = self._numerator(self._scores(query, key, scaling, gain), mask)
-            share = _repeat(store[..., -1:], groups).transpose(-1, -2)
-            parts = self.probability.read(e).value * share
-            return parts / parts.sum(-1, keepdim=True)
+            return self._weights(e, store)
         scores = query @ _repeat(key, groups).transpose(-1, -2) * scaling
         return torch.softmax(scores if mask is None else scores + mask, -1)
+
+    def _weights(self, e: Tensor, store: Tensor) -> Tensor:
+        """What each key's value is weighted with, from what is encoded of ``e``."""
+        share = _repeat(store[..., -1:], e.shape[1] // store.shape[1]).transpose(-1, -2)
+        parts = self.probability.read(e).value * share
+        return parts / parts.sum(-1, keepdim=True)
 
     def _float(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
@@ -179,6 +183,8 @@ class SpikingAttention(nn.Module):
             y[part] = torch.addcmul(offset_v, mean.to(offset_v.dtype), amplitude_v)
         if run.watcher is not None:
             self._show(run.watcher, query, key, value, e, mask)
+            if run.watcher.sees_maps:
+                run.watcher.on_map(self._weights(e, store))
         if run.mode.spiking and (watcher := run.circuit_watcher):
             z = self._scores(query, key, scaling, gain)
             places = cells(z if mask is None else z + mask)

@@ -291,8 +291,9 @@ class _Totals:
 def _token_errors(x: Tensor, y: Tensor) -> Tensor:
     """Norm of each token's difference over the norm of what the float model gives."""
     x, y = (t.reshape(len(t), -1) for t in (x, y))
-    difference: Tensor = torch.linalg.vector_norm(x - y, dim=-1)
-    return difference / torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-300)
+    size: Tensor = x.norm(dim=-1)
+    difference: Tensor = (x - y).norm(dim=-1)
+    return difference / size.clamp_min(1e-300)
 
 
 def _has_logits(output: Any) -> bool:

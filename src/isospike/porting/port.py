@@ -120,7 +120,7 @@ class Port:
 
 def port(
     model: nn.Module,
-    calibration: Iterable[Batch] | None,
+    calibration: Iterable[Batch] | Batch | None,
     *,
     code: str = "signed-digit",
     steps: Steps = 8,

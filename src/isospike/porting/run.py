@@ -113,14 +113,20 @@ class Watcher:
         sees_circuits: Whether :meth:`on_circuit` is called, which costs time.
         sees_probabilities: Whether :meth:`on_input` sees the probabilities of attention too, whose
             softmax is then computed as ``exp`` and a division.
+        sees_maps: Whether :meth:`on_map` is called.
     """
 
     sees_circuits = False
     sees_probabilities = False
+    sees_maps = False
 
     def on_input(self, site: Site, x: Tensor) -> Tensor:
         """What a float pass shall use in place of a site's input ``x``; called by each reader."""
         return x
+
+    def on_map(self, weights: Tensor) -> None:
+        """Take note of the weights of an attention, ``[batch, heads, queries, keys]``, in a spiking
+        pass."""
 
     def on_values(self, name: str, x: Tensor) -> None:
         """Take note of values that a circuit will encode, in a float pass."""

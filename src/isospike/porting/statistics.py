@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isospike import progress
-from isospike.errors import InputError
+from isospike.errors import InputError, IsospikeError
 from isospike.hf.batches import Batch, count_tokens, token_masks
 from isospike.porting.fidelity import same_draws
 from isospike.porting.gains import fit_scales
@@ -23,6 +23,19 @@ MOST_ROWS = 2048  # rows kept of one site, about
 GOLDEN = (5**0.5 - 1) / 2
 MOST_IMAGES = 16  # inputs kept of a convolution
 ONE_SIDED = 0.25  # the narrower side of a one-sided site over the wider one, on average
+
+
+def _run(model: nn.Module, batch: Batch, number: int) -> None:
+    try:
+        model(**batch)
+    except IsospikeError:
+        raise
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:
+        first = str(error).partition("\n")[0]
+        raise InputError(
+            f"port needs batches that the model takes, got calibration batch {number}: {first}. "
+            "Leave it out, or mend it."
+        ) from error
 
 
 @dataclass
@@ -109,7 +122,7 @@ class Statistics(Watcher):
             self._seen.clear()
             self._batch = batch
             with torch.no_grad(), same_draws(), run.watching(self, token_masks(batch)):
-                model(**batch)
+                _run(model, batch, done)
         progress.update("calibrate", len(batches), len(batches))
 
     def on_input(self, site: Site, x: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ from isospike.porting.attention import SpikingAttention
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import Watcher
-from isospike.porting.sites import Site
 from isospike.ranks.norms import is_norm
 from isospike.tensors import check_kind, check_tensor
 
@@ -356,11 +355,10 @@ class _Probabilities(Watcher):
     """Keeps what the last attention's spikes carry, divided by its sum."""
 
     maps: Tensor
+    sees_maps = True
 
-    def on_site(self, site: Site, x: Tensor, **_: Any) -> None:
-        if site.kind == "probability":
-            e = site.integers(x).clone()
-            self.maps = e / e.sum(-1, keepdim=True)
+    def on_map(self, weights: Tensor) -> None:
+        self.maps = weights
 
 
 class _Products(TorchFunctionMode):
@@ -444,4 +442,4 @@ def quantised_input(projection: nn.Module, z: Tensor) -> Tensor:
     if not isinstance(projection, SpikingProduct):
         return z
     site = projection.site
-    return torch.addcmul(site.offset, site.integers(z), site.amplitude)
+    return site.decode(site.read(z))
