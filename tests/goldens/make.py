@@ -52,6 +52,7 @@ PORTS = {
     "by error": {"steps": Target(0.1)},
     "allocated": {"steps": Target(0.1, per_channel=True)},
     "spiking": {"steps": 6, "functions": "spiking"},
+    "static": {"steps": 6, "ranges": "static"},
 }
 OTHER_PORTS = {
     "phase": {"code": "phase", "steps": 6},
@@ -112,13 +113,15 @@ def refusal(run):
 
 
 @cache
-def ported(name, steps=8, **arguments):
+def ported(name, steps=8, sweep=(), **arguments):
     steps = dict(steps) if isinstance(steps, tuple) else steps
     calibration, held = models.batches(name)
     model = models.make(name)
     model.name_or_path = name
     return models.seeded(  # Bernoulli spikes are drawn by torch's global generator
-        lambda: port(model, [calibration], evaluation=[held], steps=steps, **arguments).report
+        lambda: port(model, [calibration], evaluation=[held], steps=steps, **arguments)
+        .sweep(sweep)
+        .report
     )
 
 
