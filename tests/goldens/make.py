@@ -119,9 +119,11 @@ def ported(name, steps=8, sweep=(), **arguments):
     model = models.make(name)
     model.name_or_path = name
     return models.seeded(  # Bernoulli spikes are drawn by torch's global generator
-        lambda: port(model, [calibration], evaluation=[held], steps=steps, **arguments)
-        .sweep(sweep)
-        .report
+        lambda: (
+            port(model, [calibration], evaluation=[held], steps=steps, **arguments)
+            .sweep(sweep)
+            .report
+        )
     )
 
 
