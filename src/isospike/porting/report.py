@@ -144,6 +144,9 @@ class PortReport(Report):
         """Code, error, cosine, spikes and synaptic operations."""
         code = [self.code, f"{self.steps_text()} time steps", f"{self.functions} functions"]
         errors = [number(self.error)]
+        errors += [f"{number(t.error)} on {t.name} inputs" for t in self.texts[1:]]
+        if self.texts:
+            errors.append(f"worst token {number(max(t.worst for t in self.texts))}")
         if self.error_predicted is not None:
             errors.append(f"predicted {number(self.error_predicted)}")
         if self.max_error is not None:
@@ -173,12 +176,14 @@ class PortReport(Report):
         """The number of steps, or its range over the sites."""
         if not self.steps_by_site:
             return str(self.steps)
-        low = min((s.steps for s in self.sites), default=self.steps)
-        return f"{low} to {self.steps}"
+        steps = [s.steps for s in self.sites] or [self.steps]
+        return f"{min(steps)} to {max(steps)}"
 
     def tables(self) -> dict[str, Table]:
         """Sites, layers, costs, and, where there are any, circuits and the curve."""
         tables = {"sites": self._site_table(), "layers": self._layer_table(self.layers())}
+        if self.texts:
+            tables["texts"] = self._text_table()
         if self.circuits:
             tables["circuits"] = self._circuit_table()
         tables["costs"] = cost_table(self.counts)
@@ -204,6 +209,12 @@ class PortReport(Report):
         if any(s.share is not None for s in self.sites):
             sections.append(page.steps_section(self.sites, self.error_predicted, self.error))
         circuits = self._circuit_table() if self.circuits else None
+        if self.texts:
+            meaning = (
+                "An error that holds is the same on inputs of another kind, and no token of them "
+                "is lost. The error of a token is relative to its own output."
+            )
+            sections.append(Section("On which inputs", meaning, (self._text_table(),)))
         return [
             *sections,
             page.layers_section(self.layers(), self.code),
@@ -232,8 +243,15 @@ class PortReport(Report):
             "to the output itself. Cosine: mean over tokens. Both on "
             f"{self.held_out_tokens:,} held-out tokens, after calibration on "
             f"{self.calibration_tokens:,} others.{foresight} Run {self.execution}, "
-            f"{self.precision} precision.",
+            f"{self.precision} precision, {self.ranges} ranges.",
         )
+
+    def _text_table(self) -> Table:
+        columns: Columns = {
+            "name": "inputs", "tokens": "tokens", "error": "error", "median": "median token",
+            "p999": "99.9 %", "worst": "worst token",
+        }  # fmt: skip
+        return Table.of("Error by kind of input", self.texts, columns)
 
     def _site_table(self) -> Table:
         columns: Columns = {
@@ -242,7 +260,7 @@ class PortReport(Report):
             "spikes": ("spikes", "si"), "synaptic_ops": ("synaptic ops", "si"),
             "neuron_updates": ("neuron updates", "si"), "macs": ("MACs", "si"), "error": "error",
             "pca95": "PCA-95", "participation": "part. ratio", "capped": "lower bound",
-            "share": ("share of error", "percent"),
+            "share": ("share of error", "percent"), "outside": ("outside", "percent"),
         }  # fmt: skip
         meaning = "One row per matrix-product input, in order of execution; counts are per token."
         return Table.of("Every site", self.sites, columns, meaning=meaning, small=True)
