@@ -152,6 +152,7 @@ def audit(
     Returns:
         The report: ``report.spiking`` is whether every product reads spikes.
 
+    >>> import torch
     >>> print(audit(torch.nn.Linear(3, 2), torch.eye(3)).verdict())
     Every matrix product of Linear (1) reads spikes: one operand is binary, and none has real
     values.

@@ -274,7 +274,7 @@ def _fresh(spec: PortSpec, plain: dict[str, Any], mode: Mode) -> nn.Module:
     try:
         with torch.device("meta"):
             return _built(spec, plain, mode)
-    except NotImplementedError:  # some modules are recognised by what they compute
+    except (NotImplementedError, RuntimeError):  # some modules are recognised by what they compute
         with _keeping_rng():
             return _built(spec, plain, mode)
 
