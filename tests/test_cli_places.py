@@ -34,10 +34,12 @@ def test_learn_does_not_replace_its_input(lines):
 
 
 def test_positions_leaves_a_page_of_somebody_else(tmp_path):
-    (tmp_path / "report.html").write_text("mine")
+    page = tmp_path / "report" / "report.html"
+    page.parent.mkdir()
+    page.write_text("mine")
     line = said(call("positions", "--preset", "tiny", "--out", tmp_path))
     assert "needs a new folder or one it wrote itself, got " in line
-    assert (tmp_path / "report.html").read_text() == "mine"
+    assert page.read_text() == "mine"
 
 
 def test_reproduce_leaves_a_file_of_somebody_else(tmp_path):

@@ -359,9 +359,9 @@ def test_positions_leaves_a_page_and_tables(folder):
     place, done = folder
     assert done.exit_code == 0, done.output
     assert "| encoding | copy-1 | reversal |" in done.output
-    text = (place / "tables.md").read_text()
+    text = (place / "report/tables.md").read_text()
     assert text.count("| rank-learned |") == 7
-    html = (place / "report.html").read_text()
+    html = (place / "report/report.html").read_text()
     plots = re.findall(r'draw\("(plot-[\w-]+)"', html)
     assert plots == [
         "plot-overview", "plot-overview-x2", "plot-length-copy-1", "plot-length-reversal",
@@ -375,7 +375,7 @@ def test_positions_leaves_a_page_and_tables(folder):
 @needs_chromium
 def test_the_browser_draws_the_page_without_a_word(folder):
     place, _ = folder
-    dom, log = browse((place / "report.html").read_text(), place)
+    dom, log = browse((place / "report/report.html").read_text(), place)
     assert "CONSOLE" not in log
     assert 'data-errors=""' in dom
     assert 'data-plots="9"' in dom

@@ -7,7 +7,7 @@ from pathlib import Path
 from isospike.cli.app import command
 from isospike.cli.emit import Outcome
 from isospike.errors import InputError, RangeError
-from isospike.report.files import check_file, write_file
+from isospike.report.files import check_destination, check_file, write_folder
 
 MOST_SEEDS = 1000
 KEPT = "what was computed is kept; the same command goes on from there."
@@ -79,8 +79,8 @@ def positions(
 ) -> Outcome:
     """Compare positional encodings: train each one on every task.
 
-    They all train the same small transformer. Writes report.html, and tables.md with the same
-    figures. An interrupted run goes on where it was.
+    They all train the same small transformer. Writes report/report.html, and tables.md with the
+    same figures. An interrupted run goes on where it was.
 
     Args:
         tasks (A,B): Tasks. [default: all]
@@ -116,26 +116,16 @@ def positions(
                 f"positions needs seeds of at least 1 and at most {MOST_SEEDS}, got {seeds}. Try 2."
             )
         grid = replace(grid, seeds=seeds)
-    _check_out(out)
+    folder = out / "report"
+    check_destination(folder)
     runs = train_grid(chosen, variants, grid, out / "cells", _workers(workers))
-    _write(out / "report.html", page.html(runs, chosen, variants, grid))
     tables = [overview(runs, chosen, variants)]
     tables += [accuracy_table(runs, t, variants, metric) for t in chosen for metric in METRICS]
     texts = [f"{table.title}\n\n{table.markdown()}" for table in tables]
-    _write(out / "tables.md", "\n\n".join(texts) + "\n")
+    html, markdown = page.html(runs, chosen, variants, grid), "\n\n".join(texts) + "\n"
+    write_folder(folder, {"report.html": html, "tables.md": markdown})
     data = {"head": tables[0].head, "rows": tables[0].rows}
-    return Outcome(data=data, text=texts[0], saved=out / "report.html")
-
-
-def _check_out(out: Path) -> None:
-    """Refuse a folder that holds a page or tables of somebody else."""
-    for name in ("report.html", "tables.md"):
-        check_file(out / name)
-        if (out / name).exists() and not (out / "cells").is_dir():
-            raise InputError(
-                f"positions needs a new folder or one it wrote itself, got {out} holding {name!r}. "
-                "Choose another folder."
-            )
+    return Outcome(data=data, text=texts[0], saved=folder / "report.html")
 
 
 def _list(given: str | None, known: list[str], option: str) -> list[str]:
@@ -154,7 +144,3 @@ def _workers(given: int | None) -> int:
     if count < 1:
         raise RangeError(f"reproduce needs workers of at least 1, got {count}. Leave it out.")
     return count
-
-
-def _write(path: Path, text: str) -> None:
-    write_file(path, text.encode())
