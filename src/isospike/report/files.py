@@ -94,13 +94,13 @@ def check_destination(path: Path, *inputs: str | Path) -> None:
             current folder, or in a place that cannot be written to.
     """
     with _told(path):
-        target = _resolve(path)
+        target, found = _resolve(path), None
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            target.stat()
-        if os.path.lexists(target):
-            if not target.is_dir():
+            found = target.stat()
+        if found is not None:
+            if not stat.S_ISDIR(found.st_mode):
                 raise InputError(f"save needs a folder, got the file {path}. Choose another name.")
-            if target == Path.cwd() or target.is_mount():
+            if target == Path.cwd() or os.path.ismount(target):
                 what = "the current folder" if target == Path.cwd() else "the mounted folder"
                 raise InputError(
                     f"save needs a folder that it may replace, got {what} {path}. Name a folder in "
@@ -166,12 +166,21 @@ def _write(path: Path, content: Content, like: Path) -> str:
 
 def _foreign(folder: Path) -> str:
     """A file in a folder that :func:`write_folder` did not write there; empty if there is none."""
-    if not folder.is_dir():
-        return folder.name
-    present = {p.name for p in folder.iterdir()}
-    with contextlib.suppress(InputError):
-        present -= {MANIFEST, *read_manifest(folder)}
-    return min(present, default="")
+    found = ""
+    for _ in range(_LATE):
+        try:
+            before = folder.stat()
+            if not stat.S_ISDIR(before.st_mode):
+                return folder.name
+            present = {p.name for p in folder.iterdir()}
+            with contextlib.suppress(InputError):
+                present -= {MANIFEST, *read_manifest(folder)}
+            found = min(present, default="")
+            if not found or os.path.samestat(before, folder.stat()):
+                return found
+        except (FileNotFoundError, NotADirectoryError):  # another save put its own there meanwhile
+            time.sleep(0.001)
+    return found
 
 
 def _not_ours(path: Path, foreign: str) -> InputError:
