@@ -36,7 +36,7 @@ def saved(tmp_path):
 
 FILES = {
     "config.json", "isospike.safetensors", "answers.safetensors", "isospike.json", "report.html",
-    "report.json", "sites.csv", "layers.csv", "costs.csv",
+    "report.json", "sites.csv", "layers.csv", "costs.csv", "texts.csv",
 }  # fmt: skip
 
 
