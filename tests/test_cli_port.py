@@ -32,7 +32,7 @@ from isospike.data import calibration_texts
 PORT_FILES = {
     "config.json", "isospike.json", "isospike.safetensors", "answers.safetensors", "report.html",
     "report.json",
-    "tokenizer.json", "tokenizer_config.json", "sites.csv", "layers.csv", "costs.csv",
+    "tokenizer.json", "tokenizer_config.json", "sites.csv", "layers.csv", "costs.csv", "texts.csv",
 }  # fmt: skip
 
 
