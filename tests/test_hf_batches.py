@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from isospike.errors import InputError, ShapeError
+from isospike.errors import ShapeError
 from isospike.hf import batches
 
 
@@ -20,29 +20,11 @@ def test_rows_and_sizes_are_those_of_the_tensors():
     assert part["input_ids"].tolist() == batch["input_ids"][1:].tolist()
     assert part["use_cache"] is False
     assert part["scale"] == 2
-    assert batches.batch_size(batches.doubled(batch)) == 6
 
 
-@pytest.mark.parametrize("masked", [True, False])
-def test_merging_pads_to_the_longest_and_masks_it(masked):
-    merged = batches.merge([text(2, 3, masked), text(1, 5, masked)])
-    assert merged["input_ids"].shape == (3, 5)
-    assert merged["input_ids"][0].tolist() == [1, 2, 3, 0, 0]
-    assert merged["attention_mask"][0].tolist() == ([1, 0, 0, 0, 0] if masked else [1, 1, 1, 0, 0])
-
-
-def test_merging_batches_of_other_arguments_is_refused():
-    with pytest.raises(InputError, match="same arguments in every batch"):
-        batches.merge([text(2, 3), text(2, 3, masked=False)])
-
-
-def test_a_mask_lies_over_the_tokens_of_any_stream():
+def test_a_mask_says_which_tokens_count():
     mask = batches.token_mask(text(2, 3))
     assert mask.tolist() == [[True, False, False], [True, True, False]]
-    assert batches.over_tokens(mask, torch.zeros(2, 3, 7)).shape == (2, 3, 1)
-    assert batches.over_tokens(mask, torch.zeros(2, 5, 3, 7)).shape == (2, 1, 3, 1)
-    assert batches.over_tokens(mask, torch.zeros(2, 4, 7)) is None
-    assert batches.over_tokens(None, torch.zeros(2, 3, 7)) is None
     x = torch.arange(12).view(2, 3, 2)
     assert batches.token_rows(x, mask).tolist() == [[0, 1], [6, 7], [8, 9]]
     assert batches.token_rows(x, None).shape == (6, 2)

@@ -8,11 +8,12 @@ import transformers
 from torch import nn
 
 import isospike
-from isospike.hf.batches import batch_size
+from isospike.hf.batches import batch_size, rows_of
 from isospike.porting.axes import Axes, measure_axes
 from isospike.porting.discover import discover
 from isospike.porting.inputs import sample_of
 from isospike.porting.ported import Ported
+from isospike.porting.sensitivity import measure_channels
 
 TOKENS = models.LONGEST
 
@@ -277,3 +278,87 @@ def test_predictions_are_logits_too():
     where = models.valid(held)
     best = [models.run(m, held)[where].argmax(-1) for m in (model, result.model)]
     assert result.report.agreement == pytest.approx(float((best[0] == best[1]).double().mean()))
+
+
+# --------------------------------------------------- modules whose first axis is not the batch
+
+
+class Mixer(torch.nn.Module):
+    """Two linear layers between transposes, tokens first or rows first."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first = first
+        self.a, self.b = torch.nn.Linear(12, 24), torch.nn.Linear(24, 12)
+
+    def forward(self, x):
+        h = x.transpose(0, 1) if self.first else x
+        h = self.b(self.a(h).relu())
+        return h.transpose(0, 1) if self.first else h
+
+
+class Routed(torch.nn.Module):
+    """Each token goes to the expert with the largest score; ``dense`` computes both and selects."""
+
+    def __init__(self, dense):
+        super().__init__()
+        self.dense = dense
+        self.experts = torch.nn.ModuleList(torch.nn.Linear(12, 12) for _ in range(2))
+        self.register_buffer("key", torch.linspace(-1, 1, 12))
+
+    def forward(self, x):
+        flat = x.reshape(-1, 12)
+        chosen = ((flat * self.key).sum(-1) > 0).long()
+        out = torch.zeros_like(flat)
+        for i, expert in enumerate(self.experts):
+            if self.dense:
+                out = torch.where((chosen == i)[:, None], expert(flat), out)
+            else:
+                out[chosen == i] = expert(flat[chosen == i])
+        return out.view_as(x)
+
+
+class Table(torch.nn.Module):
+    """A linear layer of a table that has no batch axis, added to one of the tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.linspace(-1, 1, 9 * 12).view(9, 12).clone())
+        self.a, self.b = torch.nn.Linear(12, 12), torch.nn.Linear(12, 12)
+
+    def forward(self, x):
+        return self.b(x) + self.a(self.table)
+
+
+def numbers(rows, seed, tokens=9):
+    generator = torch.Generator().manual_seed(seed)
+    return {"x": torch.randn(rows, tokens, 12, generator=generator)}
+
+
+def error_of(make, ranges):
+    model = models.seeded(make).eval()
+    batches = [numbers(16, seed) for seed in (1, 2)]
+    return isospike.port(model, batches, evaluation=[numbers(8, 3)], ranges=ranges).report.error
+
+
+@pytest.mark.parametrize("ranges", ["dynamic", "static"])
+def test_modules_that_read_tokens_first_a_table_or_some_tokens_are_calibrated_alike(ranges):
+    assert error_of(lambda: Mixer(first=True), ranges) == pytest.approx(
+        error_of(lambda: Mixer(first=False), ranges), rel=0.1
+    )
+    # A static range of an expert is fitted to its own tokens, half as many.
+    routed, dense = (error_of(lambda d=d: Routed(dense=d), ranges) for d in (False, True))
+    assert routed < (1.3 if ranges == "dynamic" else 3) * dense
+    assert error_of(Table, ranges) < 0.01
+
+
+def test_an_allocation_counts_each_sequence_by_its_own_mask():
+    batch = decoded(8, seed=3)
+    opened = discover(bart(), rows_of(batch, slice(0, 2)), further=[batch]).template
+    found = measure_channels(opened, [batch])
+    outer, inner = (int(batch[k].sum()) for k in ("attention_mask", "decoder_attention_mask"))
+    assert outer != inner
+    for name, channels in found.items():
+        if name.endswith("fc1"):
+            tokens = outer if name.startswith("encoder") else inner
+            assert channels.values == pytest.approx(tokens / inner)

@@ -219,8 +219,10 @@ class Run:
         return self.watcher if self.watcher is not None and self.watcher.sees_circuits else None
 
     def rows(self, x: Tensor) -> Tensor:
-        """Unpadded tokens of ``x [batch, tokens, channels]``; all of them where no mask fits."""
-        return token_rows(x, self.token_mask)
+        """Unpadded tokens of ``x [batch, tokens, channels]``; all of them where no mask fits, or
+        where the model has several sequences and it is not known whose these are."""
+        several = any(axes.stream for axes in self.axes.values())
+        return token_rows(x, None if several else self.token_mask)
 
 
 def run_of(model: nn.Module) -> Run:

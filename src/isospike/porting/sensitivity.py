@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from isospike.errors import InputError
-from isospike.hf.batches import Batch, first_output, over_tokens, token_mask, token_masks
+from isospike.hf.batches import Batch, first_output, token_masks
 from isospike.porting.attention import MAX_INTEGER_GAIN, SpikingAttention
+from isospike.porting.axes import Axes
 from isospike.porting.ported import Ported
-from isospike.porting.run import Watcher
+from isospike.porting.run import Run, Watcher
 from isospike.porting.sites import Site
 from isospike.porting.water_filling import Allocation, Channels
 
@@ -21,8 +22,8 @@ class _Probe(Watcher):
 
     sees_probabilities = True
 
-    def __init__(self, mask: Tensor | None, wanted: Mapping[str, Tensor] | None) -> None:
-        self.mask, self.wanted = mask, wanted
+    def __init__(self, run: Run, wanted: Mapping[str, Tensor] | None) -> None:
+        self.run, self.wanted = run, wanted
         self.leaves: dict[str, Tensor] = {}
         self.lives: dict[str, Tensor] = {}
         self.sums: dict[str, tuple[Tensor, Tensor, float]] = {}
@@ -30,7 +31,7 @@ class _Probe(Watcher):
     def on_input(self, site: Site, x: Tensor) -> Tensor:
         if site.name not in self.leaves:
             self.leaves[site.name] = torch.zeros_like(x, requires_grad=True)
-            self.lives[site.name] = live = _live(site, x.detach(), self.mask)
+            self.lives[site.name] = live = _live(site, x.detach(), self.run)
             self.sums[site.name] = (
                 _over_channels(site, x.detach() * live),
                 _over_channels(site, x.detach().square() * live),
@@ -85,17 +86,16 @@ def measure_channels(
     count = dict.fromkeys(by_name, 0.0)
     power = tokens = 0.0
     for i, batch in enumerate(batches):
-        mask = token_mask(batch)
-        probe = _Probe(mask, wanted)
-        with torch.enable_grad(), opened.run.watching(probe, token_masks(batch)):
+        masks = token_masks(batch)
+        probe = _Probe(opened.run, wanted)
+        with torch.enable_grad(), opened.run.watching(probe, masks):
             y = first_output(opened.model(**batch))
         for name, (total, squares, values) in probe.sums.items():
             first[name] += total.cpu()
             second[name] += squares.cpu()
             count[name] += values
-        keep = torch.ones_like(y)
-        if mask is not None and y.shape[:2] == mask.shape:
-            keep *= mask.view(*mask.shape, *[1] * (y.dim() - 2))
+        mask = opened.run.axes.get("", Axes(0)).mask(masks, y)
+        keep = torch.ones_like(y) if mask is None else mask.to(y).expand_as(y)
         power += float((y.detach().double() * keep).square().sum())
         tokens += float(keep[..., 0].sum())
         for name, squares in probe.square_gradients(y, keep, by_name, seed=i):
@@ -167,9 +167,9 @@ def _over_channels(site: Site, x: Tensor) -> Tensor:
     return x.sum(axes, dtype=torch.float64).view(shape)
 
 
-def _live(site: Site, x: Tensor, mask: Tensor | None) -> Tensor:
+def _live(site: Site, x: Tensor, run: Run) -> Tensor:
     """1 where a value belongs to an unpadded token, broadcastable to ``x``."""
     if site.kind == "probability":
         return (x > 0).to(x.dtype)
-    mask = over_tokens(mask, x)
+    mask = run.mask_at(site.name, x)
     return x.new_ones(()) if mask is None else mask.to(x.dtype)
