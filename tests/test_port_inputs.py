@@ -349,7 +349,7 @@ def test_modules_that_read_tokens_first_a_table_or_some_tokens_are_calibrated_al
     # A static range of an expert is fitted to its own tokens, half as many.
     routed, dense = (error_of(lambda d=d: Routed(dense=d), ranges) for d in (False, True))
     assert routed < (1.3 if ranges == "dynamic" else 3) * dense
-    assert error_of(Table, ranges) < 0.01
+    assert error_of(Table, ranges) < 0.02
 
 
 def test_an_allocation_counts_each_sequence_by_its_own_mask():
