@@ -23,6 +23,7 @@ from isospike.neurons import LIF, NeuronParams
 from isospike.porting.run import run_of
 from isospike.presets import spikingjelly_lif
 from isospike.products import spike_attention, spike_linear
+from isospike.progress import update
 from isospike.report.table import Table
 
 

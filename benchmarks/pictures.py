@@ -22,7 +22,8 @@ from isospike.codes.orders import random_orders, similarity
 from isospike.data import passages, shakespeare
 from isospike.dimension import Moments, participation_ratio, pca_count
 from isospike.experiments.study import stored
-from isospike.hf.batches import rows_of, token_mask
+from isospike.hf.batches import rows_of, token_masks
+from isospike.hf.load import load
 from isospike.memory import SequenceMachine, SparseDistributedMemory, Store, expected_recall
 from isospike.porting.discover import discover
 from isospike.porting.measure import site_rows
@@ -134,22 +135,20 @@ def laws() -> go.Figure:
 
 def dimension() -> go.Figure:
     """Effective dimension of MiniLM's sites, layer by layer."""
-    from stsb import load_minilm
-
-    tokenizer, model = load_minilm()
-    batch = dict(tokenizer(passages(shakespeare(), 128), padding=True, return_tensors="pt"))
+    text_model = load("minilm")
+    model, batch = text_model.model, text_model.batch(passages(shakespeare(), 128))
     opened = discover(model, rows_of(batch, slice(0, 2))).template
     found: dict[str, tuple[str, Moments]] = {}
 
     class Take(Watcher):
         def on_input(self, site, x):
             if site.name not in found:
-                rows = site_rows(opened.run, site.kind, x)
+                rows = site_rows(opened.run, site, x)
                 found[site.name] = site.kind, Moments(rows.shape[1])
                 found[site.name][1].update(rows)
             return x
 
-    with torch.no_grad(), opened.run.watching(Take(), token_mask(batch)):
+    with torch.no_grad(), opened.run.watching(Take(), token_masks(batch)):
         opened.model(**batch)
     names = {
         "self.query": "input of query, key and value", "self:query": "query", "self:key": "key",

@@ -14,7 +14,8 @@ import isospike
 from isospike.codes import CODES, Law, PhaseCode, fit_law
 from isospike.dimension import EffectiveDimension
 from isospike.porting import Target
-from isospike.porting.measure import Meter, compare, site_dimensions, site_reports
+from isospike.porting.dimensions import site_dimensions
+from isospike.porting.measure import Meter, compare, site_reports
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import Watcher, run_of

@@ -1,7 +1,6 @@
 """Measure a calibrated port against the float model, on inputs it has not seen."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,26 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isospike import progress
 from isospike.circuits.octaves import HIGHEST, LOWEST
 from isospike.codes import WeightedCode
-from isospike.dimension import (
-    Dimension,
-    EffectiveDimension,
-    Moments,
-    is_capped,
-    participation_ratio,
-    pca_count,
-)
+from isospike.dimension import Moments, is_capped, participation_ratio, pca_count
 from isospike.energy import Counts
-from isospike.errors import InputError, RangeError, UnsupportedError
+from isospike.errors import InputError
 from isospike.hf.batches import Batch, count_positions, first_output, token_masks
 from isospike.hf.modules import layer_name
 from isospike.kernels.product.trains import spike_steps
 from isospike.porting.axes import Axes
-from isospike.porting.discover import discover
 from isospike.porting.fidelity import same_draws
-from isospike.porting.inputs import sample_of
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.records import CircuitReport, Raster, SiteReport
@@ -413,73 +402,6 @@ def counts(
         tokens_per_input=tokens,
         spiking_float_ops=spiking if gains or left is not None else None,
     )
-
-
-def site_dimensions(
-    model: nn.Module,
-    batches: Sequence[Batch],
-    make: Callable[[], EffectiveDimension],
-) -> dict[str, tuple[str, Dimension]]:
-    """Kind and effective dimension of every site of a float model: nothing is coded.
-
-    Args:
-        model: The float model.
-        batches: Its inputs; only unpadded tokens count.
-        make: An estimator for each site.
-
-    Returns:
-        By name of the site, in order of execution.
-
-    Raises:
-        UnsupportedError: The model has no site, or cannot be ported.
-        RangeError: NaN, infinity or constant values at a site, which is named.
-    """
-    sample = sample_of(model, batches[0])
-    opened = discover(model, sample, further=batches).template
-    rows = _Rows(opened.run, make)
-    for done, batch in enumerate(batches, 1):
-        rows.seen.clear()
-        with torch.no_grad(), opened.run.watching(rows, token_masks(batch)):
-            opened.model(**batch)
-        progress.update("run the model", done, len(batches))
-    found = rows.estimators
-    if not found:
-        raise UnsupportedError(
-            f"dimension needs a model with matrix products, got a {type(model).__name__} without. "
-            "Give a transformer."
-        )
-    measured = {}
-    for done, (name, (kind, estimator)) in enumerate(found.items(), 1):
-        with _at_site(name):
-            measured[name] = kind, estimator.dimension_
-        progress.update("measure", done, len(found))
-    return measured
-
-
-class _Rows(Watcher):
-    """Gives an estimator of each site the values that reach it, once a pass."""
-
-    def __init__(self, run: Run, make: Callable[[], EffectiveDimension]) -> None:
-        self.run, self.make = run, make
-        self.estimators: dict[str, tuple[str, EffectiveDimension]] = {}
-        self.seen: set[str] = set()
-
-    def on_input(self, site: Site, x: Tensor) -> Tensor:
-        if site.name not in self.seen:
-            self.seen.add(site.name)
-            _, estimator = self.estimators.setdefault(site.name, (site.kind, self.make()))
-            last = x.movedim(1, -1) if site.kind == "conv" else x
-            with _at_site(site.name):
-                estimator.partial_fit(site_rows(self.run, site, last))
-        return x
-
-
-@contextlib.contextmanager
-def _at_site(name: str) -> Iterator[None]:
-    try:
-        yield
-    except RangeError as error:
-        raise RangeError(f"at {name}: {error}") from None
 
 
 def site_rows(run: Run, site: Site, x: Tensor) -> Tensor:
