@@ -13,6 +13,7 @@ from isospike.porting.axes import Axes, measure_axes
 from isospike.porting.discover import discover
 from isospike.porting.inputs import sample_of
 from isospike.porting.ported import Ported
+from isospike.porting.run import run_of
 from isospike.porting.sensitivity import measure_channels
 
 TOKENS = models.LONGEST
@@ -362,3 +363,24 @@ def test_an_allocation_counts_each_sequence_by_its_own_mask():
         if name.endswith("fc1"):
             tokens = outer if name.startswith("encoder") else inner
             assert channels.values == pytest.approx(tokens / inner)
+
+
+@pytest.mark.parametrize("execution", ["collapsed", "stepped"])
+@pytest.mark.parametrize("ranges", ["dynamic", "static"])
+def test_an_expert_that_gets_no_token_gives_nothing(ranges, execution):
+    model = models.seeded(lambda: Routed(dense=False)).eval()
+    port = isospike.port(model, [numbers(16, 1), numbers(8, 2)], ranges=ranges)
+    x = numbers(4, 5)["x"]
+    ones = torch.where(((x * model.key).sum(-1) > 0)[..., None], x, -x)  # all to the second
+    with torch.no_grad(), run_of(port.model).switched(execution=execution):
+        got = port.model(ones)
+    assert (got - model(ones)).norm() / model(ones).norm() < 0.1
+
+
+def test_images_of_several_sizes_are_calibrated_where_the_model_takes_them():
+    model = models.seeded(
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    ).eval()
+    draw = torch.Generator().manual_seed(0)
+    batches = [{"input": torch.randn(4, 3, n, 8, generator=draw)} for n in (8, 12, 8)]
+    assert isospike.port(model, batches, steps=8).report.error < 0.02

@@ -141,7 +141,7 @@ class SpikingProduct(Reencoder):
                     add_product(membrane, spikes, packed, weight)
                 high, low = membrane.chunk(2, -1)
                 torch.add(high, low, out=y[part])
-            return self._finish(y.view(*words.shape[:-1], -1), gain)
+            return self._finish(y.view(*words.shape[:-1], y.shape[-1]), gain)
         both = pair_weights(
             self.weight.to(accumulation_dtype(self.weight, self.site)), code.neurons, 1
         )

@@ -50,11 +50,11 @@ class Saturation:
         if self.warned:
             return
         for site in self._sites():
-            beyond, seen = site.outside
+            beyond, seen = site.outside.tolist()
             usual = max(site.usual_outside, LEAST_SHARE[site.dynamic])
-            if seen >= LEAST[site.dynamic] and float(beyond) > TIMES * usual * seen:
+            if seen >= LEAST[site.dynamic] and beyond > TIMES * usual * seen:
                 self.warned = True
-                share = float(beyond) / seen
+                share = beyond / seen
                 warnings.warn(
                     f"{share:.2%} of what passed {site.name} is outside the range it was "
                     "calibrated for: the error may be larger than reported. Calibrate the port "

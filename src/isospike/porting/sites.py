@@ -102,8 +102,8 @@ class Site(nn.Module):
         offset, scale: Per channel, shaped to broadcast against ``x``.
         limit: Gain above which a token counts as outside: ``MARGIN`` times the largest one on the
             calibration inputs.
-        outside: Values out of range (tokens whose gain is above ``limit``, with dynamic ranges) and
-            values (tokens) in all, since :meth:`forget_outside`.
+        outside: How many values were out of range (tokens whose gain is above ``limit``, with
+            dynamic ranges), and how many there were, ``[2]``, since :meth:`forget_outside`.
         usual_outside: Share of them on the held-out inputs.
         fitted: Whether the range has been set.
         fan_out: Additions that one spike causes, over all products that read this site.
@@ -128,7 +128,7 @@ class Site(nn.Module):
         self.register_buffer("scale", torch.ones(channels))
         groups = (*channels[:-1], 1) if kind in HEADS and channels else ()
         self.register_buffer("limit", torch.full(groups, torch.finfo(torch.float32).max))
-        self.outside: tuple[Tensor, float] = (torch.zeros(()), 0.0)
+        self.outside = torch.zeros(2, dtype=torch.float64)
         self.usual_outside = 0.0
         self.fitted = False
         self.fan_out = 0.0
@@ -221,12 +221,12 @@ class Site(nn.Module):
     @property
     def share_outside(self) -> float:
         """``outside`` as a share."""
-        beyond, seen = self.outside
-        return float(beyond) / seen if seen else 0.0
+        beyond, seen = self.outside.tolist()
+        return beyond / seen if seen else 0.0
 
     def forget_outside(self) -> None:
         """Count the values outside the range from 0 again."""
-        self.outside = (torch.zeros(()), 0.0)
+        self.outside = torch.zeros(2, dtype=torch.float64)
 
     def _once(self, x: Tensor, what: object, compute: Callable[[], Reading]) -> Reading:
         """``compute()``, kept for the other readers of a shared site while ``x`` is alive."""
@@ -266,10 +266,12 @@ class Site(nn.Module):
             out = out + beyond
             if dtype != wide:
                 n[part] = block
-        before, count = self.outside
-        self.outside = (before.to(out) + out, count + seen)
+        passed = torch.stack([out.double(), out.new_full((), seen, dtype=torch.float64)])
+        self.outside = self.outside.to(x.device) + passed
         if not self.dynamic:
             return Reading(n, None)
+        if not gains:  # no rows: a router sent none here
+            gains = [self._none(x)]
         factor = torch.cat(gains) if len(gains) != 1 else gains[0]
         return Reading(n, Gain(factor, self.octaves, stepped))
 
@@ -318,6 +320,11 @@ class Site(nn.Module):
         block.copy_(shift_octaves(block.mul_(top), count, up=False, stepped=stepped))
         block.round_().clamp_(-top, top)
         return count, beyond
+
+    def _none(self, x: Tensor) -> Tensor:
+        """The gains of no tokens."""
+        axes = [axis % x.dim() for axis in self.gain_axes]
+        return x.new_ones([1 if d in axes else n for d, n in enumerate(x.shape)])
 
     def _forget(self) -> None:
         self._last = None

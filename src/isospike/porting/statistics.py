@@ -130,7 +130,8 @@ class Statistics(Watcher):
             self._seen.add(site.name)
             if site.kind == "conv":
                 images = self.samples.setdefault(site.name, Sample()).images
-                images.append(x[: max(0, MOST_IMAGES - sum(map(len, images)))])
+                if not images or images[0].shape[1:] == x.shape[1:]:  # of one size
+                    images.append(x[: max(0, MOST_IMAGES - sum(map(len, images)))])
                 self._add(site.name, x.movedim(1, -1).flatten(0, -2))
             else:
                 self._add(site.name, self._rows(site, x))
