@@ -14,6 +14,7 @@ from isospike.porting.sites import MOST_SHARES, SHARES, Gain, Site
 from isospike.porting.statistics import Statistics
 
 MAX_INTEGER_GAIN = 15  # largest integer gain between a query's and a key's channel
+EVENNESS = 0.5  # of a head's scales: a rotation by position turns one channel into another
 EXACT_SUM = 2**24  # sums of whole numbers up to here are exact in float32
 
 
@@ -96,7 +97,7 @@ class SpikingAttention(nn.Module):
             size = q.square().mean(0).view(-1, groups, q.shape[-1]).mean(1).sqrt()
             spread = _repeat(k.std(0, correction=0), groups, 0)
             for site, weight in zip(sites, (spread, size, torch.ones_like(v[0])), strict=True):
-                found = statistics.dynamic_range(site.name, weight)
+                found = statistics.dynamic_range(site.name, weight, EVENNESS)
                 site.follow(found, statistics.sample(site.name).extremes)
         else:
             for site, sample in zip(sites, samples, strict=True):

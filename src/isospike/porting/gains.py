@@ -33,12 +33,14 @@ FLOOR = 1e-4  # share of the gains that idle channels have together
 USUAL = 0.99  # share of the sample's tokens whose gain is at most 1
 
 
-def fit_scales(x: Tensor, weight: Tensor) -> Range:
+def fit_scales(x: Tensor, weight: Tensor, evenness: float = 0.0) -> Range:
     """Offset and scale of each channel of a site with a gain for each token.
 
     Args:
         x: Sample, ``[rows, *groups, channels]``; every group has a gain of its own.
         weight: How strongly an error of each channel counts, ``[*groups, channels]``.
+        evenness: How far the scales go from the minimum of (2), at 0, to one scale for the group,
+            at 1, for channels whose sizes differ on inputs that the sample lacks.
 
     Returns:
         Offsets, the medians; and scales, normalised so that the gain (1) of nearly all rows of the
@@ -49,6 +51,7 @@ def fit_scales(x: Tensor, weight: Tensor) -> Range:
     place = torch.arange(len(x), dtype=torch.float64)
     few = distance[(place * GOLDEN % 1 < ROWS / max(1, len(x))).to(x.device)]
     scale = _balance(few, weight)
+    scale = scale ** (1 - evenness) * scale.amax(-1, keepdim=True) ** evenness
     gain = (distance / scale).amax(-1, keepdim=True)
     usual = gain.float().quantile(USUAL, dim=0)
     return Range(offset, positive(scale * usual))

@@ -175,10 +175,10 @@ class Statistics(Watcher):
             )
         return self.samples[name]
 
-    def dynamic_range(self, name: str, weight: Tensor) -> Range:
+    def dynamic_range(self, name: str, weight: Tensor, evenness: float = 0.0) -> Range:
         """Offsets and scales of a site whose gain follows its input; they hold for every code."""
         if name not in self._ranges:
-            self._ranges[name] = fit_scales(self.sample(name).rows, weight)
+            self._ranges[name] = fit_scales(self.sample(name).rows, weight, evenness)
         return self._ranges[name]
 
     def one_sided(self, site: Site) -> bool:
