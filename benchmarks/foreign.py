@@ -170,7 +170,7 @@ def sts_sentences(ctx, count, seed):
 
 STATIC = {"ranges": "static"}
 WAYS = (("dynamic", {}), ("static", STATIC))
-TEXTS = (
+TEXT_WAYS = (
     ("mixture", "dynamic", {}),
     ("mixture", "static", STATIC),
     ("demo", "static, plays only", STATIC),
@@ -207,13 +207,13 @@ def inputs(p, ctx):
             rows=32,
             windows=2,
             steps=(8,),
-            ways=TEXTS,
+            ways=TEXT_WAYS,
         ),
         "full": P(
             rows=64,
             windows=4,
             steps=(4, 6, 8),
-            ways=TEXTS,
+            ways=TEXT_WAYS,
         ),
     },
 )

@@ -287,10 +287,18 @@ class Site(nn.Module):
             torch.mul(value, factor, out=block).add_(shift)
         block.floor_()
         beyond = block.new_zeros(())
-        if self.kind != "probability":  # it has a range of its own
+        if self.kind != "probability" and self._any_beyond(block, code.low * top, top):
             beyond = (block > top).sum() + (block < code.low * top).sum()
         block.clamp_(code.low * top, top)
         return beyond
+
+    @staticmethod
+    def _any_beyond(block: Tensor, low: float, high: float) -> bool:
+        """Whether to count: on a CPU a look at the extremes is faster, and mostly enough."""
+        if block.device.type != "cpu" or torch.compiler.is_compiling() or not block.numel():
+            return True
+        least, largest = torch.aminmax(block)
+        return not (float(least) >= low and float(largest) <= high)
 
     def _follow(self, value: Tensor, block: Tensor, stepped: bool) -> tuple[Tensor, Tensor]:
         """(4) and the integers into ``block``; the gains, and how many are above the limit."""
@@ -299,7 +307,9 @@ class Site(nn.Module):
         torch.addcmul(-self.offset * inverse, value, inverse, out=block)
         if self.octaves:
             return self._follow_octaves(block, stepped)
-        gain = torch.linalg.vector_norm(block, torch.inf, self.gain_axes, keepdim=True)
+        # Several times faster than a norm of order infinity.
+        gain = block.amax(self.gain_axes, keepdim=True)
+        gain = torch.maximum(gain, block.amin(self.gain_axes, keepdim=True).neg_())
         beyond = (gain > self.limit).sum()
         gain.clamp_min_(1e-30)
         if self.kind == "value":
