@@ -69,7 +69,8 @@ def test_stepped_and_collapsed_agree_bit_for_bit(ports, name):
     collapsed = models.run(result.model, inputs, "collapsed")
     assert torch.equal(collapsed, models.run(result.model, inputs, "stepped"))
     float_port = isospike.port(model, models.batches(name, 16, 4))
-    assert result.report.error < float_port.report.error + 0.01
+    # The gain of a circuit is a power of two: up to twice the step.
+    assert result.report.error < 2 * float_port.report.error + 0.01
     assert float_port.report.circuits == ()
     counts = float_port.report.counts
     assert counts.spiking_float_ops == {

@@ -612,12 +612,12 @@ def test_max_error_takes_the_fewest_steps_predicted_to_reach_it(code):
 @pytest.mark.parametrize(("code", "most"), [("signed-digit", 4), ("latency", 6)])
 def test_a_max_error_out_of_reach_stops_at_the_most_steps_and_says_so(monkeypatch, code, most):
     monkeypatch.setattr(CODES[code], "search_limit", most)
-    report = quick(code=code, steps=Target(1e-3)).report
+    report = quick(code=code, steps=Target(5e-3)).report
     assert not report.reached
     assert "was not reached: measured" in report.warnings[0]
     assert report.steps == most
-    assert report.error > 1e-3
-    assert report.error_predicted > 1e-3
+    assert report.error > 5e-3
+    assert report.error_predicted > 5e-3
 
 
 def test_a_max_error_below_the_floor_of_the_law_is_refused_with_the_floor(monkeypatch):

@@ -233,6 +233,12 @@ class SpikingAttention(nn.Module):
         if gain_q is None or gain_k is None:
             return torch.addcmul(drive, z, unit, out=z)
         along = gain_k.along_keys(groups)
+        if not along.octaves:  # in two passes
+            drive = drive * along.factor
+            if gain_v is not None:
+                drive += gain_v.along_keys(groups).log().to(dtype)
+            z.mul_(gain_q.factor.to(dtype) * unit)
+            return torch.addcmul(drive, z, along.factor.to(dtype), out=z)
         z = gain_q.times(z.mul_(unit))
         if gain_v is None:
             return along.times(z + drive)

@@ -288,7 +288,8 @@ class Site(nn.Module):
         block.floor_()
         beyond = block.new_zeros(())
         if self.kind != "probability" and self._any_beyond(block, code.low * top, top):
-            beyond = (block > top).sum() + (block < code.low * top).sum()
+            count = torch.count_nonzero
+            beyond = count(block > top) + count(block < code.low * top)
         block.clamp_(code.low * top, top)
         return beyond
 
@@ -310,7 +311,7 @@ class Site(nn.Module):
         # Several times faster than a norm of order infinity.
         gain = block.amax(self.gain_axes, keepdim=True)
         gain = torch.maximum(gain, block.amin(self.gain_axes, keepdim=True).neg_())
-        beyond = (gain > self.limit).sum()
+        beyond = torch.count_nonzero(gain > self.limit)
         gain.clamp_min_(1e-30)
         if self.kind == "value":
             gain = SHARES / (SHARES / gain).floor_().clamp_(1, MOST_SHARES)
