@@ -94,19 +94,28 @@ def test_a_model_that_hangs_or_kills_its_process_ends_no_other(monkeypatch):
     from benchmarks.zoo import pool
 
     monkeypatch.setattr(pool, "_child", _child)
-    entries = [Entry(n, "plain", entry().build, text) for n in ("hangs", "dies", "answers")]
-    found = pool.measure_all(entries, limit=8.0)
+    monkeypatch.setattr(pool, "PATIENCE", 8.0)
+    entries = [
+        Entry(n, "plain", entry().build, text) for n in ("hangs", "works on", "dies", "answers")
+    ]
+    found = pool.measure_all(entries, limit=2.0)
     assert [(f.name, f.outcome) for f in found] == [
-        ("hangs", "timeout"), ("dies", "crash"), ("answers", "works"),
+        ("hangs", "timeout"), ("works on", "timeout"), ("dies", "crash"), ("answers", "works"),
     ]  # fmt: skip
-    assert found[1].message == "the process ended with 3"
+    assert found[2].message == "the process ended with 3"
 
 
-def _child(name, connection):
+def _child(name, connection, limit):
+    import resource
+
     from benchmarks.zoo.measure import Outcome
 
+    used = int(time.process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (used + int(limit), resource.RLIM_INFINITY))
     if name == "hangs":
         time.sleep(100)
+    while name == "works on":
+        pass
     if name == "dies":
         os._exit(3)
     connection.send(Outcome(name, "plain", "", "works"))

@@ -34,12 +34,22 @@ def unpadded(rows: int, g: Generator) -> dict[str, Any]:
     return {"input_ids": torch.randint(FIRST, WORDS, (rows, TOKENS), generator=g)}
 
 
-def seq2seq(rows: int, g: Generator) -> dict[str, Any]:
+def seq2seq(rows: int, g: Generator, tokens: int = TOKENS) -> dict[str, Any]:
     """Tokens of an encoder and, fewer, of a decoder."""
     target = torch.randint(FIRST, WORDS, (rows, 7), generator=g)
-    return {**text(rows, g), "decoder_input_ids": target}
+    return {**text(rows, g, tokens), "decoder_input_ids": target}
 
 
 def images(rows: int, g: Generator, size: int = 32) -> dict[str, Any]:
     """Square images of three colours."""
     return {"pixel_values": torch.randn(rows, 3, size, size, generator=g)}
+
+
+def sound(rows: int, g: Generator, length: int = 400) -> dict[str, Any]:
+    """Samples of sound."""
+    return {"input_values": torch.randn(rows, length, generator=g)}
+
+
+def spectrum(rows: int, g: Generator, bands: int = 8, frames: int = 16) -> dict[str, Any]:
+    """Frames of a spectrum, ``[rows, bands, frames]``."""
+    return {"input_features": torch.randn(rows, bands, frames, generator=g)}
