@@ -122,6 +122,21 @@ def neurons(p, ctx):
     }
     backward = {n: partial(both, f) for n, f in {**peers, "isospike": layer}.items()}
     backward["three copies of the input"] = lambda: [x.clone() for _ in range(3)]
+    linear, attention = products(p)
+    made = [
+        faster(p, "LIF forward", forward, "torch loop", "A copy is the limit of float32 spikes."),
+        faster(p, "LIF forward and backward", backward, "SpikingJelly",
+               "The gradient reads the input and the spikes' gradient, and writes one."),
+        faster(p, "Linear layer", linear, "torch, float32", "Spikes at 15 %."),
+        faster(p, "Attention", attention, "torch, float32", "Spikes at 15 %."),
+    ]  # fmt: skip
+    for _, ratios in made:
+        numbers |= ratios
+    return Findings(numbers, [t for t, _ in made])
+
+
+def products(p):
+    """Calls of a linear layer and of attention, on spikes of each type and in torch."""
     s = spikes(p.rows, 0.15, 0).to(p.device)
     weight = torch.randn(4 * s.shape[-1], s.shape[-1], generator=torch.Generator().manual_seed(1))
     weight, single, width = weight.to(p.device), s.float(), s.bfloat16()
@@ -141,16 +156,7 @@ def neurons(p, ctx):
            for n, t in (("bytes", [t.byte() for t in (q, k, v)]), ("float32", floats),
                         ("bfloat16", halves))},
     }  # fmt: skip
-    made = [
-        faster(p, "LIF forward", forward, "torch loop", "A copy is the limit of float32 spikes."),
-        faster(p, "LIF forward and backward", backward, "SpikingJelly",
-               "The gradient reads the input and the spikes' gradient, and writes one."),
-        faster(p, "Linear layer", linear, "torch, float32", "Spikes at 15 %."),
-        faster(p, "Attention", attention, "torch, float32", "Spikes at 15 %."),
-    ]  # fmt: skip
-    for _, ratios in made:
-        numbers |= ratios
-    return Findings(numbers, [t for t, _ in made])
+    return linear, attention
 
 
 @study(

@@ -4,53 +4,25 @@ import copy
 import functools
 import json
 import math
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import jaxtyping
 import numpy as np
 import pytest
 import torch
+from machines import content, refused, rewritten
 from safetensors import safe_open
 from safetensors.numpy import save as to_bytes
 
 from isospike.errors import InputError, RangeError
-from isospike.memory import Backoff, Combined, SequenceMachine, Shift, Store, files
+from isospike.memory import Backoff, Combined, SequenceMachine, Shift, Store
 
 
 def small(symbols="abcd", **more):
     if not isinstance(more.get("context"), Backoff):
         more = {"store": Store(locations=1024), **more}
     return SequenceMachine(symbols, **more)
-
-
-def content(machine):
-    """All that a machine has learned, and where it stands."""
-    with tempfile.TemporaryDirectory() as folder:
-        machine.save(Path(folder) / "m")
-        return (Path(folder) / "m").read_bytes()
-
-
-def refused(path, message):
-    with pytest.raises(InputError, match=message) as error:
-        SequenceMachine.load(path)
-    assert "\n" not in str(error.value)
-    assert str(path) in str(error.value)
-
-
-def rewritten(saved, path, change):
-    """Write the file ``saved`` after ``change(about, tensors)``, with the digest of the result."""
-    path.write_bytes(saved)
-    with safe_open(path, "np") as file:
-        about = json.loads(file.metadata()["isospike"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    change(about, tensors)
-    about.pop("sha256", None)
-    about["sha256"] = files._digest(about, tensors)
-    path.write_bytes(to_bytes(tensors, metadata={"isospike": json.dumps(about)}))
-    return path
 
 
 # A file whose digest is right, and whose content is not: compiled loops must not see it.

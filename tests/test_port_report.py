@@ -24,9 +24,8 @@ LAYERS = 6
 STEPS = 6
 
 
-def make_report(**changes):
-    """A plausible port of a small encoder: every number made up, none of them round."""
-    rng = random.Random(7)
+def make_sites(rng):
+    """Sites of each kind in every layer."""
     sites = []
     for layer in range(LAYERS):
         for kind, name in zip(KINDS, NAMES, strict=True):
@@ -57,7 +56,34 @@ def make_report(**changes):
                     capped=capped,
                 )
             )
-    curve = [
+    return sites
+
+
+def make_counts(sites):
+    """Counts that go with the sites."""
+    return Counts(
+        macs=sum(s.macs for s in sites),
+        synaptic_ops=sum(s.synaptic_ops for s in sites),
+        spikes=sum(s.spikes for s in sites),
+        neuron_updates=sum(s.neuron_updates for s in sites),
+        neurons=sum(s.neurons for s in sites),
+        bits=7,
+        float_ops={
+            "softmax": 12 * 24 * 3 * 6.0,
+            "normalisation": 384 * 4 * 13.0,
+            "activation": 1536 * 6.0,
+            "elementwise": 384 * 12.0,
+        },
+        weights=10_600_000,
+        activations=sum(s.values for s in sites),
+        steps=STEPS,
+        tokens_per_input=23.7,
+    )
+
+
+def make_curve():
+    """Errors of each code by its steps."""
+    return [
         CurvePoint(code, steps, 0.004 + scale * shape(steps), 3e4 * steps**0.6)
         for code, scale, shape, longest in (
             ("signed-digit", 1.3, lambda t: 2.0**-t, 12),
@@ -69,6 +95,12 @@ def make_report(**changes):
         for steps in (2, 3, 4, 6, 8, 10, 12, 16, 32, 64, 128, 256)
         if steps <= longest
     ]
+
+
+def make_report(**changes):
+    """A plausible port of a small encoder: every number made up, none of them round."""
+    rng = random.Random(7)
+    sites, curve = make_sites(rng), make_curve()
     spikes = [
         (token, step, neuron)
         for token in range(len(TOKENS))
@@ -104,24 +136,7 @@ def make_report(**changes):
             STEPS,
             tuple(spikes),
         ),
-        "counts": Counts(
-            macs=sum(s.macs for s in sites),
-            synaptic_ops=sum(s.synaptic_ops for s in sites),
-            spikes=sum(s.spikes for s in sites),
-            neuron_updates=sum(s.neuron_updates for s in sites),
-            neurons=sum(s.neurons for s in sites),
-            bits=7,
-            float_ops={
-                "softmax": 12 * 24 * 3 * 6.0,
-                "normalisation": 384 * 4 * 13.0,
-                "activation": 1536 * 6.0,
-                "elementwise": 384 * 12.0,
-            },
-            weights=10_600_000,
-            activations=sum(s.values for s in sites),
-            steps=STEPS,
-            tokens_per_input=23.7,
-        ),
+        "counts": make_counts(sites),
         "exceptions": ("pooler.dense",),
         "calibration_tokens": 1531,
         "held_out_tokens": 1498,

@@ -438,15 +438,12 @@ class Neuron(nn.Module, ABC):
 
     def _held(self) -> NeuronParams:
         """The parameters, tensors as the module holds them now."""
-        held: dict[str, Any] = {
-            name: value
-            for name, value in (
-                *self.named_buffers(recurse=False),
-                *self.named_parameters(recurse=False),
-            )
-            if name in NeuronParams._fields
+        held = {
+            **dict(self.named_buffers(recurse=False)),
+            **dict(self.named_parameters(recurse=False)),
         }
-        return self._fixed._replace(**held)
+        now: dict[str, Any] = {n: held[n] for n in NeuronParams._fields if n in held}
+        return self._fixed._replace(**now)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run from rest.
