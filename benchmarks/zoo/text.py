@@ -110,3 +110,7 @@ add("XMOD", "XmodModel", languages=["en_XX"], default_language="en_XX")
 add("Flaubert", "FlaubertModel", emb_dim=32, n_layers=2, n_heads=4)
 add("EmbeddingGemma/Gemma3 bidirectional", "Gemma3TextModel", num_key_value_heads=1, head_dim=8,
     use_bidirectional_attention=True, sliding_window=4)
+few("Reformer", "ReformerModel", attention_head_size=8, attn_layers=["local", "lsh"],
+    axial_pos_shape=[4, 4], axial_pos_embds_dim=[16, 16], feed_forward_size=64, hidden_size=32,
+    max_position_embeddings=16, num_attention_heads=4, num_buckets=2, local_attn_chunk_length=4,
+    lsh_attn_chunk_length=4, hash_seed=0, is_decoder=True)
