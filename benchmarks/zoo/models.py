@@ -1,13 +1,8 @@
 """Every model of the zoo: importing this registers them."""
 
-from benchmarks.zoo import (
-    audio,
-    decoders,
-    multimodal,
-    plain,
-    seq2seq,
-    series,
-    text,
-    variants,
-    vision,
-)  # noqa: F401
+from importlib import import_module
+
+for _name in (
+    "text", "decoders", "seq2seq", "vision", "multimodal", "audio", "series", "plain", "variants",
+):  # fmt: skip
+    import_module(f"benchmarks.zoo.{_name}")
