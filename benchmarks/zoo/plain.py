@@ -315,7 +315,6 @@ def small(rows, g):
 
 def timm_model(name, **sizes):
     """A model of timm, without weights from the hub."""
-    load_timm()
     import timm
 
     return timm.create_model(name, num_classes=5, **sizes)
@@ -323,7 +322,6 @@ def timm_model(name, **sizes):
 
 def wrapped_vit():
     """A model of timm inside transformers."""
-    load_timm()
     import transformers as t
 
     sizes = {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": 32, "patch_size": 8}
@@ -331,17 +329,6 @@ def wrapped_vit():
         architecture="vit_tiny_patch16_224", model_args=sizes, num_labels=5
     )
     return t.TimmWrapperForImageClassification(config)
-
-
-def load_timm():
-    """timm needs torchvision for what it does to images, not for models: where torchvision's own
-    operators cannot be loaded, their names are enough."""
-    for name in ("nms", "qnms"):
-        try:
-            signature = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            torch.library.define(f"torchvision::{name}", signature)
-        except RuntimeError:  # they are there
-            return
 
 
 register()
