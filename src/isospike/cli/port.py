@@ -123,8 +123,10 @@ def port(
     from isospike.hf.groups import TOKENS, group_by_length
     from isospike.hf.load import load
     from isospike.porting.port import port as port_model
+    from isospike.porting.skeleton import check_builds
 
     text_model = load(source)
+    check_builds(text_model.model)
     tokens = max(1024, TOKENS * sentences // MAX_SENTENCES)
     kinds = {"held out": group_by_length(text_model, evaluation, tokens // 4)}
     with suppress(InputError):  # a tokenizer that knows no word of them

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import math
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,16 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isospike.errors import InputError, IsospikeError, UnsupportedError, first_sentence
+from isospike.errors import InputError, IsospikeError, first_sentence
 from isospike.hf.batches import Batch
-from isospike.porting.attention import SpikingAttention
 from isospike.porting.fingerprint import check_fingerprint, take_fingerprint
-from isospike.porting.instrument import rebuild
 from isospike.porting.ported import Ported
-from isospike.porting.product import SpikingProduct
-from isospike.porting.run import Mode, Run
+from isospike.porting.run import Mode
 from isospike.porting.saturation import saturation_of
-from isospike.porting.sites import Site
+from isospike.porting.skeleton import (
+    built,
+    check_header,
+    check_merged,
+    check_room,
+    config_of,
+    keep_buffers,
+    keeping_rng,
+    layers_of,
+    like,
+    own_buffers,
+    with_recipe,
+    without_dropped,
+)
 from isospike.porting.spec import PortSpec, changed_attributes, restore_attributes
 from isospike.report.files import Content, Snapshot, open_folder
 
@@ -32,14 +40,6 @@ MODEL_TYPE = "isospike"
 CONFIG, WEIGHTS, ANSWERS = "config.json", "isospike.safetensors", "answers.safetensors"
 GENERATION = "generation_config.json"
 
-# Keys of a configuration by which transformers would fetch or run something.
-DROPPED = frozenset(
-    "attn_implementation _attn_implementation _attn_implementation_internal auto_map "
-    "experts_implementation _experts_implementation quantization_config kernel_config use_kernels "
-    "trust_remote_code custom_pipelines backbone backbone_config use_timm_backbone "
-    "use_pretrained_backbone".split()
-)
-_OURS = (Site, SpikingProduct, SpikingAttention)
 _SPARE_BYTES = 2**28  # of buffers that no file holds, such as positions
 _TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -47,20 +47,17 @@ _TYPES = {
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
-Header = dict[str, tuple[tuple[int, ...], torch.dtype | None]]
-"""Shape and type of every tensor of a file, by name."""
-
-
 # --------------------------------------------------------------------------- save
 
 
 def port_files(
-    ported: nn.Module, rows: Sequence[Batch] = (), tokenizer: Any = None
+    ported: nn.Module, original: nn.Module, rows: Sequence[Batch] = (), tokenizer: Any = None
 ) -> dict[str, Content]:
     """The files of a port: configuration, weights, answers on some rows, tokenizer.
 
     Args:
         ported: The ported model.
+        original: The float model.
         rows: See :func:`isospike.porting.fingerprint.sample_rows`.
         tokenizer: Of transformers; None for none.
 
@@ -68,31 +65,24 @@ def port_files(
         What each file holds, by name.
 
     Raises:
-        UnsupportedError: The model has no configuration of transformers that rebuilds it.
+        UnsupportedError: The model has adapters that are not merged.
     """
     from safetensors.torch import save, save_model
 
-    config = getattr(ported, "config", None)
-    if config is None or not hasattr(config, "to_dict"):
-        raise UnsupportedError(
-            "save needs a transformers model, which its config rebuilds, got "
-            f"{type(ported).__name__}. Keep the result in memory, or pickle it yourself."
-        )
+    check_merged("save", ported)
+    config = config_of(ported)
     words = _tokenizer_files(tokenizer)
+    keep_buffers(ported)
+    run = Ported.of(ported).run
     spec = PortSpec.of(Ported.of(ported), sorted(words))
-    plain = _without_dropped(json.loads(json.dumps(config.to_dict(), default=str)))
+    spec, fresh = with_recipe(spec, config, ported, run.mode)
+    spec = replace(
+        spec,
+        attributes=changed_attributes(ported, fresh),
+        layers={} if fresh is not None else layers_of(original),
+    )
     answers, about = take_fingerprint(Ported.of(ported), rows)
-    _keep_buffers(ported)
-    try:
-        fresh = _fresh(spec, plain, Ported.of(ported).run.mode)
-        _check_header(fresh, _header_of(ported))
-    except Exception as error:
-        raise UnsupportedError(
-            "save needs a transformers model that its config rebuilds, got one that differs: "
-            f"{first_sentence(error)} Keep the result in memory, or pickle it yourself."
-        ) from error
-    spec = replace(spec, attributes=changed_attributes(ported, fresh))
-    described = {"model_type": MODEL_TYPE, "isospike": asdict(spec), "model": plain}
+    described = {"model_type": MODEL_TYPE, "isospike": asdict(spec), "model": config}
     files: dict[str, Content] = {
         **words,
         CONFIG: json.dumps(described, indent=1),
@@ -114,43 +104,45 @@ def _tokenizer_files(tokenizer: Any) -> dict[str, Content]:
         return {p.name: p.read_bytes() for p in sorted(Path(scratch).iterdir()) if p.is_file()}
 
 
-def _keep_buffers(model: nn.Module) -> None:
-    """Save floating-point buffers too: ``model.half()`` has rounded rotary frequencies, say."""
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_floating_point():
-                module._non_persistent_buffers_set.discard(name)
-
-
-def _without_dropped(config: Any) -> Any:
-    if isinstance(config, dict):
-        return {k: _without_dropped(v) for k, v in config.items() if k not in DROPPED}
-    return [_without_dropped(part) for part in config] if isinstance(config, list) else config
-
-
 # --------------------------------------------------------------------------- load
 
 
-def load(path: str | Path, execution: str | None = None, precision: str | None = None) -> nn.Module:
+def load(
+    path: str | Path,
+    model: nn.Module | None = None,
+    *,
+    execution: str | None = None,
+    precision: str | None = None,
+) -> nn.Module:
     """The ported model saved in a folder, ready to call.
 
     Every file is compared with its digest, every value checked, and what the port answers on a long
     and a short row is compared with what it answered when it was saved.
 
+    A model of transformers is built of its configuration. So is one whose class is the user's own,
+    once the module of that class is imported: nothing is imported because a file names it. Any
+    other model is given as new, as ``model``; its weights are those of the file.
+
     Args:
         path: Folder written by :meth:`Port.save`.
+        model: A float model of the class and the sizes that were ported, which is not changed;
+            needed where no configuration builds it, as for plain PyTorch.
         execution: ``collapsed`` or ``stepped``; as saved if None.
         precision: ``exact`` or ``fast``; as saved if None.
 
     Raises:
-        IsospikeError: No port is there, or its files are damaged.
+        InputError: No port is there, its files are damaged, or ``model`` is another one.
+        UnsupportedError: The model must be given, or its class is not imported.
     """
     with open_folder(Path(path)) as snapshot:
-        return load_from(snapshot, execution, precision)
+        return load_from(snapshot, execution, precision, model)
 
 
 def load_from(
-    snapshot: Snapshot, execution: str | None = None, precision: str | None = None
+    snapshot: Snapshot,
+    execution: str | None = None,
+    precision: str | None = None,
+    given: nn.Module | None = None,
 ) -> nn.Module:
     """The same out of an open folder.
 
@@ -158,6 +150,7 @@ def load_from(
         snapshot: The folder.
         execution: See :func:`load`.
         precision: likewise.
+        given: likewise, its ``model``.
 
     Raises:
         IsospikeError: As :func:`load`.
@@ -169,13 +162,13 @@ def load_from(
         levels = [_code_of(site).levels for site in linear]
     mode.check("load", max(levels, default=0))
     with _told(snapshot.path):
-        model = _rebuilt(snapshot, spec, plain, mode)
+        model = _rebuilt(snapshot, spec, plain, mode, given)
         restore_attributes(model, spec.attributes)
         if GENERATION in snapshot.digests:
             from transformers import GenerationConfig
 
             text = json.loads(snapshot.read(GENERATION))
-            model.generation_config = GenerationConfig.from_dict(_without_dropped(text))
+            model.generation_config = GenerationConfig.from_dict(without_dropped(text))
         from safetensors import safe_open
 
         with safe_open(snapshot.place(ANSWERS), "pt") as file:
@@ -208,161 +201,39 @@ def read_config(snapshot: Snapshot) -> tuple[PortSpec, dict[str, Any]]:
             "something else. Port a model first."
         )
     with _told(snapshot.path):
-        return PortSpec.read(described.get("isospike")), _without_dropped(described["model"])
+        return PortSpec.read(described.get("isospike")), without_dropped(described["model"])
 
 
-def _rebuilt(snapshot: Snapshot, spec: PortSpec, plain: dict[str, Any], mode: Mode) -> nn.Module:
+def _rebuilt(
+    snapshot: Snapshot,
+    spec: PortSpec,
+    plain: dict[str, Any],
+    mode: Mode,
+    given: nn.Module | None,
+) -> nn.Module:
     """The model with its weights, built only once they are known to fit."""
     from safetensors import safe_open
 
     place = snapshot.place(WEIGHTS)
     with safe_open(place, "pt") as file:
-        header: Header = {}
+        header = {}
         for name in file.keys():  # noqa: SIM118
             part = file.get_slice(name)
             header[name] = tuple(part.get_shape()), _TYPES.get(part.get_dtype())
-        _check_room(spec, plain, header, _SPARE_BYTES + 4 * place.stat().st_size)
-        with _keeping_rng():
-            model = _built(spec, plain, mode)
-        _check_header(model, header)
+        if given is None:
+            check_room(spec, plain, header, _SPARE_BYTES + 4 * place.stat().st_size)
+            with keeping_rng():
+                model = built(spec, plain, mode)
+        else:
+            model = like(spec, given, mode)
+        check_header(model, header, given is not None)
         _fill(model, {name: file.get_tensor(name) for name in header})
     return model
 
 
-@contextlib.contextmanager
-def _keeping_rng() -> Iterator[None]:
-    """Random weights are drawn, and written over at once: nobody else's numbers change."""
-    state = torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-
-
-def _plain_model(spec: PortSpec, plain: dict[str, Any]) -> nn.Module:
-    cls = _class_of(spec.model, plain.get("model_type"))
-    model: nn.Module = cls(cls.config_class.from_dict(dict(plain))).eval()
-    return model
-
-
-def _built(spec: PortSpec, plain: dict[str, Any], mode: Mode) -> nn.Module:
-    """The model of a specification, its weights still to be loaded."""
-    model = _plain_model(spec, plain)
-    rebuild(model, asdict(spec), Run(mode, phase="run"))
-    _keep_buffers(model)
-    return model
-
-
-def _class_of(name: str, model_type: Any) -> Any:
-    """A model class of transformers that belongs to an architecture."""
-    import transformers
-
-    cls: Any = getattr(transformers, name, None)
-    known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
-    if known:
-        known = cls.__module__.startswith("transformers.models.") and cls.config_class is not None
-    if not known or cls.config_class.model_type != model_type:
-        raise UnsupportedError(
-            f"load needs a model class of transformers {transformers.__version__} for the "
-            f"architecture {model_type!r}, got {name!r}. Install the version it was saved with."
-        )
-    return cls
-
-
-def _fresh(spec: PortSpec, plain: dict[str, Any], mode: Mode) -> nn.Module:
-    """The same, without memory if it can be."""
-    try:
-        with torch.device("meta"):
-            return _built(spec, plain, mode)
-    except (NotImplementedError, RuntimeError):  # some modules are recognised by what they compute
-        with _keeping_rng():
-            return _built(spec, plain, mode)
-
-
-def _check_room(spec: PortSpec, plain: dict[str, Any], header: Header, spare: int) -> None:
-    """Raise if a port has many more modules or numbers than its file, before any memory is taken.
-
-    Args:
-        spec: Of the port.
-        plain: Configuration of its model.
-        header: Of its file.
-        spare: Bytes that are no matter.
-
-    Raises:
-        InputError: It has more.
-    """
-    thread, built = threading.get_ident(), 0
-
-    def count(*_: Any) -> None:
-        nonlocal built
-        built += threading.get_ident() == thread
-        if built > 50 * len(header) + 5000:
-            raise _too_large(header, "many more modules")
-
-    hook = nn.modules.module.register_module_module_registration_hook(count)
-    try:
-        with torch.device("meta"):
-            model = _plain_model(spec, plain)
-    finally:
-        hook.remove()
-    tensors = {**model.state_dict(keep_vars=True), **dict(model.named_buffers())}
-    there = {id(t) for n, t in tensors.items() if header.get(n, ((), None))[0] == tuple(t.shape)}
-    extra = sum(t.nbytes for t in {id(t): t for t in tensors.values()}.values()
-                if id(t) not in there)  # fmt: skip
-    extra += sum(4 * math.prod(site.shape) for site in spec.sites.values())
-    if extra > spare:
-        raise _too_large(header, f"{extra >> 20} MiB of further numbers")
-
-
-def _too_large(header: Header, what: str) -> InputError:
-    return InputError(
-        f"load needs a config.json that fits its {len(header)} tensors, got one with {what}. Save "
-        "the port again."
-    )
-
-
-def _header_of(model: nn.Module) -> Header:
-    return {name: (tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
-
-
-def _check_header(model: nn.Module, header: Header) -> None:
-    """Raise unless a file holds the tensors of a model, each once or by several names.
-
-    Buffers of the modules of a port may have any size.
-    """
-    own = model.state_dict(keep_vars=True)
-    free = set(_own_buffers(model))
-    for name in header:
-        if name not in own or (
-            name not in free and header[name] != (tuple(own[name].shape), own[name].dtype)
-        ):
-            raise _unfit(name, header[name])
-    saved = {id(own[name]) for name in header}
-    for name, tensor in own.items():
-        if id(tensor) not in saved:
-            raise _unfit(name, None)
-
-
-def _unfit(name: str, found: Any) -> InputError:
-    what = "none" if found is None else f"one of shape {found[0]} and type {found[1]}"
-    return InputError(
-        f"load needs weights that fit config.json, got {what} for {name}. Save the port again."
-    )
-
-
-def _own_buffers(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """Module and name of each buffer of the modules of a port, by its whole name."""
-    return {
-        f"{path}.{name}": (module, name)
-        for path, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, _OURS)
-        for name in module._buffers
-    }
-
-
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give a model the tensors of its file, which fit."""
-    own, free = model.state_dict(keep_vars=True), _own_buffers(model)
+    own, free = model.state_dict(keep_vars=True), own_buffers(model)
     for name, tensor in tensors.items():
         if isinstance(own[name], nn.Parameter) and tensor.is_floating_point():
             if not bool(tensor.isfinite().all()):

@@ -47,7 +47,7 @@ from isospike.porting.run import Mode
 from isospike.porting.saturation import saturation_of
 from isospike.porting.sweep import sweep as sweep_codes
 from isospike.progress import update
-from isospike.report.files import write_folder
+from isospike.report.files import check_destination, write_folder
 from isospike.report.result import Provenance
 
 AUDIT_ROWS = 2
@@ -103,15 +103,18 @@ class Port:
         Returns:
             The folder. It holds ``isospike.safetensors``, ``config.json`` and the tokenizer's
             files, which :func:`isospike.load` reads and transformers refuses, and those of
-            :meth:`isospike.report.result.Report.save`.
+            :meth:`isospike.report.result.Report.save`. To load what is no model of transformers,
+            build the float model and give it: ``isospike.load(folder, model)``.
 
         Raises:
             InputError: The folder holds something else, cannot be written to, or the disk is full.
-            UnsupportedError: The model is not a transformers model.
+            UnsupportedError: The model has adapters of PEFT that are not merged.
         """
         folder = Path(folder).absolute()
+        check_destination(folder)
         rows = sample_rows(self._builder.inputs.evaluation)
-        files = {**port_files(self.model, rows, tokenizer), **self.report.files()}
+        original = self._builder.discovery.model
+        files = {**port_files(self.model, original, rows, tokenizer), **self.report.files()}
         if pooling is not None and pooling != Pooling():
             files[FILE] = pooling.to_json()
         write_folder(folder, files)

@@ -15,7 +15,7 @@ from isospike.porting.product import SpikingProduct
 from isospike.porting.run import EXECUTIONS, FUNCTIONS, PRECISIONS
 from isospike.report import codec
 
-FORMAT = 2
+FORMAT = 3
 DIGITS = ("digits", "relay")  # attributes of a circuit
 Plain = bool | int | float | str | None
 
@@ -41,7 +41,9 @@ class PortSpec:
 
     Attributes:
         format: Of the folder.
-        model: Class of the model, in transformers.
+        model: Class of the model: :func:`class_path`.
+        switches: Arguments of its constructor beside the configuration; None where no configuration
+            builds it.
         execution: See :class:`isospike.porting.run.Mode`.
         precision: likewise.
         nonlinear: likewise, its functions.
@@ -51,10 +53,12 @@ class PortSpec:
         attention: Names of the attention modules.
         tokenizer: Names of the tokenizer's files.
         attributes: What :func:`changed_attributes` found.
+        layers: Where no configuration builds the float model, the class of each of its modules.
     """
 
     format: int
     model: str
+    switches: dict[str, bool] | None
     execution: str
     precision: str
     nonlinear: str
@@ -64,6 +68,7 @@ class PortSpec:
     attention: list[str]
     tokenizer: list[str]
     attributes: dict[str, dict[str, Plain]] = field(default_factory=dict)
+    layers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, ported: Ported, tokenizer: list[str]) -> "PortSpec":
@@ -90,7 +95,8 @@ class PortSpec:
         }
         return cls(
             format=FORMAT,
-            model=type(ported.model).__name__,
+            model=class_path(ported.model),
+            switches={},
             execution=mode.execution,
             precision=mode.precision,
             nonlinear=mode.functions,
@@ -144,28 +150,38 @@ class PortSpec:
         return ""
 
 
-def changed_attributes(model: nn.Module, fresh: nn.Module) -> dict[str, dict[str, Plain]]:
+def class_path(model: nn.Module) -> str:
+    """Module and name of a model's class, with a colon between them."""
+    return f"{type(model).__module__}:{type(model).__qualname__}"
+
+
+def changed_attributes(model: nn.Module, fresh: nn.Module | None) -> dict[str, dict[str, Plain]]:
     """Numbers, switches and texts of the modules that are not as they are made.
 
     A rotary embedding that grows with the text keeps the length it has seen, say.
 
     Args:
         model: That ran.
-        fresh: The same, just made.
+        fresh: The same, just made; without one, all are given.
 
     Returns:
         Values by module and attribute.
     """
     found: dict[str, dict[str, Plain]] = {}
-    others = dict(fresh.named_modules())
+    others = {} if fresh is None else dict(fresh.named_modules())
     for name, module in model.named_modules():
         like = others.get(name)
-        before = _plain_attributes(like) if like is not None and type(like) is type(module) else {}
         now = _plain_attributes(module)
+        before = _plain_attributes(like) if like is not None and type(like) is type(module) else {}
+        if fresh is None:
+            before = dict.fromkeys(now, _NOTHING)
         kept = {key: now[key] for key in now.keys() & before.keys() if now[key] != before[key]}
         if kept:
             found[name] = dict(sorted(kept.items()))
     return found
+
+
+_NOTHING: Any = object()
 
 
 def restore_attributes(model: nn.Module, values: Mapping[str, Mapping[str, Plain]]) -> None:
@@ -192,6 +208,7 @@ def restore_attributes(model: nn.Module, values: Mapping[str, Mapping[str, Plain
 
 _LIKE = tuple({kind, other} for kind in (bool, int, float, str) for other in (kind, type(None))) + (
     {int, float},
+    {type(None)},
 )
 
 
