@@ -68,6 +68,23 @@ def test_port_writes_a_folder_and_prints_the_headline(bert, text, tmp_path, monk
     assert [p.name for p in out.parent.iterdir()] == ["port"]
 
 
+def test_a_model_that_could_not_be_loaded_again_is_refused_before_the_work(
+    bert, text, tmp_path, monkeypatch
+):
+    load = isospike.hf.load.load
+
+    def changed(source):
+        found = load(source)
+        found.model.pooler.dense = torch.nn.Linear(24, 6)
+        return found
+
+    monkeypatch.setattr(isospike.hf.load, "load", changed)
+    done = port(model=bert, text=text, out=tmp_path / "port")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: port needs a model that its configuration builds again")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_port_with_json_prints_one_object_and_nothing_else(bert, text, tmp_path):
     out = tmp_path / "port"
     done = port("--code", "phase", "--steps", 7, model=bert, text=text, out=out)
