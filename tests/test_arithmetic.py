@@ -20,6 +20,7 @@ from isospike.circuits.arithmetic import (
 from isospike.circuits.digits import SignedDigitFormat
 from isospike.circuits.few_spike import BUILTIN, few_spike_neuron
 from isospike.circuits.integers import CELLS, lookup, lookup_table, relative_error
+from isospike.circuits.softcap import UNITS, soft_cap_spikes, soft_capped
 from isospike.errors import RangeError
 
 SIZES = (4, 16, 64, 197)
@@ -236,3 +237,21 @@ def test_mistakes_are_named(call, text):
 
 def test_the_reach_of_the_race_is_what_is_said():
     assert math.log(2) * REACH / CELLS > 709
+
+
+@pytest.mark.parametrize("cap", [1.5, 50.0])
+def test_a_soft_cap_is_as_right_for_small_scores_as_for_large_ones(cap):
+    x = torch.logspace(-3, 1, 4001, dtype=torch.float64) * cap
+    x = torch.cat([x, -x])
+    y, true = soft_capped(x, cap), cap * torch.tanh(x / cap)
+    assert torch.equal(y, soft_capped(x, cap, stepped=True))
+    assert bool(((y - true).abs() <= 0.005 * true.abs() + cap / UNITS).all())
+    assert bool((y.abs() < cap).all())
+    assert bool((soft_cap_spikes(x, cap)[0] >= soft_cap_spikes(x, cap)[1]).all())
+
+
+def test_a_soft_cap_of_infinity_is_the_cap_and_of_nan_is_nan():
+    ends = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0])
+    y = soft_capped(ends, 2.0)
+    assert bool(y[0].isnan())
+    torch.testing.assert_close(y[1:], torch.tensor([2.0, -2.0, 0.0]), atol=0.01, rtol=0)

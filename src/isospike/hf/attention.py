@@ -17,9 +17,15 @@ from isospike.errors import UnsupportedError
 
 IMPLEMENTATION = "isospike"
 HANDLE = "isospike_attention"  # submodule of a module that attends
-# Arguments of the interface that change the scores in a way that softmax attention does not.
-CHANGES_SCORES = (
-    "softcap", "s_aux", "sinks", "position_bias", "head_mask", "indices", "block_indices",
+# Arguments of the interface that change the scores, and are computed.
+COMPUTED = ("softcap", "s_aux", "sinks", "position_bias", "indices", "is_causal")
+# Those that attention does not depend on, or not beyond its mask: what transformers' own function
+# for ``eager`` leaves alone.
+IGNORED = (
+    "sliding_window", "position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k",
+    "max_length_q", "max_length_k", "seq_idx", "deterministic", "output_attentions",
+    "output_hidden_states", "output_router_logits", "use_cache", "return_dict",
+    "num_items_in_batch", "token_type_ids", "mm_token_type_ids",
 )  # fmt: skip
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
@@ -29,8 +35,8 @@ _function: ContextVar[Attend | None] = ContextVar("isospike_attention", default=
 
 
 def has_interface(model: nn.Module) -> bool:
-    """Whether a model lets its attention be chosen."""
-    return hasattr(model, "set_attn_implementation")
+    """Whether a model, or one within it, lets its attention be chosen."""
+    return bool(_choosing(model))
 
 
 def route(model: nn.Module) -> None:
@@ -42,7 +48,8 @@ def route(model: nn.Module) -> None:
 
     AttentionInterface.register(IMPLEMENTATION, _attend)
     AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
-    _choose(model, IMPLEMENTATION)
+    for choosing in _choosing(model):
+        choosing.set_attn_implementation(IMPLEMENTATION)
 
 
 @contextmanager
@@ -51,20 +58,38 @@ def routed(model: nn.Module, function: Attend) -> Iterator[None]:
     if not has_interface(model):
         yield
         return
-    config: Any = model.config
-    before = config._attn_implementation
+    # A part of a model may have another implementation than the whole.
+    before = [(config, config._attn_implementation) for config in _configs(model)]
     route(model)
     token = _function.set(function)
     try:
         yield
     finally:
         _function.reset(token)
-        _choose(model, before)
+        for config, implementation in before:
+            config._attn_implementation = implementation
 
 
-def _choose(model: nn.Module, implementation: str) -> None:
-    choosing: Any = model
-    choosing.set_attn_implementation(implementation)
+def _choosing(model: nn.Module) -> list[Any]:
+    """The outermost modules whose attention can be chosen, with that of all within them."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        within = any(not outer or name.startswith(f"{outer}.") for outer in found)
+        if not within and hasattr(module, "set_attn_implementation"):
+            found[name] = module
+    return list(found.values())
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The configurations of a model and its parts, a whole before its parts."""
+    left: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    found: list[Any] = []
+    while left:
+        config = left.pop(0)
+        if hasattr(config, "_attn_implementation") and all(config is not c for c in found):
+            found.append(config)
+            left = [getattr(config, part, None) for part in config.sub_configs] + left
+    return found
 
 
 def _attend(
@@ -101,7 +126,7 @@ def attend_on_handle(
     """Softmax attention by the module's submodule ``isospike_attention``, and its map if wanted.
 
     Raises:
-        UnsupportedError: There is none, or an argument asks for another attention.
+        UnsupportedError: There is none, or an argument is not known.
     """
     handle = getattr(module, HANDLE, None)
     if handle is None:
@@ -109,12 +134,37 @@ def attend_on_handle(
             f"{IMPLEMENTATION} attention needs a ported model, got a plain "
             f"{type(module).__name__}. Use isospike.port, on inputs that reach it."
         )
-    for argument in CHANGES_SCORES:
-        if keywords.get(argument) is not None:
+    for argument, given in keywords.items():
+        if argument not in (*COMPUTED, *IGNORED) and given is not None:
             raise UnsupportedError(
-                f"port needs plain softmax attention, got {argument} in {handle.name}. This model "
-                "cannot be ported."
+                f"port needs attention whose arguments are known ({', '.join(COMPUTED)} and those "
+                f"that do not change it), got {argument} in {handle.name}. This model cannot be "
+                "ported."
             )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    y: Tensor = handle(query, key, value, attention_mask, scaling)
-    return y.transpose(1, 2).contiguous(), handle.map(query, key, value, attention_mask, scaling)
+    sinks = keywords.get("s_aux")
+    sinks = keywords.get("sinks") if sinks is None else sinks
+    if sinks is not None and sinks.dim() == 1:  # one for each head
+        sinks = sinks[None, :, None, None]
+    mask = _whole_mask(query, key, attention_mask, keywords)
+    arguments = query, key, value, mask, scaling, keywords.get("softcap"), sinks
+    y: Tensor = handle(*arguments)
+    return y.transpose(1, 2).contiguous(), handle.map(*arguments)
+
+
+def _whole_mask(
+    query: Tensor, key: Tensor, mask: Tensor | None, keywords: dict[str, Any]
+) -> Tensor | None:
+    """All that is added to the scores."""
+    lowest = torch.finfo(query.dtype).min
+    queries, keys = query.shape[2], key.shape[2]
+    if keywords.get("is_causal") and mask is None and queries > 1:
+        later = torch.ones(queries, keys, dtype=torch.bool, device=query.device).triu(1)
+        mask = query.new_zeros(queries, keys).masked_fill(later, lowest)
+    if (indices := keywords.get("indices")) is not None:  # of the keys that a query may see
+        mask = query.new_zeros(()) if mask is None else mask
+        hidden = torch.ones(*indices.shape[:2], keys, dtype=torch.bool, device=query.device)
+        mask = mask.masked_fill(hidden.scatter(-1, indices.long(), False)[:, None], lowest)
+    if (bias := keywords.get("position_bias")) is not None:
+        mask = bias if mask is None else mask + bias
+    return mask

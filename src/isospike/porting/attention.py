@@ -1,12 +1,16 @@
 """The module that computes softmax attention between spikes."""
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isospike.circuits.softcap import soft_capped
 from isospike.kernels.product.trains import pair_weights, spike_steps
 from isospike.kernels.runtime.buffers import Purpose, cache_blocks, workspace
 from isospike.kernels.runtime.precision import in_float32
-from isospike.porting.functions import cells, mean_of, numerator, softmax_stats
+from isospike.porting.functions import cells, mean_of, numerator, softcap_stats, softmax_stats
 from isospike.porting.product import PLACEHOLDER, accumulation_dtype
 from isospike.porting.ranges import Range
 from isospike.porting.run import Run, Watcher
@@ -16,6 +20,45 @@ from isospike.porting.statistics import Statistics
 MAX_INTEGER_GAIN = 15  # largest integer gain between a query's and a key's channel
 EVENNESS = 0.5  # of a head's scales: a rotation by position turns one channel into another
 EXACT_SUM = 2**24  # sums of whole numbers up to here are exact in float32
+
+
+class Terms(NamedTuple):
+    """What an attention computes beside the softmax of products.
+
+    Attributes:
+        mask: Added to the scores, ``[batch or 1, heads or 1, queries or 1, keys]``.
+        scaling: Multiplies the products.
+        softcap: Bound of the scores.
+        sinks: Scores of keys without a value, ``[batch or 1, heads or 1, queries or 1, sinks]``.
+    """
+
+    mask: Tensor | None
+    scaling: Tensor | float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    @property
+    def absolute(self) -> bool:
+        """Whether something is done to the scores that depends on more than their differences."""
+        return self.softcap is not None or self.sinks is not None
+
+    def of_rows(self, part: slice) -> "Terms":
+        """The terms of some rows."""
+        mask, sinks = (x if x is None or len(x) == 1 else x[part] for x in (self.mask, self.sinks))
+        return self._replace(mask=mask, sinks=sinks)
+
+    def with_sinks(self, z: Tensor) -> Tensor:
+        """Scores of the keys, and then of the sinks."""
+        if self.sinks is None:
+            return z
+        return torch.cat([z, self.sinks.to(z).expand(*z.shape[:-1], -1)], -1)
+
+    def float_scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """Those of real queries and keys."""
+        z = q @ _repeat(k, q.shape[1] // k.shape[1]).transpose(-1, -2) * self.scaling
+        if self.softcap is not None:
+            z = torch.tanh(z / self.softcap) * self.softcap
+        return self.with_sinks(z if self.mask is None else z + self.mask)
 
 
 class SpikingAttention(nn.Module):
@@ -38,6 +81,19 @@ class SpikingAttention(nn.Module):
     in any order. Coding e instead of the probability keeps the largest weight of each row at full
     scale whatever the length; it includes the value's gain, because that is what the key adds; and
     dividing by the sum of what was encoded keeps the weights summing to one.
+
+    A softcap and sinks depend on the scores themselves. They get the rest of q . k: calibration
+    rounds o_k to a whole number r_k of a_k, so the keys' offset is one more key, of gain 1,
+
+    (4)  x[i, j]  = unit * (g_k[j] * (g_q[i] * A[i, j] + B[j]) + g_q[i] * A[i, rest] + B[rest])
+    (5)  z[i, j]  = softcap * tanh(x[i, j] / softcap) + log g_v[j] + mask,  or without the tanh
+
+    with N_k[rest] = r_k. A sink is a key of score z = sink whose value is nothing. It takes part in
+    the maximum of (2), is coded as the others are, and adds to the sum of weights alone, as a value
+    of gain 1 would:
+
+    (6)  y[i]     = (o_v * S + a_v * sum_t w[t] s_e[i, :, t] N_v) / (S + N_e[i, sink]),
+         S        = sum_j N_e[i, j] / g_v[j]
     """
 
     gain: Tensor
@@ -52,6 +108,7 @@ class SpikingAttention(nn.Module):
         self.key = Site(f"{name}:key", "key", PLACEHOLDER, ())
         self.value = Site(f"{name}:value", "value", PLACEHOLDER, ())
         self.probability = Site(f"{name}:probability", "probability", PLACEHOLDER, ())
+        self.absolute = False  # whether (4) is wanted, as the float phase has seen
         self.register_buffer("gain", torch.zeros(()))  # m, [heads, 1, channels]
         self.register_buffer("current", torch.zeros(()))  # m * r, [heads, channels, 1]
         self.register_buffer("unit", torch.zeros(()))  # [heads, 1, 1]
@@ -63,7 +120,14 @@ class SpikingAttention(nn.Module):
 
     @in_float32
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: Tensor | float,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Attention output.
 
@@ -72,14 +136,19 @@ class SpikingAttention(nn.Module):
             key: ``[batch, key heads, keys, channels]``; heads share them in groups.
             value: likewise.
             mask: Added to the scores, broadcastable to ``[batch, heads, queries, keys]``.
-            scaling: Multiplies the scores.
+            scaling: Multiplies the products of queries and keys, broadcastable likewise.
+            softcap: Bound of the scores, before the mask.
+            sinks: Scores of keys without a value, broadcastable to ``[batch, heads, queries,
+                sinks]``.
 
         Returns:
             ``[batch, heads, queries, channels]``.
         """
+        terms = Terms(_of_four_axes(mask), scaling, softcap, sinks)
         if self.run.phase == "run":
-            return self._run(query, key, value, mask, scaling)
-        return self._float(query, key, value, mask, scaling)
+            return self._run(query, key, value, terms)
+        self.absolute |= terms.absolute
+        return self._float(query, key, value, terms)
 
     def calibrate(self, statistics: Statistics, dynamic: bool) -> None:
         """Set the ranges of queries, keys and values; their codes are known.
@@ -111,18 +180,24 @@ class SpikingAttention(nn.Module):
             query.follow(found, samples[0].extremes)
 
     def map(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: Tensor | float,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor | None:
         """Weight of each key for each query, ``[batch, heads, queries, keys]``, if it is wanted."""
         if not self.run.wants_maps:
             return None
-        groups = query.shape[1] // key.shape[1]
+        terms = Terms(_of_four_axes(mask), scaling, softcap, sinks)
         if self.run.phase == "run":
-            store, gain = self._values(value)
-            e = self._numerator(self._scores(query, key, scaling, gain), mask)
-            return self._weights(e, store)
-        scores = query @ _repeat(key, groups).transpose(-1, -2) * scaling
-        return torch.softmax(scores if mask is None else scores + mask, -1)
+            store, gain = self._values(value, terms)
+            e = self._numerator(self._scores(query, key, terms, gain), terms)
+            return self._weights(e, store)[..., : key.shape[-2]]
+        return torch.softmax(terms.float_scores(query, key), -1)[..., : key.shape[-2]]
 
     def _weights(self, e: Tensor, store: Tensor) -> Tensor:
         """What each key's value is weighted with, from what is encoded of ``e``."""
@@ -130,26 +205,26 @@ class SpikingAttention(nn.Module):
         parts = self.probability.read(e).value * share
         return parts / parts.sum(-1, keepdim=True)
 
-    def _float(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
-    ) -> Tensor:
+    def _float(self, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         run = self.run
         q, k, v = (
             run.seen(site, x)
             for site, x in ((self.query, query), (self.key, key), (self.value, value))
         )
+        z, v = terms.float_scores(q, k), _repeat(v, q.shape[1] // v.shape[1])
+        keys = slice(v.shape[-2])
         if run.watcher is None or not run.watcher.sees_probabilities:
-            return _float_attention(q, k, v, mask, scaling)
-        groups = q.shape[1] // k.shape[1]
-        z = q @ _repeat(k, groups).transpose(-1, -2) * scaling
-        z = z if mask is None else z + mask
+            return torch.softmax(z, -1)[..., keys] @ v
         e = run.seen(self.probability, (z - z.detach().amax(-1, keepdim=True)).exp())
-        return e @ _repeat(v, groups) / e.sum(-1, keepdim=True)
+        return e[..., keys] @ v / e.sum(-1, keepdim=True)
 
     def _fold(self) -> None:
         """Round the queries' ranges so that (1) counts in whole numbers."""
         groups = self.query.offset.shape[0] // self.key.offset.shape[0]
-        a_k = _repeat(self.key.amplitude, groups, 0)
+        a_k = self.key.amplitude
+        if self.absolute:
+            self.key.offset = self._rest(1).mT.to(a_k) * a_k
+        a_k = _repeat(a_k, groups, 0)
         product = self.query.amplitude * a_k
         self.unit = product.amax(-1, keepdim=True) / MAX_INTEGER_GAIN
         self.gain = (product / self.unit).ceil().clamp_(1, MAX_INTEGER_GAIN)
@@ -159,9 +234,7 @@ class SpikingAttention(nn.Module):
         self.query.offset = rest * amplitude
         self.current = (self.gain * rest).transpose(1, 2).contiguous()
 
-    def _run(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
-    ) -> Tensor:
+    def _run(self, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         run = self.run
         batch, heads, queries, channels = *query.shape[:3], value.shape[-1]
         groups = heads // value.shape[1]
@@ -173,30 +246,37 @@ class SpikingAttention(nn.Module):
         scores = batch * heads * queries * key.shape[-2]
         parts = (slice(None),) if run.watcher is not None else cache_blocks(query, scores)
         for part in parts:
-            store, gain = self._values(value[part])
-            z = self._scores(query[part], key[part], scaling, gain)
-            e = self._numerator(z, mask if mask is None or len(mask) == 1 else mask[part])
+            rule = terms.of_rows(part)
+            store, gain = self._values(value[part], rule)
+            e = self._numerator(self._scores(query[part], key[part], rule, gain), rule)
             weighted, total = self._sum(e, store)
             if run.mode.spiking:
                 mean = mean_of(weighted, total, run.mode.stepped)
             else:
                 mean = weighted / total
-            y[part] = torch.addcmul(offset_v, mean.to(offset_v.dtype), amplitude_v)
+            mean, offset = mean.to(offset_v.dtype), offset_v
+            if rule.sinks is not None:
+                mean, kept = mean[..., :-1], mean[..., -1:]
+                offset = offset_v * kept
+            y[part] = torch.addcmul(offset, mean, amplitude_v)
         if run.watcher is not None:
-            self._show(run.watcher, query, key, value, e, mask)
+            self._show(run.watcher, query, key, value, e, terms)
             if run.watcher.sees_maps:
-                run.watcher.on_map(self._weights(e, store))
+                run.watcher.on_map(self._weights(e, store)[..., : key.shape[-2]])
         if run.mode.spiking and (watcher := run.circuit_watcher):
-            z = self._scores(query, key, scaling, gain)
-            places = cells(z if mask is None else z + mask)
-            live = self._live(e, mask)
+            live = self._live(e, terms)
             if run.token_mask is not None and run.token_mask.shape == (batch, queries):
                 live &= run.token_mask[:, None, :, None]
+            z = self._scores(query, key, terms, gain, live[..., : key.shape[-2]])
+            places = cells(terms.with_sinks(z if terms.mask is None else z.add_(terms.mask)))
             watcher.on_circuit(softmax_stats(self.name, places, e, total, channels, live))
         return y
 
-    def _values(self, value: Tensor) -> tuple[Tensor, Gain | None]:
-        """N_v with one more channel, ``1 / g_v`` in parts; and g_v, None with static ranges."""
+    def _values(self, value: Tensor, terms: Terms) -> tuple[Tensor, Gain | None]:
+        """N_v with one more channel, ``1 / g_v`` in parts; and g_v, None with static ranges.
+
+        Sinks come last. They have that channel only: with them, one before it holds that of keys.
+        """
         site, dtype = self.value, self.gain.dtype
         if self.run.mode.stepped:
             words, gain = site.words(value)
@@ -208,18 +288,36 @@ class SpikingAttention(nn.Module):
         else:
             n, gain = site.read(value, dtype, into=Purpose.VALUE)
         share = n.new_ones(()) if gain is None else gain.parts().to(dtype)
-        return torch.cat([n, share.expand(*n.shape[:-1], 1)], -1), gain
+        share = share.expand(*n.shape[:-1], 1)
+        if terms.sinks is None:
+            return torch.cat([n, share], -1), gain
+        store = F.pad(torch.cat([n, share, share], -1), (0, 0, 0, terms.sinks.shape[-1]))
+        store[..., n.shape[-2] :, -1] = 1 if gain is None else SHARES
+        return store, gain
 
-    def _scores(self, query: Tensor, key: Tensor, scaling: float, gain_v: Gain | None) -> Tensor:
-        """z of (2) without the mask."""
+    def _scores(
+        self,
+        query: Tensor,
+        key: Tensor,
+        terms: Terms,
+        gain_v: Gain | None,
+        counted: Tensor | None = None,
+    ) -> Tensor:
+        """z of (2) or (5), without the mask; the softcap's spikes at ``counted`` are reported."""
         groups, stepped = query.shape[1] // key.shape[1], self.run.mode.stepped
         dtype = accumulation_dtype(self.gain, self.query, self.key)
         gain, current = self.gain.to(dtype), self.current.to(dtype)
+        rest = self._rest(groups) if terms.absolute else None
+        a_rest = None
         if stepped:
             k, drive, gain_k = self._stored_keys(key, current)
             # The gain belongs to the store, so that the spikes enter the product as they are.
             stored = (_repeat(k, groups) * gain).transpose(-1, -2)
-            z, gain_q = self._address(self.query, query, stored)
+            words, gain_q = self.query.words(query)
+            z = self._address(self.query, words, stored)
+            if rest is not None:
+                rests = (rest * self.gain.mT).expand(len(z), -1, -1, -1)
+                a_rest = self._address(self.query, words, rests)
         else:
             k, gain_k = self.key.read(key, dtype, into=Purpose.KEY)
             k = _repeat(k, groups)
@@ -228,21 +326,34 @@ class SpikingAttention(nn.Module):
             z = workspace(Purpose.SCORES, (*q.shape[:-1], k.shape[-2]), q.dtype, q.device)
             torch.matmul(q, k.transpose(-1, -2), out=z)
             drive = (k @ current).transpose(-1, -2)
-        unit = (self.unit * scaling).to(dtype)
-        drive = drive * unit
-        if gain_q is None or gain_k is None:
-            return torch.addcmul(drive, z, unit, out=z)
-        along = gain_k.along_keys(groups)
-        if not along.octaves:  # in two passes
-            drive = drive * along.factor
-            if gain_v is not None:
-                drive += gain_v.along_keys(groups).log().to(dtype)
-            z.mul_(gain_q.factor.to(dtype) * unit)
-            return torch.addcmul(drive, z, along.factor.to(dtype), out=z)
-        z = gain_q.times(z.mul_(unit))
-        if gain_v is None:
-            return along.times(z + drive)
-        return along.times(z.add_(drive)).add_(gain_v.along_keys(groups).log().to(dtype))
+            a_rest = None if rest is None else q.double() @ rest
+        unit = (self.unit * terms.scaling).to(dtype)
+        along = None if gain_k is None else gain_k.along_keys(groups)
+        logs = None if gain_v is None else gain_v.along_keys(groups).log().to(dtype)
+        if rest is None or a_rest is None:
+            return _with_gains(z, drive * unit, unit, gain_q, along, logs)
+        z = _with_gains(z, drive * unit, unit, gain_q, along, None)
+        a_rest = a_rest * unit
+        b_rest = (rest * self.current).sum(-2, keepdim=True) * unit
+        z += (b_rest + (a_rest if gain_q is None else gain_q.times(a_rest))).to(dtype)
+        if terms.softcap is not None:
+            z = self._capped(z, terms.softcap, counted)
+        return z if logs is None else z.add_(logs)
+
+    def _rest(self, groups: int) -> Tensor:
+        """r_k of (4), ``[heads, channels, 1]``; its sums are of any size, and exact."""
+        whole = (self.key.offset / self.key.amplitude).round()
+        return _repeat(whole.transpose(1, 2), groups, 0).double()
+
+    def _capped(self, x: Tensor, softcap: float, counted: Tensor | None) -> Tensor:
+        """The bounded scores of (5)."""
+        run = self.run
+        if not run.mode.spiking:
+            return x.div_(softcap).tanh_().mul_(softcap)
+        y = soft_capped(x, softcap, stepped=run.mode.stepped)
+        if counted is not None and (watcher := run.circuit_watcher):
+            watcher.on_circuit(softcap_stats(self.name, x[counted], y[counted], softcap))
+        return y
 
     def _stored_keys(self, key: Tensor, current: Tensor) -> tuple[Tensor, Tensor, Gain | None]:
         """N_k, B of (1) and g_k, as key spikes arrive: each is stored, and drives."""
@@ -270,61 +381,87 @@ class SpikingAttention(nn.Module):
         dtype = self.gain.dtype if exact else torch.float64
         store = _repeat(store.to(dtype), e.shape[1] // store.shape[1])
         if self.run.mode.stepped:
-            y, _ = self._address(site, e, store)
+            y = self._address(site, site.words(e).value, store)
         else:
             y = site.read(e, dtype, into=Purpose.PROBABILITY).value @ store
         return y[..., :-1], y[..., -1:]
 
     @staticmethod
-    def _address(site: Site, x: Tensor, stored: Tensor) -> tuple[Tensor, Gain | None]:
-        """``N stored``, the spikes of ``x`` reading the store step by step; and the gain of x."""
-        words, gain = site.words(x)
-        shape = (*x.shape[:-1], stored.shape[-1])
+    def _address(site: Site, words: Tensor, stored: Tensor) -> Tensor:
+        """``N stored``: the spikes of ``words`` read the store step by step."""
+        shape = (*words.shape[:-1], stored.shape[-1])
         stored = pair_weights(stored, site.code.neurons, -2).flatten(0, 1)
         y = stored.new_zeros(shape).flatten(0, 1)
         for weight, spikes in spike_steps(site.code, words):
             y.baddbmm_(_dense(spikes, stored.dtype).flatten(0, 1), stored, alpha=weight)
-        return y.view(shape), gain
+        return y.view(shape)
 
-    def _numerator(self, z: Tensor, mask: Tensor | None) -> Tensor:
+    def _numerator(self, z: Tensor, terms: Terms) -> Tensor:
         """(2): softmax without its division."""
-        if mask is not None:
-            z += mask
+        if terms.mask is not None:
+            z += terms.mask
+        z = terms.with_sinks(z)
         if self.run.mode.spiking:
             return numerator(cells(z), self.run.mode.stepped)
         return z.sub_(z.amax(-1, keepdim=True)).exp_()
 
     @staticmethod
-    def _live(e: Tensor, mask: Tensor | None) -> Tensor:
-        """Pairs of query and key that the mask leaves."""
+    def _live(e: Tensor, terms: Terms) -> Tensor:
+        """Pairs of query and key that the mask leaves, and all sinks."""
         live = torch.ones_like(e, dtype=torch.bool)
-        return live if mask is None else live & (mask > torch.finfo(mask.dtype).min / 2)
+        if terms.mask is not None:
+            keys = terms.mask.shape[-1]
+            live[..., :keys] &= terms.mask > torch.finfo(terms.mask.dtype).min / 2
+        return live
 
     def _show(
-        self,
-        watcher: Watcher,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        e: Tensor,
-        mask: Tensor | None,
+        self, watcher: Watcher, query: Tensor, key: Tensor, value: Tensor, e: Tensor, terms: Terms
     ) -> None:
-        live = self._live(e, mask)
-        watcher.on_site(self.query, query, fan_out=live.sum(-1, keepdim=True).float())
+        live, keys = self._live(e, terms), key.shape[-2]
+        reached = live[..., :keys].sum(-1, keepdim=True) + int(terms.absolute)
+        watcher.on_site(self.query, query, fan_out=reached.float())
         # Storing a spike is one addition to its trace; a key's also drives the current h of (1).
         watcher.on_site(self.key, key, fan_out=2.0, macs=False)
         watcher.on_site(self.value, value, fan_out=1.0, macs=False)
-        watcher.on_site(self.probability, e, fan_out=float(value.shape[-1]), live=live)
+        channels = e.new_full(e.shape[-1:], value.shape[-1])
+        channels[keys:] = 1  # a sink has no value
+        watcher.on_site(self.probability, e, fan_out=channels, live=live)
 
 
-def _float_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
+def _with_gains(
+    z: Tensor,
+    drive: Tensor,
+    unit: Tensor,
+    gain_q: Gain | None,
+    gain_k: Gain | None,
+    logs: Tensor | None,
 ) -> Tensor:
-    groups = q.shape[1] // k.shape[1]
-    scores = q @ _repeat(k, groups).transpose(-1, -2) * scaling
-    if mask is not None:
-        scores = scores + mask
-    return torch.softmax(scores, -1) @ _repeat(v, groups)
+    """``gain_k (gain_q unit z + drive) + logs``, in the memory of ``z`` if it can be.
+
+    Args:
+        z: Sums of whole numbers, ``[batch, heads, queries, keys]``.
+        drive: Of each key, ``[batch, heads, 1, keys]``.
+        unit: Of ``z``.
+        gain_q: Of each query; None if ranges are static.
+        gain_k: Of each key, likewise.
+        logs: Likewise.
+    """
+    if gain_q is None or gain_k is None:
+        return torch.addcmul(drive, z, unit, out=z)
+    if not gain_k.octaves:  # in two passes
+        drive = drive * gain_k.factor
+        if logs is not None:
+            drive += logs
+        z.mul_(gain_q.factor.to(z.dtype) * unit)
+        return torch.addcmul(drive, z, gain_k.factor.to(z.dtype), out=z)
+    z = gain_q.times(z.mul_(unit))
+    if logs is None:
+        return gain_k.times(z + drive)
+    return gain_k.times(z.add_(drive)).add_(logs)
+
+
+def _of_four_axes(mask: Tensor | None) -> Tensor | None:
+    return mask if mask is None else mask[(None,) * (4 - mask.dim())]
 
 
 def _repeat(x: Tensor, groups: int, axis: int = 1) -> Tensor:

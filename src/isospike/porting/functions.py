@@ -31,6 +31,7 @@ from isospike.circuits.arithmetic import (
 from isospike.circuits.digits import SignedDigitFormat, add_spikes, gated_add
 from isospike.circuits.few_spike import BUILTIN
 from isospike.circuits.integers import CELLS, lookup, lookup_table, take
+from isospike.circuits.softcap import soft_cap_spikes
 from isospike.hf.modules import ACTIVATIONS, Activation, GatedMLP, Norm, Product
 from isospike.kernels.runtime.buffers import cache_blocks
 from isospike.porting.run import CircuitStats, Run
@@ -361,6 +362,22 @@ def softmax_stats(
     true = torch.exp2(below / CELLS)
     return _stats(name, "softmax", 2 * n + 4 * r, updates + float(finding[rows].sum()),
                 float(spikes), float(ops), e[live], true[live])  # fmt: skip
+
+
+def softcap_stats(name: str, x: Tensor, y: Tensor, cap: float) -> CircuitStats:
+    """The bound of one attention's scores.
+
+    Args:
+        name: The attention.
+        x: Its scores.
+        y: What the circuit made of them.
+        cap: The bound.
+    """
+    spikes, ops = (float(each.sum()) for each in soft_cap_spikes(x, cap))
+    n = float(x.numel())
+    # ON, OFF, square, upper and lower line, reciprocal; as many steps for each.
+    return _stats(name, "activation", 6 * n, 6 * n * FEW_STEPS, spikes, ops, y,
+                  cap * torch.tanh(x / cap))  # fmt: skip
 
 
 def _stats(
