@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import isospike
-from isospike.porting.trace import count_float_ops, operand_kind, trace_products
+from isospike.porting.operands import operand_kind
+from isospike.porting.trace import count_float_ops, trace_products
 
 ROWS, CHANNELS = 32, 6
 

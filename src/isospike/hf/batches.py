@@ -28,9 +28,10 @@ def batch_size(batch: Batch) -> int:
 
 def rows_of(batch: Batch, rows: slice) -> dict[str, Any]:
     """Some rows of a batch; an argument with another first axis, such as one row of positions for
-    all, stays whole."""
+    all, stays whole; what was one tensor stays one."""
     size = batch_size(batch)
-    return {k: v[rows] if _has_rows(v, size) else v for k, v in batch.items()}
+    cut = {id(v): v[rows] for v in batch.values() if _has_rows(v, size)}
+    return {k: cut.get(id(v), v) for k, v in batch.items()}
 
 
 def streams(batch: Batch) -> dict[str, int]:

@@ -66,8 +66,8 @@ def measure_axes(shapes: Callable[[Batch], Shapes], sample: Batch) -> dict[str, 
         sample: A few rows of its inputs.
     """
     whole = shapes(sample)
-    rows = _changed(shapes, whole, _other_rows(sample))
-    tokens = {prefix: _changed(shapes, whole, _shorter(sample, prefix))
+    rows = _changed(shapes, whole, other_rows(sample))
+    tokens = {prefix: _changed(shapes, whole, shorter(sample, prefix))
               for prefix in streams(sample)}  # fmt: skip
     found = {}
     for name in whole:
@@ -75,6 +75,17 @@ def measure_axes(shapes: Callable[[Batch], Shapes], sample: Batch) -> dict[str, 
         at, stream = min(hits, default=(None, ""))
         row_axes = rows.get(name, ())
         found[name] = Axes(min(row_axes) if row_axes else None, at, stream)
+    return found
+
+
+def variants(sample: Batch) -> list[list[dict[str, Any]]]:
+    """The sample with another number of rows, and with one token less in each of its sequences (one
+    entry less of the second axis, where no argument is known to hold tokens); in several ways, of
+    which a model may take none."""
+    found = [other_rows(sample), *(shorter(sample, prefix) for prefix in streams(sample))]
+    if len(found) == 1:
+        sizes = {x.shape[1] for x in sample.values() if isinstance(x, Tensor) and x.dim() > 2}
+        found += [[_cut(sample, list(sample), n)] for n in sizes if n > 1]
     return found
 
 
@@ -95,7 +106,7 @@ def _changed(
     return {}
 
 
-def _other_rows(sample: Batch) -> list[dict[str, Any]]:
+def other_rows(sample: Batch) -> list[dict[str, Any]]:
     """The sample with another number of rows."""
     size = batch_size(sample)
     if size > 1:
@@ -104,7 +115,7 @@ def _other_rows(sample: Batch) -> list[dict[str, Any]]:
              for k, v in sample.items()}]  # fmt: skip
 
 
-def _shorter(sample: Batch, prefix: str) -> list[dict[str, Any]]:
+def shorter(sample: Batch, prefix: str) -> list[dict[str, Any]]:
     """The sample with one token less in one of its sequences; labels may belong to it or not."""
     length = streams(sample)[prefix]
     others = tuple(p for p in ("decoder_", "encoder_") if p != prefix)

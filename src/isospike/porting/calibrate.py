@@ -3,7 +3,6 @@
 import torch
 
 from isospike.errors import InputError
-from isospike.porting.attention import SpikingAttention
 from isospike.porting.functions import SpikingGatedMLP, SpikingNorm
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
@@ -28,7 +27,7 @@ def calibrate(ported: Ported, statistics: Statistics, dynamic: bool) -> None:
         site.octaves = ported.run.mode.spiking
     readers: dict[str, list[SpikingProduct]] = {}
     for product in ported.products:
-        if isinstance(product, SpikingAttention):
+        if not isinstance(product, SpikingProduct):
             product.calibrate(statistics, dynamic)
         else:
             readers.setdefault(product.site.name, []).append(product)
@@ -56,5 +55,5 @@ def _fit(site: Site, readers: list[SpikingProduct], statistics: Statistics, dyna
     if not dynamic:
         site.fit(sample.with_extremes)
         return
-    every = torch.cat([p.weight.transpose(0, 1).flatten(1) for p in readers], 1)
+    every = torch.cat([p.by_input for p in readers], 1)
     site.follow(statistics.dynamic_range(site.name, every.norm(dim=1)), sample.extremes)

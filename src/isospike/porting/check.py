@@ -10,14 +10,22 @@ from torch import nn
 
 from isospike.errors import InputError, UnsupportedError
 from isospike.hf.batches import Batch
+from isospike.porting.attention import SpikingAttention
 from isospike.porting.discover import Survey, survey
 from isospike.porting.functions import SpikingActivation, SpikingGatedMLP, SpikingNorm
+from isospike.porting.matmul import SpikingMatmul, SpikingScale
 from isospike.porting.product import SpikingProduct
 from isospike.report.result import Provenance, Report
 from isospike.report.table import Table
 
 SPIKES, FLOAT, REFUSED = "spikes", "float", "refused"
 ROWS, TOKENS = 2, 8  # of a sample that is made up
+_PRODUCTS = {
+    SpikingProduct: "weighted product",
+    SpikingMatmul: "product of two activations",
+    SpikingScale: "product of two activations",
+    SpikingAttention: "attention",
+}
 _CIRCUITS = {
     SpikingActivation: "activation", SpikingNorm: "normalisation", SpikingGatedMLP: "gated MLP",
 }  # fmt: skip
@@ -162,8 +170,7 @@ def _entries(found: Survey) -> list[ModuleCheck]:
     ]
     for product in found.ported.products:
         if product.name not in found.refused:
-            kind = "weighted product" if isinstance(product, SpikingProduct) else "attention"
-            entries.append(ModuleCheck(product.name, kind, SPIKES))
+            entries.append(ModuleCheck(product.name, _PRODUCTS[type(product)], SPIKES))
     for circuit in found.ported.circuits:
         entries.append(ModuleCheck(circuit.name, _CIRCUITS[type(circuit)], SPIKES))
     for name in found.unreached:

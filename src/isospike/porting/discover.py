@@ -1,7 +1,7 @@
 """Find every product of a model, and what reads the same input: one copy, one traced run."""
 
 import copy
-import itertools
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +15,11 @@ from isospike.circuits.digits import SignedDigitFormat
 from isospike.errors import UnsupportedError
 from isospike.hf.attention import HANDLE, attend_on_handle, has_interface, route, routed
 from isospike.hf.batches import Batch, first_output
+from isospike.hf.experts import one_by_one
 from isospike.hf.modules import ACTIVATIONS, Product, recognise
 from isospike.porting.attention import SpikingAttention
-from isospike.porting.axes import Axes, measure_axes
+from isospike.porting.axes import Axes, measure_axes, variants
+from isospike.porting.calls import OWN, Hooks, Runner
 from isospike.porting.fidelity import check_same, draws_random_numbers, in_float32, same_draws
 from isospike.porting.functions import Reencoder
 from isospike.porting.instrument import (
@@ -25,17 +27,15 @@ from isospike.porting.instrument import (
     copy_of,
     guard,
     place_circuits,
-    refusal,
     replacement,
 )
-from isospike.porting.ported import CIRCUITS, Ported
+from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
+from isospike.porting.recorder import HANDLED, Recorder, install
 from isospike.porting.run import ATTRIBUTE, Mode, Run, Watcher
-from isospike.porting.sites import Site, tensor_version
+from isospike.porting.sites import HEADS, Site, tensor_version
 from isospike.porting.trace import Product as TracedProduct
 from isospike.porting.trace import trace
-
-Replaced = (*CIRCUITS, SpikingProduct, SpikingAttention)
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def discover(
         further: More inputs, for modules that the sample does not reach.
 
     Raises:
-        UnsupportedError: The model is a port; it has a product outside Linear, Conv1D,
-            Conv2d and the transformers attention interface; a non-linear function that no
-            circuit computes, or a module that does more than its class: named by its module.
+        UnsupportedError: The model is a port; it has a product that no function of torch computes
+            where Python sees it (an LSTM's, one in a script), or a non-linear function that no
+            circuit computes: named by its module.
     """
     found = survey(model, sample, functions, further)
     for reason in found.refused.values():
@@ -138,55 +138,158 @@ def survey(
             f"port needs a float model, got a {type(model).__name__} that is already ported. Port "
             "the original."
         )
-    for name, module in model.named_modules():
-        if any(isinstance(v, Tensor) and not v.is_leaf for v in vars(module).values()):
-            raise UnsupportedError(refusal(name, module, "a weight that is computed"))
     run = Run(Mode(functions=functions))
-    copied = copy.deepcopy(model).eval().float()
+    copied = _copy(model)
     replaced = place_circuits(copied, run) if run.mode.spiking else {}
-    refused: dict[str, str] = {}
-    replaced |= _replace_products(model, copied, run, refused)
+    replaced |= _replace_products(model, copied, run)
     route(copied)
     attach_run(copied, run)
-    inputs = _Inputs()
-    left = set(replaced)
-    with _reached(copied, left):
-        for batch in itertools.chain([sample], further):
-            _attach_attention(copied, run, batch)
+    hooks = Hooks(copied, run)
+    passes = _Passes(copied, run, hooks, sample, further)
+    while passes.find(replaced):
+        hooks.refresh()
+    if install(copied, passes.recorder, run):
+        hooks.refresh()
+        run.multiplier = Runner()
+    else:
+        hooks.remove()
+    for name in passes.unreached:
+        guard(name, copied.get_submodule(name))
+    if not passes.refused:
+        _group_sites(copied, passes.inputs())
+    wanted = run.mode.spiking and not passes.refused
+    in_float = _functions_in_float(copied, sample) if wanted else {}
+    unreached = (*passes.unreached, *passes.recorder.partly)
+    return Survey(Ported(copied, run), unreached, passes.refused, in_float)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy in ``eval`` mode and float32; computed weights, which a hook computes anew, too."""
+    computed = [v for m in model.modules() for v in vars(m).values()
+                if isinstance(v, Tensor) and not v.is_leaf]  # fmt: skip
+    memo: dict[int, Any] = {id(v): v.detach().clone() for v in computed}
+    copied = copy.deepcopy(model, memo).eval().float()
+    one_by_one(copied)
+    return copied
+
+
+class _Passes:
+    """Runs a copy of a model until it is known what it multiplies.
+
+    Attributes:
+        recorder: The products that are called.
+        unreached: Modules that no input reached, neither as they are nor replaced.
+        refused: Modules with a product that spikes cannot enter, and why.
+    """
+
+    def __init__(
+        self, copied: nn.Module, run: Run, hooks: Hooks, sample: Batch, further: Iterable[Batch]
+    ) -> None:
+        self.copied, self.run, self.hooks = copied, run, hooks
+        self.sample, self.further = sample, tuple(further)
+        self.recorder = Recorder(copied)
+        self.unreached: list[str] = []
+        self.gates: dict[tuple[str, str], None] = {}
+        self.refused: dict[str, str] = {}
+        self.batches: list[Batch] = []
+
+    def find(self, replaced: dict[str, nn.Module]) -> bool:
+        """Look for products.
+
+        Modules are put back, so that what they call is found, that run several times, whose weight
+        others read, or that did not run (which may depend on their class).
+
+        Args:
+            replaced: The original of every module that was replaced, by name.
+
+        Returns:
+            Whether to look again.
+        """
+        self.recorder = Recorder(self.copied, tuple(self.gates))
+        gates = len(self.gates)
+        self.refused, self.batches = {}, []
+        left = dict.fromkeys((*replaced, *self.unreached))
+        with _reached(self.copied, left):
+            back = self._pass(self.sample, replaced)
+            if self.recorder.placed:  # what of it changes with the input, or is called later?
+                for others in variants(self.sample):
+                    back |= self._any(others, replaced)
+                back |= self._any([self.sample], replaced, write=True)
+            for batch in self.further:
+                if not left and not self.recorder.partly:
+                    break
+                back |= self._pass(batch, replaced)
+        self.unreached = list(left)
+        back |= left.keys() & replaced.keys()
+        for name in back:
+            self.copied.set_submodule(name, replaced.pop(name))
+        return bool(back) or len(self.gates) > gates
+
+    def inputs(self) -> "_Inputs":
+        """What every site reads."""
+        inputs = _Inputs()
+        for batch in self.batches:
             inputs.start()
-            with torch.no_grad(), run.watching(inputs):
-                found = trace(copied, batch, judge=False, owners=_owners(copied))
-            seen = _products_outside(copied, found.products) | _run_twice(inputs)
-            for name, reason in (seen | _read_elsewhere(found.readers, seen)).items():
-                refused.setdefault(name, reason)
-            if not left:
-                break
-    unreached = tuple(name for name in replaced if name in left)
-    for name in unreached:  # a circuit before the products within it
-        copied.set_submodule(name, replaced[name])
-        guard(name, replaced[name])
-    if not refused:
-        _group_sites(copied, inputs)
-    in_float = _functions_in_float(copied, sample) if run.mode.spiking and not refused else {}
-    return Survey(Ported(copied, run), unreached, refused, in_float)
+            with torch.no_grad(), self.run.watching(inputs):
+                self.copied(**batch)
+        return inputs
+
+    def _pass(
+        self, batch: Batch, replaced: Mapping[str, nn.Module], write: bool = False
+    ) -> set[str]:
+        _attach_attention(self.copied, self.run, batch)
+        self.hooks.refresh()
+        recorder = self.run.multiplier = self.recorder
+        try:
+            with torch.no_grad(), recorder.passing():
+                found = trace(
+                    self.copied, batch, judge=False, owners=_owners(self.copied),
+                    recorder=recorder, call=_write if write else None,
+                )  # fmt: skip
+        finally:
+            self.run.multiplier = None
+        if not write:
+            self.batches.append(batch)
+        self.gates |= dict.fromkeys(sorted(found.labels))
+        for name, reason in _products_outside(self.copied, found.products).items():
+            self.refused.setdefault(name, reason)
+        return {n for n, count in recorder.entries.items() if count > 1 and n in replaced
+                and isinstance(self.copied.get_submodule(n), SpikingProduct)} | {
+                *found.readers}  # fmt: skip
+
+    def _any(
+        self, batches: Iterable[Batch], replaced: Mapping[str, nn.Module], write: bool = False
+    ) -> set[str]:
+        """A pass over the first of some batches that the model accepts."""
+        for batch in batches:
+            try:
+                return self._pass(batch, replaced, write)
+            except Exception:  # noqa: BLE001 - arguments that do not fit each other
+                continue
+        return set()
 
 
-def _read_elsewhere(readers: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:
-    """Modules whose weights others read, and why that is refused, beside what is ``known``."""
-    return {
-        name: f"the weight and bias of {name} to be read by that module alone, got "
-        f"{reader or 'the model'} that reads them too. This model cannot be ported."
-        for name, reader in readers.items()
-        if name not in known
-    }
+def _write(model: nn.Module, batch: Batch) -> None:
+    """Have a model write two tokens, the second with the cache of the first."""
+    writing: Any = model
+    if not writing.can_generate():
+        raise TypeError
+    given = {k: v for k, v in batch.items() if not k.startswith("decoder_") and k != "labels"}
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # a batch that is padded on the right is meant to be
+    try:
+        writing.generate(**given, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
-def _reached(model: nn.Module, left: set[str]) -> Iterator[None]:
+def _reached(model: nn.Module, left: dict[str, None]) -> Iterator[None]:
     """Take the modules that are called out of ``left``."""
 
     def take(name: str) -> Any:
-        return lambda *_: left.discard(name)
+        return lambda *_: left.pop(name, None)
 
     hooks = [model.get_submodule(n).register_forward_pre_hook(take(n)) for n in list(left)]
     try:
@@ -214,31 +317,28 @@ def _products_outside(copied: nn.Module, traced: Sequence[TracedProduct]) -> dic
             kind = type(copied.get_submodule(product.module)).__name__
             refused.setdefault(
                 product.module,
-                "every matrix product in a Linear, Conv1D, Conv2d or the transformers attention "
-                f"interface, got {product.op} in {product.module or 'the model'} ({kind}). This "
-                "model cannot be ported.",
+                f"products that functions of torch compute in Python's sight, got {product.op} in "
+                f"{product.module or 'the model'} ({kind}). This model cannot be ported.",
             )
     return refused
 
 
 def _outside(copied: nn.Module, product: TracedProduct) -> bool:
-    owner = copied.get_submodule(product.module)
-    return product.contraction > 1 and not isinstance(owner, Replaced)
+    if product.module == HANDLED or product.contraction <= 1 or not product.macs:
+        return False
+    return not isinstance(copied.get_submodule(product.module), OWN)
 
 
-def _replace_products(
-    model: nn.Module, copied: nn.Module, run: Run, refused: dict[str, str]
-) -> dict[str, nn.Module]:
-    """Replace the products of the copy; those that were, by name."""
+def _replace_products(model: nn.Module, copied: nn.Module, run: Run) -> dict[str, nn.Module]:
+    """Replace the plain products of the copy; those that were, by name. Of others, what they call
+    is found."""
     replaced = {}
     for name, module in model.named_modules():
         if isinstance(recognise(module), Product):
             original = copied.get_submodule(name)
-            try:
-                copied.set_submodule(name, replacement(name, original, run))
-            except UnsupportedError as error:
-                refused[name] = str(error).removeprefix("port needs ")
-            else:
+            product = replacement(name, original, run)
+            if product is not None:
+                copied.set_submodule(name, product)
                 replaced[name] = original
     return replaced
 
@@ -356,18 +456,6 @@ class _Mixing:
             hook.remove()
 
 
-def _run_twice(inputs: _Inputs) -> dict[str, str]:
-    """Modules that ran more than once, and why that is refused."""
-    return {
-        name.partition(":")[0]: (
-            f"each module to run once per input, got {name.partition(':')[0]} run {times} times. "
-            "Models that share weights between layers cannot be ported."
-        )
-        for name, times in inputs.count.items()
-        if times > 1
-    }
-
-
 def _group_sites(copied: nn.Module, inputs: _Inputs) -> None:
     """One site per distinct input: products that read the same tensor read the same neurons."""
     by_input: dict[tuple[int, int], Site] = {}
@@ -376,12 +464,12 @@ def _group_sites(copied: nn.Module, inputs: _Inputs) -> None:
     for placeholder, x, version in inputs.seen:
         module = readers.get(id(placeholder))
         if module is None:
-            shapes[placeholder.name] = (x.shape[1], 1, x.shape[-1])
+            if placeholder.kind in HEADS:
+                shapes[placeholder.name] = (x.shape[1], 1, x.shape[-1])
             continue
         site = by_input.get((id(x), version))
         if site is None:
-            channels = (module.in_channels,) if module.conv is None else (module.in_channels, 1, 1)
-            site = Site(module.name, module.kind, module.site.code, channels)
+            site = Site(module.name, module.kind, module.site.code, module.channels)
             by_input[id(x), version] = site
         else:
             site.shared = True
@@ -400,6 +488,6 @@ def _functions_in_float(copied: nn.Module, sample: Batch) -> dict[str, tuple[str
     outside = [p for p in found.products if not p.matrix and _outside(copied, p)]
     left: dict[str, tuple[str, ...]] = {}
     for name, operator in [*((p.module, p.op) for p in outside), *found.operators]:
-        if not isinstance(copied.get_submodule(name), Replaced):
+        if not isinstance(copied.get_submodule(name), OWN):
             left[name] = (*left.get(name, ()), operator)
     return left

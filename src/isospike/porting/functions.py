@@ -414,3 +414,6 @@ def make_circuit(
     if isinstance(known, GatedMLP):
         return SpikingGatedMLP(name, run, module, known)
     return None
+
+
+CIRCUITS = (SpikingActivation, SpikingNorm, SpikingGatedMLP)

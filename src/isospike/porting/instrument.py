@@ -14,9 +14,13 @@ from isospike import codes
 from isospike.circuits.digits import SignedDigitFormat
 from isospike.errors import UnsupportedError
 from isospike.hf.attention import HANDLE, route
+from isospike.hf.experts import one_by_one
 from isospike.hf.modules import Product, recognise
 from isospike.porting.attention import SpikingAttention
+from isospike.porting.calls import CALLS, Call, Hooks, Runner, restore
 from isospike.porting.functions import make_circuit
+from isospike.porting.lowering import Convolution
+from isospike.porting.matmul import SpikingMatmul, SpikingScale
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import ATTRIBUTE, Run, run_of
@@ -70,29 +74,28 @@ def place_circuits(model: nn.Module, run: Run) -> dict[str, nn.Module]:
     return replaced
 
 
+def special(module: nn.Module) -> str:
+    """What a module does beyond what its class computes; empty for nothing."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "a hook"
+    if "forward" in vars(module):
+        return "a forward of its own"
+    if any(isinstance(vars(module).get(w), Tensor) for w in ("weight", "bias")):
+        return "a weight that is computed"
+    return ""
+
+
 def check_plain(name: str, module: nn.Module) -> None:
-    """Refuse to replace a module that does more than what its class computes.
+    """Refuse to put a circuit in the place of a module that does more than its class.
 
     Raises:
         UnsupportedError: It has hooks, a ``forward`` of its own or a weight that is computed.
     """
-    if module._forward_hooks or module._forward_pre_hooks:
-        special = "a hook"
-    elif "forward" in vars(module):
-        special = "a forward of its own"
-    elif any(isinstance(vars(module).get(w), Tensor) for w in ("weight", "bias")):
-        special = "a weight that is computed"
-    else:
-        return
-    raise UnsupportedError(refusal(name, module, special))
-
-
-def refusal(name: str, module: nn.Module, special: str) -> str:
-    """What is said of a module that does more than its class."""
-    return (
-        f"port needs a plain {type(module).__name__} in {name}, got one with {special}, which its "
-        "spiking form would lose. Remove it, or merge what it does into the weights."
-    )
+    if does := special(module):
+        raise UnsupportedError(
+            f"port needs a plain {type(module).__name__} in {name}, got one with {does}, which its "
+            "spiking form would lose. Remove it, or keep the functions in float."
+        )
 
 
 def guard(name: str, module: nn.Module) -> None:
@@ -107,27 +110,17 @@ def _refuse(name: str, module: nn.Module, args: Any) -> None:
     )
 
 
-def replacement(name: str, module: nn.Module, run: Run) -> SpikingProduct:
-    """The product of spikes that stands for a product with a weight.
-
-    Raises:
-        UnsupportedError: A convolution of another kind.
-    """
+def replacement(name: str, module: nn.Module, run: Run) -> SpikingProduct | None:
+    """The product of spikes that stands for a product with a weight; None where it does more than
+    its class, or pads its input in another way than by zeros."""
     known = recognise(module)
-    if not isinstance(known, Product):
-        raise UnsupportedError(
-            f"port needs a plain product in {name}, got {type(module).__name__}. This model cannot "
-            "be ported."
-        )
-    check_plain(name, module)
+    if not isinstance(known, Product) or special(module):
+        return None
     if not isinstance(module, nn.Conv2d):
-        return _described(SpikingProduct(name, run, known.weight, known.bias, None), module)
-    if module.groups != 1 or isinstance(module.padding, str) or module.padding_mode != "zeros":
-        raise UnsupportedError(
-            f"port needs Conv2d with groups=1 and zero padding given as numbers, got {module} in "
-            f"{name}. This model cannot be ported."
-        )
-    conv = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+        return _described(SpikingProduct(name, run, known.weight, known.bias), module)
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        return None
+    conv = Convolution(module.stride, module.dilation, module.groups, module.padding)
     return _described(SpikingProduct(name, run, known.weight, known.bias, conv), module)
 
 
@@ -245,24 +238,37 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> Ported:
         place_circuits(model, run)
     found = {name: _saved_site(name, s) for name, s in spec["sites"].items()}
     for name, site in spec["products"].items():
+        if CALLS in name.split("."):
+            continue
         product = replacement(name, model.get_submodule(name), run)
+        if product is None:
+            raise UnsupportedError(
+                f"load needs a plain product in {name}, got another. Port the model again."
+            )
         product.site = found[site]
         # A storage of its own: an output layer may still be tied to the embedding.
         product.weight = nn.Parameter(torch.empty_like(product.weight), requires_grad=False)
         model.set_submodule(name, product)
+    restore(model, {n: [Call(**c) for c in each] for n, each in spec["calls"].items()}, run)
     for name, module in model.named_modules():
-        if isinstance(recognise(module), Product):
+        if isinstance(recognise(module), Product) and name not in spec["calls"]:
             guard(name, module)
     route(model)
+    one_by_one(model)
     for name in spec["attention"]:
-        attention = SpikingAttention(name, run)
-        for kind in ("query", "key", "value", "probability"):
-            setattr(attention, kind, found[f"{name}:{kind}"])
-        heads, _, channels = attention.query.offset.shape
-        attention.gain = torch.zeros(heads, 1, channels)
-        attention.current = torch.zeros(heads, channels, 1)
-        attention.unit = torch.zeros(heads, 1, 1)
-        setattr(model.get_submodule(name), HANDLE, attention)
+        if ":" not in name:
+            setattr(model.get_submodule(name), HANDLE, SpikingAttention(name, run))
+    for path, module in model.named_modules():
+        if isinstance(module, SpikingProduct) and path in spec["products"]:
+            module.site = found[spec["products"][path]]
+        elif isinstance(module, SpikingAttention | SpikingMatmul | SpikingScale):
+            for site in module.sites:
+                setattr(module, site.kind, found[site.name])
+        if isinstance(module, SpikingAttention):
+            heads, _, channels = module.query.offset.shape
+            module.gain = torch.zeros(heads, 1, channels)
+            module.current = torch.zeros(heads, channels, 1)
+            module.unit = torch.zeros(heads, 1, 1)
     for name, parts in spec["digits"].items():
         for part, (grid, steps) in parts.items():
             module = model.get_submodule(name)
@@ -272,6 +278,9 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> Ported:
                 )
             setattr(module, part, SignedDigitFormat(grid, steps))
     attach_run(model, run)
+    if spec["calls"]:
+        Hooks(model, run)
+        run.multiplier = Runner()
     return Ported(model, run)
 
 

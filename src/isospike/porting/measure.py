@@ -22,7 +22,7 @@ from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.records import CircuitReport, Raster, SiteReport
 from isospike.porting.run import CircuitStats, Run, Watcher
-from isospike.porting.sites import Reading, Site
+from isospike.porting.sites import OPERANDS, Reading, Site
 from isospike.porting.trace import count_float_ops
 
 TABLE_LEVELS = 2**16  # up to here spikes are counted by looking them up
@@ -151,7 +151,7 @@ class Meter(Watcher):
         sums.squared += float((x.square() * keep).sum(dtype=torch.float64))
         if site.dynamic:
             self._add_gain(site, reading, keep, fan_out)
-        if self.dimension and site.kind != "probability":
+        if self.dimension and site.kind not in ("probability", *OPERANDS):
             rows = site_rows(self.run, site, x)
             sums.moments = sums.moments or Moments(rows.shape[1], rows.device)
             sums.moments.update(rows)
@@ -292,7 +292,8 @@ def _has_logits(output: Any) -> bool:
 
 
 def _mask_at(run: Run, site: Site, x: Tensor) -> Tensor | None:
-    return None if site.kind == "conv" else run.mask_at(site.name, x)
+    mask = None if site.kind == "conv" else run.mask_at(site.name, x)
+    return None if mask is None or mask.shape[-1] > 1 else mask
 
 
 def site_reports(

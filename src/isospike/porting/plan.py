@@ -196,7 +196,8 @@ class Builder:
             return dict.fromkeys(self.discovery.names, plain)
         octave = kind.steps_per_octave or 1
         for site in self.discovery.template.sites:
-            if site.kind == "probability":
+            weights = site.kind == "left" and self.statistics.one_sided(site)
+            if site.kind == "probability" or weights:
                 longer = kind(min(kind.max_steps, steps + 2 * octave))
                 if longer.levels > WEIGHT_LEVELS:
                     longer = kind(min(kind.max_steps, steps + octave))

@@ -9,14 +9,19 @@ from torch import nn
 
 from isospike.codes import WeightedCode
 from isospike.porting.attention import SpikingAttention
-from isospike.porting.functions import SpikingActivation, SpikingGatedMLP, SpikingNorm
+from isospike.porting.functions import (
+    CIRCUITS,
+    SpikingActivation,
+    SpikingGatedMLP,
+    SpikingNorm,
+)
+from isospike.porting.matmul import SpikingMatmul, SpikingScale
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import Run, run_of
 from isospike.porting.sites import Site
 
-CIRCUITS = (SpikingActivation, SpikingNorm, SpikingGatedMLP)
 Circuit = SpikingActivation | SpikingNorm | SpikingGatedMLP
-Product = SpikingProduct | SpikingAttention
+Product = SpikingProduct | SpikingAttention | SpikingMatmul | SpikingScale
 
 
 @dataclass(frozen=True)

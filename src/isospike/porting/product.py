@@ -1,4 +1,4 @@
-"""The module that replaces a product with a weight: Linear, Conv1D, Conv2d.
+"""The module that stands for a product with a weight: a Linear, a convolution.
 
 Every module of a port runs in one of two phases (:class:`isospike.porting.run.Run`):
 
@@ -10,6 +10,7 @@ enter the products, and weighted currents add up in the membranes. Collapsed mul
 that the spike trains spell, once.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ from isospike.kernels.product.trains import pair_weights, spike_steps
 from isospike.kernels.runtime.buffers import Purpose, cache_blocks
 from isospike.kernels.runtime.precision import in_float32
 from isospike.porting.functions import Reencoder
+from isospike.porting.lowering import Convolution
 from isospike.porting.run import Run
 from isospike.porting.sites import Gain, Site, tensor_version
 from isospike.porting.statistics import Sample
@@ -47,7 +49,7 @@ _HAS_ONEDNN = (
 
 
 class SpikingProduct(Reencoder):
-    """A Linear, Conv1D or Conv2d whose input arrives as spikes.
+    """A product with a weight whose input arrives as spikes.
 
     (1)  y = W x + b ~ gain * (W amplitude) N + (W offset + b + c)
 
@@ -56,8 +58,9 @@ class SpikingProduct(Reencoder):
     a product of binary spikes.
 
     Attributes:
-        name: Path of the module it replaces.
-        weight: ``[out, in]`` or ``[out, in, height, width]``; once calibrated, W amplitude.
+        name: Path of the module, or name of the call, that it stands for.
+        weight: ``[out, in]``, of a convolution ``[out, in / groups, ...]``; once calibrated, W
+            amplitude.
         bias: Once calibrated, the bracket of (1).
         step: Grid of each output's weights, a power of two; 0 where they are not on one.
         site: The neurons at its input, shared with the products that read the same tensor.
@@ -68,7 +71,12 @@ class SpikingProduct(Reencoder):
     step: Tensor
 
     def __init__(
-        self, name: str, run: Run, weight: Tensor, bias: Tensor | None, conv: dict[str, Any] | None
+        self,
+        name: str,
+        run: Run,
+        weight: Tensor,
+        bias: Tensor | None,
+        conv: Convolution | None = None,
     ) -> None:
         super().__init__(name, run)
         self.conv = conv
@@ -91,16 +99,20 @@ class SpikingProduct(Reencoder):
 
     @property
     def in_channels(self) -> int:
-        return self.weight.shape[1]
+        return self.weight.shape[1] * (1 if self.conv is None else self.conv.groups)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Shape of its site's channels."""
+        return (self.in_channels, *[1] * (0 if self.conv is None else self.conv.dims))
 
     @in_float32
     def forward(self, x: Tensor) -> Tensor:
         return self.reencoded(self._forward(x))
 
     def _forward(self, x: Tensor) -> Tensor:
-        if self.conv is not None and any(self.conv["padding"]):
-            ph, pw = self.conv["padding"]
-            x = F.pad(x, (pw, pw, ph, ph))  # padding is an input like any other: it is coded too
+        if self.conv is not None:
+            x = self.conv.pad(x)  # padding is an input like any other: it is coded too
         if self.run.phase == "run":
             return self._run(x)
         x = self.run.seen(self.site, x.to(self.weight.dtype))
@@ -149,7 +161,8 @@ class SpikingProduct(Reencoder):
         for weight, spikes in spike_steps(code, words):
             s = spikes.to(both.dtype)
             y = y + weight * self._product(s if self.conv is None else s.movedim(-1, 1), both)
-        return self._finish(y, gain)
+        # Laid out as a collapsed run does it: what follows may round by where values lie.
+        return self._finish(y.contiguous(), gain)
 
     def _fast(self, integers: Tensor, gain: Gain | None) -> Tensor:
         weight, bias = self._once(
@@ -178,11 +191,14 @@ class SpikingProduct(Reencoder):
         inputs = sample.some(REACH_ROWS) if self.conv is None else torch.cat(sample.images)
         integers, gain = site.read(inputs.to(self.weight.dtype))
         wanted = self._mean(inputs, self.weight)
-        kernel_sum = self.weight if self.conv is None else self.weight.sum((2, 3))
-        self.bias.add_(kernel_sum @ site.offset.flatten())
-        wanted -= kernel_sum @ site.offset.flatten()
+        if self.conv is None:
+            resting = self.weight @ site.offset.flatten()
+        else:
+            resting = (self.weight * self._by_input(site.offset)).flatten(1).sum(1)
+        self.bias.add_(resting)
+        wanted -= resting
         # Out of place: an embedding may share the float weight.
-        weight = self.weight * site.amplitude
+        weight = self.weight * self._by_input(site.amplitude)
         if site.code.levels <= EXACT_LEVELS:
             reach = self._channels_last(self._product(integers.abs(), weight.abs()))
             reach = reach.flatten(0, -2).amax(0) / 2**23
@@ -199,7 +215,23 @@ class SpikingProduct(Reencoder):
         """Mean of the products of ``x``: the product of their mean."""
         if self.conv is None:
             return weight @ x.mean(0)
-        return self._product(x.mean(0, keepdim=True), weight).mean((0, 2, 3))
+        return self._product(x.mean(0, keepdim=True), weight).movedim(1, -1).flatten(0, -2).mean(0)
+
+    def _by_input(self, x: Tensor) -> Tensor:
+        """A value of each input channel, to multiply the weights with."""
+        if self.conv is None or self.conv.groups == 1:
+            return x
+        each = len(self.weight) // self.conv.groups
+        grouped = x.view(self.conv.groups, 1, -1).expand(-1, each, -1)
+        return grouped.flatten(0, 1).view(*self.weight.shape[:2], *[1] * self.conv.dims)
+
+    @property
+    def by_input(self) -> Tensor:
+        """The weights of each input channel, ``[in, ...]``."""
+        if self.conv is None or self.conv.groups == 1:
+            return self.weight.transpose(0, 1).flatten(1)
+        grouped = self.weight.view(self.conv.groups, -1, *self.weight.shape[1:])
+        return grouped.transpose(1, 2).flatten(0, 1).flatten(1)
 
     def _can_pack(self) -> bool:
         return self.conv is None and can_pack(self.weight) and bool((self.step > 0).all())
@@ -219,10 +251,10 @@ class SpikingProduct(Reencoder):
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.conv is None:
             return F.linear(x, weight)
-        return F.conv2d(x, weight, stride=self.conv["stride"], dilation=self.conv["dilation"])
+        return self.conv.apply(x, weight)
 
     def _along(self, bias: Tensor) -> Tensor:
-        return bias if self.conv is None else bias[:, None, None]
+        return bias if self.conv is None else bias.view(-1, *[1] * self.conv.dims)
 
     def _channels_last(self, x: Tensor) -> Tensor:
         return x if self.conv is None else x.movedim(1, -1)
@@ -232,8 +264,8 @@ class SpikingProduct(Reencoder):
         """Additions that one input spike causes; for a convolution, away from the border."""
         if self.conv is None:
             return float(self.weight.shape[0])
-        (kh, kw), (sh, sw) = self.weight.shape[2:], self.conv["stride"]
-        return float(self.weight.shape[0] * kh * kw / (sh * sw))
+        kernel, stride = math.prod(self.weight.shape[2:]), math.prod(self.conv.stride)
+        return float(self.weight.shape[0] * kernel / (stride * self.conv.groups))
 
 
 def accumulation_dtype(weight: Tensor, *sites: Site) -> torch.dtype:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -166,6 +167,7 @@ class Run:
         axes: Where rows and tokens are in what each site reads, and (named "") in the output.
         masks: Masks of the unpadded tokens by stream, while a watcher sees a pass.
         wants_maps: Whether attention shall give its maps, as ``output_attentions=True`` asks.
+        multiplier: What computes the products that modules call; None if none call any.
     """
 
     mode: Mode = Mode()
@@ -175,6 +177,7 @@ class Run:
     axes: Mapping[str, Axes] = field(default_factory=dict)
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     wants_maps: bool = False
+    multiplier: Any = None
 
     @contextmanager
     def watching(

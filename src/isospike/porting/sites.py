@@ -21,6 +21,7 @@ MOST_SHARES = 255
 VALUE_LOWEST, VALUE_HIGHEST = -2, 5  # exponents of a value's gain that is a power of two
 MARGIN = 1.25  # of a gain's limit over the largest one on the calibration inputs
 HEADS = ("query", "key", "value")  # kinds of sites with a range for each head
+OPERANDS = ("left", "right")  # kinds of sites with one range for all channels
 
 
 class Reading(NamedTuple):
@@ -145,7 +146,7 @@ class Site(nn.Module):
     @property
     def gain_axes(self) -> tuple[int, ...]:
         """Axes that share a gain."""
-        return (-3, -2, -1) if self.kind == "conv" else (-1,)
+        return tuple(range(-self.offset.dim(), 0)) if self.kind == "conv" else (-1,)
 
     def fit(self, rows: Tensor) -> None:
         """Set a static range from a sample ``[rows, channels]``."""

@@ -25,6 +25,7 @@ from torch import nn
 from isospike.errors import InputError, UnsupportedError
 from isospike.porting.attention import SpikingAttention
 from isospike.porting.instrument import rebuild
+from isospike.porting.matmul import SpikingMatmul, SpikingScale
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import ATTRIBUTE, Mode, Run
 from isospike.porting.sites import Site
@@ -37,10 +38,9 @@ Header = Mapping[str, tuple[tuple[int, ...], torch.dtype | None]]
 DROPPED = frozenset(
     "attn_implementation _attn_implementation _attn_implementation_internal auto_map "
     "experts_implementation _experts_implementation quantization_config kernel_config use_kernels "
-    "trust_remote_code custom_pipelines backbone backbone_config use_timm_backbone "
-    "use_pretrained_backbone".split()
+    "trust_remote_code custom_pipelines backbone use_pretrained_backbone".split()
 )
-_OURS = (Site, SpikingProduct, SpikingAttention)
+_OURS = (Site, SpikingProduct, SpikingAttention, SpikingMatmul, SpikingScale)
 _LIBRARY = re.compile(r"transformers\.models\.\w+\.modeling_\w+")
 _MOST_SWITCHES = 4  # of a constructor, that are tried
 

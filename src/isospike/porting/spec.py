@@ -10,9 +10,12 @@ from torch import nn
 from isospike.circuits.digits import SignedDigitFormat
 from isospike.errors import InputError, UnsupportedError
 from isospike.porting.attention import SpikingAttention
+from isospike.porting.calls import CALLS, Call
+from isospike.porting.matmul import SpikingMatmul, SpikingScale
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import EXECUTIONS, FUNCTIONS, PRECISIONS
+from isospike.porting.sites import OPERANDS
 from isospike.report import codec
 
 FORMAT = 3
@@ -51,6 +54,8 @@ class PortSpec:
         sites: By name.
         products: The site of every product with a weight, by module.
         attention: Names of the attention modules.
+        operands: Names of the products of two activations.
+        calls: The products that modules call, by module.
         tokenizer: Names of the tokenizer's files.
         attributes: What :func:`changed_attributes` found.
         layers: Where no configuration builds the float model, the class of each of its modules.
@@ -66,6 +71,8 @@ class PortSpec:
     sites: dict[str, SiteSpec]
     products: dict[str, str]
     attention: list[str]
+    operands: list[str]
+    calls: dict[str, list[Call]]
     tokenizer: list[str]
     attributes: dict[str, dict[str, Plain]] = field(default_factory=dict)
     layers: dict[str, str] = field(default_factory=dict)
@@ -104,6 +111,10 @@ class PortSpec:
             sites=sites,
             products={n: m.site.name for n, m in modules.items() if isinstance(m, SpikingProduct)},
             attention=[m.name for m in modules.values() if isinstance(m, SpikingAttention)],
+            operands=[
+                m.name for m in modules.values() if isinstance(m, SpikingMatmul | SpikingScale)
+            ],
+            calls={n: getattr(m, CALLS).calls for n, m in modules.items() if hasattr(m, CALLS)},
             tokenizer=tokenizer,
         )
 
@@ -145,6 +156,8 @@ class PortSpec:
         used = {*self.products.values()}
         for name in self.attention:
             used |= {f"{name}:{kind}" for kind in ("query", "key", "value", "probability")}
+        for name in self.operands:
+            used |= {f"{name}:{kind}" for kind in OPERANDS}
         if not self.sites or used != set(self.sites):
             return "sites that no product reads, or products without a site"
         return ""

@@ -17,7 +17,7 @@ from isospike.porting.fidelity import same_draws
 from isospike.porting.gains import fit_scales
 from isospike.porting.ranges import Range
 from isospike.porting.run import Run, Watcher
-from isospike.porting.sites import HEADS, Site
+from isospike.porting.sites import HEADS, OPERANDS, Site, tensor_version
 
 MOST_ROWS = 2048  # rows kept of one site, about
 GOLDEN = (5**0.5 - 1) / 2
@@ -116,7 +116,7 @@ class Statistics(Watcher):
         self._ranges: dict[str, Range] = {}
         self._tokens = max(1, sum(map(count_tokens, batches)))
         self._batch: Batch = {}
-        self._seen: set[str] = set()
+        self._seen: dict[str, tuple[Tensor, int]] = {}
         for done, batch in enumerate(batches):
             progress.update("calibrate", done, len(batches))
             self._seen.clear()
@@ -126,8 +126,9 @@ class Statistics(Watcher):
         progress.update("calibrate", len(batches), len(batches))
 
     def on_input(self, site: Site, x: Tensor) -> Tensor:
-        if site.name not in self._seen:
-            self._seen.add(site.name)
+        last = self._seen.get(site.name)
+        if last is None or last[0] is not x or last[1] != tensor_version(x):  # not another reader
+            self._seen[site.name] = x, tensor_version(x)
             if site.kind == "conv":
                 images = self.samples.setdefault(site.name, Sample()).images
                 if not images or images[0].shape[1:] == x.shape[1:]:  # of one size
@@ -140,12 +141,15 @@ class Statistics(Watcher):
     def _rows(self, site: Site, x: Tensor) -> Tensor:
         """Unpadded tokens, ``[rows, channels]`` or, in attention, ``[rows, heads, channels]``."""
         mask = self._run.mask_at(site.name, x)
+        if mask is not None and mask.shape[-1] > 1:  # tokens are what is summed over
+            mask = None
         valid = None if mask is None else mask.expand(*x.shape[:-1], 1)
         if site.kind in HEADS:
             x, valid = x.transpose(1, 2), None if valid is None else valid[:, 0]
             valid = None if valid is None else valid[..., 0]
             return x.flatten(0, 1) if valid is None else x[valid]
-        return x.reshape(-1, x.shape[-1]) if valid is None else x[valid[..., 0]]
+        x = x.reshape(-1, x.shape[-1]) if valid is None else x[valid[..., 0]]
+        return x.reshape(-1, 1) if site.kind in OPERANDS else x
 
     def on_values(self, name: str, x: Tensor) -> None:
         self._add(name, self._run.rows(x))
@@ -184,7 +188,7 @@ class Statistics(Watcher):
     def one_sided(self, site: Site) -> bool:
         """Whether nearly all of a site's range lies on one side of where its values rest."""
         sample = self.samples.get(site.name)
-        if site.kind != "linear" or sample is None:
+        if site.kind not in ("linear", "left") or sample is None:
             return False
         middle, (high, low) = sample.rows.median(0).values, sample.extremes
         up, down = high - middle, middle - low

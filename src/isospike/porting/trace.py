@@ -6,7 +6,7 @@ product whose results are then added up.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-LARGEST_INTEGER = 2**24  # float32 counts exactly up to here
-MOST_LEVELS = 2**16  # a graded operand has at most this many levels per channel
-FEWEST_ROWS = 8  # fewer samples per channel cannot tell a grid from real values
+from isospike.porting.operands import counts_spikes, operand_kind
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,8 @@ def trace(
     batch: Mapping[str, Any] | Tensor,
     judge: bool,
     owners: Mapping[int, str] | None = None,
+    recorder: Any = None,
+    call: Callable[[nn.Module, Any], Any] | None = None,
 ) -> "Trace":
     """Run a model once and note its operators.
 
@@ -91,13 +91,20 @@ def trace(
         batch: Its inputs.
         judge: Whether to judge the operands of products.
         owners: The module that alone may read a tensor, by the tensor's identity.
+        recorder: Is told of the trace while the model runs.
+        call: How to run it, if not by a call.
     """
     found = Trace(model, judge, owners or {})
+    if recorder is not None:
+        recorder.trace = found
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it hides a whole encoder layer in one operator
     try:
         with torch.no_grad(), _named(model, found.stack), found:
-            model(**batch) if isinstance(batch, Mapping) else model(batch)
+            if call is not None:
+                call(model, batch)
+            else:
+                model(**batch) if isinstance(batch, Mapping) else model(batch)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     return found
@@ -144,6 +151,8 @@ _GATHERED = {
 }  # fmt: skip
 # Libraries whose operators are in these lists, or do not multiply.
 _KNOWN = {"aten", "prim", "prims", "isospike", "onednn", "mkldnn", "profiler", "inductor"}
+# Whole numbers choose what these give: an activation.
+_LOOKUPS = {"embedding", "index", "index_select", "gather", "take", "scatter", "index_put"}
 _SUMS = {"sum", "mean", "nansum", "cumsum", "index_add", "scatter_add", "segment_reduce"}
 _SUM, _ADD = "mul+sum", "mul+add"
 _ELEMENTWISE = (_SUM, _ADD)
@@ -206,15 +215,23 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operators: dict[tuple[str, str], int] = {}
         self.judge = judge
         self.owners, self.readers = owners, dict[str, str]()
+        # A spiking module multiplies its sums by gains, which are counted as such.
+        self.spiking = {n for n, m in model.named_modules()
+                        if type(m).__module__.startswith("isospike.porting.")}  # fmt: skip
         tensors = [*model.parameters(), *model.buffers()]
         for module in model.modules():  # tensors kept as plain attributes are weights too
             tensors += [v for v in vars(module).values() if isinstance(v, Tensor)]
         self.stored = {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
         # What is stored, and what is made of nothing else, such as a weight times its scale.
         self.constant = {0, *self.stored}
+        # What is made of those and of whole numbers and switches of the input: masks, factors of a
+        # rotation by position. They multiply as weights do.
+        self.tables = set[int]()
         self.reached = False  # whether the input reaches the operator that is looked at
         self.kept: list[Tensor] = []  # storages of constants: addresses stay unique
         self.multiplied: dict[int, _Multiplied] = {}  # by address
+        self.label: Any = None  # of what multiplies entry by entry now
+        self.labels: set[Any] = set()  # of what did, where the results were added up
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -222,7 +239,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         name = name if name.startswith("_") else name.rstrip("_")  # in place: the same product
-        self.reached = not all(map(self._is_constant, _tensors(args)))
+        self.reached = not all(map(self.is_constant, _tensors(args)))
         for owner in (self.owners.get(id(x)) for x in _tensors(args)):
             if owner is not None and self._module != owner:
                 self.readers.setdefault(owner, self._module)
@@ -265,19 +282,24 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         new, old = {id(x) for x in made}, {id(x) for x in _tensors(args)}
         given = [x for x in (*_tensors(args), *_tensors(kwargs)) if id(x) not in new]
         varying = [x for x in (*given, *made) if id(x) not in new or id(x) in old]
-        varying = [x for x in varying if not self._is_constant(x)]
+        varying = [x for x in varying if not self.is_constant(x)]
+        real = [x for x in varying if x.is_floating_point() and not self._is_table(x)]
+        table = not real and name not in _LOOKUPS
         for tensor in made:
             place = _place(tensor)
             if varying:
                 self.constant -= {place} - {0}
+                self.tables -= {place} - {0}
             elif tensor.numel():
                 self.constant.add(place)
+            if tensor.numel() and (table or not varying):
                 self.kept.append(tensor)
+                self.tables |= {place} if varying and tensor.is_floating_point() else set()
         self._follow_product(name, args, made, written)
         if not varying or not made or not made[0].is_floating_point():
             return
         kind = _NONLINEAR.get(name)
-        if name == "mul" and len(varying) == 2 and not any(map(_counts_spikes, varying)):
+        if name == "mul" and len(varying) == 2 and not any(map(counts_spikes, varying)):
             kind = "product"
         if name == "div" and len(args) > 1 and any(args[1] is x for x in varying):
             kind = "product"
@@ -300,14 +322,20 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name not in ("mul", "addcmul") or not made or not made[0].is_floating_point():
             return
         pair = [x for x in factors if isinstance(x, Tensor)]
-        if len(pair) < 2 or pair[0] is pair[1] or all(map(self._is_constant, pair)):
+        if self._module in self.spiking or len(pair) < 2 or pair[0] is pair[1]:
+            return
+        if all(map(self.is_constant, pair)):
             return
         if any(x.numel() <= 1 or not x.is_floating_point() for x in pair):
             return
-        if not any(map(_counts_spikes, pair)):
-            left, right = ("weight" if self._is_constant(x) else "float" for x in pair)
+        if not any(map(counts_spikes, pair)):
+            left, right = (
+                "weight" if self.is_constant(x) or self._is_table(x) else "float" for x in pair
+            )
             shapes = tuple(_aligned(x.shape, made[0].dim()) for x in pair)
-            self.multiplied[_place(made[0])] = _Multiplied(left, right, made[0].shape, shapes)
+            self.multiplied[_place(made[0])] = _Multiplied(
+                left, right, made[0].shape, shapes, self.label
+            )
 
     def _add_elementwise(self, name: str, args: tuple[Any, ...], out: Tensor) -> None:
         """A sum of the results of an element-wise product."""
@@ -319,9 +347,12 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 length = 2
             if factors.meet_along(x.shape, _axes(name, args, x.dim())):
                 self._note_real(_SUM, factors.left, factors.right, x.numel(), length)
+                if "weight" not in (factors.left, factors.right):
+                    self.labels |= {factors.label} - {None}
         real = [m for _, m in found if "weight" not in (m.left, m.right)]
         if name in ("add", "sub") and len({_place(x) for x, _ in found}) == 2 and len(real) == 2:
             self._note_real(_ADD, "float", "float", 2 * out.numel(), 2)
+            self.labels |= {m.label for m in real} - {None}
 
     def _add_attention(self, name: str, q: Tensor, k: Tensor, v: Tensor) -> None:
         self._add(name, q, k.transpose(-1, -2))
@@ -353,6 +384,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _add_hidden(self, name: str, args: tuple[Any, ...], out: Any) -> None:
         """A product that no matrix operator computes."""
         x = args[0]
+        if not self.reached:  # a table of the model's, made to fit
+            return
         y = out[0] if isinstance(out, tuple) else out
         if name.startswith("_fft"):
             length = math.prod(max(x.shape[d], y.shape[d]) for d in args[1])
@@ -392,12 +425,16 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _module(self) -> str:
         return self.stack[-1] if self.stack else ""
 
-    def _is_constant(self, x: Tensor) -> bool:
+    def is_constant(self, x: Tensor) -> bool:
+        """Whether ``x`` is stored, or made of what is stored alone."""
         return _place(x) in self.constant
+
+    def _is_table(self, x: Tensor) -> bool:
+        return _place(x) in self.tables
 
     def _is_weight(self, x: Tensor) -> bool:
         """Whether the model stores it, or makes it of what it stores and multiplies the input."""
-        return self._is_constant(x) and (self.reached or _place(x) in self.stored)
+        return self.is_constant(x) and (self.reached or _place(x) in self.stored)
 
     def _count(self, kind: str | None, elements: int) -> None:
         if kind is not None:
@@ -430,6 +467,7 @@ class _Multiplied:
     right: str
     shape: torch.Size
     factors: tuple[tuple[int, ...], ...]
+    label: Any = None
 
     def meet_along(self, shape: torch.Size, axes: tuple[int, ...]) -> bool:
         """Whether both operands have more than one value along what is summed."""
@@ -477,75 +515,3 @@ def _tensors(x: Any) -> list[Tensor]:
     elif not isinstance(x, list | tuple):
         return []
     return [t for y in x for t in _tensors(y)]
-
-
-def _counts_spikes(x: Tensor) -> bool:
-    """Whether all values are 0 or one other, or multiples of one power of two up to 65,536."""
-    if not x.is_floating_point():
-        return not x.is_complex()
-    x = x.detach().double()
-    if not bool(x.isfinite().all()):
-        return False
-    if _constant(x[x != 0]):
-        return True
-    fraction, _ = torch.frexp(x)
-    # The lowest bit of each value: below it, all are multiples.
-    whole = (fraction * 2**53).long()
-    lowest = torch.ldexp((whole & -whole).double() * 2.0**-53, torch.frexp(x)[1])[x != 0].min()
-    return float(x.abs().max() / lowest) <= MOST_LEVELS
-
-
-def operand_kind(x: Tensor, contraction: int) -> str:
-    """``binary``, ``integer``, ``graded`` or ``float``, by the values of ``x``.
-
-    A channel is one index of the contraction axis (per batch entry of a batched product): a weight
-    can absorb its scale, so scales may differ between channels, not within one.
-    """
-    x = x.detach()
-    if x.numel() == 0 or bool(((x == 0) | (x == 1)).all()):
-        return "binary"
-    x = x.double()
-    if not bool(x.isfinite().all()):
-        return "float"
-    if x.numel() >= FEWEST_ROWS and _constant(x[x != 0]):
-        return "binary"
-    whole = bool((x == x.round()).all()) and float(x.abs().max()) < LARGEST_INTEGER
-    channels = _by_channel(x, contraction)
-    if channels.shape[1] >= FEWEST_ROWS:
-        nonzero = channels != 0
-        top = channels.masked_fill(~nonzero, -torch.inf).amax(1)
-        bottom = channels.masked_fill(~nonzero, torch.inf).amin(1)
-        if bool(((top == bottom) | ~nonzero.any(1)).all()):
-            return "binary"
-    if whole:
-        return "integer"
-    if channels.shape[1] < FEWEST_ROWS:
-        return "float"
-    return "graded" if _on_grid(channels) else "float"
-
-
-def _constant(x: Tensor) -> bool:
-    return x.numel() == 0 or bool(x.min() == x.max())
-
-
-def _by_channel(x: Tensor, contraction: int) -> Tensor:
-    """``[channels, rows]``: batched products keep their batch entries apart."""
-    if x.dim() == 3 and contraction in (-1, -2):
-        x = x.movedim(contraction, 1)
-        return x.reshape(-1, x.shape[-1])
-    return x.movedim(contraction, 0).reshape(x.shape[contraction], -1)
-
-
-def _on_grid(channels: Tensor) -> bool:
-    """Whether each channel is an integer multiple of one step, up to float32 rounding."""
-    ordered = channels.sort(1).values
-    gaps = ordered.diff(dim=1)
-    size = ordered.abs().amax(1, keepdim=True).clamp_min(1e-300)
-    gaps = gaps.masked_fill(gaps <= 1e-6 * size, torch.inf)
-    smallest = gaps.amin(1, keepdim=True)
-    fits = smallest[:, 0].isinf()
-    for divisor in range(1, 9):  # no two of the sample's levels may be neighbours
-        multiple = (ordered - ordered[:, :1]) / (smallest / divisor)
-        whole = ((multiple - multiple.round()).abs() < 0.02).all(1)
-        fits |= whole & (multiple[:, -1] <= MOST_LEVELS)
-    return bool(fits.all())
