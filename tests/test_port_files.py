@@ -584,3 +584,11 @@ def test_a_random_code_is_compared_under_one_seed_and_draws_from_nobody(tmp_path
     isospike.load(result.save(tmp_path / "port"))
     assert torch.equal(generator.get_state(), before)
     assert torch.equal(torch.get_rng_state(), global_before)
+
+
+def test_arguments_that_share_memory_are_kept_with_the_answers(tmp_path):
+    inputs = models.batches("llama")
+    given = [{**batch, "labels": batch["input_ids"]} for batch in inputs]
+    port = isospike.port(models.make("llama"), given)
+    loaded = isospike.load(port.save(tmp_path / "port"))
+    assert torch.equal(models.run(loaded, inputs[1]), models.run(port.model, inputs[1]))

@@ -5,17 +5,12 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+import transformers
+from transformers import GenerationMixin, LlamaForCausalLM, T5Model, ViTModel  # noqa: F401
 
-from benchmarks.zoo.torchvision_names import name_operators
-
-name_operators()
-
-import transformers  # noqa: E402
-from transformers import GenerationMixin, LlamaForCausalLM, T5Model, ViTModel  # noqa: E402, F401
-
-import benchmarks.zoo.measure  # noqa: E402
-import benchmarks.zoo.models  # noqa: E402, F401
-from isospike import audit, load, port  # noqa: E402, F401
+import benchmarks.zoo.measure
+import benchmarks.zoo.models  # noqa: F401
+from isospike import audit, load, port  # noqa: F401
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()

@@ -149,12 +149,14 @@ class _Trial:
 
     def _generate(self, prompt: Mapping[str, Any], found: Discovery, ported: nn.Module) -> None:
         model = in_float32(found.model)
-        original = _written(model, prompt)
-        if not torch.equal(original, _written(found.template.model, prompt)):
+        original, scores = _written(model, prompt)
+        if not torch.equal(original, _written(found.template.model, prompt)[0]):
             self.silent.append("generate: the float phase writes another text")
-        if not torch.equal(original, _written(model, prompt, use_cache=False)):
-            return  # with a cache, the model itself writes another text
-        if not torch.equal(_written(ported, prompt), _written(ported, prompt, use_cache=False)):
+        text, uncached = _written(model, prompt, use_cache=False)
+        if not torch.equal(original, text) or _difference(scores, uncached, None) > FLOAT:
+            return  # the model itself computes something else with a cache
+        if not torch.equal(_written(ported, prompt)[0],
+                           _written(ported, prompt, use_cache=False)[0]):  # fmt: skip
             self.silent.append("generate: another text with a cache than without")
 
     def _same(
@@ -220,11 +222,16 @@ def _identical(x: Tensor, y: Tensor) -> bool:
     return x.shape == y.shape and bool(((x == y) | (x.isnan() & y.isnan())).all())
 
 
-def _written(model: Any, prompt: Mapping[str, Any], use_cache: bool = True) -> Tensor:
+def _written(
+    model: Any, prompt: Mapping[str, Any], use_cache: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The tokens that a model writes, and the scores it chose them by."""
     with torch.no_grad(), same_draws():
-        return model.generate(
-            **prompt, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1, use_cache=use_cache
-        )
+        found = model.generate(
+            **prompt, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1, use_cache=use_cache,
+            return_dict_in_generate=True, output_scores=True,
+        )  # fmt: skip
+    return found.sequences, torch.cat(found.scores)
 
 
 def _place(error: BaseException) -> str:

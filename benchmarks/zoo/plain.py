@@ -253,13 +253,15 @@ seen = Shelf("plain", pictures).built
 heard = Shelf("plain", waves).built
 
 
+class Chain(nn.Sequential):
+    """Layers one after the other; the input is called ``x``."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
 def chain(*layers):
-    """Makes a sequence of layers, whose input is called ``x``."""
-
-    class Chain(nn.Sequential):
-        def forward(self, x):
-            return super().forward(x)
-
+    """A chain of what functions without arguments make."""
     return Chain(*(layer() for layer in layers))
 
 

@@ -51,7 +51,8 @@ def take_fingerprint(ported: Ported, rows: Sequence[Batch]) -> tuple[dict[str, T
     about: dict[str, Any] = {"made": _environment(ported), "rows": []}
     for i, row in enumerate(rows):
         order, values = _run(ported, row)
-        tensors |= {f"row.{i}.{key}": v.contiguous() for key, v in _tensors(row).items()}
+        # Arguments may share memory, such as labels and what they label; in a file they may not.
+        tensors |= {f"row.{i}.{key}": _own(v) for key, v in _tensors(row).items()}
         tensors[f"values.{i}"] = torch.cat([values.pop(name) for name in order])
         about["rows"].append({"order": order, "arguments": _json(row)})
     return tensors, json.dumps(about)
@@ -155,6 +156,10 @@ def _environment(ported: Ported) -> list[str]:
 
 def _tensors(row: Batch) -> dict[str, Tensor]:
     return {key: value for key, value in row.items() if isinstance(value, Tensor)}
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _bytes(row: Batch) -> int:
