@@ -323,3 +323,30 @@ def test_a_model_within_a_module_of_ones_own_is_ported():
     inputs = models.batch("bert", 4, seed=9)
     assert models.relative(models.run(model, inputs), models.run(port, inputs)) < 0.05
     assert sum(hasattr(module, HANDLE) for module in port.modules()) == 2
+
+
+class Looped(Biased):
+    """Attention that one module calls for some tokens after the others, as for each image."""
+
+    def forward(self, input_ids, attention_mask=None):
+        layer, sizes = self.attention, [4, input_ids.shape[1] - 4]
+        heads = layer.qkv(self.embed(input_ids)).unflatten(-1, (9, 8)).transpose(1, 2)
+        attend = transformers.AttentionInterface().get_interface(
+            layer.config._attn_implementation, eager
+        )
+        each = [
+            attend(layer, *part.chunk(3, 1), None, scaling=0.5)[0] for part in heads.split(sizes, 2)
+        ]
+        return layer.o(torch.cat(each, 1).flatten(2))
+
+
+def test_a_module_that_attends_to_one_image_after_the_other_has_the_sites_of_one_attention():
+    config = transformers.BertConfig(attn_implementation="eager")
+    model = models.seeded(lambda: models.scatter(Looped(config)).eval())
+    made = isospike.port(model, batches(), steps=8)
+    inputs = models.batch("llama", 4, seed=9, padded=False)
+    stepped, collapsed = (models.run(made.model, inputs, e) for e in ("stepped", "collapsed"))
+    assert torch.equal(stepped, collapsed)
+    assert models.relative(models.run(model, inputs), collapsed) < 0.01
+    kinds = [site.kind for site in made.report.sites]
+    assert sorted(kinds) == ["key", "linear", "linear", "probability", "query", "value"]
