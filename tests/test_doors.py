@@ -95,6 +95,12 @@ MATRICES = {
     "norm_rank": ranks.norm_rank,
     "head_ambiguity": lambda x: ranks.head_ambiguity(x, 2),
 }
+NO_TENSOR = {
+    "list": [0.5, 0.25],
+    "None": None,
+    "text": "text",
+    "array": np.ones((4, 3), np.float32),
+}
 UNUSABLE = {
     "sparse": lambda: X.to_sparse(),
     "compressed": lambda: X.to_sparse_csr(),
@@ -107,15 +113,24 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("what", [[0.5, 0.25], None, "text", np.ones((4, 3), np.float32)], ids=str)
+def each_door(doors, kinds):
+    """Every door with every kind of input; with one kind in the fast run, which take turns."""
+    slow, count = pytest.mark.slow, len(kinds)
+    cases = [
+        pytest.param(door, kind, marks=[slow] * (n % count != at), id=f"{kind}-{door}")
+        for n, door in enumerate(doors)
+        for at, kind in enumerate(kinds)
+    ]
+    return pytest.mark.parametrize(("door", "what"), cases)
+
+
+@each_door(DOORS, NO_TENSOR)
 def test_what_is_no_tensor_is_refused_by_name(door, what):
     with pytest.raises(InputError, match=r"^\S+( \S+)? needs .* got \w+\. [A-Z]"):
-        DOORS[door](what)
+        DOORS[door](NO_TENSOR[what])
 
 
-@pytest.mark.parametrize("door", DOORS | MATRICES)
-@pytest.mark.parametrize("what", UNUSABLE)
+@each_door(DOORS | MATRICES, UNUSABLE)
 def test_a_tensor_that_is_not_dense_is_refused_by_name(door, what):
     with pytest.raises(UnsupportedError, match="needs .* as a dense tensor, got a .* Convert it"):
         (DOORS | MATRICES)[door](UNUSABLE[what]())
@@ -130,8 +145,7 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("door", DOORS | MATRICES)
-@pytest.mark.parametrize("what", OTHERS)
+@each_door(DOORS | MATRICES, OTHERS)
 def test_other_types_sizes_and_values_are_served_or_refused_by_us(door, what):
     with contextlib.suppress(IsospikeError):
         (DOORS | MATRICES)[door](OTHERS[what])
