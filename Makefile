@@ -10,8 +10,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# One process a core, one thread a process: the test models are tiny.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
+# One process a core, one thread a process: the test models are tiny. A process runs tests in their order and shares ports.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 # Without the hook that checks shapes: compiled code does not bear it, and it would refuse bad input first.
 BARE := $(BIN)/pytest -q --noconftest -o addopts="--strict-markers --strict-config" tests/test_compile.py tests/test_doors.py
 export HF_HUB_OFFLINE ?= 1

@@ -24,7 +24,7 @@ CLOSE = 1e-5
     ("name", "settings"),
     [
         ("bert", {}),
-        ("llama", {"functions": "spiking"}),
+        pytest.param("llama", {"functions": "spiking"}, marks=pytest.mark.slow),
         pytest.param("bert", {"steps": isospike.Target(0.1)}, marks=pytest.mark.slow),
         pytest.param("vit", {}, marks=pytest.mark.slow),
         pytest.param("gpt2", {"steps": 12}, marks=pytest.mark.slow),

@@ -1,5 +1,7 @@
 """One registration with transformers, for a port and for whoever wants to look."""
 
+import functools
+
 import models
 import pytest
 import torch
@@ -75,10 +77,16 @@ def boolean(name, inputs):
     )
 
 
+@functools.cache
+def coarse(name):
+    """A port of 4 steps, which tests leave as it was."""
+    return isospike.port(models.make(name), models.batches(name), steps=4).model
+
+
 @pytest.mark.parametrize("execution", ["collapsed", "stepped"])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
 def test_a_boolean_mask_is_the_mask_of_tokens_and_not_a_number_to_add(name, execution):
-    port = isospike.port(models.make(name), models.batches(name), steps=4).model
+    port = coarse(name)
     inputs = models.batch(name, 4, seed=9)
     other = {**inputs, "attention_mask": boolean(name, inputs)}
     expected, got = (models.run(port, x, execution) for x in (inputs, other))

@@ -84,7 +84,7 @@ def test_stepped_and_collapsed_agree_in_double_precision_beyond_255_levels(name)
     [
         *((name, "signed-digit", 9) for name in ARCHITECTURES),
         *((name, "phase", 12) for name in ARCHITECTURES),
-        ("bert", "rate", 260),
+        pytest.param("bert", "rate", 260, marks=pytest.mark.slow),
     ],
 )
 def test_in_float32_they_agree_beyond_255_levels_too(name, code, steps):
@@ -107,7 +107,9 @@ def test_stepped_follows_collapsed_where_float32_cannot_hold_the_largest_level(c
 # Parity with Hugging Face.
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name", ["bert", *(pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES[1:])]
+)
 def test_error_on_unseen_inputs_falls_with_steps(name):
     inputs = models.batch(name, rows=32, seed=77)
     where = models.valid(inputs)

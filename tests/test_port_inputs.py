@@ -1,5 +1,7 @@
 """Inputs of a port: rows and tokens are measured, and what does not fit is refused."""
 
+import functools
+
 import models
 import numpy as np
 import pytest
@@ -39,6 +41,12 @@ def head(cls, seed=0, **config):
     return models.seeded(lambda: models.scatter(cls(made)), seed).eval()
 
 
+@functools.cache
+def plain(name, **sizes):
+    """A port on the usual batches, to compare others with."""
+    return isospike.port(models.make(name, **sizes), models.batches(name))
+
+
 def decoded(rows, seed, tokens=TOKENS, padded=True):
     """Inputs of an encoder-decoder whose decoder reads as many tokens as its encoder."""
     inner = models.batch("bert", rows, seed + 50)
@@ -68,7 +76,7 @@ def assert_same_port(one, two):
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
 def test_positions_of_one_row_for_all_are_those_of_every_row(name):
     given = models.batches(name)
-    expected = isospike.port(models.make(name), given)
+    expected = plain(name)
     positions = {"position_ids": torch.arange(TOKENS)[None]}
     got = isospike.port(models.make(name), [{**positions, **b} for b in given])
     assert_same_port(expected, got)
@@ -91,7 +99,7 @@ def test_a_mask_between_queries_and_keys_is_the_mask_of_tokens(name, kind):
     """Also where there are as many heads as tokens."""
     sizes = {"hidden_size": 36, "num_attention_heads": 9} if name == "bert" else {}
     given = models.batches(name)
-    expected = isospike.port(models.make(name, **sizes), given)
+    expected = plain(name, **sizes)
     masked = [pairs(b, kind, name == "llama") for b in given]
     got = isospike.port(models.make(name, **sizes), masked)
     assert_same_port(expected, got)

@@ -37,6 +37,12 @@ if HERE:
     sys.path.insert(0, str(ROOT))
 BENCHMARKS = list(find_studies("benchmarks")) if HERE else []
 CLAIMS = list(find_studies())
+# Many processes, ports or timed runs; what they do is tested case by case in test_port_files.py,
+# test_machine_files.py, test_report_files.py, test_cli*.py and test_gains.py.
+SLOW = {
+    "damaged-files", "killed-saves", "loads-beside-saves", "command-lines", "foreign-captions",
+    "foreign-lengths", "foreign-models", "port-speed", "gpu-ports",
+}  # fmt: skip
 # These are run, in other shapes, by test_experiments.py and test_gated_output.py.
 ELSEWHERE = {"gated-output", "published-table", "spike-timing", "geometry"}
 
@@ -73,7 +79,10 @@ def test_a_claim_runs_at_the_size_of_a_test(name, kept, tmp_path):
 
 
 @needs_repository
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in BENCHMARKS],
+)
 def test_a_benchmark_runs_at_the_size_of_a_test(name, kept, tmp_path, monkeypatch):
     monkeypatch.delenv("ISOSPIKE_DATA", raising=False)
     report = run_tiny(name, "benchmarks", kept)

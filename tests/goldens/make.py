@@ -460,6 +460,9 @@ CASES = {
 SLOW = (
     *(f"port {name} {way}" for name in NAMES[1:] for way in ("spiking", "allocated")),
     "port bert too low an error",
+    *(f"port bert {way}" for way in ("rate", "half-octave", "bernoulli", "phase", "latency")),
+    "port bert by site",
+    *(f"port {name} static" for name in NAMES[1:]),
     RUNS[1],
 )
 LINES = {"reports": 3, "cli_help": 3, "cli_errors": 2, "pages": 2, "hashes": 2}
