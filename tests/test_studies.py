@@ -37,7 +37,7 @@ if HERE:
     sys.path.insert(0, str(ROOT))
 BENCHMARKS = list(find_studies("benchmarks")) if HERE else []
 CLAIMS = list(find_studies())
-# Many processes, ports or timed runs; what they do is tested case by case in test_port_files.py,
+# Many processes, ports or timed runs; what they do is tested case by case in test_port_loading.py,
 # test_machine_files.py, test_report_files.py, test_cli*.py and test_gains.py.
 SLOW = {
     "damaged-files", "killed-saves", "loads-beside-saves", "command-lines", "foreign-captions",
