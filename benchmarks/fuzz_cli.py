@@ -75,7 +75,7 @@ DAMAGED = {
 COMMANDS = {
     "check": (1, "--out"),
     "port": (1, "--text --code --steps --max-error --execution --precision --functions --sentences "
-                "--seed --out --per-channel --no-curve"),
+                "--seed --out --per-channel --no-curve --workers"),
     "compare": (2, "--text --sentences --out"),
     "embed": (1, "--text --execution --out"),
     "generate": (1, "--prompt --tokens --temperature --seed --execution"),

@@ -44,7 +44,8 @@ SHARED = {
     "execution": "(MODE) ``collapsed``: one product on the decoded spikes, fast. ``stepped``: "
     "every time step, spike by spike; the specification.",
     "seed": "Seed of every random draw.",
-    "workers": "Number of processes. [default: one for each core]",
+    "workers": "(N) Number of processes; ``ray`` or ``ray:ADDRESS`` with isospike[ray]. "
+    "[default: one for each core]",
     "as_json": "Print JSON and no progress.",
     "quiet": "Print no progress and no notes.",
     "debug": "Show the traceback of an error.",

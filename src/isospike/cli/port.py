@@ -1,5 +1,6 @@
 """``isospike port``: port a text model to spikes and measure the port."""
 
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -13,6 +14,7 @@ from isospike.cli.emit import NOT_REACHED, Outcome
 from isospike.errors import InputError, RangeError
 from isospike.hf.load import MAX_SENTENCES, Source, TextModel, find_model, find_port
 from isospike.report.files import check_destination
+from isospike.workers import check_workers
 
 DEFAULT_STEPS = 8
 STATUS = {"spikes": 0, "float": 1, "refused": 2}
@@ -82,6 +84,7 @@ def port(
     sentences: int = MAX_SENTENCES,
     seed: int = 0,
     curve: bool = True,
+    workers: str | None = None,
     out: Path | None = None,
 ) -> Outcome:
     """Port a pretrained model to spikes; measure and save the port.
@@ -107,10 +110,14 @@ def port(
             hardware without it.
         seed: Seed of the spikes of the code bernoulli.
         curve: Plot error against steps for every code in the report, which takes most of the time.
+        workers (N): Processes that compute the curve; ``ray`` or ``ray:ADDRESS`` with
+            isospike[ray]. [default: this one, on all cores]
         out (DIR): Folder to write. An earlier port in it is replaced; anything else is left alone.
             [default: out/<name of the model>]
     """
     _check(steps, max_error, per_channel, sentences)
+    if workers is not None:
+        check_workers("port", workers)
     source = find_model(model)
     folder = out or Path("out") / source.label
     check_destination(folder)
@@ -139,8 +146,15 @@ def port(
     ).labelled(text_model.tokenizer)  # fmt: skip
     save = partial(_save, source=text_model, folder=folder)
     save(ported, phase=f"save {folder}")
-    then = (lambda: save(ported.sweep(), phase="save the curve")) if curve else None
+    then = partial(_add_curve, ported, workers, folder, save) if curve else None
     return _outcome(ported.report, folder, then)
+
+
+def _add_curve(ported: Any, workers: str | None, folder: Path, save: Any) -> None:
+    """Save the port again with its curve, whose points are kept until then."""
+    kept = folder.parent / f".{folder.name}-curve"
+    save(ported.sweep(workers=workers, folder=kept), phase="save the curve")
+    shutil.rmtree(kept, ignore_errors=True)
 
 
 def _check(steps: int | None, max_error: float | None, per_channel: bool, sentences: int) -> None:

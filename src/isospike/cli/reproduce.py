@@ -8,6 +8,7 @@ from isospike.cli.app import command
 from isospike.cli.emit import Outcome
 from isospike.errors import InputError, RangeError
 from isospike.report.files import check_destination, check_file, write_folder
+from isospike.workers import Workers, check_workers
 
 MOST_SEEDS = 1000
 KEPT = "what was computed is kept; the same command goes on from there."
@@ -25,7 +26,7 @@ def reproduce(
     preset: str = "small",
     studies: str = "isospike.experiments",
     data: Path | None = None,
-    workers: int | None = None,
+    workers: str | None = None,
     out: Path = Path("out/positions"),
 ) -> Outcome:
     """Test a published claim: what it says, what was measured, if it holds.
@@ -50,7 +51,12 @@ def reproduce(
     if stored.exists():
         study.stored(stored)  # refuses what no study wrote
     report = study.reproduce(
-        name, preset, package=studies, folder=out / "cells", data=data, workers=_workers(workers)
+        name,
+        preset,
+        package=studies,
+        folder=out / "cells",
+        data=data,
+        workers=_workers("reproduce", workers),
     )
     study.store(report, out)
     tables = "".join(f"\n\n{t.title}\n\n{t.markdown()}" for t in report.results)
@@ -74,7 +80,7 @@ def positions(
     encodings: str | None = None,
     preset: str = "small",
     seeds: int | None = None,
-    workers: int | None = None,
+    workers: str | None = None,
     out: Path = Path("out/positions"),
 ) -> Outcome:
     """Compare positional encodings: train each one on every task.
@@ -116,9 +122,10 @@ def positions(
                 f"positions needs seeds of at least 1 and at most {MOST_SEEDS}, got {seeds}. Try 2."
             )
         grid = replace(grid, seeds=seeds)
+    count = _workers("positions", workers)
     folder = out / "report"
     check_destination(folder)
-    runs = train_grid(chosen, variants, grid, out / "cells", _workers(workers))
+    runs = train_grid(chosen, variants, grid, out / "cells", count)
     tables = [overview(runs, chosen, variants)]
     tables += [accuracy_table(runs, t, variants, metric) for t in chosen for metric in METRICS]
     texts = [f"{table.title}\n\n{table.markdown()}" for table in tables]
@@ -138,9 +145,7 @@ def _list(given: str | None, known: list[str], option: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _workers(given: int | None) -> int:
+def _workers(who: str, given: str | None) -> Workers:
+    """The workers that were asked for, or a process for each core."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    count = cores if given is None else given
-    if count < 1:
-        raise RangeError(f"reproduce needs workers of at least 1, got {count}. Leave it out.")
-    return count
+    return check_workers(who, cores if given is None else given)

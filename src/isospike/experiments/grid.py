@@ -15,12 +15,9 @@ spike-timing-rescaled    spike timing with embeddings times 1 / length (Lemma 1,
 
 import json
 import math
-import multiprocessing
-import signal
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +37,7 @@ from isospike.positions import POSITIONS, NoPE, Sinusoidal, position
 from isospike.report.files import write_file
 from isospike.report.numbers import interval
 from isospike.report.table import Table
+from isospike.workers import Workers, map_cells
 
 WIDTH, HEADS, LAYERS = 32, 4, 2
 FACTORS = {"x1": 1.0, "x1.5": 1.5, "x2": 2.0, "x3": 3.0}
@@ -261,14 +259,14 @@ def _test(
 
 
 def train_all(
-    runs: Iterable[TrainingRun], folder: Path, workers: int = 1, label: str = "training runs"
+    runs: Iterable[TrainingRun], folder: Path, workers: Workers = 1, label: str = "training runs"
 ) -> list[dict[str, Any]]:
     """Train what has no file yet, and read all files.
 
     Args:
         runs: In the order in which they are started and returned.
         folder: Where the files lie.
-        workers: Number of processes; 1 computes in this one.
+        workers: See :func:`isospike.workers.map_cells`.
         label: Name of these runs in :mod:`isospike.progress`.
 
     Returns:
@@ -288,29 +286,8 @@ def train_all(
         done += 1
         progress.update(label, done, len(every))
 
-    if workers == 1 or len(missing) < 2:
-        for run in missing:
-            finish(run, train_one(run))
-    else:
-        # spawn: a forked process inherits torch's threads in a state that may deadlock.
-        context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
-        with ProcessPoolExecutor(workers, context, _start_worker) as pool:
-            running = {pool.submit(train_one, run): run for run in missing}
-            try:
-                for future in as_completed(running):
-                    finish(running[future], future.result())
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for child in set(multiprocessing.active_children()) - set(others):
-                    child.terminate()  # its run is computed again next time
-                raise
+    map_cells(train_one, missing, workers, finish)
     return [_read(folder / run.file, run) for run in every]
-
-
-def _start_worker() -> None:
-    """One thread; Ctrl-C, which a terminal sends to every process, is left to the first one."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _read(path: Path, run: TrainingRun) -> dict[str, Any]:
@@ -330,7 +307,11 @@ def _read(path: Path, run: TrainingRun) -> dict[str, Any]:
 
 
 def train_grid(
-    tasks: Sequence[str], variants: Sequence[str], preset: Preset, folder: Path, workers: int = 1
+    tasks: Sequence[str],
+    variants: Sequence[str],
+    preset: Preset,
+    folder: Path,
+    workers: Workers = 1,
 ) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """Train every variant on every task, over the seeds, at the rate that suits the variant.
 
@@ -341,7 +322,7 @@ def train_grid(
         variants: Some of :data:`VARIANTS`.
         preset: How much is run.
         folder: Where the files of the runs lie.
-        workers: Number of processes.
+        workers: See :func:`isospike.workers.map_cells`.
 
     Returns:
         ``[(task, variant)]``: the results, seed by seed.

@@ -22,6 +22,7 @@ from isospike.report.files import write_file
 from isospike.report.numbers import Number, interval, number
 from isospike.report.result import Provenance, Report
 from isospike.report.table import Table
+from isospike.workers import Workers, check_workers
 
 HOLDS, CORRECTED, FAILS = "holds", "holds corrected", "fails"
 PRESETS = ("tiny", "small", "full")
@@ -109,12 +110,12 @@ class Context:
     Attributes:
         folder: Where parts of long work are kept, so that a run goes on where it stopped.
         data: The folder of the data sets that the package does not ship.
-        workers: Number of processes.
+        workers: See :func:`isospike.workers.map_cells`.
     """
 
     folder: Path = Path("out/studies")
     data: Path | None = None
-    workers: int = 1
+    workers: Workers = 1
 
     def file(self, *parts: str) -> Path:
         """A file or folder of the data.
@@ -455,7 +456,7 @@ def reproduce(
     package: str = CLAIMS,
     folder: str | Path = "out/studies",
     data: str | Path | None = None,
-    workers: int = 1,
+    workers: Workers = 1,
 ) -> StudyReport:
     """Run a study or the test of a claim.
 
@@ -465,7 +466,7 @@ def reproduce(
         package: Where the study is registered.
         folder: Where parts of long work are kept; a second run goes on from there.
         data: The folder of the data sets; that in ``ISOSPIKE_DATA`` by default.
-        workers: Number of processes.
+        workers: A number of processes; with the extra ``ray``, ``ray`` or ``ray:ADDRESS``.
 
     Returns:
         The report, with the verdict on the claim.
@@ -478,8 +479,7 @@ def reproduce(
     >>> reproduce("lemma-1", "tiny").decision
     'holds corrected'
     """
-    if workers < 1:
-        raise RangeError(f"reproduce needs workers of at least 1, got {workers}. Use 1.")
+    workers = check_workers("reproduce", workers)
     data = data or os.environ.get("ISOSPIKE_DATA")
     context = Context(Path(folder), None if data is None else Path(data), workers)
     return find_study(name, package).run(preset, context)

@@ -49,6 +49,7 @@ from isospike.porting.sweep import sweep as sweep_codes
 from isospike.progress import update
 from isospike.report.files import check_destination, write_folder
 from isospike.report.result import Provenance
+from isospike.workers import Workers, check_workers
 
 AUDIT_ROWS = 2
 
@@ -66,18 +67,31 @@ class Port:
     report: PortReport
     _builder: Builder = field(repr=False, compare=False)
 
-    def sweep(self, codes: Sequence[str] = tuple(CODES)) -> "Port":
+    def sweep(
+        self,
+        codes: Sequence[str] = tuple(CODES),
+        *,
+        workers: Workers | None = None,
+        folder: str | Path | None = None,
+    ) -> "Port":
         """The same port with the error of other codes and numbers of steps in its report.
 
         Args:
             codes: Their names; all by default.
+            workers: A number of processes, or with the extra ``ray``, ``ray`` or ``ray:ADDRESS``;
+                the numbers do not depend on it. None for this process on all its threads.
+            folder: Where points are kept, so that a sweep that was cut short goes on.
 
         Raises:
             InputError: There is no such code.
         """
         for code in codes:
             check_code(code)
-        return replace(self, report=replace(self.report, curve=sweep_codes(self._builder, codes)))
+        workers = None if workers is None else check_workers("sweep", workers)
+        points = sweep_codes(
+            self._builder, codes, workers, None if folder is None else Path(folder)
+        )
+        return replace(self, report=replace(self.report, curve=points))
 
     def labelled(self, tokenizer: Any) -> "Port":
         """The same port with the words of the tokens in its report's raster.
