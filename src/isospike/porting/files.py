@@ -72,7 +72,8 @@ def port_files(
     check_merged("save", ported)
     config = config_of(ported)
     words = _tokenizer_files(tokenizer)
-    keep_buffers(ported)
+    answers, about = take_fingerprint(Ported.of(ported), rows)
+    keep_buffers(ported)  # a forward may have replaced some
     run = Ported.of(ported).run
     spec = PortSpec.of(Ported.of(ported), sorted(words))
     spec, fresh = with_recipe(spec, config, ported, run.mode)
@@ -81,7 +82,6 @@ def port_files(
         attributes=changed_attributes(ported, fresh),
         layers={} if fresh is not None else layers_of(original),
     )
-    answers, about = take_fingerprint(Ported.of(ported), rows)
     described = {"model_type": MODEL_TYPE, "isospike": asdict(spec), "model": config}
     files: dict[str, Content] = {
         **words,
