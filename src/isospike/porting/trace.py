@@ -384,8 +384,6 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _add_hidden(self, name: str, args: tuple[Any, ...], out: Any) -> None:
         """A product that no matrix operator computes."""
         x = args[0]
-        if not self.reached:  # a table of the model's, made to fit
-            return
         y = out[0] if isinstance(out, tuple) else out
         if name.startswith("_fft"):
             length = math.prod(max(x.shape[d], y.shape[d]) for d in args[1])
@@ -451,6 +449,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._note(name, self._kind(x, 1), self._kind(weight, 1), out.numel() * k, k)
 
     def _note(self, op: str, left: str, right: str, macs: int, contraction: int) -> None:
+        if not self.reached:  # of weights alone: known before any input
+            return
         self.products.append(Product(self._module, op, left, right, macs, contraction))
 
     def _kind(self, x: Tensor, contraction: int) -> str:
