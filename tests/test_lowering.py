@@ -177,6 +177,21 @@ def test_attention(mask):
     torch.testing.assert_close(got, function(q, k, v, **settings))
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("size", [(10, 4), (6, 6), (3, 12)])
+def test_interpolation_is_two_products_with_constants(mode, corners, size):
+    x = draw(2, 3, 6, 5)
+    m = Plain()
+    function = getattr(torch._C._nn, f"upsample_{mode}2d")
+    got = LOWERINGS[function](m, x, list(size), corners)
+    expected = F.interpolate(x, size, mode=mode, align_corners=corners)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(WRITTEN_IN_PYTHON[F.interpolate](x, size, mode=mode,
+                               align_corners=corners), expected)  # fmt: skip
+    assert m.asked == ["matmul"] * 2
+
+
 def test_what_sums_one_product_or_whole_numbers_is_left_to_torch():
     matmul, m = LOWERINGS[torch.matmul], Plain()
     assert matmul(m, draw(3, 1), draw(1, 4)) is NotImplemented
@@ -185,7 +200,7 @@ def test_what_sums_one_product_or_whole_numbers_is_left_to_torch():
 
 
 def test_functions_written_in_python_are_still_those_of_torch():
-    (function,) = WRITTEN_IN_PYTHON
+    function = F.multi_head_attention_forward
     attention = torch.nn.MultiheadAttention(8, 2).eval()
     x, names = draw(5, 3, 8), attention
     arguments = (x, x, x, 8, 2, names.in_proj_weight, names.in_proj_bias, None, None, False, 0.0,

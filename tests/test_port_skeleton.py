@@ -10,7 +10,8 @@ import models
 import pytest
 import torch
 import transformers
-from test_port_files import edit, one_line, refused
+from ports import edit, one_line
+from test_port_loading import refused
 from torch import nn
 
 import isospike

@@ -22,16 +22,19 @@ _KEPT, _KEPT_OF_MODULE = 256, 16  # values of an output, evenly spaced
 _MOST_BYTES = 2**24  # of the rows; longer ones are left out
 
 
-def sample_rows(batches: Sequence[Batch]) -> list[dict[str, Any]]:
+def sample_rows(batches: Sequence[Batch], divides: bool = True) -> list[dict[str, Any]]:
     """A long and a short row.
 
     Args:
         batches: Of which they are taken.
+        divides: Whether the model takes some rows of a batch.
 
     Returns:
-        Two batches of one row; one if there is one row.
+        Two batches of one row, or whole ones; one if there is one.
     """
-    rows = [rows_of(b, slice(i, i + 1)) for b in batches for i in range(batch_size(b))]
+    rows = [dict(b) for b in batches]
+    if divides:
+        rows = [rows_of(b, slice(i, i + 1)) for b in batches for i in range(batch_size(b))]
     rows.sort(key=count_tokens)
     chosen = rows[-1:] + rows[:-1][:1]
     return [row for row in chosen if _bytes(row) <= _MOST_BYTES and _json(row) is not None]

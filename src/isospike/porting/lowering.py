@@ -344,6 +344,33 @@ def _transposed(dims: int) -> Lowering:
     return lowered
 
 
+def _resized(function: Any) -> Lowering:
+    """Two products with constant coefficients: those that an image of one row, or column, takes."""
+
+    def lowered(
+        m: Multiplier, input: Tensor, size: Any, align_corners: bool, scales: Any = None, *more: Any
+    ) -> Any:
+        if more or not _multiplies(input):
+            return NotImplemented
+        rows, columns = input.shape[-2:]
+        if size is not None:
+            height, width = size
+        else:
+            height, width = (int(n * s) for n, s in zip((rows, columns), scales, strict=True))
+        if scales is not None and [height, width] != [rows * scales[0], columns * scales[1]]:
+            return NotImplemented  # it would take the scale for the ratio of the sizes
+
+        def matrix(old: int, new: int) -> Tensor:
+            image = torch.eye(old, dtype=input.dtype, device=input.device).view(1, old, old, 1)
+            y: Tensor = function(image, [new, 1], align_corners)[0, :, :, 0]
+            return y  # [old, new]
+
+        y = m.matmul(matrix(rows, height).t(), input)
+        return m.matmul(y, matrix(columns, width))
+
+    return lowered
+
+
 def _attention(
     m: Multiplier,
     query: Tensor,
@@ -378,7 +405,8 @@ def _each(value: Any, dims: int) -> tuple[int, ...]:
 
 def unwrapped(function: Any) -> Any:
     """A function that torch writes in Python, so that a mode sees what it calls."""
-    seen = {**function.__globals__, "has_torch_function": lambda *_: False}
+    asked = [name for name in function.__globals__ if name.startswith("has_torch_function")]
+    seen = {**function.__globals__, **dict.fromkeys(asked, lambda *_: False)}
     found = types.FunctionType(function.__code__, seen, None, function.__defaults__)
     found.__kwdefaults__ = function.__kwdefaults__
     return found
@@ -412,10 +440,12 @@ LOWERINGS: dict[Any, Lowering] = {
     torch.conv_transpose2d: _transposed(2),
     torch.conv_transpose3d: _transposed(3),
     torch._C._nn.scaled_dot_product_attention: _attention,
+    torch._C._nn.upsample_bilinear2d: _resized(torch._C._nn.upsample_bilinear2d),
+    torch._C._nn.upsample_bicubic2d: _resized(torch._C._nn.upsample_bicubic2d),
 }  # fmt: skip
 """By function of torch."""
 
 WRITTEN_IN_PYTHON: dict[Any, Any] = {
-    F.multi_head_attention_forward: unwrapped(F.multi_head_attention_forward)
+    f: unwrapped(f) for f in (F.multi_head_attention_forward, F.interpolate)
 }
 """Functions that call those."""

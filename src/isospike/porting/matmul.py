@@ -216,7 +216,8 @@ class SpikingScale(nn.Module):
             dynamic: Whether ranges follow the input.
         """
         for site in self.sites:
-            _fit(site, statistics, dynamic and site.kind not in self.single)
+            follows = site.kind not in self.single or site.name not in statistics.samples
+            _fit(site, statistics, dynamic and follows)
 
 
 def _fit(site: Site, statistics: Statistics, dynamic: bool) -> None:

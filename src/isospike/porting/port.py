@@ -126,7 +126,8 @@ class Port:
         """
         folder = Path(folder).absolute()
         check_destination(folder)
-        rows = sample_rows(self._builder.inputs.evaluation)
+        inputs = self._builder.inputs
+        rows = sample_rows(inputs.evaluation, inputs.divides)
         original = self._builder.discovery.model
         files = {**port_files(self.model, original, rows, tokenizer), **self.report.files()}
         if pooling is not None and pooling != Pooling():

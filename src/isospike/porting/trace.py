@@ -116,9 +116,7 @@ def _named(model: nn.Module, stack: list[str]) -> Iterator[None]:
     hooks = []
     for name, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(partial(_push, stack, name)))
-        hooks.append(
-            module.register_forward_hook(lambda *_: stack.pop() and None, always_call=True)
-        )
+        hooks.append(module.register_forward_hook(partial(_pop, stack), always_call=True))
     try:
         yield
     finally:
@@ -128,6 +126,10 @@ def _named(model: nn.Module, stack: list[str]) -> Iterator[None]:
 
 def _push(stack: list[str], name: str, *_: Any) -> None:
     stack.append(name)
+
+
+def _pop(stack: list[str], *_: Any) -> None:
+    stack.pop()
 
 
 # Operators by what they do to their operands. SDPA variants hide two products and a softmax.
