@@ -283,6 +283,17 @@ def _pair(
     return z.reshape(shape), [*batch, *rows, *columns]
 
 
+def _batched(lowered: Lowering, dims: int) -> Lowering:
+    """The lowering of a convolution, also of one image without an axis for the batch."""
+
+    def any_lowered(m: Multiplier, input: Tensor, *args: Any, **named: Any) -> Any:
+        if input.dim() == dims + 1:
+            return lowered(m, input[None], *args, **named)[0]
+        return lowered(m, input, *args, **named)
+
+    return any_lowered
+
+
 def _convolution(dims: int) -> Lowering:
     def lowered(
         m: Multiplier,
@@ -294,8 +305,6 @@ def _convolution(dims: int) -> Lowering:
         dilation: Any = 1,
         groups: int = 1,
     ) -> Any:
-        if input.dim() == dims + 1:
-            return lowered(m, input[None], weight, bias, stride, padding, dilation, groups)[0]
         stride, dilation = _each(stride, dims), _each(dilation, dims)
         if padding == "same":
             total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -306,7 +315,7 @@ def _convolution(dims: int) -> Lowering:
         y = m.convolve(x, weight, Convolution(stride, dilation, groups))
         return y if bias is None else y + bias.view(-1, *[1] * dims)
 
-    return lowered
+    return _batched(lowered, dims)
 
 
 def _transposed(dims: int) -> Lowering:
@@ -323,9 +332,6 @@ def _transposed(dims: int) -> Lowering:
         groups: int = 1,
         dilation: Any = 1,
     ) -> Any:
-        if input.dim() == dims + 1:
-            return lowered(m, input[None], weight, bias, stride, padding, output_padding, groups,
-                           dilation)[0]  # fmt: skip
         stride, padding, output_padding, dilation = (
             _each(v, dims) for v in (stride, padding, output_padding, dilation)
         )
@@ -341,7 +347,7 @@ def _transposed(dims: int) -> Lowering:
         y = m.convolve(x, kernel, Convolution((1,) * dims, dilation, groups))
         return y if bias is None else y + bias.view(-1, *[1] * dims)
 
-    return lowered
+    return _batched(lowered, dims)
 
 
 def _resized(function: Any) -> Lowering:

@@ -14,7 +14,22 @@ from isospike.porting.statistics import Statistics
 EXACT_SUM = 2**24  # sums of whole numbers up to here are exact in float32
 
 
-class SpikingMatmul(nn.Module):
+class _TwoSites(nn.Module):
+    """A module with a site at each of its two operands."""
+
+    def __init__(self, name: str, run: Run) -> None:
+        super().__init__()
+        self.name, self.run = name, run
+        self.left = Site(f"{name}:left", "left", PLACEHOLDER, ())
+        self.right = Site(f"{name}:right", "right", PLACEHOLDER, ())
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Its two sites."""
+        return self.left, self.right
+
+
+class SpikingMatmul(_TwoSites):
     """``a b`` of two activations.
 
     The right operand is *stored*: as its spikes arrive they are counted, with the step's weight,
@@ -40,15 +55,8 @@ class SpikingMatmul(nn.Module):
     """
 
     def __init__(self, name: str, run: Run, keyed: bool) -> None:
-        super().__init__()
-        self.name, self.run, self.keyed = name, run, keyed
-        self.left = Site(f"{name}:left", "left", PLACEHOLDER, ())
-        self.right = Site(f"{name}:right", "right", PLACEHOLDER, ())
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """Its two sites."""
-        return self.left, self.right
+        super().__init__(name, run)
+        self.keyed = keyed
 
     @in_float32
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -121,7 +129,7 @@ class SpikingMatmul(nn.Module):
     def _dtype(self, a: Tensor) -> torch.dtype:
         """Type in which the sums are exact: entries whose size adds up to ``many`` largest ones
         have integers of at most so many times the levels."""
-        size = a.abs()
+        size = (a - self.left.offset).abs()
         top = size.amax(-1) if self.left.dynamic else self.left.scale
         many = float((size.sum(-1) / top.clamp_min(1e-30)).amax()) if a.numel() else 0.0
         reach = (many * self.left.code.levels + a.shape[-1]) * self.right.code.levels
@@ -142,7 +150,7 @@ class SpikingMatmul(nn.Module):
         return y, gain  # type: ignore[return-value]
 
 
-class SpikingScale(nn.Module):
+class SpikingScale(_TwoSites):
     """``a b`` of two activations, entry by entry: a weight of each expert's output, say.
 
     The right operand is stored, as in :class:`SpikingMatmul`; a spike of the left one adds the
@@ -158,15 +166,8 @@ class SpikingScale(nn.Module):
     """
 
     def __init__(self, name: str, run: Run, single: tuple[str, ...]) -> None:
-        super().__init__()
-        self.name, self.run, self.single = name, run, tuple(single)
-        self.left = Site(f"{name}:left", "left", PLACEHOLDER, ())
-        self.right = Site(f"{name}:right", "right", PLACEHOLDER, ())
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """Its two sites."""
-        return self.left, self.right
+        super().__init__(name, run)
+        self.single = tuple(single)
 
     @in_float32
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
