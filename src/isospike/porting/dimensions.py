@@ -54,7 +54,7 @@ class SiteDimension:
     Attributes:
         name: Name of the site, as in :class:`isospike.porting.records.SiteReport`.
         layer: Its block.
-        kind: ``linear``, ``conv``, ``query``, ``key``, ``value`` or ``probability``.
+        kind: See :class:`isospike.porting.records.SiteReport`.
         dimension: Six measures of its values, a row for each token.
     """
 

@@ -28,6 +28,8 @@ KIND_MARKS: Marks = {
     "key": ("#b5838d", "triangle-down"),
     "value": ("#81a263", "diamond"),
     "probability": ("#8d6cab", "cross"),
+    "left": ("#b0723a", "star"),
+    "right": ("#5c7c8a", "hexagon"),
 }
 
 DIMENSION_MARKS: Marks = {

@@ -151,8 +151,9 @@ def port(
 ) -> Port:
     """Port a pretrained transformer to binary spikes, without training.
 
-    Every matrix product of the copy reads spikes: :mod:`isospike.porting.product`,
-    :mod:`isospike.porting.attention`. *Error* is the relative root-mean-square error of the first
+    Every matrix product of the copy reads spikes, in a module or where it is called:
+    :mod:`isospike.porting.product`, :mod:`isospike.porting.attention`,
+    :mod:`isospike.porting.calls`. *Error* is the relative root-mean-square error of the first
     output over the unpadded tokens of evaluation batches. The copy is first compared with the
     original, in float. A port runs in float32 or float64, whatever autocast says, and has no
     gradients.

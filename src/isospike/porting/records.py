@@ -13,9 +13,11 @@ class SiteReport:
 
     Attributes:
         name: Module whose input it is; for attention, ``<module>:query``, ``:key``, ``:value`` or
-            ``:probability``.
+            ``:probability``; for a product that a module calls, ``<module>:<weight>`` or
+            ``<module>:matmul:left`` and ``:right``.
         layer: The block it belongs to, e.g. ``encoder.layer.0``; its module's name outside a block.
-        kind: ``linear``, ``conv``, ``query``, ``key``, ``value`` or ``probability``.
+        kind: ``linear``, ``conv``, ``query``, ``key``, ``value``, ``probability`` or, of two
+            activations that are multiplied, ``left`` and ``right``.
         code: Name of its code.
         steps: Time steps.
         values: Values coded per token.
