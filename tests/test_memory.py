@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from memories import draw, small, tiny
 
 from isospike.codes.orders import nof_m, random_orders, significance, similarity
 from isospike.errors import RangeError
@@ -18,23 +19,6 @@ from isospike.memory.sdm import (
     expected_recall,
     occupancy,
 )
-
-
-def draw(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def small(rule="rank", alpha=0.9, seed=0, **options):
-    return SparseDistributedMemory(
-        (4, 24), (5, 6, 48), (3, 20), alpha, rule=rule, generator=draw(seed), **options
-    )
-
-
-def tiny(rule, locations=1, data=(2, 3), alpha=0.5, **options):
-    """A memory of which every location is active."""
-    return SparseDistributedMemory(
-        (1, 2), (1, locations, locations), data, alpha, rule=rule, **options
-    )
 
 
 def pairs(count, seed=1):

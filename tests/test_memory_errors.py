@@ -4,30 +4,13 @@ import inspect
 
 import pytest
 import torch
+from memories import draw, small, tiny
 
 from isospike.codes.orders import random_orders
 from isospike.errors import InputError, RangeError, ShapeError
 from isospike.memory.sdm import (
     SparseDistributedMemory,
 )
-
-
-def draw(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def small(rule="rank", alpha=0.9, seed=0, **options):
-    return SparseDistributedMemory(
-        (4, 24), (5, 6, 48), (3, 20), alpha, rule=rule, generator=draw(seed), **options
-    )
-
-
-def tiny(rule, locations=1, data=(2, 3), alpha=0.5, **options):
-    """A memory of which every location is active."""
-    return SparseDistributedMemory(
-        (1, 2), (1, locations, locations), data, alpha, rule=rule, **options
-    )
-
 
 HERE = torch.tensor([0])  # an address of a tiny memory
 
