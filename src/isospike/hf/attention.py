@@ -59,7 +59,7 @@ def routed(model: nn.Module, function: Attend) -> Iterator[None]:
         yield
         return
     # A part of a model may have another implementation than the whole.
-    before = [(config, config._attn_implementation) for config in _configs(model)]
+    before = [(config, config._attn_implementation) for config in configs_of(model)]
     route(model)
     token = _function.set(function)
     try:
@@ -80,7 +80,7 @@ def _choosing(model: nn.Module) -> list[Any]:
     return list(found.values())
 
 
-def _configs(model: nn.Module) -> list[Any]:
+def configs_of(model: nn.Module) -> list[Any]:
     """The configurations of a model and its parts, a whole before its parts."""
     left: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     found: list[Any] = []

@@ -1,59 +1,115 @@
-"""Set every range and bias of a fresh port from what a float pass has shown."""
+"""Set every range and bias of a fresh port from what a float pass has shown, block by block."""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 
+from isospike.codes import WeightedCode
 from isospike.errors import InputError
+from isospike.porting.attention import SpikingAttention
+from isospike.porting.blocks import part_of
 from isospike.porting.functions import SpikingGatedMLP, SpikingNorm
+from isospike.porting.offload import at_hand
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.sites import Site
 from isospike.porting.statistics import Statistics
 
+CodeOf = Callable[[Site, Statistics], WeightedCode]
+"""The code of a site, once it is known what reaches it."""
 
-def calibrate(ported: Ported, statistics: Statistics, dynamic: bool) -> None:
-    """Calibrate a fresh port whose sites have their codes; it then runs on spikes.
 
-    Nothing is run and nothing is trained: ranges, weights and biases follow from the samples.
+class Calibration:
+    """Calibrates a fresh port. Nothing is run and nothing trained: ranges, weights and biases
+    follow from the samples.
+
+    A block is calibrated once all samples of it are there. A site that is read in several blocks is
+    calibrated at the end, with all that reads it.
 
     Args:
         ported: A copy of a discovered model.
-        statistics: Of the model, from its calibration inputs.
+        template: The model, of which samples are taken.
+        code_of: The code of each site.
         dynamic: Whether ranges follow the input.
-
-    Raises:
-        InputError: Values at a site are too large to be encoded, or it was not reached.
+        blocks: Names of the blocks.
     """
-    for site in ported.sites:
-        site.octaves = ported.run.mode.spiking
-    readers: dict[str, list[SpikingProduct]] = {}
-    for product in ported.products:
-        if not isinstance(product, SpikingProduct):
-            product.calibrate(statistics, dynamic)
-        else:
-            readers.setdefault(product.site.name, []).append(product)
-    for products in readers.values():
-        _fit(products[0].site, products, statistics, dynamic)
+
+    def __init__(
+        self, ported: Ported, template: Ported, code_of: CodeOf, dynamic: bool,
+        blocks: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.ported, self.code_of, self.dynamic = ported, code_of, dynamic
+        self.template = template
+        self.originals = dict(zip(ported.products, template.products, strict=True))
+        self.parts: dict[str, str] = {}  # block of every site, and of other samples
+        self.blocks = blocks
+        for site in ported.sites:
+            site.octaves = ported.run.mode.spiking
+        self.paths = {module: path for path, module in ported.model.named_modules()}
+        for module in ported.products:
+            part = part_of(self.paths[module], blocks)
+            for site in module.sites:
+                self.parts[site.name] = part if self.parts.get(site.name, part) == part else ""
+        self.late = {self.paths[m] for m in ported.products if not self.parts[m.sites[0].name]}
+
+    def part(self, block: str, statistics: Statistics) -> None:
+        """Calibrate what is in a block, and drop its samples; what is left, for the empty name.
+
+        Raises:
+            InputError: Values at a site are too large to be encoded, or it was not reached.
+        """
+        products = [m for m in self.ported.products if self.parts[m.sites[0].name] == block]
+        sites = {id(site): site for module in products for site in module.sites}.values()
+        for site in sites:
+            site.code = self.code_of(site, statistics)
+        readers: dict[str, list[SpikingProduct]] = {}
         for product in products:
-            product.fold(statistics.sample(product.site.name))
-    for module in ported.model.modules():
-        if isinstance(module, SpikingNorm | SpikingGatedMLP):
-            module.fit(statistics.sample(module.name))
-        if isinstance(module, SpikingProduct | SpikingNorm) and module.relay is not None:
-            module.fit_relay(statistics.sample(module.relay_name))
-    for site in ported.sites:
-        if not all(bool(t.isfinite().all()) for t in (site.scale, site.offset, site.limit)):
-            raise InputError(
-                f"port needs finite activations, got NaN or infinity at {site.name}. Check the "
-                "model's weights and inputs."
-            )
-    ported.run.phase = "run"
+            if isinstance(product, SpikingProduct):
+                readers.setdefault(product.site.name, []).append(product)
+                continue
+            if isinstance(product, SpikingAttention):  # what the latest pass has shown
+                product.absolute = bool(self.originals[product].absolute)
+            product.calibrate(statistics, self.dynamic)
+        for each in readers.values():
+            self._fit(each, statistics)
+            for product in each:
+                with at_hand(self.template.model, self.paths[product]):
+                    product.fold(statistics.sample(product.site.name))
+        for module, path in self.paths.items():
+            if part_of(path, self.blocks) != block:
+                continue
+            if isinstance(module, SpikingNorm | SpikingGatedMLP):
+                module.fit(statistics.sample(module.name))
+            if isinstance(module, SpikingProduct | SpikingNorm) and module.relay is not None:
+                module.fit_relay(statistics.sample(module.relay_name))
+        for site in sites:
+            if not all(bool(t.isfinite().all()) for t in (site.scale, site.offset, site.limit)):
+                raise InputError(
+                    f"port needs finite activations, got NaN or infinity at {site.name}. Check the "
+                    "model's weights and inputs."
+                )
+        if block:
+            statistics.drop(
+                name for name in chain(statistics.samples)
+                if self.parts.get(name, part_of(name.partition("/")[0], self.blocks)) == block
+            )  # fmt: skip
+        else:
+            self.ported.run.phase = "run"
 
-
-def _fit(site: Site, readers: list[SpikingProduct], statistics: Statistics, dynamic: bool) -> None:
-    """Set the range of a site that products with a weight read."""
-    sample = statistics.sample(site.name)
-    if not dynamic:
-        site.fit(sample.with_extremes)
-        return
-    every = torch.cat([p.by_input for p in readers], 1)
-    site.follow(statistics.dynamic_range(site.name, every.norm(dim=1)), sample.extremes)
+    def _fit(self, readers: list[SpikingProduct], statistics: Statistics) -> None:
+        """Set the range of the site that some products with a weight read."""
+        site = readers[0].site
+        sample = statistics.sample(site.name)
+        if not self.dynamic:
+            site.fit(sample.with_extremes)
+            return
+        found: dict[str, list[SpikingProduct]] = {}
+        for product in readers:
+            found.setdefault(part_of(self.paths[product], self.blocks), []).append(product)
+        norms = []
+        for products in found.values():
+            with at_hand(self.template.model, self.paths[products[0]]):
+                norms.append(torch.cat([p.by_input for p in products], 1).norm(dim=1))
+        weight = norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
+        site.follow(statistics.dynamic_range(site.name, weight), sample.extremes)

@@ -19,6 +19,7 @@ from isospike.hf.experts import one_by_one
 from isospike.hf.modules import ACTIVATIONS, Product, recognise
 from isospike.porting.attention import SpikingAttention
 from isospike.porting.axes import Axes, measure_axes, variants
+from isospike.porting.blocks import find_blocks
 from isospike.porting.calls import OWN, Hooks, Runner
 from isospike.porting.fidelity import check_same, draws_random_numbers, in_float32, same_draws
 from isospike.porting.functions import Reencoder
@@ -29,6 +30,7 @@ from isospike.porting.instrument import (
     place_circuits,
     replacement,
 )
+from isospike.porting.offload import at_hand
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.recorder import HANDLED, Recorder, install
@@ -47,12 +49,14 @@ class Discovery:
         template: A copy with its products replaced, in the float phase; calibrate copies of it.
         unreached: Modules that no input reached; they raise when they are called.
         random: Whether the model draws random numbers.
+        blocks: Names of its blocks, in the order in which they run.
     """
 
     model: nn.Module
     template: Ported
     unreached: tuple[str, ...] = ()
     random: bool = False
+    blocks: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -73,12 +77,14 @@ class Survey:
         unreached: Names of the modules that no run reached; they raise when they are called.
         refused: Why a module cannot be ported, by its name, in order.
         in_float: With circuits, the operators of functions that have none, by module.
+        blocks: Names of the blocks.
     """
 
     ported: Ported
     unreached: tuple[str, ...]
     refused: dict[str, str]
     in_float: dict[str, tuple[str, ...]]
+    blocks: tuple[str, ...] = ()
 
 
 def discover(
@@ -113,7 +119,7 @@ def discover(
     random = draws_random_numbers(original, sample)
     found.ported.run.axes = _axes(found.ported, sample)
     reference = model if not model.training else copy.deepcopy(model).eval()
-    return Discovery(reference, found.ported, found.unreached, random)
+    return Discovery(reference, found.ported, found.unreached, random, found.blocks)
 
 
 def survey(
@@ -160,14 +166,20 @@ def survey(
     wanted = run.mode.spiking and not passes.refused
     in_float = _functions_in_float(copied, sample) if wanted else {}
     unreached = (*passes.unreached, *passes.recorder.partly)
-    return Survey(Ported(copied, run), unreached, passes.refused, in_float)
+    blocks = find_blocks(copied, passes.recorder.entries)
+    return Survey(Ported(copied, run), unreached, passes.refused, in_float, blocks)
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """A copy in ``eval`` mode and float32; computed weights, which a hook computes anew, too."""
+    """A copy in ``eval`` mode and float32; computed weights, which a hook computes anew, too.
+
+    It shares the memory of weights that are in float32; nothing writes to them.
+    """
     computed = [v for m in model.modules() for v in vars(m).values()
                 if isinstance(v, Tensor) and not v.is_leaf]  # fmt: skip
     memo: dict[int, Any] = {id(v): v.detach().clone() for v in computed}
+    for p in model.parameters():
+        memo[id(p)] = nn.Parameter(p.detach(), requires_grad=p.requires_grad)
     copied = copy.deepcopy(model, memo).eval().float()
     one_by_one(copied)
     return copied
@@ -334,7 +346,9 @@ def _replace_products(model: nn.Module, copied: nn.Module, run: Run) -> dict[str
     is found."""
     replaced = {}
     for name, module in model.named_modules():
-        if isinstance(recognise(module), Product):
+        with at_hand(model, name):
+            known = recognise(module)
+        if isinstance(known, Product):
             original = copied.get_submodule(name)
             product = replacement(name, original, run)
             if product is not None:

@@ -21,6 +21,7 @@ from isospike.porting.calls import CALLS, Call, Hooks, Runner, restore
 from isospike.porting.functions import make_circuit
 from isospike.porting.lowering import Convolution
 from isospike.porting.matmul import SpikingMatmul, SpikingScale
+from isospike.porting.offload import at_hand, has_hooks
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import ATTRIBUTE, Run, run_of
@@ -63,7 +64,8 @@ def place_circuits(model: nn.Module, run: Run) -> dict[str, nn.Module]:
     """
     found = {}
     for name, module in model.named_modules():
-        circuit = make_circuit(name, module, recognise(module), run)
+        with at_hand(model, name):
+            circuit = make_circuit(name, module, recognise(module), run)
         if circuit is not None:
             found[name] = circuit
     replaced = {}
@@ -76,7 +78,7 @@ def place_circuits(model: nn.Module, run: Run) -> dict[str, nn.Module]:
 
 def special(module: nn.Module) -> str:
     """What a module does beyond what its class computes; empty for nothing."""
-    if module._forward_hooks or module._forward_pre_hooks:
+    if has_hooks(module):
         return "a hook"
     if "forward" in vars(module):
         return "a forward of its own"

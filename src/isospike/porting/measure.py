@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from isospike.hf.batches import Batch, count_positions, first_output, token_mask
 from isospike.hf.modules import layer_name
 from isospike.kernels.product.trains import spike_steps
 from isospike.porting.axes import Axes
+from isospike.porting.blocks import in_step, part_of, without_cache
 from isospike.porting.fidelity import same_draws
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
@@ -28,6 +30,7 @@ from isospike.porting.trace import count_float_ops
 TABLE_LEVELS = 2**16  # up to here spikes are counted by looking them up
 WEIGHTED = ("linear", "conv")  # kinds of sites before a product with a weight
 RASTER_NEURONS = 40  # ON neurons shown
+MOST_VALUES = 2**23  # of an output, that are compared at once
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,32 @@ class SiteSums:
     squared: float = 0.0
     gain_ops: float = 0.0
     moments: Moments | None = None
+    spread: "Spread | None" = None
+
+    def close(self) -> None:
+        """Keep of the moments what is reported of them."""
+        if self.moments is not None:
+            self.spread, self.moments = Spread.of(self.moments), None
+
+
+class Spread(NamedTuple):
+    """How the values of a site vary.
+
+    Attributes:
+        rows: How many there were.
+        resting: Squared mean, summed over channels.
+        pca95, participation: See :class:`isospike.porting.report.SiteReport`.
+    """
+
+    rows: int
+    resting: float
+    pca95: int | None
+    participation: float | None
+
+    @classmethod
+    def of(cls, moments: Moments) -> "Spread":
+        """That of the rows that were seen."""
+        return cls(moments.rows, float(moments.mean.square().sum()), *_dimension(moments))
 
 
 class SpikeMeter(Watcher):
@@ -159,6 +188,12 @@ class Meter(Watcher):
     def on_circuit(self, stats: CircuitStats) -> None:
         self.circuits.append(stats)
 
+    def close(self, block: str) -> None:
+        """Nothing more will pass the sites of a block."""
+        for name, sums in self.sites.items():
+            if part_of(name, (block,)):
+                sums.close()
+
     def _add_gain(
         self, site: Site, reading: Reading, keep: Tensor, fan_out: Tensor | float
     ) -> None:
@@ -203,6 +238,7 @@ def compare(
     batches: Sequence[Batch],
     meter: Watcher | None = None,
     expected: Sequence[Any] = (),
+    blocks: Sequence[str] = (),
 ) -> Comparison:
     """Run both models on the same inputs.
 
@@ -212,16 +248,30 @@ def compare(
         batches: Inputs neither was calibrated on.
         meter: Sees what passes the port.
         expected: What the float model gives for the batches; computed here if empty.
+        blocks: Names of the blocks that all batches pass together.
+
+    Raises:
+        OutOfOrderError: A batch runs the blocks in another order.
     """
     total = _Totals()
-    for i, batch in enumerate(batches):
+
+    def both(number: int) -> None:
+        batch = batches[number]
         masks = token_masks(batch)
         with torch.no_grad(), same_draws():
-            true = expected[i] if expected else model(**batch)
+            true = expected[number] if expected else model(**batch)
+        logits, true = _has_logits(true), first_output(true)
         with torch.no_grad(), same_draws(), ported.run.watching(meter, masks):
-            got = ported.model(**batch)
-        x, y = first_output(true).double(), first_output(got).double()
-        total.add(x, y, ported.run.axes.get("", Axes(0)), masks, _has_logits(true))
+            got = first_output(ported.model(**batch))
+        total.add(true, got, ported.run.axes.get("", Axes(0)), masks, logits)
+
+    def left(number: int) -> None:
+        if isinstance(meter, Meter) and number >= len(blocks):
+            meter.close(blocks[number - len(blocks)])
+
+    parts = [each.get_submodule(name) for each in (model, ported.model) for name in blocks]
+    with without_cache(model), without_cache(ported.model):
+        in_step([ported.run], parts, [partial(both, n) for n in range(len(batches))], left)
     return total.comparison()
 
 
@@ -244,6 +294,21 @@ class _Totals:
         self, x: Tensor, y: Tensor, axes: Axes, masks: Mapping[str, Tensor], logits: bool
     ) -> None:
         """Both first outputs on one batch."""
+        at = axes.rows
+        if at is None or at == axes.tokens or x.numel() <= MOST_VALUES:
+            self._add(x.double(), y.double(), axes, masks, logits)
+            return
+        count = x.shape[at]
+        step = max(1, MOST_VALUES * count // x.numel())
+        for i in range(0, count, step):
+            rows = min(step, count - i)
+            few = {k: m[i : i + rows] if len(m) == count else m for k, m in masks.items()}
+            one, two = (t.narrow(at, i, rows).double() for t in (x, y))
+            self._add(one, two, axes, few, logits)
+
+    def _add(
+        self, x: Tensor, y: Tensor, axes: Axes, masks: Mapping[str, Tensor], logits: bool
+    ) -> None:
         places = {d for d in (axes.rows, axes.tokens) if d is not None} or {0}
         mask = axes.mask(masks, x)
         valid = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.expand_as(x)
@@ -305,11 +370,10 @@ def site_reports(
         t = sums.get(site.name)
         if t is None or t.values == 0:
             continue
-        pca95, participation = _dimension(t.moments)
+        t.close()
+        spread = t.spread or Spread(0, 0.0, None, None)
         neurons = t.values * site.code.neurons / tokens
-        centred = t.squared
-        if t.moments is not None:
-            centred -= t.moments.rows * float(t.moments.mean.square().sum())
+        centred = t.squared - spread.rows * spread.resting
         reports.append(
             SiteReport(
                 name=site.name,
@@ -324,11 +388,9 @@ def site_reports(
                 neuron_updates=neurons * site.code.steps,
                 macs=t.macs / tokens,
                 error=(t.squared_error / max(centred, 1e-300)) ** 0.5,
-                pca95=pca95,
-                participation=participation,
-                capped=t.moments is not None
-                and pca95 is not None
-                and is_capped(float(pca95), t.moments.rows),
+                pca95=spread.pca95,
+                participation=spread.participation,
+                capped=spread.pca95 is not None and is_capped(spread.pca95, spread.rows),
                 share=shares.get(site.name),
                 outside=site.share_outside,
                 gain_ops=t.gain_ops / tokens,
@@ -415,9 +477,9 @@ def site_rows(run: Run, site: Site, x: Tensor) -> Tensor:
     return rows if mask is None else rows[mask.expand(*x.shape[:-1], 1).flatten()]
 
 
-def _dimension(moments: Moments | None) -> tuple[int | None, float | None]:
+def _dimension(moments: Moments) -> tuple[int | None, float | None]:
     """PCA-95 and participation ratio; None where nothing varies."""
-    if moments is None or moments.rows < 2:
+    if moments.rows < 2:
         return None, None
     variances = moments.variances()
     if variances[0] <= 0:

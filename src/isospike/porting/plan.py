@@ -3,8 +3,8 @@
 import fnmatch
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -16,15 +16,17 @@ from isospike.codes import CODES, Law, WeightedCode, fit_law
 from isospike.errors import InputError, RangeError, UnsupportedError
 from isospike.hf.batches import Batch, batch_size, first_output, token_masks
 from isospike.porting.axes import Axes
-from isospike.porting.calibrate import calibrate
+from isospike.porting.blocks import by_block
+from isospike.porting.calibrate import Calibration, CodeOf
 from isospike.porting.discover import Discovery
 from isospike.porting.fidelity import same_draws
 from isospike.porting.inputs import Inputs
+from isospike.porting.offload import shelf_of
 from isospike.porting.ported import Ported
 from isospike.porting.product import EXACT_LEVELS
 from isospike.porting.run import Mode
 from isospike.porting.sensitivity import assign_amplitudes, max_sensitivity, measure_channels
-from isospike.porting.sites import HEADS
+from isospike.porting.sites import HEADS, Site
 from isospike.porting.statistics import Statistics
 from isospike.porting.water_filling import Allocation, Channels, check_allocation, water_fill
 from isospike.progress import update
@@ -72,14 +74,17 @@ class Plan:
     """Which code each site gets.
 
     Attributes:
-        codes: Code of each site, by name; the longest it may have, if amplitudes are allocated.
+        kind: Of all codes.
+        code_of: Code of a site, once it is known what reaches it; the longest it may have, if
+            amplitudes are allocated.
         steps: Number of steps that was asked for, or that a law gives; None without.
         allocation: Amplitudes of channels; None without.
         law: The law that the steps follow from; None without.
         predicted: Error of the output, as law or allocation predict it; None without.
     """
 
-    codes: Mapping[str, WeightedCode]
+    kind: type[WeightedCode]
+    code_of: CodeOf
     steps: int | None = None
     allocation: Allocation | None = None
     law: Law | None = None
@@ -89,12 +94,6 @@ class Plan:
     def share(self) -> Mapping[str, float]:
         """Part of the squared error of each site, as an allocation predicts it."""
         return {} if self.allocation is None else self.allocation.share
-
-    def apply(self, ported: Ported) -> None:
-        """Give the sites of a fresh port their codes."""
-        ported.assign(self.codes)
-        if self.allocation is not None:
-            assign_amplitudes(ported, self.allocation)
 
 
 class Built(NamedTuple):
@@ -137,7 +136,7 @@ class Builder:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """What a float pass over the calibration inputs shows; taken once."""
+        """What a float pass over the calibration inputs shows; taken once, for several ports."""
         template = self.discovery.template
         return Statistics(template.model, template.run, self.inputs.calibration)
 
@@ -153,19 +152,38 @@ class Builder:
                 found.append((rows, first_output(self.discovery.model(**rows))))
         return found
 
-    def build(self, plan: Plan) -> Built:
+    def build(self, plan: Plan, once: bool = False) -> Built:
         """A port with these codes, calibrated on all calibration inputs.
 
         Args:
             plan: The codes.
+            once: Whether this is the only port, as far as is known: what the float pass shows is
+                then kept of one block at a time.
         """
-        ported = self.discovery.instrument()
-        ported.seed(self.generator)
-        plan.apply(ported)
-        codes = {type(site.code).neurons for site in ported.sites}
-        dynamic = self.ranges == "dynamic" and plan.allocation is None and codes == {2}
-        calibrate(ported, self.statistics, dynamic)
-        return Built(ported, plan)
+        dynamic = self.ranges == "dynamic" and plan.allocation is None and plan.kind.neurons == 2
+        template, batches = self.discovery.template, self.inputs.calibration
+
+        def calibrated(blocks: Sequence[str]) -> Built:
+            ported = self.discovery.instrument()
+            ported.seed(self.generator)
+            if plan.allocation is not None:
+                assign_amplitudes(ported, plan.allocation)
+            calibration = Calibration(ported, template, plan.code_of, dynamic, blocks)
+            shelf = shelf_of(self.discovery.model)
+
+            def finish(block: str, statistics: Statistics) -> None:
+                calibration.part(block, statistics)
+                if shelf is not None:
+                    shelf.keep(ported.model, block, blocks, calibration.late)
+
+            if blocks:
+                Statistics(template.model, template.run, batches, blocks, finish)
+            else:
+                finish("", self.statistics)
+            return Built(ported, plan)
+
+        once = once or shelf_of(self.discovery.model) is not None
+        return by_block(self.discovery.blocks if once else (), calibrated)
 
     def error(self, built: Built) -> float:
         """Error of a port's first output on some of the calibration inputs."""
@@ -180,8 +198,8 @@ class Builder:
             power += float((expected * kept).double().square().sum())
         return math.sqrt(difference / max(power, 1e-300))
 
-    def uniform(self, kind: type[WeightedCode], steps: int) -> dict[str, WeightedCode]:
-        """The code of every site for one number of steps.
+    def uniform(self, kind: type[WeightedCode], steps: int) -> Plan:
+        """The codes for one number of steps.
 
         With ranges that follow the input, sites differ in what an octave of resolution buys. An
         attention weight is one of many that add up, and nearly all are small: two more octaves, or
@@ -191,25 +209,21 @@ class Builder:
         has half of a pair's levels: one more octave, up to ``EXACT_LEVELS``.
         """
         plain = kind(steps)
-        every: dict[str, WeightedCode] = {}
-        if self.ranges != "dynamic" or kind.neurons != 2:
-            return dict.fromkeys(self.discovery.names, plain)
         octave = kind.steps_per_octave or 1
-        for site in self.discovery.template.sites:
-            weights = site.kind == "left" and self.statistics.one_sided(site)
-            if site.kind == "probability" or weights:
-                longer = kind(min(kind.max_steps, steps + 2 * octave))
-                if longer.levels > WEIGHT_LEVELS:
-                    longer = kind(min(kind.max_steps, steps + octave))
-                every[site.name] = longer
-            elif site.kind in HEADS:
-                every[site.name] = kind(min(steps, steps // 2 + 2 * octave))
-            elif self.statistics.one_sided(site):
-                longer = kind(min(kind.max_steps, steps + octave))
-                every[site.name] = longer if longer.levels <= EXACT_LEVELS else plain
-            else:
-                every[site.name] = plain
-        return every
+        if self.ranges != "dynamic" or kind.neurons != 2:
+            return Plan(kind, lambda site, _: plain, steps)
+
+        def code_of(site: Site, statistics: Statistics) -> WeightedCode:
+            one_sided = statistics.one_sided(site)
+            longer = kind(min(kind.max_steps, steps + octave))
+            if site.kind == "probability" or (site.kind == "left" and one_sided):
+                longest = kind(min(kind.max_steps, steps + 2 * octave))
+                return longer if longest.levels > WEIGHT_LEVELS else longest
+            if site.kind in HEADS:
+                return kind(min(steps, steps // 2 + 2 * octave))
+            return longer if one_sided and longer.levels <= EXACT_LEVELS else plain
+
+        return Plan(kind, code_of, steps)
 
 
 class Planner(ABC):
@@ -233,17 +247,12 @@ class Planner(ABC):
 class Given(Planner):
     """Codes as they are given."""
 
-    def __init__(
-        self, builder: Builder, given: Mapping[str, WeightedCode], steps: int | None = None
-    ) -> None:
+    def __init__(self, builder: Builder, plan: Plan) -> None:
         super().__init__(builder)
-        self.given, self.steps = given, steps
+        self.plan = plan
 
     def first(self) -> Built:
-        sites = self.builder.discovery.template.sites
-        linear = [self.given[s.name].levels for s in sites if s.kind in ("linear", "conv")]
-        self.builder.mode.check("port", max(linear, default=0))
-        return self.builder.build(Plan(self.given, self.steps))
+        return self.builder.build(self.plan, once=True)
 
 
 class ByLaw(Planner):
@@ -284,8 +293,8 @@ class ByLaw(Planner):
         code, law = self.kind(steps), self.law
         if law is not None:
             self.builder.mode.check("port", code.levels)
-        every = self.builder.uniform(self.kind, steps)
-        return Plan(every, steps, law=law, predicted=None if law is None else law.error(steps))
+        predicted = None if law is None else law.error(steps)
+        return replace(self.builder.uniform(self.kind, steps), law=law, predicted=predicted)
 
 
 class Allocated(Planner):
@@ -357,8 +366,8 @@ class Allocated(Planner):
 
     def _plan(self, aim: float) -> Plan:
         found = water_fill(self.channels, aim)
-        every = dict.fromkeys(self.builder.discovery.names, self.kind(self.most))
-        return Plan(every, allocation=found, predicted=found.error)
+        code = self.kind(self.most)
+        return Plan(self.kind, lambda *_: code, allocation=found, predicted=found.error)
 
 
 def make_planner(builder: Builder, code: str, steps: Steps) -> Planner:
@@ -373,8 +382,12 @@ def make_planner(builder: Builder, code: str, steps: Steps) -> Planner:
         kind = Allocated if steps.per_channel else ByLaw
         return kind(builder, CODES[code], steps.error)
     if isinstance(steps, Mapping):
-        return Given(builder, by_name(code, steps, builder.discovery.names))
-    return Given(builder, builder.uniform(CODES[code], steps), steps)
+        given = by_name(code, steps, builder.discovery.names)
+        sites = builder.discovery.template.sites
+        linear = [given[s.name].levels for s in sites if s.kind in ("linear", "conv")]
+        builder.mode.check("port", max(linear, default=0))
+        return Given(builder, Plan(CODES[code], lambda site, _: given[site.name]))
+    return Given(builder, builder.uniform(CODES[code], steps))
 
 
 def check_code(code: str) -> None:

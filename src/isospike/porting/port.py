@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from isospike.codes import CODES
@@ -15,6 +15,7 @@ from isospike.errors import InputError
 from isospike.hf.batches import Batch
 from isospike.hf.pooling import FILE, Pooling
 from isospike.porting.audit import AuditReport, audit
+from isospike.porting.blocks import by_block
 from isospike.porting.discover import Discovery, discover
 from isospike.porting.fidelity import same_draws
 from isospike.porting.files import port_files
@@ -30,6 +31,7 @@ from isospike.porting.measure import (
     record_raster,
     site_reports,
 )
+from isospike.porting.offload import is_offloaded, offload, shelf_of
 from isospike.porting.plan import (
     Builder,
     Built,
@@ -186,7 +188,9 @@ def port(
         InputError: A code, site or batch that does not fit; NaN in weights or activations.
         RangeError: A number out of range, or a target below what the code can reach.
     """
-    mode = _check_request(model, code, steps, Mode(execution, precision, functions))
+    mode = _check_request(code, steps, Mode(execution, precision, functions))
+    model = offload(model) if is_offloaded(model) else model
+    _check_weights(model)
     inputs = Inputs.of(neutral(model) if calibration is None else calibration, evaluation)
     check_ranges(ranges)
     with same_draws(None if generator is None else generator.initial_seed()):
@@ -206,40 +210,51 @@ def port(
         return result
 
 
-def _check_request(model: nn.Module, code: str, steps: Steps, mode: Mode) -> Mode:
+def _check_request(code: str, steps: Steps, mode: Mode) -> Mode:
     """The mode, once all that can be refused before the inputs are seen was not."""
     check_code(code)
     check_steps(code, steps)
     known = CODES[code](steps if isinstance(steps, int) else 8)
     mode.check("port", known.levels)
-    _check_weights(model)
     return mode
 
 
 def _check_weights(model: nn.Module) -> None:
     """Raise unless the weights are there and finite; -inf in a buffer is a mask."""
+    shelf = shelf_of(model)
+    if shelf is not None:
+        shelf.check(model, _check_weight)
+        return
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
-        if tensor.is_meta or is_lazy(tensor):
-            raise InputError(
-                f"port needs weights in memory, got {name} without values. Load the model's "
-                "weights first."
-            )
-        if not tensor.is_floating_point():
-            continue
-        wrong = ~tensor.isfinite() if isinstance(tensor, nn.Parameter) else tensor.isnan()
-        if bool(wrong.any()):
-            raise InputError(
-                f"port needs finite weights, got NaN or infinity in {name} ({int(wrong.sum())} of "
-                f"{tensor.numel()}). Check the model's files."
-            )
+        _check_weight(name, tensor)
+
+
+def _check_weight(name: str, tensor: Tensor) -> None:
+    if tensor.is_meta or is_lazy(tensor):
+        raise InputError(
+            f"port needs weights in memory, got {name} without values. Load the model's weights "
+            "first."
+        )
+    if not tensor.is_floating_point():
+        return
+    wrong = ~tensor.isfinite() if isinstance(tensor, nn.Parameter) else tensor.isnan()
+    if bool(wrong.any()):
+        raise InputError(
+            f"port needs finite weights, got NaN or infinity in {name} ({int(wrong.sum())} of "
+            f"{tensor.numel()}). Check the model's files."
+        )
 
 
 def _measure(builder: Builder, ported: Ported) -> tuple[Comparison, Meter]:
-    for site in ported.sites:
-        site.forget_outside()
-    meter = Meter(ported.run, dimension=True)
-    model, batches = builder.discovery.model, builder.inputs.evaluation
-    return compare(model, ported, batches, meter), meter
+    discovery, batches = builder.discovery, builder.inputs.evaluation
+
+    def measure(blocks: Sequence[str]) -> tuple[Comparison, Meter]:
+        for site in ported.sites:
+            site.forget_outside()
+        meter = Meter(ported.run, dimension=True)
+        return compare(discovery.model, ported, batches, meter, blocks=blocks), meter
+
+    return by_block(discovery.blocks, measure)
 
 
 def _report(

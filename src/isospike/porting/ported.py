@@ -1,13 +1,11 @@
 """A model on spikes, with the parts that port, measurements and files need of it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import nn
 
-from isospike.codes import WeightedCode
 from isospike.porting.attention import SpikingAttention
 from isospike.porting.functions import (
     CIRCUITS,
@@ -63,11 +61,6 @@ class Ported:
             for site in module.sites:
                 seen.setdefault(id(site), site)
         return tuple(seen.values())
-
-    def assign(self, codes: Mapping[str, WeightedCode]) -> None:
-        """Give every site its code, by name, before calibration."""
-        for site in self.sites:
-            site.code = codes[site.name]
 
     def seed(self, generator: torch.Generator | None) -> None:
         """Have the sites of the Bernoulli code draw from ``generator``."""

@@ -1,11 +1,13 @@
 """What calibration needs to know of a model's activations: one float pass, a sample of each site.
 
-Which rows are kept depends on their number only, not on how they come in batches, and the extremes
-of every channel are kept whatever the rows.
+Which rows are kept depends on the batch and on the tokens of those before it, not on what else was
+seen, and the extremes of every channel are kept whatever the rows.
 """
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from isospike import progress
 from isospike.errors import InputError, IsospikeError
 from isospike.hf.batches import Batch, count_tokens, token_masks
+from isospike.porting.blocks import OutOfOrderError, in_step, without_cache
 from isospike.porting.fidelity import same_draws
 from isospike.porting.gains import fit_scales
 from isospike.porting.ranges import Range
@@ -28,7 +31,7 @@ ONE_SIDED = 0.25  # the narrower side of a one-sided site over the wider one, on
 def _run(model: nn.Module, batch: Batch, number: int) -> None:
     try:
         model(**batch)
-    except IsospikeError:
+    except (IsospikeError, OutOfOrderError):
         raise
     except (ValueError, RuntimeError, IndexError, TypeError) as error:
         first = str(error).partition("\n")[0]
@@ -43,38 +46,47 @@ class Sample:
     """Some of the values that reached a site or a circuit, and the extremes of all of them.
 
     Attributes:
-        parts: Rows, ``[rows, *groups, channels]``, in parts.
+        parts: Rows, ``[rows, *groups, channels]``, in parts, by the number of their batch.
         images: Inputs of a convolution, ``[batch, channels, height, width]``, in parts.
         high, low: Largest and smallest value of each channel, over all rows.
-        count: Rows seen.
-        share: Part of the rows to keep: those whose number times the golden ratio has a fraction
-            below it, which spreads them evenly and meets no period.
+        counts: Rows seen of each batch, with the number of the first and the share to keep.
     """
 
-    parts: list[Tensor] = field(default_factory=list)
+    parts: dict[int, list[Tensor]] = field(default_factory=dict)
     images: list[Tensor] = field(default_factory=list)
     high: Tensor | None = None
     low: Tensor | None = None
-    count: int = 0
-    share: float = 1.0
+    counts: dict[int, tuple[int, int, float]] = field(default_factory=dict)
 
-    def add(self, rows: Tensor) -> None:
-        """Take note of rows, and keep some of them."""
+    def add(self, rows: Tensor, batch: int, before: float, total: float) -> None:
+        """Take note of rows, and keep some of them: those whose number times the golden ratio has a
+        fraction below the share, which spreads them evenly and meets no period.
+
+        Args:
+            rows: They.
+            batch: Number of their batch.
+            before: Tokens of the batches before it, over those of the batch.
+            total: Tokens of all batches, likewise.
+        """
         if not len(rows):
             return
         high, low = rows.amax(0), rows.amin(0)
         self.high = high if self.high is None else torch.maximum(self.high, high)
         self.low = low if self.low is None else torch.minimum(self.low, low)
-        place = torch.arange(self.count, self.count + len(rows), dtype=torch.float64)
-        self.count += len(rows)
-        self.parts.append(rows[(place * GOLDEN % 1 < self.share).to(rows.device)])
+        share = min(1.0, MOST_ROWS / max(1.0, len(rows) * total))
+        seen, first, share = self.counts.get(batch, (0, round(len(rows) * before), share))
+        place = torch.arange(first + seen, first + seen + len(rows), dtype=torch.float64)
+        self.counts[batch] = seen + len(rows), first, share
+        kept = rows[(place * GOLDEN % 1 < share).to(rows.device)]
+        self.parts.setdefault(batch, []).append(kept)
 
     @property
     def rows(self) -> Tensor:
         """The rows that were kept."""
-        if len(self.parts) > 1:
-            self.parts = [torch.cat(self.parts)]
-        return self.parts[0]
+        parts = [part for batch in sorted(self.parts) for part in self.parts[batch]]
+        if len(parts) > 1:
+            self.parts = {min(self.parts): [torch.cat(parts)]}
+        return self.parts[min(self.parts)][0]
 
     def some(self, count: int) -> Tensor:
         """About so many of them, or all if there are fewer."""
@@ -95,40 +107,113 @@ class Sample:
         return torch.cat([rows, self.extremes.to(rows)])
 
 
-class Statistics(Watcher):
+class Statistics:
     """Samples of every site and circuit of a model, from one float pass over its inputs.
 
     Args:
         model: A discovered model, in the float phase.
         run: Its state.
         batches: The calibration inputs; each is run as it is, padded to its own longest row.
+        blocks: Names of the model's blocks.
+        finished: Told the name of a block that all inputs have left, with the samples so far, of
+            which it may drop some. Told the empty name at the end.
 
     Attributes:
         samples: By name of the site; by ``<module>/<part>`` of a circuit.
 
     Raises:
         InputError: NaN or infinity at a site, which is named.
+        OutOfOrderError: A batch runs the blocks in another order.
     """
 
-    def __init__(self, model: nn.Module, run: Run, batches: Sequence[Batch]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        run: Run,
+        batches: Sequence[Batch],
+        blocks: Sequence[str] = (),
+        finished: "Callable[[str, Statistics], None]" = lambda *_: None,
+    ) -> None:
         self.samples: dict[str, Sample] = {}
-        self._run = run
         self._ranges: dict[str, Range] = {}
-        self._tokens = max(1, sum(map(count_tokens, batches)))
-        self._batch: Batch = {}
-        self._seen: dict[str, tuple[Tensor, int]] = {}
-        for done, batch in enumerate(batches):
-            progress.update("calibrate", done, len(batches))
-            self._seen.clear()
-            self._batch = batch
-            with torch.no_grad(), same_draws(), run.watching(self, token_masks(batch)):
-                _run(model, batch, done)
-        progress.update("calibrate", len(batches), len(batches))
+        tokens = [max(1, count_tokens(batch)) for batch in batches]
+        parts = len(blocks) or len(batches)
+
+        def pass_of(number: int) -> None:
+            if not blocks:
+                progress.update("calibrate", number, parts)
+            before, total = (sum(t) / tokens[number] for t in (tokens[:number], tokens))
+            watcher = _Seen(run, self.samples, number, before, total)
+            batch = batches[number]
+            with torch.no_grad(), same_draws(), run.watching(watcher, token_masks(batch)):
+                _run(model, batch, number)
+
+        def told(number: int) -> None:
+            progress.update("calibrate", number, parts)
+            finished(blocks[number], self)
+
+        with without_cache(model):
+            passes = [partial(pass_of, number) for number in range(len(batches))]
+            in_step([run], [model.get_submodule(name) for name in blocks], passes, told)
+        finished("", self)
+        progress.update("calibrate", parts, parts)
+
+    def sample(self, name: str) -> Sample:
+        """What was seen of a site or a circuit.
+
+        Raises:
+            InputError: The calibration inputs did not reach it.
+        """
+        if name not in self.samples:
+            raise InputError(
+                f"port needs calibration inputs that reach every product, got none for {name}. Add "
+                "inputs that use it."
+            )
+        return self.samples[name]
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Forget what was seen of some sites or circuits."""
+        for name in list(names):
+            self.samples.pop(name)
+            self._ranges.pop(name, None)
+
+    def dynamic_range(self, name: str, weight: Tensor, evenness: float = 0.0) -> Range:
+        """Offsets and scales of a site whose gain follows its input; they hold for every code."""
+        if name not in self._ranges:
+            self._ranges[name] = fit_scales(self.sample(name).rows, weight, evenness)
+        return self._ranges[name]
+
+    def one_sided(self, site: Site) -> bool:
+        """Whether nearly all of a site's range lies on one side of where its values rest."""
+        sample = self.samples.get(site.name)
+        if site.kind not in ("linear", "left") or sample is None:
+            return False
+        middle, (high, low) = sample.rows.median(0).values, sample.extremes
+        up, down = high - middle, middle - low
+        return bool(torch.minimum(up, down).mean() < ONE_SIDED * torch.maximum(up, down).mean())
+
+
+class _Seen(Watcher):
+    """Takes note of what one batch shows.
+
+    Args:
+        run: State of the model.
+        samples: To add to.
+        number: Of the batch.
+        before, total: See :meth:`Sample.add`.
+    """
+
+    def __init__(
+        self, run: Run, samples: dict[str, Sample], number: int, before: float, total: float
+    ) -> None:
+        self._run, self.samples = run, samples
+        self._place = number, before, total
+        self._seen: dict[str, tuple[weakref.ref[Tensor], int]] = {}
 
     def on_input(self, site: Site, x: Tensor) -> Tensor:
         last = self._seen.get(site.name)
-        if last is None or last[0] is not x or last[1] != tensor_version(x):  # not another reader
-            self._seen[site.name] = x, tensor_version(x)
+        if last is None or last[0]() is not x or last[1] != tensor_version(x):  # not another reader
+            self._seen[site.name] = weakref.ref(x), tensor_version(x)
             if site.kind == "conv":
                 images = self.samples.setdefault(site.name, Sample()).images
                 if not images or images[0].shape[1:] == x.shape[1:]:  # of one size
@@ -160,36 +245,4 @@ class Statistics(Watcher):
                 f"port needs finite activations, got NaN or infinity at {name}. Check the "
                 "model's weights and inputs."
             )
-        sample = self.samples.setdefault(name, Sample())
-        if not sample.count:
-            expected = len(rows) * self._tokens / max(1, count_tokens(self._batch))
-            sample.share = min(1.0, MOST_ROWS / max(1.0, expected))
-        sample.add(rows.detach())
-
-    def sample(self, name: str) -> Sample:
-        """What was seen of a site or a circuit.
-
-        Raises:
-            InputError: The calibration inputs did not reach it.
-        """
-        if name not in self.samples:
-            raise InputError(
-                f"port needs calibration inputs that reach every product, got none for {name}. Add "
-                "inputs that use it."
-            )
-        return self.samples[name]
-
-    def dynamic_range(self, name: str, weight: Tensor, evenness: float = 0.0) -> Range:
-        """Offsets and scales of a site whose gain follows its input; they hold for every code."""
-        if name not in self._ranges:
-            self._ranges[name] = fit_scales(self.sample(name).rows, weight, evenness)
-        return self._ranges[name]
-
-    def one_sided(self, site: Site) -> bool:
-        """Whether nearly all of a site's range lies on one side of where its values rest."""
-        sample = self.samples.get(site.name)
-        if site.kind not in ("linear", "left") or sample is None:
-            return False
-        middle, (high, low) = sample.rows.median(0).values, sample.extremes
-        up, down = high - middle, middle - low
-        return bool(torch.minimum(up, down).mean() < ONE_SIDED * torch.maximum(up, down).mean())
+        self.samples.setdefault(name, Sample()).add(rows.detach(), *self._place)

@@ -17,7 +17,7 @@ from isospike.hf.attention import route
 from isospike.hf.batches import Batch
 from isospike.porting.fidelity import same_draws
 from isospike.porting.measure import SpikeMeter, compare
-from isospike.porting.plan import Builder, Plan
+from isospike.porting.plan import Builder
 from isospike.porting.records import CurvePoint
 from isospike.progress import update
 from isospike.report import codec
@@ -78,7 +78,7 @@ def _point(builder: Builder, few: Batch, cell: Cell, expected: Sequence[object] 
     route(builder.discovery.template.model)  # another process has registered nothing yet
     if builder.generator is not None:
         builder = _own_generator(builder)
-    ported = builder.build(Plan(builder.uniform(type(code), code.steps))).ported
+    ported = builder.build(builder.uniform(type(code), code.steps)).ported
     meter = SpikeMeter(ported.run)
     comparison = compare(builder.discovery.model, ported, [few], meter, expected)
     return CurvePoint(*cell, comparison.error, meter.spikes / comparison.tokens)

@@ -231,6 +231,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.tables = set[int]()
         self.reached = False  # whether the input reaches the operator that is looked at
         self.kept: list[Tensor] = []  # storages of constants: addresses stay unique
+        self.brief: tuple[str, list[Tensor]] = "", []  # those of one spiking module, while it runs
         self.multiplied: dict[int, _Multiplied] = {}  # by address
         self.label: Any = None  # of what multiplies entry by entry now
         self.labels: set[Any] = set()  # of what did, where the results were added up
@@ -241,6 +242,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         name = name if name.startswith("_") else name.rstrip("_")  # in place: the same product
+        if self.brief[1] and self.brief[0] != self._module:
+            self._forget()
         self.reached = not all(map(self.is_constant, _tensors(args)))
         for owner in (self.owners.get(id(x)) for x in _tensors(args)):
             if owner is not None and self._module != owner:
@@ -295,7 +298,10 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             elif tensor.numel():
                 self.constant.add(place)
             if tensor.numel() and (table or not varying):
-                self.kept.append(tensor)
+                if self._module in self.spiking:  # a weight in another form, say, and as large
+                    self.brief = self._module, [*self.brief[1], tensor]
+                else:
+                    self.kept.append(tensor)
                 self.tables |= {place} if varying and tensor.is_floating_point() else set()
         self._follow_product(name, args, made, written)
         if not varying or not made or not made[0].is_floating_point():
@@ -311,6 +317,13 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             module = self._module
             for counts, key in ((self.nonlinear, kind), (self.operators, name)):
                 counts[module, key] = counts.get((module, key), 0) + made[0].numel()
+
+    def _forget(self) -> None:
+        """A spiking module has run, and its constants are no more."""
+        gone = {_place(x) for x in self.brief[1]} - self.stored - {0}
+        self.constant -= gone
+        self.tables -= gone
+        self.brief = "", []
 
     def _follow_product(
         self, name: str, args: tuple[Any, ...], made: list[Tensor], written: list[Tensor]
