@@ -31,11 +31,12 @@ class Moments:
     (7)  n' = n + m,  mean' = mean + (m / n') d,  S' = S + S_batch + (n m / n') d d^T,
          d = mean_batch - mean
 
-    Nothing is subtracted at the end, so that a mean far from 0 costs no digits.
+    Nothing is subtracted at the end, so that a mean far from 0 costs no digits. Rows that are fewer
+    than half the width are kept as they are: the variances are those of their products.
 
     Attributes:
         rows: Seen so far.
-        mean: ``[width]``.
+        width: Of a row.
         scatter: S, ``[width, width]``: the covariance times ``rows``.
 
     Reference: Chan, Golub, LeVeque (1979), Updating formulae for computing sample variances.
@@ -49,8 +50,24 @@ class Moments:
 
     def __init__(self, width: int, device: torch.device | None = None) -> None:
         self.rows = 0
-        self.mean = torch.zeros(width, dtype=torch.float64, device=device)
-        self.scatter = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self.width = width
+        self._few = [torch.zeros(0, width, dtype=torch.float64, device=device)]
+        self._sums: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def mean(self) -> Float[Tensor, "width"]:
+        """Of the rows so far; 0 of none."""
+        if self._sums is not None:
+            return self._sums[0]
+        return torch.cat(self._few).sum(0) / max(1, self.rows)
+
+    @property
+    def scatter(self) -> Float[Tensor, "width width"]:
+        """S of (7)."""
+        if self._sums is not None:
+            return self._sums[1]
+        centred = torch.cat(self._few) - self.mean
+        return centred.t() @ centred
 
     def update(self, rows: Float[Tensor, "rows width"]) -> None:
         """Add a batch.
@@ -60,19 +77,36 @@ class Moments:
         """
         if not len(rows):
             return
-        centred = rows.to(torch.float64, copy=True)
-        mean = centred.mean(0)
-        centred -= mean
-        total = self.rows + len(rows)
-        step = mean - self.mean
-        self.scatter.addmm_(centred.t(), centred)
-        self.scatter.addr_(step, step, alpha=self.rows * len(rows) / total)
-        self.mean += step * (len(rows) / total)
+        if self._sums is None:
+            if self.rows + len(rows) <= self.width // 2:
+                self._few.append(rows.to(torch.float64, copy=True))
+                self.rows += len(rows)
+                return
+            few, self.rows, self._few = self._few, 0, []
+            zero = few[0].new_zeros
+            self._sums = zero(self.width), zero(self.width, self.width)
+            for each in few[1:]:
+                self._add(each, *self._sums)
+        self._add(rows.to(torch.float64, copy=True), *self._sums)
+
+    def _add(self, centred: Tensor, mean: Tensor, scatter: Tensor) -> None:
+        """(7), in place."""
+        own = centred.mean(0)
+        centred -= own
+        total = self.rows + len(centred)
+        step = own - mean
+        scatter.addmm_(centred.t(), centred)
+        scatter.addr_(step, step, alpha=self.rows * len(centred) / total)
+        mean += step * (len(centred) / total)
         self.rows = total
 
     def variances(self) -> Float[Tensor, "width"]:
         """Variances along the principal axes, from the largest."""
-        return _spectrum(self.scatter / max(self.rows, 1))
+        if self._sums is not None:
+            return _spectrum(self._sums[1] / max(self.rows, 1))
+        centred = torch.cat(self._few) - self.mean
+        found = _spectrum(centred @ centred.t() / max(self.rows, 1))
+        return torch.cat([found, found.new_zeros(self.width - len(found))])
 
 
 class Estimate(NamedTuple):

@@ -390,7 +390,7 @@ def site_reports(
                 error=(t.squared_error / max(centred, 1e-300)) ** 0.5,
                 pca95=spread.pca95,
                 participation=spread.participation,
-                capped=spread.pca95 is not None and is_capped(spread.pca95, spread.rows),
+                capped=spread.pca95 is not None and is_capped(float(spread.pca95), spread.rows),
                 share=shares.get(site.name),
                 outside=site.share_outside,
                 gain_ops=t.gain_ops / tokens,
