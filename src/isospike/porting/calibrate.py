@@ -104,12 +104,9 @@ class Calibration:
         if not self.dynamic:
             site.fit(sample.with_extremes)
             return
-        found: dict[str, list[SpikingProduct]] = {}
+        every = []
         for product in readers:
-            found.setdefault(part_of(self.paths[product], self.blocks), []).append(product)
-        norms = []
-        for products in found.values():
-            with at_hand(self.template.model, self.paths[products[0]]):
-                norms.append(torch.cat([p.by_input for p in products], 1).norm(dim=1))
-        weight = norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
+            with at_hand(self.template.model, self.paths[product]):
+                every.append(product.by_input if len(readers) == 1 else product.by_input.clone())
+        weight = torch.cat(every, 1).norm(dim=1)
         site.follow(statistics.dynamic_range(site.name, weight), sample.extremes)

@@ -1,9 +1,11 @@
 """A ported model as a folder: safetensors and JSON, written whole or not at all."""
 
 import contextlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,9 +39,12 @@ from isospike.report.files import Content, Snapshot, open_folder
 MODEL_TYPE = "isospike"
 """In config.json, so that nothing else takes the folder for a model of numbers."""
 
-CONFIG, WEIGHTS, ANSWERS = "config.json", "isospike.safetensors", "answers.safetensors"
+CONFIG, ANSWERS = "config.json", "answers.safetensors"
+WEIGHTS = "isospike.safetensors"
+"""The file of the weights; of those of a larger port the first, the others numbered."""
 GENERATION = "generation_config.json"
 
+_SHARD_BYTES = 2**29  # of one file of weights, about
 _SPARE_BYTES = 2**28  # of buffers that no file holds, such as positions
 _TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -67,7 +72,7 @@ def port_files(
     Raises:
         UnsupportedError: The model has adapters that are not merged.
     """
-    from safetensors.torch import save, save_model
+    from safetensors.torch import save
 
     check_merged("save", ported)
     config = config_of(ported)
@@ -86,13 +91,48 @@ def port_files(
     files: dict[str, Content] = {
         **words,
         CONFIG: json.dumps(described, indent=1),
-        WEIGHTS: lambda path: save_model(ported, str(path)),
+        **_weight_files(ported),
         ANSWERS: save(answers, metadata={"isospike": about}),
     }
     generation = getattr(ported, "generation_config", None)
     if generation is not None:
         files[GENERATION] = generation.to_json_string()
     return files
+
+
+def _weight_files(model: nn.Module) -> dict[str, Content]:
+    """The weights, each once, in files of a bounded size."""
+    shards: list[dict[str, Tensor]] = [{}]
+    known: set[object] = set()
+    size = 0
+    for name, tensor in model.state_dict().items():
+        key = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+        if key in known and tensor.numel():
+            continue
+        known.add(key)
+        if size and size + tensor.nbytes > _SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return {_shard(i): partial(_write_shard, shard) for i, shard in enumerate(shards)}
+
+
+def _shard(number: int) -> str:
+    return f"{Path(WEIGHTS).stem}-{number + 1}.safetensors" if number else WEIGHTS
+
+
+def _write_shard(tensors: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    places: set[int] = set()
+    alone = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        shares = place in places or tensor.untyped_storage().nbytes() != tensor.nbytes
+        alone[name] = tensor.contiguous().clone() if shares else tensor.contiguous()
+        places.add(place)
+    save_file(alone, str(path))
 
 
 def _tokenizer_files(tokenizer: Any) -> dict[str, Content]:
@@ -214,25 +254,32 @@ def _rebuilt(
     """The model with its weights, built only once they are known to fit."""
     from safetensors import safe_open
 
-    place = snapshot.place(WEIGHTS)
-    with safe_open(place, "pt") as file:
-        header = {}
-        for name in file.keys():  # noqa: SIM118
-            part = file.get_slice(name)
-            header[name] = tuple(part.get_shape()), _TYPES.get(part.get_dtype())
+    header, sizes = {}, 0
+    with contextlib.ExitStack() as stack:
+        files = []
+        for number in itertools.count():
+            if number and _shard(number) not in snapshot.digests:
+                break
+            place = snapshot.place(_shard(number))
+            sizes += place.stat().st_size
+            files.append(file := stack.enter_context(safe_open(place, "pt")))
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                header[name] = tuple(part.get_shape()), _TYPES.get(part.get_dtype())
         if given is None:
-            check_room(spec, plain, header, _SPARE_BYTES + 4 * place.stat().st_size)
+            check_room(spec, plain, header, _SPARE_BYTES + 4 * sizes)
             with keeping_rng():
                 model = built(spec, plain, mode)
         else:
             model = like(spec, given, mode)
         check_header(model, header, given is not None)
-        _fill(model, {name: file.get_tensor(name) for name in header})
+        for file in files:
+            _fill(model, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     return model
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give a model the tensors of its file, which fit."""
+    """Give a model the tensors of a file, which fit."""
     own, free = model.state_dict(keep_vars=True), own_buffers(model)
     for name, tensor in tensors.items():
         if isinstance(own[name], nn.Parameter) and tensor.is_floating_point():

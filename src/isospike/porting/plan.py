@@ -21,7 +21,7 @@ from isospike.porting.calibrate import Calibration, CodeOf
 from isospike.porting.discover import Discovery
 from isospike.porting.fidelity import same_draws
 from isospike.porting.inputs import Inputs
-from isospike.porting.offload import shelf_of
+from isospike.porting.offload import at_hand, shelf_of
 from isospike.porting.ported import Ported
 from isospike.porting.product import EXACT_LEVELS
 from isospike.porting.run import Mode
@@ -172,9 +172,10 @@ class Builder:
             shelf = shelf_of(self.discovery.model)
 
             def finish(block: str, statistics: Statistics) -> None:
-                calibration.part(block, statistics)
-                if shelf is not None:
-                    shelf.keep(ported.model, block, blocks, calibration.late)
+                with at_hand(template.model, block):
+                    calibration.part(block, statistics)
+                    if shelf is not None:
+                        shelf.keep(ported.model, block, blocks, calibration.late)
 
             if blocks:
                 Statistics(template.model, template.run, batches, blocks, finish)
