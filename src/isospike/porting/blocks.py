@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from isospike.hf.attention import configs_of
+from isospike.kernels.runtime.buffers import trim
 from isospike.porting.run import Run
 
 Result = TypeVar("Result")
@@ -169,6 +170,7 @@ class _InStep:
         self._set_state(each.state)
         each.go.release()
         self.back.acquire()
+        trim()
         each.state = self._state()
         if each.error is not None:
             raise each.error

@@ -17,6 +17,7 @@ from isospike.hf.attention import HANDLE, attend_on_handle, has_interface, route
 from isospike.hf.batches import Batch, first_output
 from isospike.hf.experts import one_by_one
 from isospike.hf.modules import ACTIVATIONS, Product, recognise
+from isospike.kernels.runtime.buffers import trim
 from isospike.porting.attention import SpikingAttention
 from isospike.porting.axes import Axes, measure_axes, variants
 from isospike.porting.blocks import find_blocks
@@ -166,6 +167,7 @@ def survey(
     wanted = run.mode.spiking and not passes.refused
     in_float = _functions_in_float(copied, sample) if wanted else {}
     unreached = (*passes.unreached, *passes.recorder.partly)
+    trim()
     blocks = find_blocks(copied, passes.recorder.entries)
     return Survey(Ported(copied, run), unreached, passes.refused, in_float, blocks)
 

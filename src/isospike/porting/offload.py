@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from isospike.errors import InputError, is_disk_full
 from isospike.porting.blocks import find_blocks, part_of
+from isospike.porting.product import SpikingProduct
 
 SMALL = 2**16  # numbers of a weight up to which it stays in memory
 LINE = 64  # bytes that addresses are multiples of
@@ -66,6 +67,9 @@ class Lent(Part):
         sizes = [_rounded(4 * shape.numel()) for shape, _ in sources]
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         self.memory = mmap.mmap(-1, max(1, sum(sizes)), flags=flags)
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # a page asked for costs more than what is written to it
+            with contextlib.suppress(OSError):
+                self.memory.madvise(mmap.MADV_HUGEPAGE)
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         self.tensors = [
             torch.frombuffer(self.memory, dtype=torch.float32, count=shape.numel(), offset=at)
@@ -103,8 +107,8 @@ class Filed(Part):
     def drop(self) -> None:
         super().drop()
         for module in self.module.modules():
-            if isinstance(kept := vars(module).get("_kept"), dict):  # made of the weights
-                kept.clear()
+            if isinstance(module, SpikingProduct):
+                module.forget()
 
 
 class AtHand:

@@ -15,6 +15,7 @@ from isospike import codes
 from isospike.codes import CODES, Law, WeightedCode, fit_law
 from isospike.errors import InputError, RangeError, UnsupportedError
 from isospike.hf.batches import Batch, batch_size, first_output, token_masks
+from isospike.kernels.runtime.buffers import trim
 from isospike.porting.axes import Axes
 from isospike.porting.blocks import by_block
 from isospike.porting.calibrate import Calibration, CodeOf
@@ -176,6 +177,7 @@ class Builder:
                     calibration.part(block, statistics)
                     if shelf is not None:
                         shelf.keep(ported.model, block, blocks, calibration.late)
+                trim()
 
             if blocks:
                 Statistics(template.model, template.run, batches, blocks, finish)

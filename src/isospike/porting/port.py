@@ -14,6 +14,7 @@ from isospike.codes import CODES
 from isospike.errors import InputError
 from isospike.hf.batches import Batch
 from isospike.hf.pooling import FILE, Pooling
+from isospike.kernels.runtime.buffers import trim
 from isospike.porting.audit import AuditReport, audit
 from isospike.porting.blocks import by_block
 from isospike.porting.discover import Discovery, discover
@@ -43,6 +44,7 @@ from isospike.porting.plan import (
     make_planner,
 )
 from isospike.porting.ported import Ported
+from isospike.porting.product import SpikingProduct
 from isospike.porting.records import TextErrors
 from isospike.porting.report import PortReport
 from isospike.porting.run import Mode
@@ -350,6 +352,10 @@ def _verify(ported: Ported, batch: Batch) -> AuditReport:
     update("audit the stepped run", 0, 1)
     with ported.run.switched(execution="stepped"):
         found = audit(ported.model, batch)
+    for product in ported.products:
+        if isinstance(product, SpikingProduct):
+            product.forget()
+    trim()
     update("audit the stepped run", 1, 1)
     return found
 

@@ -245,6 +245,10 @@ class SpikingProduct(Reencoder):
             self._kept[what] = key, make()
         return self._kept[what][1]
 
+    def forget(self) -> None:
+        """Keep the weight in no other form; it is made anew when it is asked for."""
+        self._kept.clear()
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}
 

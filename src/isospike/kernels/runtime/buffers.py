@@ -16,6 +16,8 @@ refers to it, and its memory then waits for the next tensor of its size. :func:`
 the waiting memory back to the system.
 """
 
+import contextlib
+import ctypes
 import enum
 import math
 import os
@@ -144,6 +146,15 @@ class _Pool:
 
 
 _pool = _Pool()
+
+
+def trim() -> None:
+    """Give the memory back that the C library keeps of what is free, of every thread.
+
+    glibc holds the freed memory of each thread apart, for that thread alone.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def empty_cache() -> None:
