@@ -240,6 +240,35 @@ def test_steps_for_an_error_are_found_for_an_offloaded_model(large):
     assert one.report.error == pytest.approx(other.report.error, rel=1e-6)
 
 
+# ----------------------------------------------------------------------------- accelerate
+
+
+@pytest.mark.parametrize("where", ["disk", "cpu"])
+def test_a_model_that_accelerate_has_offloaded_is_ported(where, tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    model, float_model = made("llama"), made("llama")
+    if where == "disk":
+        accelerate.disk_offload(model, tmp_path / "offload", execution_device="cpu")
+    else:
+        accelerate.cpu_offload(model, execution_device="cpu")
+    assert any(p.is_meta for p in model.parameters())
+    same(ported(model, "llama"), ported(float_model, "llama"))
+    assert any(p.is_meta for p in model.parameters())
+
+
+def test_a_folder_that_transformers_maps_to_disk_is_ported(tmp_path):
+    pytest.importorskip("accelerate")
+    model = made("llama")
+    model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk",
+              "model.norm": "disk", "model.rotary_emb": "cpu", "lm_head": "cpu"}  # fmt: skip
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "offload"
+    )
+    assert any(p.is_meta for p in loaded.parameters())
+    same(ported(loaded, "llama"), ported(model, "llama"))
+
+
 # ---------------------------------------------------------------------------------- files
 
 

@@ -1,7 +1,7 @@
 """``isospike port``: port a text model to spikes and measure the port."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -85,6 +85,8 @@ def port(
     seed: int = 0,
     curve: bool = True,
     workers: str | None = None,
+    offload: Path | None = None,
+    device: str = "cpu",
     out: Path | None = None,
 ) -> Outcome:
     """Port a pretrained model to spikes; measure and save the port.
@@ -112,12 +114,16 @@ def port(
         curve: Plot error against steps for every code in the report, which takes most of the time.
         workers (N): Processes that compute the curve; ``ray`` or ``ray:ADDRESS`` with
             isospike[ray]. [default: this one, on all cores]
+        offload (DIR): For a model larger than memory: work block by block, and keep there what is
+            not at hand, 4 bytes for each weight; without a curve.
+        device (NAME): ``cpu``, or ``cuda`` where there is one.
         out (DIR): Folder to write. An earlier port in it is replaced; anything else is left alone.
             [default: out/<name of the model>]
     """
     _check(steps, max_error, per_channel, sentences)
     if workers is not None:
         check_workers("port", workers)
+    _check_device(device, offload)
     source = find_model(model)
     folder = out or Path("out") / source.label
     check_destination(folder)
@@ -132,21 +138,27 @@ def port(
     from isospike.porting.port import port as port_model
     from isospike.porting.skeleton import check_builds
 
-    text_model = load(source)
+    text_model = load(source, mapped=offload is not None)
     check_builds(text_model.model)
+    text_model = _placed(text_model, device, offload)
     tokens = max(1024, TOKENS * sentences // MAX_SENTENCES)
-    kinds = {"held out": group_by_length(text_model, evaluation, tokens // 4)}
+
+    def groups(texts: Sequence[str], tokens: int) -> list[dict[str, Any]]:
+        found = group_by_length(text_model, texts, tokens)
+        return [{k: v.to(device) for k, v in batch.items()} for batch in found]
+
+    kinds = {"held out": groups(evaluation, tokens // 4)}
     with suppress(InputError):  # a tokenizer that knows no word of them
-        kinds["foreign"] = group_by_length(text_model, foreign_texts(), tokens // 4)
+        kinds["foreign"] = groups(foreign_texts(), tokens // 4)
     ported = port_model(
-        text_model.model, group_by_length(text_model, calibration, tokens), code=code, steps=wanted,
+        text_model.model, groups(calibration, tokens), code=code, steps=wanted,
         evaluation=kinds,
         **mode, ranges=ranges,
         generator=torch.Generator().manual_seed(seed),
     ).labelled(text_model.tokenizer)  # fmt: skip
     save = partial(_save, source=text_model, folder=folder)
     save(ported, phase=f"save {folder}")
-    then = partial(_add_curve, ported, workers, folder, save) if curve else None
+    then = partial(_add_curve, ported, workers, folder, save) if curve and offload is None else None
     return _outcome(ported.report, folder, then)
 
 
@@ -155,6 +167,35 @@ def _add_curve(ported: Any, workers: str | None, folder: Path, save: Any) -> Non
     kept = folder.parent / f".{folder.name}-curve"
     save(ported.sweep(workers=workers, folder=kept), phase="save the curve")
     shutil.rmtree(kept, ignore_errors=True)
+
+
+def _check_device(device: str, offload: Path | None) -> None:
+    """Raise unless there is such a device."""
+    if device == "cpu":
+        return
+    import torch
+
+    if device.partition(":")[0] != "cuda" or offload is not None:
+        got = repr(device) + (" with --offload" if offload is not None else "")
+        raise InputError(
+            f"port needs --device cpu, or cuda without --offload, got {got}. Choose one."
+        )
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise InputError(
+            f"port needs a CUDA device that torch sees for --device {device}, got none. Use "
+            "--device cpu, or install torch for CUDA where there is one."
+        ) from None
+
+
+def _placed(text_model: TextModel, device: str, folder: Path | None) -> TextModel:
+    """The model where its weights shall be."""
+    if folder is not None:
+        from isospike.porting.offload import offload
+
+        return replace(text_model, model=offload(text_model.model, folder))
+    return replace(text_model, model=text_model.model.to(device))
 
 
 def _check(steps: int | None, max_error: float | None, per_channel: bool, sentences: int) -> None:

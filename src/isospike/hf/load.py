@@ -318,15 +318,17 @@ def _check_folder(path: Path, ported: bool) -> None:
 # ---------------------------------------------------------------------------- load
 
 
-def load(model: str | Path | Source) -> TextModel:
+def load(model: str | Path | Source, *, mapped: bool = False) -> TextModel:
     """Load a pretrained text model and its tokenizer.
 
     Args:
         model: As for `find_model`, or what it returned.
+        mapped: Whether weights keep the type that they have in their files, of which they are then
+            mapped: a model that does not fit into memory.
 
     Returns:
-        The model, in float32 and evaluation mode, a causal language model where its configuration
-        says so, with its tokenizer.
+        The model, in evaluation mode, and in float32 unless it is mapped; a causal language model
+        where its configuration says so. With its tokenizer.
 
     Raises:
         InputError: Weights are missing, or the tokenizer has no token to pad with.
@@ -336,7 +338,7 @@ def load(model: str | Path | Source) -> TextModel:
     progress.update(f"load {source.name}", 0, 1)
     config = _load_config(source)
     tokenizer = load_tokenizer(source.place)
-    weights = _load_weights(source, config)
+    weights = _load_weights(source, config, mapped)
     weights.name_or_path = source.name
     progress.update(f"load {source.name}", 1, 1)
     return TextModel(weights, tokenizer, source.name, read_pooling(source.place))
@@ -388,15 +390,16 @@ def _load_config(source: Source) -> Any:
     return config
 
 
-def _load_weights(source: Source, config: Any) -> Any:
+def _load_weights(source: Source, config: Any, mapped: bool) -> Any:
     transformers = quiet_transformers()
+    _check_whole(source)
     with wrap_foreign_errors(_loadable(source), "Download it or save it again."):
         heads = config.architectures or []
         causal = any(head.endswith(("ForCausalLM", "LMHeadModel")) for head in heads)
         family = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
         model, outcome = family.from_pretrained(
             source.place, config=config, use_safetensors=True, trust_remote_code=False,
-            dtype="float32", output_loading_info=True,
+            dtype="auto" if mapped else "float32", output_loading_info=True,
         )  # fmt: skip
     if model.main_input_name != "input_ids":
         raise _not_text(config, source.name)
@@ -408,6 +411,21 @@ def _load_weights(source: Source, config: Any) -> Any:
             f"({len(missing)} missing). Save the model again."
         )
     return model.eval()
+
+
+def _check_whole(source: Source) -> None:
+    """Refuse a folder of which a file of weights is damaged; only its head is read."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(Path(source.place).glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError as error:
+            raise InputError(
+                f"load needs whole files of weights, got {path.name} of {source.name!r} damaged "
+                f"({first_sentence(error).rstrip('.')}). Download it or save it again."
+            ) from error
 
 
 def _loadable(source: Source) -> str:

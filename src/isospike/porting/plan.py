@@ -382,6 +382,11 @@ def make_planner(builder: Builder, code: str, steps: Steps) -> Planner:
         steps: A number for all sites, numbers by site name, or a target.
     """
     if isinstance(steps, Target):
+        if steps.per_channel and shelf_of(builder.discovery.model) is not None:
+            raise UnsupportedError(
+                "port needs a model in memory to allocate steps by channel, which follows "
+                "gradients, got an offloaded one. Give steps, or an error without per_channel."
+            )
         kind = Allocated if steps.per_channel else ByLaw
         return kind(builder, CODES[code], steps.error)
     if isinstance(steps, Mapping):

@@ -119,10 +119,11 @@ class Port:
                 default.
 
         Returns:
-            The folder. It holds ``isospike.safetensors``, ``config.json`` and the tokenizer's
-            files, which :func:`isospike.load` reads and transformers refuses, and those of
-            :meth:`isospike.report.result.Report.save`. To load what is no model of transformers,
-            build the float model and give it: ``isospike.load(folder, model)``.
+            The folder. It holds ``isospike.safetensors`` (and further ones, if it is large),
+            ``config.json`` and the tokenizer's files, which :func:`isospike.load` reads and
+            transformers refuses, and those of :meth:`isospike.report.result.Report.save`. To load
+            what is no model of transformers, build the float model and give it:
+            ``isospike.load(folder, model)``.
 
         Raises:
             InputError: The folder holds something else, cannot be written to, or the disk is full.
@@ -163,7 +164,8 @@ def port(
     gradients.
 
     Args:
-        model: A PyTorch transformer, usually from Hugging Face; it is not changed.
+        model: A PyTorch transformer, usually from Hugging Face; it is not changed. One that is
+            larger than memory is given by :func:`isospike.porting.offload.offload`.
         calibration: Keyword arguments of the model, a few hundred sentences, such as
             ``{"input_ids": ..., "attention_mask": ...}``, of all lengths that will be read:
             :func:`isospike.hf.groups.group_by_length`. None for random tokens or pixels, where no
