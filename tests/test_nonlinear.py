@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import isospike
-from isospike.errors import InputError, UnsupportedError
+from isospike.errors import InputError
 from isospike.hf.modules import ACTIVATIONS, recognise
 from isospike.porting import load
 from isospike.porting.audit import audit
@@ -192,6 +192,11 @@ class Functional(nn.Module):
         return torch.nn.functional.gelu(x)
 
 
+class Sine(nn.Module):
+    def forward(self, x):
+        return x.sin()
+
+
 class Square(nn.Module):
     def forward(self, x):
         return x * x
@@ -224,19 +229,20 @@ def test_a_norm_is_known_by_what_it_computes():
 
 
 @pytest.mark.parametrize(
-    ("act", "text"),
-    [
-        (nn.Mish(), r"functions='float' for mish in act \(Mish\), got 'spiking'.*relu, gelu, silu"),
-        (nn.Softmax(-1), r"functions='float' for _softmax in act \(Softmax\)"),
-        (OddRMSNorm(), r"functions='float' for div in act \(OddRMSNorm\).*LayerNorm, RMSNorm"),
-        (Square(), r"functions='float' for mul in act \(Square\)"),
-    ],
+    ("act", "operator"), [(nn.ELU(), "elu"), (nn.Hardswish(), "hardswish"), (Sine(), "sin")]
 )
-def test_a_function_without_a_circuit_is_named(act, text):
+def test_a_function_without_a_circuit_is_named(act, operator):
     sample = {"x": torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))}
-    with pytest.raises(UnsupportedError, match=text):
-        discover(Strange(act), sample, "spiking")
-    discover(Strange(act), sample)  # in float it may stay
+    assert discover(Strange(act), sample, "spiking").in_float == {"act": (operator,)}
+    assert discover(Strange(act), sample).in_float == {}  # all functions may stay
+
+
+@pytest.mark.parametrize("act", [nn.Mish(), nn.Softmax(-1), OddRMSNorm(), Square()])
+def test_a_module_without_a_circuit_of_its_own_is_made_of_those_of_what_it_calls(act):
+    sample = {"x": torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))}
+    found = discover(Strange(act), sample, "spiking")
+    assert found.in_float == {}
+    assert found.template.circuits
 
 
 def test_a_module_of_another_class_that_computes_an_activation_gets_its_circuit():

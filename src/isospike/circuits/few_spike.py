@@ -36,11 +36,13 @@ BUILTIN: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
     "tanh": (torch.tanh, 0.0, 4.0),
     "gelu residual": (lambda x: x * torch.special.ndtr(-x), 0.0, 4.0),
     "silu residual": (lambda x: x * torch.sigmoid(-x), 0.0, 8.0),
+    "softplus residual": (lambda x: torch.nn.functional.softplus(-x), 0.0, 8.0),
+    "erf": (torch.erf, 0.0, 4.0),
 }
 """The functions whose neurons come with isospike: the function, and the range of the fit.
 
 exp2 is ``2^-x``. The residual of GELU and SiLU is ReLU less the function: ``f(x) = max(x, 0) -
-residual(|x|)``.
+residual(|x|)``; that of softplus is the function less ReLU.
 """
 
 POINTS = 600  # of the fit

@@ -17,6 +17,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "quick-gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "erf": torch.erf,
 }
 """Activation functions by name. GELU's tanh form is within 5e-4 of GELU."""
 

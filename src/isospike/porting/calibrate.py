@@ -9,7 +9,8 @@ from isospike.codes import WeightedCode
 from isospike.errors import InputError
 from isospike.porting.attention import SpikingAttention
 from isospike.porting.blocks import part_of
-from isospike.porting.functions import SpikingGatedMLP, SpikingNorm
+from isospike.porting.calls import Calls
+from isospike.porting.elementary import EVERY
 from isospike.porting.offload import at_hand
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
@@ -79,10 +80,11 @@ class Calibration:
         for module, path in self.paths.items():
             if part_of(path, self.blocks) != block:
                 continue
-            if isinstance(module, SpikingNorm | SpikingGatedMLP):
+            if isinstance(module, EVERY) and module.name in statistics.samples:
                 module.fit(statistics.sample(module.name))
-            if isinstance(module, SpikingProduct | SpikingNorm) and module.relay is not None:
-                module.fit_relay(statistics.sample(module.relay_name))
+        for module, path in self.paths.items():
+            if isinstance(module, Calls) and part_of(path, self.blocks) == block:
+                module.share_digits()
         for site in sites:
             if not all(bool(t.isfinite().all()) for t in (site.scale, site.offset, site.limit)):
                 raise InputError(

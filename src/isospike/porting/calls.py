@@ -1,4 +1,4 @@
-"""Products that no module stands for, computed between spikes where they are called.
+"""Products and functions that no module stands for, computed by spikes where they are called.
 
 While a module of a port runs, a mode of torch sees every function that is called in it. A product
 with a tensor that the model stores is known by that tensor, wherever it is kept and in whatever
@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 
 from isospike.errors import UnsupportedError
 from isospike.porting.attention import SpikingAttention
-from isospike.porting.functions import CIRCUITS
+from isospike.porting.elementary import EVERY, make_called
+from isospike.porting.function_calls import FUNCTIONS
 from isospike.porting.lowering import (
     LOWERINGS,
     WRITTEN_IN_PYTHON,
@@ -35,10 +36,10 @@ from isospike.porting.product import SpikingProduct
 from isospike.porting.run import Run
 
 CALLS = "isospike_calls"  # submodule of a module that calls products
-OWN = (*CIRCUITS, SpikingProduct, SpikingAttention, SpikingMatmul, SpikingScale)
+OWN = (*EVERY, SpikingProduct, SpikingAttention, SpikingMatmul, SpikingScale)
 """Modules whose own products are spikes' already."""
 
-Called = SpikingProduct | SpikingMatmul | SpikingScale | SpikingAttention
+Called = Any  # one of those
 View = tuple[int, ...]
 """Offset, sizes and strides of a tensor in its storage."""
 
@@ -48,7 +49,8 @@ class Call:
     """Which product of a module a :data:`Called` stands for.
 
     Attributes:
-        form: ``linear``, ``conv``, ``matmul``, ``scale`` or ``attention``.
+        form: ``linear``, ``conv``, ``matmul``, ``scale`` or ``attention``; or a function of
+            :func:`isospike.porting.elementary.make_called`.
         number: Tells products of one name apart; of a stored weight, its use in one pass.
         place: In the source, of a product without a stored weight.
         module, tensor: Where the weight is stored, if it is.
@@ -61,6 +63,8 @@ class Call:
         keyed: See :class:`SpikingMatmul`.
         single: See :class:`SpikingScale`.
         heads: Whether the third axis from the end of an attention is its heads.
+        side, source: Of a :class:`isospike.porting.elementary.SpikingRelay`.
+        eps: Of a normalisation.
     """
 
     form: str
@@ -78,6 +82,9 @@ class Call:
     keyed: bool = False
     single: tuple[str, ...] = ()
     heads: bool = True
+    side: str = ""
+    source: str = ""
+    eps: float = 0.0
 
     @property
     def convolution(self) -> Convolution | None:
@@ -93,7 +100,7 @@ class Call:
             owner: The module that calls it.
         """
         if not self.tensor:
-            parts = [self.form, str(self.number) if self.number else "",
+            parts = [self.form.replace(" ", "-"), str(self.number) if self.number else "",
                      f"part{self.part}" if self.part else ""]  # fmt: skip
         else:
             path = f"{self.module}.{self.tensor}".removeprefix(f"{owner}.").removeprefix(".")
@@ -112,6 +119,9 @@ class Call:
             weight: Its weight, if it has one.
         """
         name = self.name(owner)
+        circuit = make_called(self.form, name, run, self)
+        if circuit is not None:
+            return circuit
         if self.form == "attention":
             return SpikingAttention(name, run)
         if self.form == "matmul":
@@ -159,6 +169,13 @@ class Calls(nn.ModuleList):
                             zip(self.calls, self, strict=True) if c.place}  # fmt: skip
         return self._placed.get((place, part))
 
+    def share_digits(self) -> None:
+        """Have the parts of a rotation send the same spikes."""
+        for call, module in zip(self.calls, self, strict=True):
+            source = self.at(call.source) if call.source else None
+            if source is not None:
+                module.digits = source[1].digits
+
     def stores(self, x: Tensor) -> bool:
         """Whether ``x`` is of a weight that is multiplied here."""
         place = x.untyped_storage().data_ptr()
@@ -175,7 +192,7 @@ class Calls(nn.ModuleList):
         for call, (holder,), module in zip(self.calls, self.stored, self, strict=True):
             if holder is not None:
                 place = getattr(holder, call.tensor).untyped_storage().data_ptr()
-                found.setdefault((place, call.view), []).append(module)  # type: ignore[arg-type]
+                found.setdefault((place, call.view), []).append(module)
         return found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -223,6 +240,8 @@ class _Mode(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         lowering = LOWERINGS.get(function)
+        if lowering is None and self.multiplier.spiking:
+            lowering = FUNCTIONS.get(function)
         if lowering is None:
             written = WRITTEN_IN_PYTHON.get(function)
             if written is None:
@@ -244,7 +263,8 @@ _BETWEEN = {"torch.overrides", "torch.functional", "torch._tensor", "jaxtyping._
 
 
 def _place(frame: Any) -> str:
-    """The function, line and column that call, the line counted from the function's first."""
+    """The function that calls, and where the call begins and ends in it: lines, counted from the
+    function's first, and columns."""
     while frame.f_globals.get("__name__") in _BETWEEN:
         frame = frame.f_back
     return _text_of(frame.f_code, frame.f_lasti)
@@ -252,8 +272,9 @@ def _place(frame: Any) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _text_of(code: types.CodeType, instruction: int) -> str:
-    line, _, column, _ = next(itertools.islice(code.co_positions(), instruction // 2, None))
-    return f"{code.co_name}.{(line or 0) - code.co_firstlineno}.{column}"
+    first, last, start, end = next(itertools.islice(code.co_positions(), instruction // 2, None))
+    lines = [(line or 0) - code.co_firstlineno for line in (first, last)]
+    return f"{code.co_name}.{lines[0]}.{start}-{lines[1]}.{end}"
 
 
 def next_place() -> str:
@@ -316,7 +337,14 @@ def _leave(module: nn.Module, args: Any, output: Any) -> None:
 
 
 class Runner(Multiplier):
-    """Sends every product to its module."""
+    """Sends every product to its module.
+
+    Args:
+        spiking: Whether functions have modules too.
+    """
+
+    def __init__(self, spiking: bool) -> None:
+        self.spiking = spiking
 
     def begin(self) -> None:
         """A pass begins."""
@@ -350,6 +378,11 @@ class Runner(Multiplier):
     def multiply(self, a: Tensor, b: Tensor) -> Any:
         found = None if self._calls is None else self._calls.at(next_place())
         return NotImplemented if found is None else found[1](a, b)
+
+    def compute(self, form: str, x: Tensor, *others: Any, **how: Any) -> Any:
+        place = f"{next_place()}.{form}"
+        found = None if self._calls is None else self._calls.at(place)
+        return NotImplemented if found is None else found[1](x, *others)
 
     def convolve(self, x: Tensor, weight: Tensor, how: Convolution) -> Tensor:
         module = self._stored(weight) if self.is_weight(weight) else self._at(next_place())[1]

@@ -12,6 +12,13 @@ from isospike.errors import InputError, UnsupportedError
 from isospike.hf.batches import Batch
 from isospike.porting.attention import SpikingAttention
 from isospike.porting.discover import Survey, survey
+from isospike.porting.elementary import (
+    SpikingExp,
+    SpikingGate,
+    SpikingRelay,
+    SpikingRoot,
+    SpikingSoftmax,
+)
 from isospike.porting.functions import SpikingActivation, SpikingGatedMLP, SpikingNorm
 from isospike.porting.matmul import SpikingMatmul, SpikingScale
 from isospike.porting.product import SpikingProduct
@@ -28,6 +35,8 @@ _PRODUCTS = {
 }
 _CIRCUITS = {
     SpikingActivation: "activation", SpikingNorm: "normalisation", SpikingGatedMLP: "gated MLP",
+    SpikingGate: "product entry by entry", SpikingRelay: "rotation by position",
+    SpikingRoot: "root or reciprocal", SpikingExp: "exponential", SpikingSoftmax: "softmax",
 }  # fmt: skip
 
 
@@ -178,7 +187,7 @@ def _entries(found: Survey) -> list[ModuleCheck]:
             ModuleCheck(name, "weighted product", FLOAT, "This sample does not reach it.")
         )
     for name, operators in found.in_float.items():
-        reason = f"No circuit computes {', '.join(operators)}; use functions='float'."
+        reason = f"No circuit computes {', '.join(operators)}: in float with every port."
         entries.append(ModuleCheck(name, _kind(model, name), FLOAT, reason))
     return entries
 

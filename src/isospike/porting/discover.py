@@ -5,25 +5,23 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from isospike.circuits.digits import SignedDigitFormat
 from isospike.errors import UnsupportedError
 from isospike.hf.attention import HANDLE, attend_on_handle, has_interface, route, routed
 from isospike.hf.batches import Batch, first_output
 from isospike.hf.experts import one_by_one
-from isospike.hf.modules import ACTIVATIONS, Product, recognise
+from isospike.hf.modules import Product, recognise
 from isospike.kernels.runtime.buffers import trim
 from isospike.porting.attention import SpikingAttention
 from isospike.porting.axes import Axes, measure_axes, variants
 from isospike.porting.blocks import find_blocks
 from isospike.porting.calls import OWN, Hooks, Runner
 from isospike.porting.fidelity import check_same, draws_random_numbers, in_float32, same_draws
-from isospike.porting.functions import Reencoder
 from isospike.porting.instrument import (
     attach_run,
     copy_of,
@@ -51,6 +49,7 @@ class Discovery:
         unreached: Modules that no input reached; they raise when they are called.
         random: Whether the model draws random numbers.
         blocks: Names of its blocks, in the order in which they run.
+        in_float: With circuits, the operators of functions that have none, by module.
     """
 
     model: nn.Module
@@ -58,6 +57,7 @@ class Discovery:
     unreached: tuple[str, ...] = ()
     random: bool = False
     blocks: tuple[str, ...] = ()
+    in_float: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -96,31 +96,23 @@ def discover(
     Args:
         model: A float model; it is not changed.
         sample: A few rows of its inputs.
-        functions: With ``spiking``, what is not a product is replaced too, by circuits of spikes.
+        functions: With ``spiking``, what is not a product is replaced too, by circuits of spikes;
+            a function without a circuit stays in float.
         further: More inputs, for modules that the sample does not reach.
 
     Raises:
-        UnsupportedError: The model is a port; it has a product that no function of torch computes
-            where Python sees it (an LSTM's, one in a script), or a non-linear function that no
-            circuit computes: named by its module.
+        UnsupportedError: The model is a port, or it has a product that no function of torch
+            computes where Python sees it (an LSTM's, one in a script): named by its module.
     """
     found = survey(model, sample, functions, further)
     for reason in found.refused.values():
         raise UnsupportedError(f"port needs {reason}")
-    for name, operators in found.in_float.items():
-        module = found.ported.model.get_submodule(name)
-        raise UnsupportedError(
-            f"port needs functions='float' for {operators[0]} in {name or 'the model'} "
-            f"({type(module).__name__}), got 'spiking', which has circuits for "
-            f"{', '.join(ACTIVATIONS)} as modules, LayerNorm, RMSNorm, gated MLPs and softmax. "
-            "Keep the functions in float."
-        )
     original = in_float32(model)
     check_same(original, found.ported.model, sample)
     random = draws_random_numbers(original, sample)
     found.ported.run.axes = _axes(found.ported, sample)
     reference = model if not model.training else copy.deepcopy(model).eval()
-    return Discovery(reference, found.ported, found.unreached, random, found.blocks)
+    return Discovery(reference, found.ported, found.unreached, random, found.blocks, found.in_float)
 
 
 def survey(
@@ -147,7 +139,7 @@ def survey(
         )
     run = Run(Mode(functions=functions))
     copied = _copy(model)
-    replaced = place_circuits(copied, run) if run.mode.spiking else {}
+    replaced = place_circuits(copied, run, sample) if run.mode.spiking else {}
     replaced |= _replace_products(model, copied, run)
     route(copied)
     attach_run(copied, run)
@@ -157,7 +149,7 @@ def survey(
         hooks.refresh()
     if install(copied, passes.recorder, run):
         hooks.refresh()
-        run.multiplier = Runner()
+        run.multiplier = Runner(run.mode.spiking)
     else:
         hooks.remove()
     for name in passes.unreached:
@@ -204,6 +196,7 @@ class _Passes:
         self.recorder = Recorder(copied)
         self.unreached: list[str] = []
         self.gates: dict[tuple[str, str], None] = {}
+        self.rotations: dict[tuple[str, str], None] = {}
         self.refused: dict[str, str] = {}
         self.batches: list[Batch] = []
 
@@ -219,8 +212,9 @@ class _Passes:
         Returns:
             Whether to look again.
         """
-        self.recorder = Recorder(self.copied, tuple(self.gates))
-        gates = len(self.gates)
+        spiking = self.run.mode.spiking
+        self.recorder = Recorder(self.copied, tuple(self.gates), tuple(self.rotations), spiking)
+        known = len(self.gates) + len(self.rotations)
         self.refused, self.batches = {}, []
         left = dict.fromkeys((*replaced, *self.unreached))
         with _reached(self.copied, left):
@@ -237,7 +231,7 @@ class _Passes:
         back |= left.keys() & replaced.keys()
         for name in back:
             self.copied.set_submodule(name, replaced.pop(name))
-        return bool(back) or len(self.gates) > gates
+        return bool(back) or len(self.gates) + len(self.rotations) > known
 
     def inputs(self) -> "_Inputs":
         """What every site reads."""
@@ -265,6 +259,8 @@ class _Passes:
         if not write:
             self.batches.append(batch)
         self.gates |= dict.fromkeys(sorted(found.labels))
+        if self.run.mode.spiking:
+            self.rotations |= dict.fromkeys(sorted(found.rotations))
         for name, reason in _products_outside(self.copied, found.products).items():
             self.refused.setdefault(name, reason)
         return {n for n, count in recorder.entries.items() if count > 1 and n in replaced
@@ -405,71 +401,20 @@ def _axes(ported: Ported, sample: Batch) -> dict[str, Axes]:
 
 
 def _attach_attention(copied: nn.Module, run: Run, sample: Batch) -> None:
-    """Give every module that calls the attention interface a SpikingAttention.
-
-    With circuits, what a rotation by position reads is sent on as spikes of its own.
-    """
+    """Give every module that calls the attention interface a SpikingAttention."""
     if not has_interface(copied):
         return
     names = {id(module): name for name, module in copied.named_modules()}
-    mixing = _Mixing(copied) if run.mode.spiking else None
 
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, *others: Any, **keywords: Any
     ) -> tuple[Tensor, Tensor | None]:
         if not hasattr(module, HANDLE):
             setattr(module, HANDLE, SpikingAttention(names[id(module)], run))
-        if mixing is not None:
-            for x in (query, key):
-                source = mixing.source(x)
-                if source is not None:
-                    source.relay = SignedDigitFormat(1.0, 1)
         return attend_on_handle(module, query, key, *others, **keywords)
 
-    try:
-        with torch.set_grad_enabled(mixing is not None), routed(copied, attend):
-            copied(**sample)
-    finally:
-        if mixing is not None:
-            mixing.remove()
-
-
-class _Mixing:
-    """Finds which module's channels are added up on the way to a tensor, by its gradient."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.leaves: list[tuple[Reencoder, Tensor]] = []
-        self.hooks = [
-            module.register_forward_hook(self._cut)
-            for module in model.modules()
-            if isinstance(module, Reencoder)
-        ]
-
-    def _cut(self, module: nn.Module, args: Any, y: Tensor) -> Tensor:
-        leaf = y.detach().requires_grad_()
-        if isinstance(module, Reencoder):
-            self.leaves.append((module, leaf))
-        return leaf.clone()  # what follows may write to it
-
-    def source(self, x: Tensor) -> Reencoder | None:
-        """The module before ``x [batch, heads, tokens, channels]`` whose channels it mixes."""
-        if not x.requires_grad:
-            return None
-        for channel in (0, -1):
-            gradients = torch.autograd.grad(
-                x[0, 0, -1, channel], [leaf for _, leaf in self.leaves],
-                retain_graph=True, allow_unused=True,
-            )  # fmt: skip
-            for (module, _), g in zip(reversed(self.leaves), reversed(gradients), strict=True):
-                if g is not None and int(g.count_nonzero()):
-                    if int(g.count_nonzero()) > 1:
-                        return module
-                    break
-        return None
-
-    def remove(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
+    with torch.no_grad(), routed(copied, attend):
+        copied(**sample)
 
 
 def _group_sites(copied: nn.Module, inputs: _Inputs) -> None:

@@ -41,31 +41,42 @@ FEW_STEPS = 16  # of the few-spike neurons
 FACTOR_STEPS = 14  # digits of a factor
 # How fine digits are: the standard deviation of what they spell, over their grid.
 FINENESS = 128.0
+DEFAULT = SignedDigitFormat(2.0**-10, 20)
+"""Digits of a circuit that calibration does not reach, as in a step of generation."""
 
 
 @dataclass(frozen=True)
 class ActivationCircuit:
     """How one few-spike neuron of ``|x|`` gives an activation function.
 
-    ``f(x) = max(x, 0) - g(s |x|) / s``, or ``sign(x) g(|x|)`` for an odd one.
+    ``f(x) = ramp max(x, 0) + even g(s |x|) + odd sign(x) g(s |x|) + shift``
+
+    The error is at most that of the neuron, times ``|even|`` or ``|odd|``; beyond the neuron's
+    range, also what the function still changes there.
 
     Attributes:
         neuron: Name of g, a shipped few-spike neuron; None for a bare ramp.
         scale: s.
-        odd: Whether the function is.
+        ramp, even, odd, shift: The weights.
     """
 
     neuron: str | None = None
     scale: float = 1.0
-    odd: bool = False
+    ramp: float = 1.0
+    even: float = 0.0
+    odd: float = 0.0
+    shift: float = 0.0
 
 
 ACTIVATION_CIRCUITS = {
     "relu": ActivationCircuit(),
-    "gelu": ActivationCircuit("gelu residual"),
-    "silu": ActivationCircuit("silu residual"),
-    "quick-gelu": ActivationCircuit("silu residual", 1.702),
-    "tanh": ActivationCircuit("tanh", odd=True),
+    "gelu": ActivationCircuit("gelu residual", even=-1.0),
+    "silu": ActivationCircuit("silu residual", even=-1.0),
+    "quick-gelu": ActivationCircuit("silu residual", 1.702, even=-1 / 1.702),
+    "tanh": ActivationCircuit("tanh", ramp=0.0, odd=1.0),
+    "sigmoid": ActivationCircuit("tanh", 0.5, ramp=0.0, odd=0.5, shift=0.5),
+    "softplus": ActivationCircuit("softplus residual", even=1.0),
+    "erf": ActivationCircuit("erf", ramp=0.0, odd=1.0),
 }
 """One for each of :data:`isospike.hf.modules.ACTIVATIONS`."""
 
@@ -98,15 +109,15 @@ class SpikingActivation(nn.Module):
         if circuit.neuron is None:
             return x.clamp_min(0)
         y = torch.empty_like(x)
-        for part in cache_blocks(x, x.numel()):
+        for part in cache_blocks(x, x.numel()) if x.dim() else (...,):
             z = x[part]
             g = lookup(circuit.neuron, self._cells(z), stepped=stepped)
             if circuit.odd:
-                y[part] = torch.where(z.isnan(), z, torch.where(z < 0, -g, g))
+                g = torch.where(z < 0, -g, g) * circuit.odd + circuit.shift
+                y[part] = torch.where(z.isnan(), z, g)
             else:
                 # Both in the wider type: bfloat16 rounds once, at the end.
-                torch.sub(z.to(g.dtype).clamp_min(0), g, alpha=1 / circuit.scale, out=g)
-                y[part] = g
+                y[part] = torch.add(z.to(g.dtype).clamp_min(0), g, alpha=circuit.even, out=g)
         return y
 
     def _cells(self, x: Tensor) -> Tensor:
@@ -124,120 +135,78 @@ class SpikingActivation(nn.Module):
             steps += FEW_STEPS
         # ON, OFF and few-spike neuron.
         n = float(x.numel())
-        return _stats(self.name, "activation", 3 * n, 3 * n * steps, spikes, spikes, y, true)
+        return make_stats(self.name, "activation", 3 * n, 3 * n * steps, spikes, spikes, y, true)
 
     def extra_repr(self) -> str:
         return self.function
 
 
-class Reencoder(nn.Module):
-    """A module whose results may be sent on as spikes of its own.
-
-    A rotation by position adds up values of two channels, so each has to arrive as spikes: two
-    additions for each, with weights cos and sin. Without that, only membranes would meet.
-
-    Attributes:
-        name: Path of the module it replaces.
-        run: That of the model.
-        relay: What its results are sent in, where other neurons than its own need them.
-    """
-
-    def __init__(self, name: str, run: Run) -> None:
-        super().__init__()
-        self.name = name
-        self.run = run
-        self.relay: SignedDigitFormat | None = None
-
-    @property
-    def relay_name(self) -> str:
-        """Name of what it sends on."""
-        return f"{self.name}/relay"
-
-    def fit_relay(self, sample: Sample) -> None:
-        """Set the digits of what it sends on, from float values."""
-        self.relay = _digits_for(sample)
-
-    def reencoded(self, y: Tensor) -> Tensor:
-        """``y`` as the spikes of ``relay`` carry it, if it has them."""
-        run = self.run
-        if self.relay is None:
-            return y
-        if run.phase == "float":
-            run.show(self.relay_name, y)
-            return y
-        x = y.to(_wide(y))
-        n = _spelled(self.relay, x) if run.mode.stepped else self.relay.integers(x)
-        sent = n * self.relay.grid
-        if watcher := run.circuit_watcher:
-            spikes, rows = float(SignedDigitFormat.count(run.rows(n)).sum()), run.rows(x)
-            count = float(2 * rows.numel())
-            watcher.on_circuit(_stats(self.name, "relay", count, count * self.relay.steps, spikes,
-                                      2 * spikes, run.rows(sent), rows))  # fmt: skip
-        return sent.to(y.dtype)
-
-
-class SpikingNorm(Reencoder):
+class SpikingNorm(nn.Module):
     """LayerNorm or RMSNorm by :func:`isospike.circuits.arithmetic.layer_norm`.
 
     Args:
         name: Its path.
         run: That of the model.
-        norm: What it computes.
+        norm: What it computes; of width 0 for rows of any width, without a gain of its own.
 
     Attributes:
         digits: What its inputs are spelled in; calibration sets it.
     """
 
     def __init__(self, name: str, run: Run, norm: Norm) -> None:
-        super().__init__(name, run)
+        super().__init__()
+        self.name = name
+        self.run = run
         self.centre = norm.kind == "layer"
         self.eps = norm.eps
         self.width = norm.width
         gamma, beta = norm.gamma, norm.beta
-        self.weight = nn.Parameter(torch.ones(norm.width) if gamma is None else gamma, False)
+        gain = torch.ones(norm.width) if gamma is None else gamma
+        self.weight = nn.Parameter(gain, False) if norm.width else None
         self.bias = None if beta is None else nn.Parameter(beta, False)
-        self.digits = SignedDigitFormat(1.0, 1)
+        self.digits = DEFAULT
 
     def forward(self, x: Tensor) -> Tensor:
         run = self.run
         if run.phase == "float":
-            run.show(self.name, x)
-            y = self.float_norm(x)
-        else:
-            y = self._spiking(x)
-            if watcher := run.circuit_watcher:
-                watcher.on_circuit(self._stats_of(run.rows(x)))
-        return self.reencoded(y)
+            run.show(self.name, x if self.width else _sizes(run.rows(x), self.centre))
+            return self.float_norm(x)
+        y = self._spiking(x)
+        if watcher := run.circuit_watcher:
+            watcher.on_circuit(self._stats_of(run.rows(x)))
+        return y
 
     def fit(self, sample: Sample) -> None:
         """Set the digits of its inputs, from float values."""
         rows = sample.rows
-        spread = rows.std(-1, correction=0) if self.centre else rows.square().mean(-1).sqrt()
+        spread = _sizes(rows, self.centre)[:, 0] if self.width else rows[:, 0]
         least = max(float(spread.median()), self.eps**0.5) / FINENESS / 2
         self.digits = SignedDigitFormat.fit(least, 2 * float(sample.extremes.abs().max()))
 
     def float_norm(self, x: Tensor) -> Tensor:
         """The function itself."""
         if self.centre:
-            return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
-        return F.rms_norm(x, (self.width,), self.weight, self.eps)
+            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+
+    def _gain(self, x: Tensor) -> Tensor:
+        """The gain of each channel."""
+        return x.new_ones(x.shape[-1], dtype=wide(x)) if self.weight is None else self.weight
 
     def _spiking(self, x: Tensor) -> Tensor:
-        y, stepped = torch.empty_like(x), self.run.mode.stepped
+        y, stepped, gain = torch.empty_like(x), self.run.mode.stepped, self._gain(x)
         for part in cache_blocks(x, x.numel()):
-            wide = x[part].to(self.weight.dtype)
             y[part] = layer_norm(
-                wide, self.weight, self.bias, self.eps, self.digits,
+                x[part].to(gain.dtype), gain, self.bias, self.eps, self.digits,
                 subtract_mean=self.centre, stepped=stepped,
             ).y  # fmt: skip
         return y
 
     def _stats_of(self, x: Tensor) -> CircuitStats:
-        x = x.to(self.weight.dtype)
-        done = layer_norm(
-            x, self.weight, self.bias, self.eps, self.digits, subtract_mean=self.centre
-        )
-        rows, width, steps = float(x[..., :1].numel()), self.width, self.digits.steps
+        gain = self._gain(x)
+        x = x.to(gain.dtype)
+        done = layer_norm(x, gain, self.bias, self.eps, self.digits, subtract_mean=self.centre)
+        rows, width, steps = float(x[..., :1].numel()), x.shape[-1], self.digits.steps
         digits = SignedDigitFormat.count(done.integers).sum()
         mean, centred = torch.zeros(()), digits
         if self.centre:
@@ -252,7 +221,7 @@ class SpikingNorm(Reencoder):
         neurons = rows * (width * (2 if self.centre else 1) * 2 + 5)
         updates = rows * (2 * width * (2 if self.centre else 1) + 2) * steps + float(finding)
         updates += rows * (2 * FEW_STEPS + FACTOR_STEPS)
-        return _stats(self.name, "normalisation", neurons, updates, spikes, ops,
+        return make_stats(self.name, "normalisation", neurons, updates, spikes, ops,
                     done.y, self.float_norm(x))  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -273,7 +242,7 @@ class SpikingGatedMLP(nn.Module):
         self.parts = parts
         for part in parts:
             self.add_module(part, module.get_submodule(part))
-        self.digits = SignedDigitFormat(1.0, 1)
+        self.digits = DEFAULT
 
     def forward(self, x: Tensor) -> Tensor:
         run = self.run
@@ -282,38 +251,58 @@ class SpikingGatedMLP(nn.Module):
         if run.phase == "float":
             run.show(self.name, gate)
             return down(gate * up)  # type: ignore[no-any-return]
-        y = self._product(gate, up)
+        y = gated(self.digits, gate, up, run.mode.stepped)
         if watcher := run.circuit_watcher:
             g, u = run.rows(gate), run.rows(up)
-            spikes = float(SignedDigitFormat.count(self.digits.integers(g.to(_wide(g)))).sum())
+            spikes = float(SignedDigitFormat.count(self.digits.integers(g.to(wide(g)))).sum())
             n = float(g.numel())
-            watcher.on_circuit(_stats(self.name, "product", 2 * n, 2 * n * self.digits.steps,
+            watcher.on_circuit(make_stats(self.name, "product", 2 * n, 2 * n * self.digits.steps,
                                       spikes, spikes, run.rows(y), g * u))  # fmt: skip
         return down(y)  # type: ignore[no-any-return]
 
     def fit(self, sample: Sample) -> None:
         """Set the digits of the gate, from float values."""
-        self.digits = _digits_for(sample)
-
-    def _product(self, gate: Tensor, up: Tensor) -> Tensor:
-        """``grid sum_t w[t] (on[t] - off[t]) up``: additions of what ``up`` has accumulated."""
-        g, u = gate.to(_wide(gate)), up.to(_wide(up))
-        if not self.run.mode.stepped:
-            return (self.digits.integers(g) * u * self.digits.grid).to(up.dtype)
-        y, u = torch.zeros_like(u, dtype=torch.float64), u.double()
-        for w, on, off in self.digits.spikes(g):
-            y = gated_add(gated_add(y, u, on, w), u, off, -w)
-        return (y.to(_wide(up)) * self.digits.grid).to(up.dtype)
+        self.digits = digits_for(sample)
 
 
-def _digits_for(sample: Sample) -> SignedDigitFormat:
+def gated(digits: SignedDigitFormat, gate: Tensor, up: Tensor, stepped: bool) -> Tensor:
+    """``grid sum_t w[t] (on[t] - off[t]) up``: additions of what ``up`` has accumulated.
+
+    Args:
+        digits: What the gate is spelled in.
+        gate: One operand.
+        up: The other one.
+        stepped: Whether spike by spike.
+
+    Returns:
+        The product, in the type of ``up``.
+    """
+    g, u = gate.to(wide(gate)), up.to(wide(up))
+    if not stepped:
+        return (digits.integers(g) * u * digits.grid).to(up.dtype)
+    u = u.double()
+    y = u.new_zeros(torch.broadcast_shapes(g.shape, u.shape))  # type: ignore[no-untyped-call]
+    for w, on, off in digits.spikes(g):
+        y = gated_add(gated_add(y, u, on, w), u, off, -w)
+    return (y.to(wide(up)) * digits.grid).to(up.dtype)
+
+
+def digits_for(sample: Sample) -> SignedDigitFormat:
     """Digits fine enough for a sample, and wide enough for twice its largest value."""
     spread = float(sample.rows.float().square().mean().sqrt())
     largest = float(sample.extremes.abs().max())
     return SignedDigitFormat.fit(spread / FINENESS / 2, 2 * largest)
 
 
-def _spelled(digits: SignedDigitFormat, x: Tensor) -> Tensor:
+def _sizes(x: Tensor, centre: bool) -> Tensor:
+    """Standard deviation, or root of the mean square, and largest magnitude of each row."""
+    rows = x.flatten(0, -2)
+    spread = rows.std(-1, correction=0) if centre else rows.square().mean(-1).sqrt()
+    return torch.stack([spread, rows.abs().amax(-1)], -1)
+
+
+def spelled(digits: SignedDigitFormat, x: Tensor) -> Tensor:
+    """``digits.integers(x)``, spike by spike."""
     n = torch.zeros_like(x)
     for w, on, off in digits.spikes(x.double()):
         n = add_spikes(n, on, off, w)
@@ -360,7 +349,7 @@ def softmax_stats(
     n, r = float(keys[rows].sum()), float(rows.sum())
     updates = n * (RACE_STEPS + OCTAVES + FEW_STEPS) + r * (RACE_STEPS + FEW_STEPS + FACTOR_STEPS)
     true = torch.exp2(below / CELLS)
-    return _stats(name, "softmax", 2 * n + 4 * r, updates + float(finding[rows].sum()),
+    return make_stats(name, "softmax", 2 * n + 4 * r, updates + float(finding[rows].sum()),
                 float(spikes), float(ops), e[live], true[live])  # fmt: skip
 
 
@@ -376,20 +365,22 @@ def softcap_stats(name: str, x: Tensor, y: Tensor, cap: float) -> CircuitStats:
     spikes, ops = (float(each.sum()) for each in soft_cap_spikes(x, cap))
     n = float(x.numel())
     # ON, OFF, square, upper and lower line, reciprocal; as many steps for each.
-    return _stats(name, "activation", 6 * n, 6 * n * FEW_STEPS, spikes, ops, y,
+    return make_stats(name, "activation", 6 * n, 6 * n * FEW_STEPS, spikes, ops, y,
                   cap * torch.tanh(x / cap))  # fmt: skip
 
 
-def _stats(
+def make_stats(
     name: str, kind: str, neurons: float, updates: float, spikes: float, ops: float,
     y: Tensor, true: Tensor,
 ) -> CircuitStats:  # fmt: skip
+    """What a circuit did that gave ``y``, where the function gives ``true``."""
     error = float((y - true).double().square().sum())
     return CircuitStats(name, kind, float(y.numel()), neurons, spikes, ops, updates, error,
                float(true.double().square().sum()))  # fmt: skip
 
 
-def _wide(x: Tensor) -> torch.dtype:
+def wide(x: Tensor) -> torch.dtype:
+    """The type that a circuit computes in."""
     return torch.float32 if x.dtype == torch.bfloat16 else x.dtype
 
 

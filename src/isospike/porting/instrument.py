@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -14,10 +14,12 @@ from isospike import codes
 from isospike.circuits.digits import SignedDigitFormat
 from isospike.errors import UnsupportedError
 from isospike.hf.attention import HANDLE, route
+from isospike.hf.batches import Batch
 from isospike.hf.experts import one_by_one
 from isospike.hf.modules import Product, recognise
 from isospike.porting.attention import SpikingAttention
 from isospike.porting.calls import CALLS, Call, Hooks, Runner, restore
+from isospike.porting.fidelity import same_draws
 from isospike.porting.functions import make_circuit
 from isospike.porting.lowering import Convolution
 from isospike.porting.matmul import SpikingMatmul, SpikingScale
@@ -27,6 +29,8 @@ from isospike.porting.product import SpikingProduct
 from isospike.porting.run import ATTRIBUTE, Run, run_of
 from isospike.porting.saturation import Saturation, saturation_of
 from isospike.porting.sites import Site
+
+AGREEMENT = 2e-3  # of a circuit's function with its module's, as far as modules are recognised
 
 
 def copy_of(ported: Ported) -> Ported:
@@ -53,8 +57,16 @@ def own_memory(ported: Ported, other: Ported) -> None:
             tensor.data = tensor.detach().clone()
 
 
-def place_circuits(model: nn.Module, run: Run) -> dict[str, nn.Module]:
+def place_circuits(
+    model: nn.Module, run: Run, sample: Batch | None = None, names: Collection[str] = ()
+) -> dict[str, nn.Module]:
     """Replace what is not a product, and has a circuit, by its circuit.
+
+    Args:
+        model: It is changed.
+        run: Its state.
+        sample: Only modules are replaced whose circuit gives the same on these inputs.
+        names: Without a sample, those to replace.
 
     Returns:
         What was replaced, by name.
@@ -64,16 +76,44 @@ def place_circuits(model: nn.Module, run: Run) -> dict[str, nn.Module]:
     """
     found = {}
     for name, module in model.named_modules():
+        if sample is None and name not in names:
+            continue
         with at_hand(model, name):
             circuit = make_circuit(name, module, recognise(module), run)
         if circuit is not None:
             found[name] = circuit
+    if sample is not None:
+        found = _agreeing(model, found, sample)
     replaced = {}
     for name, circuit in found.items():  # an MLP comes before the activation within it
         replaced[name] = model.get_submodule(name)
         check_plain(name, replaced[name])
         model.set_submodule(name, circuit)
     return replaced
+
+
+def _agreeing(model: nn.Module, circuits: Mapping[str, nn.Module], sample: Batch) -> dict[str, Any]:
+    """The circuits that give, in float, what their modules give on a model's inputs; those of
+    modules that are not called stay."""
+    wrong: set[str] = set()
+
+    def compare(name: str, module: nn.Module, args: Any, named: Any, y: Any) -> None:
+        try:
+            same = torch.allclose(circuits[name](*args, **named), y, rtol=1e-2, atol=AGREEMENT)
+        except (TypeError, RuntimeError):  # it is called with more, or on other shapes
+            same = False
+        if not same:
+            wrong.add(name)
+
+    hooks = [model.get_submodule(n).register_forward_hook(partial(compare, n), with_kwargs=True)
+             for n in circuits]  # fmt: skip
+    try:
+        with torch.no_grad(), same_draws():
+            model(**sample)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: circuit for name, circuit in circuits.items() if name not in wrong}
 
 
 def special(module: nn.Module) -> str:
@@ -236,8 +276,7 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> Ported:
         spec: What the file says of its sites.
         run: How it runs.
     """
-    if run.mode.spiking:
-        place_circuits(model, run)
+    place_circuits(model, run, names=spec["circuits"])
     found = {name: _saved_site(name, s) for name, s in spec["sites"].items()}
     for name, site in spec["products"].items():
         if CALLS in name.split("."):
@@ -274,7 +313,7 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> Ported:
     for name, parts in spec["digits"].items():
         for part, (grid, steps) in parts.items():
             module = model.get_submodule(name)
-            if not isinstance(getattr(module, part, 0), SignedDigitFormat | None):
+            if not isinstance(getattr(module, part, 0), SignedDigitFormat):
                 raise UnsupportedError(
                     f"load needs digits of a circuit, got those of {name!r}. Save the port again."
                 )
@@ -282,7 +321,7 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> Ported:
     attach_run(model, run)
     if spec["calls"]:
         Hooks(model, run)
-        run.multiplier = Runner()
+        run.multiplier = Runner(run.mode.spiking)
     return Ported(model, run)
 
 

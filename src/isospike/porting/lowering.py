@@ -52,7 +52,13 @@ class Convolution(NamedTuple):
 
 
 class Multiplier(ABC):
-    """Computes products."""
+    """Computes products.
+
+    Attributes:
+        spiking: Whether it computes other functions too.
+    """
+
+    spiking = False
 
     @abstractmethod
     def is_weight(self, x: Tensor) -> bool:
@@ -69,6 +75,10 @@ class Multiplier(ABC):
     @abstractmethod
     def multiply(self, a: Tensor, b: Tensor) -> Any:
         """``a b``, entry by entry; NotImplemented if nothing adds up what it gives."""
+
+    @abstractmethod
+    def compute(self, form: str, x: Tensor, *others: Any, **how: Any) -> Any:
+        """A function of ``x`` that is no product; NotImplemented to have torch compute it."""
 
     @abstractmethod
     def convolve(self, x: Tensor, weight: Tensor, how: Convolution) -> Tensor:
@@ -149,7 +159,9 @@ def _matrix(weight: Tensor, index: int) -> Tensor:
 
 
 def _mul(m: Multiplier, a: Any, b: Any) -> Any:
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or not _multiplies(a, b):
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return NotImplemented
+    if not all(x.is_floating_point() or x.is_complex() for x in (a, b)):
         return NotImplemented
     return m.multiply(a, b) if min(a.numel(), b.numel()) > 1 else NotImplemented
 

@@ -263,13 +263,19 @@ def cost_section(counts: Counts, error: float, code: str) -> Section:
     )
 
 
-def float_section(counts: Counts, circuits: Table | None, exceptions: Sequence[str]) -> Section:
+def float_section(
+    counts: Counts,
+    circuits: Table | None,
+    exceptions: Sequence[str],
+    in_float: Mapping[str, Sequence[str]],
+) -> Section:
     """What is computed in float, and what circuits compute in its place.
 
     Args:
         counts: Operations per token.
         circuits: Table of the circuits; None without.
         exceptions: Products without a binary operand.
+        in_float: Operators without a circuit, by module.
 
     Returns:
         The section.
@@ -287,6 +293,10 @@ def float_section(counts: Counts, circuits: Table | None, exceptions: Sequence[s
             "reset. Gates and shifts stand for products.",
             Details(f"Show {len(circuits.rows)} circuits, per token", (circuits,)),
         ]
+    if in_float:
+        lines = tuple(Markup("<code>{}</code>: {}").format(name or "the model", ", ".join(ops))
+                      for name, ops in in_float.items())  # fmt: skip
+        blocks += [f"Functions without a circuit ({len(lines)} modules):", Items(lines)]
     if exceptions:
         names = tuple(Markup("<code>{}</code>").format(name) for name in exceptions)
         blocks += [

@@ -179,7 +179,8 @@ def port(
         execution: ``collapsed`` (one product on the integers that spikes carry) or ``stepped`` (the
             specification); up to 255 levels the same bits.
         precision: ``exact``, or ``fast`` for bfloat16 products (collapsed, up to 256 levels).
-        functions: What is not a product, in ``float`` or ``spiking``.
+        functions: What is not a product, in ``float`` or ``spiking``; then what no circuit computes
+            stays in float and is listed in the report.
         ranges: ``dynamic``, a gain for each token and site that follows the input; or ``static``,
             for hardware without it. Codes of one neuron and allocated channels are static.
         generator: Source of randomness; torch's global one if None, whose state does not move.
@@ -309,6 +310,7 @@ def _report(
         counts=counts(model, ported, sites, inputs.longest, tokens, circuits, left),
         exceptions=found.exceptions,
         unreached=builder.discovery.unreached,
+        in_float={n: tuple(ops) for n, ops in builder.discovery.in_float.items()},
         calibration_tokens=inputs.calibration_tokens,
         held_out_tokens=comparison.tokens,
         functions=mode.functions,
@@ -327,6 +329,12 @@ def _warnings(discovery: Discovery, error: float, target: float | None) -> tuple
         found.append(
             f"The error asked for, {target:.3g}, was not reached: measured {error:.3g}. Try "
             "another code, or a larger error."
+        )
+    if discovery.in_float:
+        names = dict.fromkeys(op for ops in discovery.in_float.values() for op in ops)
+        found.append(
+            f"No circuit computes {', '.join(names)}: {len(discovery.in_float)} modules compute "
+            "them in float, which the section on float lists."
         )
     if discovery.random:
         found.append(

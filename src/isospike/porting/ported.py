@@ -2,23 +2,18 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
 
 from isospike.porting.attention import SpikingAttention
-from isospike.porting.functions import (
-    CIRCUITS,
-    SpikingActivation,
-    SpikingGatedMLP,
-    SpikingNorm,
-)
+from isospike.porting.elementary import EVERY
 from isospike.porting.matmul import SpikingMatmul, SpikingScale
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import Run, run_of
 from isospike.porting.sites import Site
 
-Circuit = SpikingActivation | SpikingNorm | SpikingGatedMLP
 Product = SpikingProduct | SpikingAttention | SpikingMatmul | SpikingScale
 
 
@@ -49,9 +44,9 @@ class Ported:
         return tuple(m for m in self.model.modules() if isinstance(m, Product))
 
     @cached_property
-    def circuits(self) -> tuple[Circuit, ...]:
+    def circuits(self) -> tuple[Any, ...]:
         """All modules that compute a function by spikes, in order."""
-        return tuple(m for m in self.model.modules() if isinstance(m, CIRCUITS))
+        return tuple(m for m in self.model.modules() if isinstance(m, EVERY))
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:

@@ -30,7 +30,6 @@ from isospike.kernels.product.int8 import (
 from isospike.kernels.product.trains import pair_weights, spike_steps
 from isospike.kernels.runtime.buffers import Purpose, cache_blocks
 from isospike.kernels.runtime.precision import in_float32
-from isospike.porting.functions import Reencoder
 from isospike.porting.lowering import Convolution
 from isospike.porting.run import Run
 from isospike.porting.sites import Gain, Site, tensor_version
@@ -48,7 +47,7 @@ _HAS_ONEDNN = (
 )
 
 
-class SpikingProduct(Reencoder):
+class SpikingProduct(nn.Module):
     """A product with a weight whose input arrives as spikes.
 
     (1)  y = W x + b ~ gain * (W amplitude) N + (W offset + b + c)
@@ -78,7 +77,9 @@ class SpikingProduct(Reencoder):
         bias: Tensor | None,
         conv: Convolution | None = None,
     ) -> None:
-        super().__init__(name, run)
+        super().__init__()
+        self.name = name
+        self.run = run
         self.conv = conv
         self.weight = nn.Parameter(weight.detach().float(), requires_grad=False)
         zeros = torch.zeros(len(weight), device=weight.device)
@@ -108,9 +109,6 @@ class SpikingProduct(Reencoder):
 
     @in_float32
     def forward(self, x: Tensor) -> Tensor:
-        return self.reencoded(self._forward(x))
-
-    def _forward(self, x: Tensor) -> Tensor:
         if self.conv is not None:
             x = self.conv.pad(x)  # padding is an input like any other: it is coded too
         if self.run.phase == "run":

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from isospike.errors import UnsupportedError
 from isospike.porting.calls import CALLS, OWN, Call, Calls, next_place, running, view_of
+from isospike.porting.elementary import make_called
 from isospike.porting.lowering import Convolution, Multiplier
+from isospike.porting.operands import counts_spikes
 from isospike.porting.run import Run
 
 MOST_TIMES = 64  # a stored weight is multiplied in one pass, and has a site for each
@@ -35,14 +37,20 @@ class Recorder(Multiplier):
     Args:
         model: Whose :class:`Hooks` are set.
         gates: Module and place of products entry by entry whose results are added up.
+        rotations: Likewise, of two activations by factors of their positions.
+        spiking: Whether functions that are no products are noted too.
 
     Attributes:
         found: By module, and place or stored weight.
         entries: The most that each module ran in one pass.
     """
 
-    def __init__(self, model: nn.Module, gates: Collection[tuple[str, str]] = ()) -> None:
-        self.gates = gates
+    def __init__(
+        self, model: nn.Module, gates: Collection[tuple[str, str]] = (),
+        rotations: Collection[tuple[str, str]] = (), spiking: bool = False,
+    ) -> None:  # fmt: skip
+        self.gates, self.rotations, self.spiking = gates, rotations, spiking
+        self._sent: dict[str, list[tuple[str, Tensor]]] = {}
         self.found: dict[tuple[str, object], _Found] = {}
         self.entries: dict[str, int] = {}
         self._entered: dict[str, int] = {}
@@ -62,6 +70,7 @@ class Recorder(Multiplier):
         """A pass begins."""
         self._count_uses()
         self._entered.clear()
+        self._sent.clear()
 
     def entered(self, name: str) -> None:
         """A module begins to run."""
@@ -103,19 +112,61 @@ class Recorder(Multiplier):
 
     def multiply(self, a: Tensor, b: Tensor) -> Any:
         key = running.frames[-1].name, next_place()
+        running.count -= 1
         if key not in self.gates:
+            self._note_function_of_two(key, a, b)
             if self.trace is not None:
                 self.trace.label = key
             y = a * b
             if self.trace is not None:
                 self.trace.label = None
             return y
-        running.count -= 1
         found = self._note("scale", "", None)
         for side, x in (("left", a), ("right", b)):
             if x.shape[-1:] in (torch.Size([1]), torch.Size([])) and side not in found.call.single:
                 found.call = replace(found.call, single=(*found.call.single, side))
         return self._in_float(torch.mul, a, b)
+
+    def _note_function_of_two(self, key: tuple[str, str], a: Tensor, b: Tensor) -> None:
+        """A product entry by entry that nothing adds up, of two activations; or a rotation."""
+        varying = [self._varies(x) for x in (a, b)]
+        if not self.spiking or not any(varying):
+            running.count += 1
+            return
+        turned = key in self.rotations or a.is_complex() or b.is_complex()
+        if all(varying) and not a.is_complex() and not any(map(counts_spikes, (a, b))):
+            self._note("gate", "", None)
+        elif not all(varying) and turned:
+            found = self._note("relay", "", None)
+            side = "left" if varying[0] else "right"
+            source = self._source(key, a if varying[0] else b)
+            found.call = replace(found.call, side=side, source=source)
+        else:
+            running.count += 1
+
+    def _source(self, key: tuple[str, str], x: Tensor) -> str:
+        """The place of the same values, in another order or with another sign, in this pass."""
+        name, place = key
+        values = torch.view_as_real(x).flatten(-2) if x.is_complex() else x
+        values = values.detach().abs().sort(-1).values
+        for other, sent in self._sent.setdefault(name, []):
+            if sent.shape == values.shape and torch.equal(sent, values):
+                return other if other != place else ""
+        self._sent[name].append((place, values))
+        return ""
+
+    def compute(self, form: str, x: Tensor, *others: Any, **how: Any) -> Any:
+        if not self._varies(x):
+            next_place()
+            return NotImplemented
+        found = self._note(form, "", None, f".{form}")
+        found.call = replace(found.call, eps=how.get("eps", 0.0))
+        module = make_called(form, "", Run(), found.call)
+        return self._in_float(module, x, *others)
+
+    def _varies(self, x: Tensor) -> bool:
+        """Whether a tensor holds activations."""
+        return self.trace is not None and self.trace.is_activation(x)
 
     def convolve(self, x: Tensor, weight: Tensor, how: Convolution) -> Tensor:
         if self.is_weight(weight):
@@ -157,10 +208,10 @@ class Recorder(Multiplier):
         self.found.setdefault(key, _Found(call, weight))
         self._uses[key] = self._uses.get(key, 0) + 1
 
-    def _note(self, form: str, constant: str, weight: Tensor | None) -> _Found:
+    def _note(self, form: str, constant: str, weight: Tensor | None, more: str = "") -> _Found:
         """A product that is known by its place; it has a weight if that is always the same."""
         frame = running.frames[-1]
-        key = frame.name, next_place()
+        key = frame.name, next_place() + more
         found = self.found.get(key)
         if found is None:
             alike = [n for (n, _), f in self.found.items()

@@ -1,7 +1,7 @@
 """What a port measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from isospike.codes import Law
 from isospike.energy import TABLES, Counts, estimate_energy
@@ -57,6 +57,7 @@ class PortReport(Report):
         counts: Operations per token of the float, the quantised and the spiking model.
         exceptions: Products that are left without a binary operand, by module name.
         unreached: Modules that no calibration input reached; called, they raise.
+        in_float: With ``functions="spiking"``, operators without a circuit, by module.
         calibration_tokens, held_out_tokens: Unpadded tokens used.
     """
 
@@ -85,6 +86,7 @@ class PortReport(Report):
     counts: Counts
     exceptions: tuple[str, ...]
     unreached: tuple[str, ...] = ()
+    in_float: dict[str, tuple[str, ...]] = field(default_factory=dict)
     calibration_tokens: int
     held_out_tokens: int
 
@@ -222,7 +224,7 @@ class PortReport(Report):
             page.dimension_section(self.sites),
             page.raster_section(self.raster, self._raster_code()),
             page.cost_section(self.counts, self.error, self.code),
-            page.float_section(self.counts, circuits, self.exceptions),
+            page.float_section(self.counts, circuits, self.exceptions, self.in_float),
             page.sites_section(self.sites),
             self._method_section(),
         ]

@@ -224,8 +224,13 @@ class Run:
     def rows(self, x: Tensor) -> Tensor:
         """Unpadded tokens of ``x [batch, tokens, channels]``; all of them where no mask fits, or
         where the model has several sequences and it is not known whose these are."""
+        return token_rows(x, self.single_mask)
+
+    @property
+    def single_mask(self) -> Tensor | None:
+        """The mask of the unpadded tokens of a model that has one sequence."""
         several = any(axes.stream for axes in self.axes.values())
-        return token_rows(x, None if several else self.token_mask)
+        return None if several else self.token_mask
 
 
 def run_of(model: nn.Module) -> Run:

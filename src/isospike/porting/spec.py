@@ -11,6 +11,7 @@ from isospike.circuits.digits import SignedDigitFormat
 from isospike.errors import InputError, UnsupportedError
 from isospike.porting.attention import SpikingAttention
 from isospike.porting.calls import CALLS, Call
+from isospike.porting.functions import CIRCUITS
 from isospike.porting.matmul import SpikingMatmul, SpikingScale
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
@@ -19,7 +20,7 @@ from isospike.porting.sites import OPERANDS
 from isospike.report import codec
 
 FORMAT = 3
-DIGITS = ("digits", "relay")  # attributes of a circuit
+DIGITS = ("digits",)  # attributes of a circuit
 Plain = bool | int | float | str | None
 
 
@@ -55,7 +56,8 @@ class PortSpec:
         products: The site of every product with a weight, by module.
         attention: Names of the attention modules.
         operands: Names of the products of two activations.
-        calls: The products that modules call, by module.
+        calls: The products and functions that modules call, by module.
+        circuits: The modules that circuits stand for.
         tokenizer: Names of the tokenizer's files.
         attributes: What :func:`changed_attributes` found.
         layers: Where no configuration builds the float model, the class of each of its modules.
@@ -73,6 +75,7 @@ class PortSpec:
     attention: list[str]
     operands: list[str]
     calls: dict[str, list[Call]]
+    circuits: list[str]
     tokenizer: list[str]
     attributes: dict[str, dict[str, Plain]] = field(default_factory=dict)
     layers: dict[str, str] = field(default_factory=dict)
@@ -115,6 +118,11 @@ class PortSpec:
                 m.name for m in modules.values() if isinstance(m, SpikingMatmul | SpikingScale)
             ],
             calls={n: getattr(m, CALLS).calls for n, m in modules.items() if hasattr(m, CALLS)},
+            circuits=[
+                n
+                for n, m in modules.items()
+                if isinstance(m, CIRCUITS) and CALLS not in n.split(".")
+            ],  # fmt: skip
             tokenizer=tokenizer,
         )
 

@@ -235,6 +235,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.multiplied: dict[int, _Multiplied] = {}  # by address
         self.label: Any = None  # of what multiplies entry by entry now
         self.labels: set[Any] = set()  # of what did, where the results were added up
+        self.rotations: set[Any] = set()  # of what a rotation by position multiplies
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -286,6 +287,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = [*returned, *(x for x in written if not any(x is y for y in returned))]
         new, old = {id(x) for x in made}, {id(x) for x in _tensors(args)}
         given = [x for x in (*_tensors(args), *_tensors(kwargs)) if id(x) not in new]
+        if name == "lift_fresh":  # of a number in the source
+            given, old = [], set[int]()
         varying = [x for x in (*given, *made) if id(x) not in new or id(x) in old]
         varying = [x for x in varying if not self.is_constant(x)]
         real = [x for x in varying if x.is_floating_point() and not self._is_table(x)]
@@ -306,10 +309,10 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._follow_product(name, args, made, written)
         if not varying or not made or not made[0].is_floating_point():
             return
-        kind = _NONLINEAR.get(name)
-        if name == "mul" and len(varying) == 2 and not any(map(counts_spikes, varying)):
+        kind = _NONLINEAR.get(name) if real else None
+        if name == "mul" and len(real) == 2 and not any(map(counts_spikes, real)):
             kind = "product"
-        if name == "div" and len(args) > 1 and any(args[1] is x for x in varying):
+        if name == "div" and len(args) > 1 and any(args[1] is x for x in real):
             kind = "product"
         if name.startswith("_scaled_dot_product"):
             kind = "softmax"
@@ -368,6 +371,9 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in ("add", "sub") and len({_place(x) for x, _ in found}) == 2 and len(real) == 2:
             self._note_real(_ADD, "float", "float", 2 * out.numel(), 2)
             self.labels |= {m.label for m in real} - {None}
+        if name in ("add", "sub") and len({_place(x) for x, _ in found}) == 2:
+            if all(m.by_position for _, m in found):
+                self.rotations |= {m.label for _, m in found} - {None}
 
     def _add_attention(self, name: str, q: Tensor, k: Tensor, v: Tensor) -> None:
         self._add(name, q, k.transpose(-1, -2))
@@ -442,6 +448,11 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Whether ``x`` is stored, or made of what is stored alone."""
         return _place(x) in self.constant
 
+    def is_activation(self, x: Tensor) -> bool:
+        """Whether ``x`` depends on the input by more than whole numbers and switches."""
+        real = x.is_floating_point() or x.is_complex()
+        return real and not self.is_constant(x) and not self._is_table(x)
+
     def _is_table(self, x: Tensor) -> bool:
         return _place(x) in self.tables
 
@@ -483,6 +494,13 @@ class _Multiplied:
     shape: torch.Size
     factors: tuple[tuple[int, ...], ...]
     label: Any = None
+
+    @property
+    def by_position(self) -> bool:
+        """Whether an activation was multiplied by a factor that is not the same for all tokens."""
+        if (self.left == "weight") == (self.right == "weight"):
+            return False
+        return max(self.factors[0 if self.left == "weight" else 1][:-1], default=1) > 1
 
     def meet_along(self, shape: torch.Size, axes: tuple[int, ...]) -> bool:
         """Whether both operands have more than one value along what is summed."""
