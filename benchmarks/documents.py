@@ -27,7 +27,7 @@ RESULTS, DOCS = ROOT / "results", ROOT / "docs"
 PAGES = {
     "port": ("Ports of real models", (
         "stsb", "stories", "foreign", "foreign-captions", "foreign-lengths", "foreign-models",
-        "allocation", "port-speed", "port-memory", "demo", "stepped",
+        "whisper", "masked-lm", "allocation", "port-speed", "port-memory", "demo", "stepped",
     )),
     "architectures": ("Which models can be ported", ("architectures",)),
     "steps": ("Steps and dimension", ("steps", "dimension")),

@@ -166,5 +166,5 @@ def masked_lm(p, ctx):
                 goals[f"same arg-max, {name}"] = Goal(every, 0.98, at_least=True)
     head = ("reactions, steps", "calibrated on", "same token", "same, masked",
             "masked named right: float, spikes", "error")  # fmt: skip
-    meaning = "At 8 steps nearly every token is the same, on kinds that calibration has not seen too."
+    meaning = "At 8 steps nearly every token is the same, also on kinds new to the calibration."
     return Findings(numbers, [Table("Tokens of reactions", head, tuple(rows), meaning)], goals)

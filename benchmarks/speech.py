@@ -306,7 +306,7 @@ def heard(case, p):
 
 @study(
     "whisper",
-    question="How many words does Whisper base get wrong on spikes, and how much memory does it take?",
+    question="How many words does Whisper base get wrong on spikes, in how much memory?",
     presets={"tiny": P(real=False, apart=False, steps=8, held_out=1, calibrations=("commands",)),
              "small": P(real=True, apart=True, steps=8, held_out=1, calibrations=("commands",)),
              "full": P(real=True, apart=True, steps=8, held_out=2,
@@ -323,18 +323,19 @@ def whisper(p, ctx):
         kinds = [k for k in KINDS if (k == KINDS[2]) == (calibration == "passages")]
         for i, kind in enumerate(kinds[: len(got[3:]) // 3]):
             wrong, unlike, count = got[3 + 3 * i : 6 + 3 * i]
-            more = wrong - base[3 + 3 * i]
+            before = base[3 + 3 * i]
             name = f"{kind}, calibrated on {calibration}"
-            numbers[f"words wrong beyond float's, {name}"] = more
+            numbers[f"words wrong beyond float's, {name}"] = wrong - before
             numbers[f"words unlike float's, {name}"] = unlike
-            rows.append((kind, calibration, f"{count:.0f}", f"{base[3 + 3 * i]:.0f}", f"{wrong:.0f}",
-                         f"{unlike:.0f}"))  # fmt: skip
+            shown = (f"{n:.0f}" for n in (count, before, wrong, unlike))
+            rows.append((kind, calibration, *shown))
             if p.real:
-                goals[f"words wrong beyond float's, {name}"] = Goal(more, 1)
-        numbers |= {f"peak GiB, {calibration}": got[0], f"float's peak GiB, {calibration}": base[0],
-                    f"error, {calibration}": got[1], f"same token, {calibration}": got[2]}  # fmt: skip
+                goals[f"words wrong beyond float's, {name}"] = Goal(wrong - before, 1)
+        peaks = {"peak GiB": got[0], "float's peak GiB": base[0]}
+        measured = {**peaks, "error": got[1], "same token": got[2]}
+        numbers |= {f"{what}, {calibration}": value for what, value in measured.items()}
         if p.real:
             goals[f"peak GiB, calibrated on {calibration}"] = Goal(got[0], 2.5)
-    head = ("recordings", "calibrated on", "words", "wrong, float", "wrong, spikes", "unlike float's")
-    meaning = f"At {p.steps} steps, likeliest token after token, with the cache: nearly the same words."
+    head = ("recordings", "calibrated on", "words", "wrong, float", "on spikes", "unlike float's")
+    meaning = f"At {p.steps} steps, the likeliest token each time: nearly the same words."
     return Findings(numbers, [Table("Words that are wrong", head, tuple(rows), meaning)], goals)

@@ -91,7 +91,7 @@ def _div(m: Multiplier, input: Any, other: Any, *, rounding_mode: Any = None) ->
     real = isinstance(other, Tensor) and other.is_floating_point()
     if not real or rounding_mode is not None:
         return NotImplemented
-    return m.compute("reciprocal", other, input)
+    return m.compute("reciprocal", other, input if isinstance(input, Tensor) else float(input))
 
 
 def _divided_by(m: Multiplier, input: Tensor, other: Any) -> Any:
