@@ -134,7 +134,7 @@ def agreement(model, port, made):
     question="Does a masked language model name the same tokens on spikes?",
     presets={"tiny": P(rows=0, steps=(8,)),
              "small": P(rows=32, steps=(8,)),
-             "full": P(rows=96, steps=(8, 6, 4))},
+             "full": P(rows=64, steps=(8, 6))},
 )  # fmt: skip
 def masked_lm(p, ctx):
     """Ports calibrated on two kinds of reactions, on these and on five others."""

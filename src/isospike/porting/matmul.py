@@ -127,14 +127,13 @@ class SpikingMatmul(_TwoSites):
         )
 
     def _dtype(self, a: Tensor) -> torch.dtype:
-        """Type in which the sums are exact: entries whose size adds up to ``many`` largest ones
-        have integers of at most so many times the levels."""
+        """Type in which the sums are exact: entries whose size adds up to so many largest ones have
+        integers of at most so many times the levels."""
         size = (a - self.left.offset).abs()
         top = size.amax(-1) if self.left.dynamic else self.left.scale
-        many = float((size.sum(-1) / top.clamp_min(1e-30)).amax()) if a.numel() else 0.0
-        reach = (many * self.left.code.levels + a.shape[-1]) * self.right.code.levels
-        wide = self.left.offset.dtype
-        return wide if reach < EXACT_SUM else torch.float64
+        many = (EXACT_SUM / self.right.code.levels - a.shape[-1]) / self.left.code.levels
+        exact = bool((size.sum(-1) < many * top.clamp_min(1e-30)).all())
+        return self.left.offset.dtype if exact and many > 0 else torch.float64
 
     def _address(self, a: Tensor, stored: Tensor) -> tuple[Tensor, Gain | None]:
         """``N_a stored``, and the gain of a."""
