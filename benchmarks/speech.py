@@ -309,8 +309,7 @@ def heard(case, p):
     question="How many words does Whisper base get wrong on spikes, in how much memory?",
     presets={"tiny": P(real=False, apart=False, steps=8, held_out=1, calibrations=("commands",)),
              "small": P(real=True, apart=True, steps=8, held_out=1, calibrations=("commands",)),
-             "full": P(real=True, apart=True, steps=8, held_out=2,
-                       calibrations=("commands", "passages"))},
+             "full": P(real=True, apart=True, steps=8, held_out=1, calibrations=("commands",))},
 )  # fmt: skip
 def whisper(p, ctx):
     """Float and port write down the same recordings, greedily, each in a process of its own."""

@@ -23,7 +23,7 @@ from isospike.porting.elementary import (
     SpikingSoftmax,
 )
 from isospike.porting.functions import SpikingActivation
-from isospike.porting.run import Mode, Run
+from isospike.porting.run import Mode, Run, Watcher
 from isospike.porting.statistics import Sample
 
 
@@ -37,10 +37,13 @@ def both(circuit, *args):
     return y
 
 
-def fitted(circuit, x):
-    """A circuit whose digits were fitted to values."""
-    rows = x.reshape(-1, 1)
-    circuit.fit(Sample([rows], [], rows.amax(0), rows.amin(0), len(rows)))
+def fitted(circuit, *args):
+    """A circuit whose digits were fitted to what it was called with in float."""
+    sample, watcher = Sample(), Watcher()
+    watcher.on_values = lambda name, rows: sample.add(rows, 0, 0.0, 1.0)
+    with circuit.run.watching(watcher):
+        circuit(*args)
+    circuit.fit(sample)
     return circuit
 
 
@@ -92,7 +95,7 @@ def test_a_gate_hand_trace():
 
 def test_a_gate_is_within_half_a_unit_of_its_digits_times_the_other_operand():
     a, b = normal(64, 1), normal(64, 32, seed=1)
-    gate = fitted(SpikingGate("f", Run()), a)
+    gate = fitted(SpikingGate("f", Run()), a, b)
     assert bool(((both(gate, a, b) - a * b).abs() <= gate.digits.grid / 2 * b.abs() + 1e-6).all())
     assert torch.equal(both(gate, b, a), both(gate, a, b))  # the one with fewer values is spelled
 
@@ -102,8 +105,7 @@ def test_a_relay_is_within_half_a_unit_of_its_digits_times_the_factor(complex_):
     x, angle = normal(5, 7, 8), normal(7, 8, seed=1)
     x = torch.view_as_complex(x.view(5, 7, 4, 2)) if complex_ else x
     factor = torch.polar(torch.ones(7, 4), angle[:, :4]) if complex_ else angle.cos()
-    values = torch.view_as_real(x) if complex_ else x
-    relay = fitted(SpikingRelay("f", Run(), "right"), values)
+    relay = fitted(SpikingRelay("f", Run(), "right"), factor, x)
     parts = 2 if complex_ else 1
     error = (both(relay, factor, x) - factor * x).abs()
     assert bool((error <= relay.digits.grid / 2 * parts * factor.abs() + 1e-6).all())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 
@@ -80,8 +81,9 @@ class Calibration:
         for module, path in self.paths.items():
             if part_of(path, self.blocks) != block:
                 continue
-            if isinstance(module, EVERY) and module.name in statistics.samples:
-                module.fit(statistics.sample(module.name))
+            circuit: Any = module
+            if isinstance(module, EVERY) and circuit.name in statistics.samples:
+                circuit.fit(statistics.sample(circuit.name))
         for module, path in self.paths.items():
             if isinstance(module, Calls) and part_of(path, self.blocks) == block:
                 module.share_digits()

@@ -206,7 +206,10 @@ class SpikingRoot(nn.Module):
         """
         run = self.run
         if run.phase == "float":
-            run.show(self.name, _unpadded(run, x))
+            values = _unpadded(run, x)
+            sizes = values.abs()
+            inverses = torch.where(sizes > 0, sizes.reciprocal(), sizes)
+            run.show(self.name, torch.cat([values, inverses.nan_to_num(posinf=0.0)], 1))
             return self._true(x, upper)
         y = self._spiking(x, upper)
         if watcher := run.circuit_watcher:
@@ -225,9 +228,9 @@ class SpikingRoot(nn.Module):
 
     def fit(self, sample: Sample) -> None:
         """Set the unit, from float values."""
-        seen = sample.rows.abs().double()
-        least = float(seen[seen > 0].min()) if bool((seen > 0).any()) else 1.0
-        least = max(least / FINENESS_OF_ROOTS, float(sample.extremes.abs().max()) / LARGEST_ROOT)
+        most, most_inverse = sample.extremes.abs().amax(0).double().tolist()
+        least = 1 / most_inverse if most_inverse else 1.0
+        least = max(least / FINENESS_OF_ROOTS, most / LARGEST_ROOT)
         self.digits = SignedDigitFormat(4.0 ** math.floor(math.log2(max(least, 1e-30)) / 2), 20)
 
     @property

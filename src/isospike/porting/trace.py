@@ -302,7 +302,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.constant.add(place)
             if tensor.numel() and (table or not varying):
                 if self._module in self.spiking:  # a weight in another form, say, and as large
-                    self.brief = self._module, [*self.brief[1], tensor]
+                    self.brief = self._module, [*self.brief[1], *([] if varying else [tensor])]
                 else:
                     self.kept.append(tensor)
                 self.tables |= {place} if varying and tensor.is_floating_point() else set()
