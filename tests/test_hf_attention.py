@@ -118,6 +118,14 @@ def test_a_port_gives_the_maps_of_its_attention_when_they_are_asked_for(name):
         )
 
 
+def test_maps_may_be_asked_for_by_the_calibration_inputs():
+    model = models.make("bert", attn_implementation="eager")
+    batches = [{**batch, "output_attentions": True} for batch in models.batches("bert")]
+    port = isospike.port(model, batches).model
+    assert not [name for name, _ in port.named_modules() if "isospike_calls" in name]
+    assert len(port(**batches[0]).attentions) == 2
+
+
 def test_generation_gives_maps_too():
     port = isospike.port(models.make("gpt2"), models.batches("gpt2")).model
     found = port.generate(

@@ -149,7 +149,8 @@ def attend_on_handle(
     mask = _whole_mask(query, key, attention_mask, keywords)
     arguments = query, key, value, mask, scaling, keywords.get("softcap"), sinks
     y: Tensor = handle(*arguments)
-    return y.transpose(1, 2).contiguous(), handle.map(*arguments)
+    weights = handle(*arguments, mapped=True) if handle.run.wants_maps else None
+    return y.transpose(1, 2).contiguous(), weights
 
 
 def _whole_mask(

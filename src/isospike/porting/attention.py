@@ -128,8 +128,9 @@ class SpikingAttention(nn.Module):
         scaling: Tensor | float,
         softcap: float | None = None,
         sinks: Tensor | None = None,
+        mapped: bool = False,
     ) -> Tensor:
-        """Attention output.
+        """Attention output, or its map.
 
         Args:
             query: ``[batch, heads, queries, channels]``.
@@ -140,11 +141,15 @@ class SpikingAttention(nn.Module):
             softcap: Bound of the scores, before the mask.
             sinks: Scores of keys without a value, broadcastable to ``[batch, heads, queries,
                 sinks]``.
+            mapped: Whether the weight of each key for each query is wanted, ``[batch, heads,
+                queries, keys]``.
 
         Returns:
             ``[batch, heads, queries, channels]``.
         """
         terms = Terms(_of_four_axes(mask), scaling, softcap, sinks)
+        if mapped:
+            return self._map(query, key, value, terms)
         if self.run.phase == "run":
             return self._run(query, key, value, terms)
         self.absolute |= terms.absolute
@@ -179,20 +184,7 @@ class SpikingAttention(nn.Module):
             found = Range(query.offset.squeeze(1), query.scale.squeeze(1))
             query.follow(found, samples[0].extremes)
 
-    def map(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: Tensor | float,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor | None:
-        """Weight of each key for each query, ``[batch, heads, queries, keys]``, if it is wanted."""
-        if not self.run.wants_maps:
-            return None
-        terms = Terms(_of_four_axes(mask), scaling, softcap, sinks)
+    def _map(self, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         if self.run.phase == "run":
             store, gain = self._values(value, terms)
             e = self._numerator(self._scores(query, key, terms, gain), terms)

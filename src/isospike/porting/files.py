@@ -22,7 +22,6 @@ from isospike.porting.saturation import saturation_of
 from isospike.porting.skeleton import (
     built,
     check_header,
-    check_merged,
     check_room,
     config_of,
     keep_buffers,
@@ -68,13 +67,9 @@ def port_files(
 
     Returns:
         What each file holds, by name.
-
-    Raises:
-        UnsupportedError: The model has adapters that are not merged.
     """
     from safetensors.torch import save
 
-    check_merged("save", ported)
     config = config_of(ported)
     words = _tokenizer_files(tokenizer)
     answers, about = take_fingerprint(Ported.of(ported), rows)

@@ -122,12 +122,12 @@ class Port:
             The folder. It holds ``isospike.safetensors`` (and further ones, if it is large),
             ``config.json`` and the tokenizer's files, which :func:`isospike.load` reads and
             transformers refuses, and those of :meth:`isospike.report.result.Report.save`. To load
-            what is no model of transformers, build the float model and give it:
+            what is no model of transformers, or one with adapters that are not merged, build the
+            float model and give it:
             ``isospike.load(folder, model)``.
 
         Raises:
             InputError: The folder holds something else, cannot be written to, or the disk is full.
-            UnsupportedError: The model has adapters of PEFT that are not merged.
         """
         folder = Path(folder).absolute()
         check_destination(folder)

@@ -48,25 +48,6 @@ _MOST_SWITCHES = 4  # of a constructor, that are tried
 # ------------------------------------------------------------------------- before saving
 
 
-def check_merged(who: str, model: nn.Module) -> None:
-    """Refuse a model with adapters of PEFT, which no file of a port describes.
-
-    Args:
-        who: The function that the user called.
-        model: In float, or a port.
-
-    Raises:
-        UnsupportedError: It has some.
-    """
-    for name, module in model.named_modules():
-        if type(module).__module__.partition(".")[0] == "peft":
-            raise UnsupportedError(
-                f"{who} needs a model whose adapters are merged into its weights, got a "
-                f"{type(module).__name__} in {name or 'the model'}. Call merge_and_unload() first, "
-                "and port what it returns."
-            )
-
-
 def check_builds(model: nn.Module) -> None:
     """Raise unless a saved port of a float model could be loaded without a model to fill.
 
@@ -74,9 +55,16 @@ def check_builds(model: nn.Module) -> None:
         model: In float.
 
     Raises:
-        UnsupportedError: It has adapters, or differs from what its configuration builds.
+        UnsupportedError: It has adapters of PEFT, which no configuration describes, or differs from
+            what its configuration builds.
     """
-    check_merged("port", model)
+    for name, module in model.named_modules():
+        if type(module).__module__.partition(".")[0] == "peft":
+            raise UnsupportedError(
+                "port needs a model whose adapters are merged into its weights, got a "
+                f"{type(module).__name__} in {name or 'the model'}. Call merge_and_unload() first, "
+                "and port what it returns."
+            )
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     place, config = class_path(model), config_of(model)
     for switches in switches_of(place):
