@@ -1,5 +1,6 @@
 """Port one model of the zoo and check what a port promises."""
 
+import re
 import time
 import traceback
 import warnings
@@ -24,6 +25,7 @@ from isospike.porting.run import run_of
 STEPS, CALIBRATION, HELD_OUT, ROWS = 8, 24, 8, 3
 FLOAT = 1e-4  # largest relative difference of the float phase
 NEW_TOKENS = 6
+MARK = re.compile(r"(image|video|audio|vision).*_token_(id|index)$")  # in a configuration
 
 WORKS, PARTLY, REFUSED, CRASH, SILENT, TIMEOUT, UNBUILT = (
     "works", "partly", "refused", "crash", "silent", "timeout", "unbuilt",
@@ -232,11 +234,14 @@ def _identical(x: Tensor, y: Tensor) -> bool:
 def _written(
     model: Any, prompt: Mapping[str, Any], use_cache: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """The tokens that a model writes, and the scores it chose them by."""
+    """The tokens that a model writes, and the scores it chose them by; no marks of images, which
+    stand for one in the prompt."""
+    fields = vars(getattr(model, "config", None) or object)
+    marks = sorted({v for k, v in fields.items() if MARK.search(k) and isinstance(v, int)})
     with torch.no_grad(), same_draws():
         found = model.generate(
             **prompt, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1, use_cache=use_cache,
-            return_dict_in_generate=True, output_scores=True,
+            return_dict_in_generate=True, output_scores=True, suppress_tokens=marks or None,
         )  # fmt: skip
     return found.sequences, torch.cat(found.scores)
 
