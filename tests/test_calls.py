@@ -126,6 +126,25 @@ MODELS = {
         lambda m, x: m.a(x[:, None].expand(-1, 4, -1, -1)).mean(1),
         a=nn.Conv2d(4, 4, 3, padding="same", groups=4),
     ),
+    "Conv1d, causal": lambda: Own(
+        lambda m, x: m.a(F.pad(x.mT, (2, 0))).mT, a=nn.Conv1d(WIDTH, WIDTH, 3, groups=WIDTH)
+    ),
+    "a Fourier transform": lambda: Own(lambda m, x: torch.fft.fft2(x, norm="ortho").real),
+    "a filter in frequencies": lambda: Own(
+        lambda m, x: torch.fft.irfft(
+            torch.fft.rfft(x, dim=1) * torch.fft.rfft(F.linear(x, m.w), dim=1).conj(), dim=1
+        ), w=square(),
+    ),
+    "distances": lambda: Own(lambda m, x: torch.cdist(x, m.w.expand(len(x), -1, -1)), w=square()),
+    "values at places": lambda: Own(
+        lambda m, x: F.grid_sample(
+            x.mT[..., None], F.linear(x, m.w)[..., :8].unflatten(-1, (4, 2)), align_corners=False
+        ).flatten(2), w=square(),
+    ),
+    "LSTM": lambda: Own(
+        lambda m, x: m.a(x)[0], a=nn.LSTM(WIDTH, 8, bidirectional=True, batch_first=True)
+    ),
+    "GRU": lambda: Own(lambda m, x: m.a(x)[0], a=nn.GRU(WIDTH, WIDTH, 2, batch_first=True)),
     "ConvTranspose1d": lambda: Own(
         lambda m, x: m.a(x.mT).mT, a=nn.ConvTranspose1d(WIDTH, WIDTH, 4, stride=2, padding=1)
     ),
@@ -196,6 +215,12 @@ def test_a_layer_that_runs_twice_has_a_site_and_a_bias_for_each():
     assert not torch.equal(one.weight, two.weight)
 
 
+def test_products_that_begin_at_one_place_are_told_apart():
+    model = Own(lambda m, x: (x @ x.mT) @ x, w=square()).eval()
+    port = isospike.port(model, [{"x": draw(3, 24, 6, WIDTH)}])
+    assert sum(type(m).__name__ == "SpikingMatmul" for m in port.model.modules()) == 2
+
+
 def test_an_expert_is_known_by_its_weight_whatever_the_order():
     port, names = sites("experts in one tensor")
     assert set(names) == {":gate", ":experts", ":experts.1", ":experts.2"}
@@ -233,6 +258,27 @@ def test_a_token_does_not_depend_on_one_that_its_weights_leave_out():
     other = x.clone()
     other[:, -1] *= 50
     assert torch.equal(run(port, x)[:, :-1], run(port, other)[:, :-1])
+
+
+def test_a_causal_convolution_does_not_depend_on_what_comes_later():
+    model = MODELS["Conv1d, causal"]().eval()
+    port = isospike.port(model, [{"x": draw(3, 24, 6, WIDTH)}])
+    x = draw(9, 2, 6, WIDTH)
+    other = x.clone()
+    other[:, -1] *= 50
+    assert torch.equal(run(port, x)[:, :-1], run(port, other)[:, :-1])
+
+
+def test_the_steps_of_a_recurrence_share_a_site_and_may_be_more_than_before():
+    model = MODELS["LSTM"]().eval()
+    port = isospike.port(model, [{"x": draw(3, 24, 6, WIDTH)}])
+    names = [site.name for site in port.report.sites]
+    assert [n for n in names if n.startswith("a:weight")] == [
+        "a:weight_ih_l0", "a:weight_hh_l0", "a:weight_ih_l0_reverse", "a:weight_hh_l0_reverse",
+    ]  # fmt: skip
+    x = draw(9, 2, 40, WIDTH)
+    expected = model(x).detach()
+    assert (run(port, x) - expected).norm() < 0.05 * expected.norm()
 
 
 def test_weights_stay_what_they_are_where_they_are_read():

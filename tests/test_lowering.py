@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from isospike.porting.lowering import LOWERINGS, WRITTEN_IN_PYTHON, Multiplier
+from isospike.porting.calls import LOWERINGS, WRITTEN_IN_PYTHON
+from isospike.porting.lowering import Multiplier
 
 
 class Plain(Multiplier):
@@ -35,6 +36,9 @@ class Plain(Multiplier):
     def attend(self, q, k, v, mask, scaling):
         self.asked.append("attention")
         return F.scaled_dot_product_attention(q, k, v, mask, scale=scaling)
+
+    def begin_step(self, first):
+        self.asked.append("step")
 
 
 def draw(*shape):
@@ -208,3 +212,115 @@ def test_functions_written_in_python_are_still_those_of_torch():
     with torch.no_grad():
         for a, b in zip(WRITTEN_IN_PYTHON[function](*arguments), function(*arguments), strict=True):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("settings", [{"groups": 4}, {"groups": 4, "stride": 2, "dilation": 3}])
+def test_short_convolutions_of_each_channel_multiply_position_by_position(settings):
+    x, weight = draw(2, 4, 15), draw(8, 1, 3)
+    m = Plain(weight)
+    got = LOWERINGS[torch.conv1d](m, x, weight, draw(8), **settings)
+    torch.testing.assert_close(got, F.conv1d(x, weight, draw(8), **settings))
+    assert m.asked == ["conv"]
+
+
+FOURIER = [torch.fft.fft, torch.fft.ifft, torch.fft.rfft, torch.fft.irfft]
+FOURIER_2 = [torch.fft.fft2, torch.fft.ifft2, torch.fft.rfft2, torch.fft.irfft2]
+FOURIER_N = [torch.fft.fftn, torch.fft.ifftn, torch.fft.rfftn, torch.fft.irfftn]
+
+
+@pytest.mark.parametrize("function", [*FOURIER, *FOURIER_2, *FOURIER_N])
+@pytest.mark.parametrize("norm", [None, "ortho", "forward"])
+@pytest.mark.parametrize("longer", [-1, 0, 2])
+def test_fourier_transforms_are_products_with_constants(function, norm, longer):
+    x, sizes = draw(3, 6, 7), (6 + longer, 7 + longer)
+    given = {"dim": (1, 2), "s": sizes} if function not in FOURIER else {"dim": 1, "n": sizes[0]}
+    inverse = function.__name__.startswith("fft_i")
+    for each in (x, torch.complex(x, draw(3, 6, 7) + 1)):
+        if each.is_complex() and function.__name__.startswith("fft_r"):
+            continue
+        m = Plain()
+        got = LOWERINGS[function](m, each, norm=norm, **given)
+        torch.testing.assert_close(got, function(each, norm=norm, **given), rtol=1e-4, atol=1e-5)
+        assert set(m.asked) == {"matmul"}
+        if longer == 0 and not inverse:
+            torch.testing.assert_close(LOWERINGS[function](m, each), function(each))
+
+
+def test_a_product_of_complex_numbers_is_four_of_real_ones():
+    class Counting(Plain):
+        def multiply(self, a, b):
+            self.asked.append("multiply")
+            return a * b
+
+    m, a, b = Counting(), torch.complex(draw(3, 4), draw(4, 3).t()), torch.complex(*draw(2, 3, 4))
+    torch.testing.assert_close(LOWERINGS[torch.mul](m, a, b.conj()), a * b.conj())
+    assert m.asked == ["multiply"] * 4
+
+
+def test_distances():
+    a, b = draw(2, 3, 4), draw(5, 4)
+    stored = b.expand(2, 5, 4)
+    for m, kind in ((Plain(b), "linear"), (Plain(), "matmul")):
+        got = LOWERINGS[torch.cdist](m, a, stored)
+        torch.testing.assert_close(got, torch.cdist(a, stored))
+        assert m.asked == [kind]  # once for all rows
+    assert LOWERINGS[torch.cdist](Plain(), a, b, p=1.0) is NotImplemented
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("align", [False, True])
+def test_sampling_at_places_is_a_product_with_the_weights_of_four_neighbours(padding, align):
+    x, grid = draw(2, 3, 5, 6), draw(2, 4, 7, 2) * 0.8
+    settings = {"padding_mode": padding, "align_corners": align}
+    m = Plain()
+    got = LOWERINGS[torch.grid_sampler](m, x, grid, 0, int(padding == "border"), align)
+    torch.testing.assert_close(got, F.grid_sample(x, grid, **settings), rtol=1e-4, atol=1e-5)
+    assert m.asked == ["matmul"]
+    assert LOWERINGS[torch.grid_sampler](m, x, grid, 1, 0, align) is NotImplemented
+
+
+RECURRENT = {
+    "LSTM": lambda: torch.nn.LSTM(4, 6, 2, bidirectional=True),
+    "LSTM with a projection": lambda: torch.nn.LSTM(4, 6, proj_size=3, batch_first=True),
+    "GRU": lambda: torch.nn.GRU(4, 6, 2, bias=False, batch_first=True),
+    "RNN": lambda: torch.nn.RNN(4, 6, bidirectional=True),
+    "RNN with ReLU": lambda: torch.nn.RNN(4, 6, nonlinearity="relu"),
+    "LSTMCell": lambda: torch.nn.LSTMCell(4, 6),
+    "GRUCell": lambda: torch.nn.GRUCell(4, 6),
+    "RNNCell": lambda: torch.nn.RNNCell(4, 6),
+}
+
+
+class Lowered(torch.overrides.TorchFunctionMode):
+    """Calls the lowering of what has one."""
+
+    def __init__(self, m):
+        self.m = m
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in LOWERINGS:
+            return LOWERINGS[function](self.m, *args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_layers_are_products_step_by_step(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = RECURRENT[name]()
+    x = draw(5, 4) if "Cell" in name else draw(5, 3, 4)
+    m = Plain(*layer.parameters())
+    with Lowered(m):
+        got = layer(x)
+    torch.testing.assert_close(got, layer(x))
+    assert set(m.asked) - {"step"} == {"linear"}
+
+
+def test_a_packed_sequence_is_not_lowered():
+    layer = torch.nn.GRU(4, 6)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(draw(5, 2, 4), [5, 3])
+    h, more = torch.zeros(1, 2, 6), (layer._flat_weights, True, 1, 0.0, False, False)
+    for function, state in ((torch.gru, h), (torch.lstm, (h, h))):
+        given = packed.data, packed.batch_sizes, state, *more
+        assert LOWERINGS[function](Plain(), *given) is NotImplemented

@@ -22,19 +22,19 @@ from torch.overrides import TorchFunctionMode
 
 from isospike.errors import UnsupportedError
 from isospike.porting.attention import SpikingAttention
+from isospike.porting import lowering, recurrent, transforms
 from isospike.porting.elementary import EVERY, make_called
 from isospike.porting.function_calls import FUNCTIONS
-from isospike.porting.lowering import (
-    LOWERINGS,
-    WRITTEN_IN_PYTHON,
-    Convolution,
-    Multiplier,
-    with_weight,
-)
+from isospike.porting.lowering import Convolution, Multiplier, with_weight
 from isospike.porting.matmul import SpikingMatmul, SpikingScale
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import Run
 
+LOWERINGS = {**lowering.LOWERINGS, **recurrent.LOWERINGS, **transforms.LOWERINGS}
+WRITTEN_IN_PYTHON = {
+    f: lowering.unwrapped(f)
+    for f in (*lowering.WRITTEN_IN_PYTHON, *transforms.WRITTEN_IN_PYTHON)
+}
 CALLS = "isospike_calls"  # submodule of a module that calls products
 OWN = (*EVERY, SpikingProduct, SpikingAttention, SpikingMatmul, SpikingScale)
 """Modules whose own products are spikes' already."""
@@ -223,6 +223,8 @@ class _Running(threading.local):
         self.times: dict[tuple[str, int, View], int] = {}
         self.place = ""  # that calls the present function of torch
         self.count = 0  # products of its so far
+        self.repeats = False  # whether they are those of an earlier step of a recurrence
+        self.before = 0  # products before the recurrence
         self.mode: Any = None
 
 
@@ -239,10 +241,10 @@ class _Mode(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        lowering = LOWERINGS.get(function)
-        if lowering is None and self.multiplier.spiking:
-            lowering = FUNCTIONS.get(function)
-        if lowering is None:
+        lowered = LOWERINGS.get(function)
+        if lowered is None and self.multiplier.spiking:
+            lowered = FUNCTIONS.get(function)
+        if lowered is None:
             written = WRITTEN_IN_PYTHON.get(function)
             if written is None:
                 return function(*args, **kwargs)
@@ -250,9 +252,9 @@ class _Mode(TorchFunctionMode):
                 return written(*args, **kwargs)
         if isinstance(running.frames[-1].module, OWN):
             return function(*args, **kwargs)
-        running.place, running.count = _place(sys._getframe(1)), 0
+        running.place, running.count, running.repeats = _place(sys._getframe(1)), 0, False
         named = {key: value for key, value in kwargs.items() if key != "out"}
-        y = lowering(self.multiplier, *args, **named)
+        y = lowered(self.multiplier, *args, **named)
         if y is NotImplemented:
             return function(*args, **kwargs)
         return y if kwargs.get("out") is None else kwargs["out"].copy_(y)
@@ -281,6 +283,13 @@ def next_place() -> str:
     """The place of the next product that the present function of torch computes."""
     running.count += 1
     return running.place if running.count == 1 else f"{running.place}.{running.count}"
+
+
+def begin_step(first: bool) -> None:
+    """A step of a recurrence begins; its products have the places of the first one's."""
+    if first:
+        running.before = running.count
+    running.count, running.repeats = running.before, not first
 
 
 class Hooks:
@@ -395,6 +404,9 @@ class Runner(Multiplier):
         call, module = self._at(next_place())
         return attend(module, q, k, v, mask, scaling, call.heads)
 
+    def begin_step(self, first: bool) -> None:
+        begin_step(first)
+
     @property
     def _calls(self) -> Calls | None:
         found: Calls | None = getattr(running.frames[-1].module, CALLS, None)
@@ -420,6 +432,8 @@ def times(frame: Frame, weight: Tensor) -> int:
     """How often a module has multiplied a stored weight in this pass before."""
     key = frame.name, weight.untyped_storage().data_ptr(), view_of(weight)
     count = running.times.get(key, 0)
+    if running.repeats and count:
+        return count - 1
     running.times[key] = count + 1
     return count
 

@@ -5,6 +5,7 @@ What a model calls, ``einsum`` say, is rearranged until a :class:`Multiplier` ca
 does not multiply is done as torch does it.
 """
 
+import functools
 import math
 import types
 from abc import ABC, abstractmethod
@@ -14,6 +15,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+MOST_TAPS = 8  # of a short convolution
 
 
 class Convolution(NamedTuple):
@@ -90,6 +94,10 @@ class Multiplier(ABC):
     ) -> Tensor:
         """Softmax attention, ``[..., heads, tokens, channels]``, the mask added to the scores."""
 
+    @abstractmethod
+    def begin_step(self, first: bool) -> None:
+        """A step of a recurrence begins; after the first one, its products are those of the first."""
+
 
 Lowering = Callable[..., Any]
 """Called with a multiplier and the arguments of a function of torch; NotImplemented if that does
@@ -101,6 +109,18 @@ def _linear(m: Multiplier, input: Tensor, weight: Tensor, bias: Tensor | None = 
         return NotImplemented
     y = _matmul(m, input, weight.t())
     return y if y is NotImplemented or bias is None else y + bias
+
+
+def matrices(m: Multiplier, a: Tensor, b: Tensor) -> Tensor:
+    """``a [..., m, k]`` times ``b [..., k, n]``, whatever they are."""
+    y: Any = _matmul(m, a, b)
+    return a @ b if y is NotImplemented else y
+
+
+def entrywise(m: Multiplier, a: Tensor, b: Tensor) -> Tensor:
+    """``a b``, entry by entry."""
+    y: Any = _mul(m, a, b)
+    return a * b if y is NotImplemented else y
 
 
 def _two(m: Multiplier, *operands: Tensor, **named: Tensor) -> Any:
@@ -123,6 +143,8 @@ def _matmul(m: Multiplier, a: Tensor, b: Tensor) -> Any:
         return m.linear(x, weight)
 
     if m.is_weight(b):
+        while b.dim() > 2 and not b.stride(0) and b.dim() <= a.dim():  # one for all of a batch
+            a, b = a.expand(*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), *a.shape[-2:]), b[0]
         return with_weight(linear, a, b)
     if m.is_weight(a):
         return with_weight(linear, b.mT, a.mT).mT
@@ -161,6 +183,12 @@ def _matrix(weight: Tensor, index: int) -> Tensor:
 def _mul(m: Multiplier, a: Any, b: Any) -> Any:
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return NotImplemented
+    if a.is_complex() and b.is_complex():
+        y = m.multiply(a, b)
+        if y is not NotImplemented:
+            return y
+        real = entrywise(m, a.real, b.real) - entrywise(m, a.imag, b.imag)
+        return torch.complex(real, entrywise(m, a.real, b.imag) + entrywise(m, a.imag, b.real))
     if not all(x.is_floating_point() or x.is_complex() for x in (a, b)):
         return NotImplemented
     return m.multiply(a, b) if min(a.numel(), b.numel()) > 1 else NotImplemented
@@ -324,10 +352,24 @@ def _convolution(dims: int) -> Lowering:
         else:
             zeros = (0,) * dims if padding == "valid" else _each(padding, dims)
             x = Convolution(stride, dilation, groups, zeros).pad(input)
-        y = m.convolve(x, weight, Convolution(stride, dilation, groups))
+        how = Convolution(stride, dilation, groups)
+        each = dims == 1 and groups == x.shape[1] > 1 and 1 < weight.shape[2] <= MOST_TAPS
+        y = _tapped(m, x, weight, how) if each else m.convolve(x, weight, how)
         return y if bias is None else y + bias.view(-1, *[1] * dims)
 
     return _batched(lowered, dims)
+
+
+def _tapped(m: Multiplier, x: Tensor, weight: Tensor, how: Convolution) -> Tensor:
+    """A short convolution of each channel: every position by every entry of the kernel, then their
+    sums; so a position is encoded on its own, whatever stands after it."""
+    taps = weight.shape[2]
+    y = m.convolve(x, weight.reshape(-1, 1, 1), Convolution((1,), (1,), how.groups))
+    y = y.unflatten(1, (-1, taps))
+    (stride,), (dilation,) = how.stride, how.dilation
+    last = x.shape[2] - dilation * (taps - 1)
+    parts = (y[:, :, k, k * dilation : k * dilation + last : stride] for k in range(taps))
+    return functools.reduce(torch.add, parts)
 
 
 def _transposed(dims: int) -> Lowering:
@@ -463,7 +505,5 @@ LOWERINGS: dict[Any, Lowering] = {
 }  # fmt: skip
 """By function of torch."""
 
-WRITTEN_IN_PYTHON: dict[Any, Any] = {
-    f: unwrapped(f) for f in (F.multi_head_attention_forward, F.interpolate)
-}
+WRITTEN_IN_PYTHON = (F.multi_head_attention_forward, F.interpolate)
 """Functions that call those."""

@@ -90,8 +90,14 @@ class SpikingProduct(nn.Module):
         self._kept: dict[str, tuple[object, Any]] = {}
 
     @property
+    def by_token(self) -> bool:
+        """Whether it is a convolution of single positions that keeps channels apart; its input is
+        encoded as that of a Linear is, token by token."""
+        return self.conv is not None and self.conv.groups > 1 and self.weight[0].numel() == 1
+
+    @property
     def kind(self) -> str:
-        return "linear" if self.conv is None else "conv"
+        return "linear" if self.conv is None or self.by_token else "conv"
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -105,11 +111,20 @@ class SpikingProduct(nn.Module):
     @property
     def channels(self) -> tuple[int, ...]:
         """Shape of its site's channels."""
-        return (self.in_channels, *[1] * (0 if self.conv is None else self.conv.dims))
+        return (self.in_channels, *[1] * (0 if self.kind == "linear" else self._dims))
+
+    @property
+    def _dims(self) -> int:
+        return 0 if self.conv is None else self.conv.dims
 
     @in_float32
     def forward(self, x: Tensor) -> Tensor:
-        if self.conv is not None:
+        if self.by_token:
+            return self._forward(x.movedim(1, -1)).movedim(-1, 1)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if self.conv is not None and not self.by_token:
             x = self.conv.pad(x)  # padding is an input like any other: it is coded too
         if self.run.phase == "run":
             return self._run(x)
@@ -158,7 +173,7 @@ class SpikingProduct(nn.Module):
         y = torch.zeros((), dtype=both.dtype, device=both.device)
         for weight, spikes in spike_steps(code, words):
             s = spikes.to(both.dtype)
-            y = y + weight * self._product(s if self.conv is None else s.movedim(-1, 1), both)
+            y = y + weight * self._product(s.movedim(-1, 1) if self.kind == "conv" else s, both)
         # Laid out as a collapsed run does it: what follows may round by where values lie.
         return self._finish(y.contiguous(), gain)
 
@@ -186,7 +201,7 @@ class SpikingProduct(nn.Module):
             sample: What calibration saw of the site.
         """
         site = self.site
-        inputs = sample.some(REACH_ROWS) if self.conv is None else torch.cat(sample.images)
+        inputs = torch.cat(sample.images) if self.kind == "conv" else sample.some(REACH_ROWS)
         integers, gain = site.read(inputs.to(self.weight.dtype))
         wanted = self._mean(inputs, self.weight)
         if self.conv is None:
@@ -213,7 +228,8 @@ class SpikingProduct(nn.Module):
         """Mean of the products of ``x``: the product of their mean."""
         if self.conv is None:
             return weight @ x.mean(0)
-        return self._product(x.mean(0, keepdim=True), weight).movedim(1, -1).flatten(0, -2).mean(0)
+        y = self._channels_last(self._product(x.mean(0, keepdim=True), weight))
+        return y.flatten(0, -2).mean(0)
 
     def _by_input(self, x: Tensor) -> Tensor:
         """A value of each input channel, to multiply the weights with."""
@@ -253,13 +269,17 @@ class SpikingProduct(nn.Module):
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.conv is None:
             return F.linear(x, weight)
-        return self.conv.apply(x, weight)
+        if not self.by_token:
+            return self.conv.apply(x, weight)
+        rows = x.reshape(1, -1, x.shape[-1]).mT
+        y = F.conv1d(rows, weight.flatten(1)[:, :, None], groups=self.conv.groups)
+        return y.mT.reshape(*x.shape[:-1], len(weight))
 
     def _along(self, bias: Tensor) -> Tensor:
-        return bias if self.conv is None else bias.view(-1, *[1] * self.conv.dims)
+        return bias.view(-1, *[1] * self._dims) if self.kind == "conv" else bias
 
     def _channels_last(self, x: Tensor) -> Tensor:
-        return x if self.conv is None else x.movedim(1, -1)
+        return x.movedim(1, -1) if self.kind == "conv" else x
 
     @property
     def fan_out(self) -> float:

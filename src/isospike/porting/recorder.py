@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isospike.errors import UnsupportedError
-from isospike.porting.calls import CALLS, OWN, Call, Calls, next_place, running, view_of
+from isospike.porting.calls import (
+    CALLS,
+    OWN,
+    Call,
+    Calls,
+    begin_step,
+    next_place,
+    running,
+    view_of,
+)
 from isospike.porting.elementary import make_called
 from isospike.porting.lowering import Convolution, Multiplier
 from isospike.porting.operands import counts_spikes
@@ -111,6 +120,9 @@ class Recorder(Multiplier):
         return self._in_float(torch.matmul, a, b)
 
     def multiply(self, a: Tensor, b: Tensor) -> Any:
+        if a.is_complex() and b.is_complex() and self._varies(a) and self._varies(b):
+            next_place()
+            return NotImplemented  # four products of real numbers
         key = running.frames[-1].name, next_place()
         running.count -= 1
         if key not in self.gates:
@@ -186,6 +198,9 @@ class Recorder(Multiplier):
             enable_gqa=q.dim() > 3 and q.shape[-3] != k.shape[-3],
         )  # fmt: skip
 
+    def begin_step(self, first: bool) -> None:
+        begin_step(first)
+
     def _in_float(self, function: Any, *args: Any, **named: Any) -> Tensor:
         """The float result; what the trace sees of it is known."""
         stack = [] if self.trace is None else self.trace.stack
@@ -206,7 +221,8 @@ class Recorder(Multiplier):
         key = frame.name, (name, leaf, view)
         call = replace(call, module=name, tensor=leaf, view=view)
         self.found.setdefault(key, _Found(call, weight))
-        self._uses[key] = self._uses.get(key, 0) + 1
+        uses = self._uses.get(key, 0)
+        self._uses[key] = max(1, uses) if running.repeats else uses + 1
 
     def _note(self, form: str, constant: str, weight: Tensor | None, more: str = "") -> _Found:
         """A product that is known by its place; it has a weight if that is always the same."""
