@@ -26,6 +26,7 @@ from isospike.porting.instrument import (
     attach_run,
     copy_of,
     guard,
+    in_python,
     place_circuits,
     replacement,
 )
@@ -137,6 +138,7 @@ def survey(
             f"port needs a float model, got a {type(model).__name__} that is already ported. Port "
             "the original."
         )
+    model = in_python(model)
     run = Run(Mode(functions=functions))
     copied = _copy(model)
     replaced = place_circuits(copied, run, sample) if run.mode.spiking else {}

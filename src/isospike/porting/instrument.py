@@ -33,6 +33,29 @@ from isospike.porting.sites import Site
 AGREEMENT = 2e-3  # of a circuit's function with its module's, as far as modules are recognised
 
 
+def in_python(model: nn.Module) -> nn.Module:
+    """A model that Python runs, module by module; of a compiled one, what was compiled.
+
+    Raises:
+        UnsupportedError: A part of it is compiled, scripted or quantised.
+    """
+    model = getattr(model, "_orig_mod", model)
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod"):
+            kind, way = "a compiled module", "Port the model, then compile the port"
+        elif isinstance(module, torch.jit.ScriptModule):
+            kind, way = "a scripted module", "Port the module that was scripted"
+        elif type(module).__module__.startswith(("torch.ao.nn", "torch.nn.quantized")):
+            kind, way = "a quantised module", "Port the model as it was before it was quantised"
+        else:
+            continue
+        raise UnsupportedError(
+            f"port needs modules that Python runs, with weights of real numbers, got {kind} in "
+            f"{name or 'the model'} ({type(module).__name__}). {way}."
+        )
+    return model
+
+
 def copy_of(ported: Ported) -> Ported:
     """A copy that shares the memory of all tensors but the biases, which calibration writes to."""
     written = {id(p.bias) for p in ported.products if isinstance(p, SpikingProduct)}

@@ -21,14 +21,14 @@ from isospike.porting.blocks import by_block
 from isospike.porting.calibrate import Calibration, CodeOf
 from isospike.porting.discover import Discovery
 from isospike.porting.fidelity import same_draws
-from isospike.porting.inputs import Inputs
+from isospike.porting.inputs import SAMPLE_ROWS, Inputs
 from isospike.porting.offload import at_hand, shelf_of
 from isospike.porting.ported import Ported
 from isospike.porting.product import EXACT_LEVELS
 from isospike.porting.run import Mode
 from isospike.porting.sensitivity import assign_amplitudes, max_sensitivity, measure_channels
 from isospike.porting.sites import HEADS, Site
-from isospike.porting.statistics import Statistics
+from isospike.porting.statistics import NotReachedError, Statistics
 from isospike.porting.water_filling import Allocation, Channels, check_allocation, water_fill
 from isospike.progress import update
 
@@ -139,7 +139,17 @@ class Builder:
     def statistics(self) -> Statistics:
         """What a float pass over the calibration inputs shows; taken once, for several ports."""
         template = self.discovery.template
-        return Statistics(template.model, template.run, self.inputs.calibration)
+        return Statistics(template.model, template.run, self.batches)
+
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        """The calibration inputs, with the few rows that discovery saw where only these reach all
+        products."""
+        return (*self.inputs.calibration, *self._few)
+
+    @cached_property
+    def _few(self) -> list[Batch]:
+        return []
 
     @cached_property
     def probes(self) -> list[tuple[Batch, Tensor]]:
@@ -162,7 +172,7 @@ class Builder:
                 then kept of one block at a time.
         """
         dynamic = self.ranges == "dynamic" and plan.allocation is None and plan.kind.neurons == 2
-        template, batches = self.discovery.template, self.inputs.calibration
+        template = self.discovery.template
 
         def calibrated(blocks: Sequence[str]) -> Built:
             ported = self.discovery.instrument()
@@ -180,13 +190,23 @@ class Builder:
                 trim()
 
             if blocks:
-                Statistics(template.model, template.run, batches, blocks, finish)
+                Statistics(template.model, template.run, self.batches, blocks, finish)
             else:
                 finish("", self.statistics)
             return Built(ported, plan)
 
         once = once or shelf_of(self.discovery.model) is not None
-        return by_block(self.discovery.blocks if once else (), calibrated)
+        blocks = self.discovery.blocks if once else ()
+        try:
+            return by_block(blocks, calibrated)
+        except NotReachedError:
+            first = self.inputs.calibration[0]
+            sample = self.inputs.few(first, SAMPLE_ROWS)
+            if self._few or batch_size(sample) == batch_size(first):
+                raise
+        self._few.append(sample)
+        vars(self).pop("statistics", None)
+        return by_block(blocks, calibrated)
 
     def error(self, built: Built) -> float:
         """Error of a port's first output on some of the calibration inputs."""

@@ -22,7 +22,7 @@ from isospike.porting.fidelity import same_draws
 from isospike.porting.files import port_files
 from isospike.porting.fingerprint import sample_rows
 from isospike.porting.inputs import Evaluation, Inputs, neutral
-from isospike.porting.instrument import own_memory
+from isospike.porting.instrument import in_python, own_memory
 from isospike.porting.measure import (
     Comparison,
     Meter,
@@ -165,7 +165,8 @@ def port(
 
     Args:
         model: A PyTorch transformer, usually from Hugging Face; it is not changed. One that is
-            larger than memory is given by :func:`isospike.porting.offload.offload`.
+            larger than memory is given by :func:`isospike.porting.offload.offload`. Of a
+            compiled one, the model that was compiled is ported.
         calibration: Keyword arguments of the model, a few hundred sentences, such as
             ``{"input_ids": ..., "attention_mask": ...}``, of all lengths that will be read:
             :func:`isospike.hf.groups.group_by_length`. None for random tokens or pixels, where no
@@ -193,6 +194,7 @@ def port(
         InputError: A code, site or batch that does not fit; NaN in weights or activations.
         RangeError: A number out of range, or a target below what the code can reach.
     """
+    model = in_python(model)
     mode = _check_request(code, steps, Mode(execution, precision, functions))
     model = offload(model) if is_offloaded(model) else model
     _check_weights(model)

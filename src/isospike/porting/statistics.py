@@ -107,6 +107,10 @@ class Sample:
         return torch.cat([rows, self.extremes.to(rows)])
 
 
+class NotReachedError(InputError):
+    """The calibration inputs did not reach a product."""
+
+
 class Statistics:
     """Samples of every site and circuit of a model, from one float pass over its inputs.
 
@@ -162,10 +166,10 @@ class Statistics:
         """What was seen of a site or a circuit.
 
         Raises:
-            InputError: The calibration inputs did not reach it.
+            NotReachedError: The calibration inputs did not reach it.
         """
         if name not in self.samples:
-            raise InputError(
+            raise NotReachedError(
                 f"port needs calibration inputs that reach every product, got none for {name}. Add "
                 "inputs that use it."
             )
