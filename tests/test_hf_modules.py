@@ -120,6 +120,24 @@ def test_recognising_leaves_the_module_and_the_random_state_alone():
     assert all(each.training for each in module.modules())
 
 
+class GrowingTable(nn.Embedding):
+    """Replaces its weight where it is asked for more places."""
+
+    def forward(self, x):
+        if x.shape[1] > len(self.weight):
+            self.weight = nn.Parameter(torch.zeros(x.shape[1], self.embedding_dim))
+            self.grown = True
+        return super().forward(x.long())
+
+
+def test_a_module_that_replaces_its_weight_when_it_is_called_is_left_as_it_was():
+    table = GrowingTable(4, 6)
+    weight, own = table.weight, dict(vars(table))
+    assert recognise(table) is None
+    assert table.weight is weight
+    assert vars(table).keys() == own.keys()
+
+
 @pytest.mark.parametrize(
     ("name", "layer"),
     [

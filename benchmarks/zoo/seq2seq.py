@@ -57,7 +57,7 @@ bart("Blenderbot", "BlenderbotForConditionalGeneration")
 bart("LED", "LEDForConditionalGeneration", attention_window=4, max_encoder_position_embeddings=64,
      max_decoder_position_embeddings=64)
 bart("BigBird-Pegasus", "BigBirdPegasusForConditionalGeneration", partial(seq2seq, tokens=32),
-     attention_type="block_sparse", block_size=4, num_random_blocks=1)
+     partial(text, tokens=32), attention_type="block_sparse", block_size=4, num_random_blocks=1)
 bart("PLBart", "PLBartForConditionalGeneration")
 bart("Nllb-MoE", "NllbMoeForConditionalGeneration", num_experts=4, encoder_sparse_step=2,
      decoder_sparse_step=2, expert_capacity=64)

@@ -149,7 +149,7 @@ def layer_name(name: str) -> str:
 
 def _call(module: nn.Module, x: Tensor) -> Tensor | None:
     """What a module makes of ``x``; None if it is not a tensor or if the call fails."""
-    modes = [(m, m.training) for m in module.modules()]
+    before = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in module.modules()]
     module.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -157,8 +157,12 @@ def _call(module: nn.Module, x: Tensor) -> Tensor | None:
     except Exception:  # noqa: BLE001 - it takes other arguments
         return None
     finally:
-        for each, training in modes:
-            each.training = training
+        for each, own, parameters, buffers in before:  # some replace a table that is too short
+            vars(each).clear()
+            vars(each).update(own)
+            for kept, old in ((each._parameters, parameters), (each._buffers, buffers)):
+                kept.clear()
+                kept.update(old)
     return y if isinstance(y, Tensor) else None
 
 
