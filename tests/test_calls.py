@@ -304,18 +304,84 @@ def test_a_convolution_whose_kernel_is_computed_is_refused():
         isospike.port(model, [{"x": draw(3, 24, 6, WIDTH)}])
 
 
-def test_what_runs_in_another_language_is_refused_by_name():
+def scripted(thing):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        script = torch.jit.script(gram)
+        return torch.jit.script(thing)
 
-    class Scripted(nn.Module):
-        def forward(self, x):
-            return script(x)
 
-    model = nn.Sequential(linear(), Scripted()).eval()
-    with pytest.raises(isospike.UnsupportedError, match=r"got bmm in 1 \(Scripted\)"):
+class Calling(nn.Module):
+    """Calls a function that is not a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@torch.library.custom_op("isospike_tests::gram", mutates_args=())
+def own_gram(x: torch.Tensor) -> torch.Tensor:
+    return x @ x.mT
+
+
+HIDDEN = {
+    "a scripted function": (
+        lambda: Calling((lambda function: lambda x: function(x))(scripted(gram))),
+        "got bmm in 1",
+    ),
+    "an operator of another library": (
+        lambda: Calling(lambda x: own_gram(x)),
+        "got isospike_tests::gram in 1",
+    ),
+    "what cannot be copied": (lambda: Calling(scripted(gram)), "a model that can be copied, got a"),
+    "a solver": (
+        lambda: Calling(lambda x: torch.linalg.solve(gram(x) + torch.eye(6), x)),
+        "got _linalg_solve_ex in 1",
+    ),
+    "a scripted module": (lambda: scripted(linear()), "got a scripted module in 1"),
+    "a compiled module": (
+        lambda: torch.compile(linear(), backend="eager"),
+        r"got a compiled module in 1 \(OptimizedModule\). Port the model, then compile the port",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_product_that_python_does_not_see_is_refused_by_name(name):
+    make, message = HIDDEN[name]
+    model = nn.Sequential(linear(), make()).eval()
+    with pytest.raises(isospike.UnsupportedError, match=message) as caught:
         isospike.port(model, [{"input": draw(3, 24, 6, WIDTH)}])
+    assert "\n" not in str(caught.value)
+    assert ":isospike" not in str(model)
+
+
+def test_of_a_compiled_model_what_was_compiled_is_ported():
+    model = linear().eval()
+    port = isospike.port(torch.compile(model, backend="eager"), [{"input": draw(3, 24, 6, WIDTH)}])
+    assert (type(port.model), port.report.model) == (nn.Linear, "Linear")
+    assert port.report.error < 0.05
+
+
+def test_a_branch_that_only_a_few_rows_take_is_calibrated_on_them():
+    model = Own(lambda m, x: m.a(x) if len(x) > 3 else m.b(x), a=linear(1), b=linear(2)).eval()
+    port = isospike.port(model, [{"x": draw(3, 24, 6, WIDTH)}])
+    for rows in (2, 8):
+        x = draw(4, rows, 6, WIDTH)
+        expected = model(x).detach()
+        assert (run(port, x) - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("how", ["export", "jit"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_port_that_computes_products_where_they_are_called_is_not_traced(how):
+    port = isospike.port(MODELS["a parameter"]().eval(), [{"x": draw(3, 24, 6, WIDTH)}]).model
+    traced = {"export": lambda: torch.export.export(port, (draw(4, 2, 6, WIDTH),)),
+              "jit": lambda: torch.jit.trace(port, (draw(4, 2, 6, WIDTH),))}  # fmt: skip
+    with pytest.raises(isospike.UnsupportedError, match="need a port whose products are all"):
+        traced[how]()
 
 
 SMALL = {

@@ -43,6 +43,17 @@ def test_a_ported_model_compiles_and_gives_the_same_output():
         assert torch.equal(compiled(input_ids=ids).last_hidden_state, expected)
 
 
+def test_a_port_that_computes_products_where_they_are_called_is_not_compiled():
+    class Gram(torch.nn.Module):
+        def forward(self, x):
+            return (x @ x.mT) @ x
+
+    x = torch.randn(24, 6, 8, generator=torch.Generator().manual_seed(0))
+    port = isospike.port(Gram(), [{"x": x}]).model
+    with pytest.raises(isospike.UnsupportedError, match="need a port whose products are all"):
+        torch.compile(port, backend="aot_eager")(x)
+
+
 @tracing
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_spike_products_compile_to_one_graph_with_their_gradients(precision):

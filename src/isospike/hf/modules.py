@@ -160,9 +160,10 @@ def _call(module: nn.Module, x: Tensor) -> Tensor | None:
         for each, own, parameters, buffers in before:  # some replace a table that is too short
             vars(each).clear()
             vars(each).update(own)
-            for kept, old in ((each._parameters, parameters), (each._buffers, buffers)):
-                kept.clear()
-                kept.update(old)
+            each._parameters.clear()
+            each._parameters.update(parameters)
+            each._buffers.clear()
+            each._buffers.update(buffers)
     return y if isinstance(y, Tensor) else None
 
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from isospike.errors import UnsupportedError
-from isospike.porting.attention import SpikingAttention
 from isospike.porting import lowering, recurrent, transforms
+from isospike.porting.attention import SpikingAttention
 from isospike.porting.elementary import EVERY, make_called
 from isospike.porting.function_calls import FUNCTIONS
 from isospike.porting.lowering import Convolution, Multiplier, with_weight
@@ -32,8 +32,7 @@ from isospike.porting.run import Run
 
 LOWERINGS = {**lowering.LOWERINGS, **recurrent.LOWERINGS, **transforms.LOWERINGS}
 WRITTEN_IN_PYTHON = {
-    f: lowering.unwrapped(f)
-    for f in (*lowering.WRITTEN_IN_PYTHON, *transforms.WRITTEN_IN_PYTHON)
+    f: lowering.unwrapped(f) for f in (*lowering.WRITTEN_IN_PYTHON, *transforms.WRITTEN_IN_PYTHON)
 }
 CALLS = "isospike_calls"  # submodule of a module that calls products
 OWN = (*EVERY, SpikingProduct, SpikingAttention, SpikingMatmul, SpikingScale)
@@ -329,6 +328,8 @@ def _enter(run: Run, name: str, module: nn.Module, args: Any) -> None:
     if run.multiplier is None:
         return
     if not running.frames:
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            raise _not_compiled()
         running.times.clear()
         run.multiplier.begin()
         running.mode = _Mode(run.multiplier)
@@ -438,7 +439,20 @@ def times(frame: Frame, weight: Tensor) -> int:
     return count
 
 
+def _not_compiled() -> UnsupportedError:
+    """The error of a port that is compiled, exported or traced though it sees calls."""
+    return UnsupportedError(
+        "torch.compile, torch.export and torch.jit need a port whose products are all modules, got "
+        "one that computes some where they are called. Run it as it is."
+    )
+
+
 def _unknown(frame: Frame) -> UnsupportedError:
+    caller: Any = sys._getframe(1)
+    while caller is not None:
+        if str(caller.f_globals.get("__name__")).startswith("torch._dynamo"):
+            return _not_compiled()
+        caller = caller.f_back
     return UnsupportedError(
         f"this port needs calibration inputs that reach every product, got one in "
         f"{frame.name or 'the model'} ({type(frame.module).__name__}) that they did not. Port the "

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import pickle
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -176,7 +177,13 @@ def _copy(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(v): v.detach().clone() for v in computed}
     for p in model.parameters():
         memo[id(p)] = nn.Parameter(p.detach(), requires_grad=p.requires_grad)
-    copied = copy.deepcopy(model, memo).eval().float()
+    try:
+        copied = copy.deepcopy(model, memo).eval().float()
+    except (TypeError, copy.Error, pickle.PickleError) as error:
+        raise UnsupportedError(
+            f"port needs a model that can be copied, got a {type(model).__name__} with what "
+            f"cannot: {error}. Keep that outside its modules."
+        ) from error
     one_by_one(copied)
     return copied
 
@@ -348,7 +355,7 @@ def _replace_products(model: nn.Module, copied: nn.Module, run: Run) -> dict[str
     for name, module in model.named_modules():
         with at_hand(model, name):
             known = recognise(module)
-        if isinstance(known, Product):
+        if name and isinstance(known, Product):
             original = copied.get_submodule(name)
             product = replacement(name, original, run)
             if product is not None:

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 MOST_TAPS = 8  # of a short convolution
 
 
@@ -96,7 +95,7 @@ class Multiplier(ABC):
 
     @abstractmethod
     def begin_step(self, first: bool) -> None:
-        """A step of a recurrence begins; after the first one, its products are those of the first."""
+        """A step of a recurrence begins; the products of later ones are those of the first."""
 
 
 Lowering = Callable[..., Any]
@@ -144,7 +143,8 @@ def _matmul(m: Multiplier, a: Tensor, b: Tensor) -> Any:
 
     if m.is_weight(b):
         while b.dim() > 2 and not b.stride(0) and b.dim() <= a.dim():  # one for all of a batch
-            a, b = a.expand(*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), *a.shape[-2:]), b[0]
+            wide: Any = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])  # type: ignore[no-untyped-call]
+            a, b = a.expand(*wide, *a.shape[-2:]), b[0]
         return with_weight(linear, a, b)
     if m.is_weight(a):
         return with_weight(linear, b.mT, a.mT).mT
@@ -365,11 +365,12 @@ def _tapped(m: Multiplier, x: Tensor, weight: Tensor, how: Convolution) -> Tenso
     sums; so a position is encoded on its own, whatever stands after it."""
     taps = weight.shape[2]
     y = m.convolve(x, weight.reshape(-1, 1, 1), Convolution((1,), (1,), how.groups))
-    y = y.unflatten(1, (-1, taps))
+    y = y.view(len(y), -1, taps, y.shape[-1])
     (stride,), (dilation,) = how.stride, how.dilation
     last = x.shape[2] - dilation * (taps - 1)
     parts = (y[:, :, k, k * dilation : k * dilation + last : stride] for k in range(taps))
-    return functools.reduce(torch.add, parts)
+    z: Tensor = functools.reduce(torch.add, parts)
+    return z
 
 
 def _transposed(dims: int) -> Lowering:

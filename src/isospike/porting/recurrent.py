@@ -112,7 +112,8 @@ def _cell(step: Step, parts: int) -> Lowering:
         b_hh: Tensor | None = None,
     ) -> Any:
         state = tuple(hx) if parts > 1 else (hx,)
-        found = step(m, _through(m, input, w_ih, b_ih), [w_ih, w_hh, b_ih, b_hh], state)
+        weights: list[Any] = [w_ih, w_hh, b_ih, b_hh]
+        found = step(m, _through(m, input, w_ih, b_ih), weights, state)
         return found if parts > 1 else found[0]
 
     return lowered

@@ -153,6 +153,11 @@ _GATHERED = {
 }  # fmt: skip
 # Libraries whose operators are in these lists, or do not multiply.
 _KNOWN = {"aten", "prim", "prims", "isospike", "onednn", "mkldnn", "profiler", "inductor"}
+# Products inside operators whose operands nothing here can judge, and all that begin with linalg.
+_OPAQUE = {
+    "cholesky_solve", "cholesky_inverse", "triangular_solve", "lu_solve", "ormqr", "conv_tbc",
+    "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell", "_cudnn_rnn", "miopen_rnn",
+}  # fmt: skip
 # Whole numbers choose what these give: an activation.
 _LOOKUPS = {"embedding", "index", "index_select", "gather", "take", "scatter", "index_put"}
 _SUMS = {"sum", "mean", "nansum", "cumsum", "index_add", "scatter_add", "segment_reduce"}
@@ -249,8 +254,11 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for owner in (self.owners.get(id(x)) for x in _tensors(args)):
             if owner is not None and self._module != owner:
                 self.readers.setdefault(owner, self._module)
-        if func.namespace in _KNOWN:
+        opaque = name in _OPAQUE or name.startswith(("linalg_", "_linalg_"))
+        if func.namespace in _KNOWN and (not opaque or name in _NONLINEAR):
             self._look(name, args, out)
+        elif func.namespace in _KNOWN:
+            self._add_foreign(name, args, out)
         else:
             self._add_foreign(f"{func.namespace}::{name}", args, out)
         self._follow(func, name, args, kwargs or {}, out)

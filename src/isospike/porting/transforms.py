@@ -19,7 +19,7 @@ from isospike.porting.lowering import Lowering, Multiplier, matrices
 
 def _scale(norm: str | None, n: int, inverse: bool) -> float:
     if norm == "ortho":
-        return n**-0.5
+        return float(n**-0.5)
     return 1 / n if (norm == "forward") != inverse else 1.0
 
 
@@ -159,7 +159,7 @@ def _sampled(
     corners = [flat.gather(2, w[:, None].expand(-1, flat.shape[1], -1)) for w in where]
     values = torch.stack(corners, -1).permute(0, 2, 3, 1)  # [batch, places, 4, channels]
     y = matrices(m, weight.permute(1, 2, 0)[:, :, None], values)[:, :, 0]
-    return y.transpose(1, 2).unflatten(2, grid.shape[1:3])
+    return y.transpose(1, 2).reshape(len(y), -1, *grid.shape[1:3])
 
 
 LOWERINGS: dict[Any, Lowering] = {
