@@ -16,9 +16,10 @@ if not (ROOT / "benchmarks").exists():
     pytest.skip("the package is tested without its benchmarks", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.architectures import NAMED  # noqa: E402
 from benchmarks.zoo.inputs import left, text  # noqa: E402
 from benchmarks.zoo.measure import CRASH, REFUSED, UNBUILT, WORKS, measure  # noqa: E402
-from benchmarks.zoo.registry import Entry, make, named  # noqa: E402
+from benchmarks.zoo.registry import ENTRIES, Entry, make, named  # noqa: E402
 
 
 class Perceptron(nn.Module):
@@ -119,3 +120,19 @@ def _child(name, connection, limit):
     if name == "dies":
         os._exit(3)
     connection.send(Outcome(name, "plain", "", "works"))
+
+
+FAST = ("nn.MultiheadAttention", "MPNet")
+NEEDS = {"timm ViT": "timm", "SentenceTransformer in a wrapper": "sentence_transformers"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in NAMED]
+)
+def test_a_model_that_must_be_ported_keeps_all_that_a_port_promises(name):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    import benchmarks.zoo.models  # noqa: F401
+
+    found = measure(ENTRIES[name])
+    assert (found.outcome, found.message) == (WORKS, "")
