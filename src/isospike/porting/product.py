@@ -273,7 +273,7 @@ class SpikingProduct(nn.Module):
             return self.conv.apply(x, weight)
         rows = x.reshape(1, -1, x.shape[-1]).mT
         y = F.conv1d(rows, weight.flatten(1)[:, :, None], groups=self.conv.groups)
-        return y.mT.reshape(*x.shape[:-1], len(weight))
+        return y.mT.reshape(*x.shape[:-1], len(weight)).contiguous()
 
     def _along(self, bias: Tensor) -> Tensor:
         return bias.view(-1, *[1] * self._dims) if self.kind == "conv" else bias
