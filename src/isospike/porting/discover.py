@@ -231,7 +231,11 @@ class _Passes:
             if self.recorder.placed:  # what of it changes with the input, or is called later?
                 for others in variants(self.sample):
                     back |= self._any(others, replaced)
+                known, before = set(self.recorder.found), dict(left)
                 back |= self._any([self.sample], replaced, write=True)
+                # What only the text that it writes reached is calibrated if a batch reaches it.
+                self.recorder.forget_parts(known)
+                left |= before
             for batch in self.further:
                 if not left and not self.recorder.partly:
                     break

@@ -1,6 +1,7 @@
 """Put sites and circuits into a model: the modules that stand for its own, and copies of them."""
 
 import copy
+import itertools
 import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
@@ -224,7 +225,8 @@ def _before(module: nn.Module, args: Any, keywords: dict[str, Any]) -> None:
         run.wants_maps = True
     if run.phase != "run" or torch.compiler.is_compiling():
         return
-    weight = next(module.parameters())
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    weight = next(t for t in tensors if t.is_floating_point())
     if weight.dtype not in (torch.float32, torch.float64):
         raise UnsupportedError(
             f"a port needs float32 or float64, got {str(weight.dtype).removeprefix('torch.')}, "

@@ -75,6 +75,11 @@ class Multiplier(ABC):
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """``a [..., m, k]`` times ``b [..., k, n]``; one of them may be made of weights alone."""
 
+    def matmul_of_one(self, a: Tensor, b: Tensor) -> Any:
+        """The same where one product is summed; NotImplemented unless it is known that elsewhere
+        several are, as over the keys of a longer text."""
+        return NotImplemented
+
     @abstractmethod
     def multiply(self, a: Tensor, b: Tensor) -> Any:
         """``a b``, entry by entry; NotImplemented if nothing adds up what it gives."""
@@ -127,8 +132,10 @@ def _two(m: Multiplier, *operands: Tensor, **named: Tensor) -> Any:
 
 
 def _matmul(m: Multiplier, a: Tensor, b: Tensor) -> Any:
-    if not _multiplies(a, b) or a.shape[-1] == 1 or not a.dim() * b.dim():
+    if not _multiplies(a, b) or not a.dim() * b.dim():
         return NotImplemented
+    if a.shape[-1] == 1:
+        return m.matmul_of_one(a, b)
     if not a.numel() * b.numel():  # a router sent no token here
         return NotImplemented
     if a.dim() == 1:
@@ -191,7 +198,7 @@ def _mul(m: Multiplier, a: Any, b: Any) -> Any:
         return torch.complex(real, entrywise(m, a.real, b.imag) + entrywise(m, a.imag, b.real))
     if not all(x.is_floating_point() or x.is_complex() for x in (a, b)):
         return NotImplemented
-    return m.multiply(a, b) if min(a.numel(), b.numel()) > 1 else NotImplemented
+    return m.multiply(a, b) if a.dim() and b.dim() else NotImplemented
 
 
 def _mul_(m: Multiplier, a: Tensor, b: Any) -> Any:

@@ -66,6 +66,7 @@ class Recorder(Multiplier):
         self._uses: dict[tuple[str, object], int] = {}
         self.trace: Any = None
         self.holders: dict[int, tuple[str, nn.Module, str, Tensor]] = {}
+        self._stacks: dict[tuple[str, str], int] = {}  # sizes of weights of three axes
         for name, module in model.named_modules():
             if isinstance(module, OWN):
                 continue
@@ -74,6 +75,8 @@ class Recorder(Multiplier):
                     if tensor is not None and tensor.numel():
                         place = tensor.untyped_storage().data_ptr()
                         self.holders.setdefault(place, (name, module, leaf, tensor))
+                        if tensor.dim() == 3:
+                            self._stacks[name, leaf] = len(tensor)
 
     def begin(self) -> None:
         """A pass begins."""
@@ -258,14 +261,25 @@ class Recorder(Multiplier):
         """Stacks of weights of which some were not multiplied, as experts that no token went to."""
         seen: dict[tuple[str, str], set[int]] = {}
         sizes: dict[tuple[str, str], int] = {}
-        by_name = {(n, leaf): t for n, _, leaf, t in self.holders.values()}
         for found in self.found.values():
-            call, place = found.call, (found.call.module, found.call.tensor)
-            tensor = by_name.get(place) if call.tensor else None
-            if tensor is not None and tensor.dim() == 3 and len(call.shape) == 2:
-                sizes[place] = len(tensor)
-                seen.setdefault(place, set()).add(call.view[0])
+            if size := self._stack_of(found.call):
+                place = found.call.module, found.call.tensor
+                sizes[place] = size
+                seen.setdefault(place, set()).add(found.call.view[0])
         return [f"{'.'.join(filter(None, p))}" for p, n in sizes.items() if len(seen[p]) < n]
+
+    def forget_parts(self, known: Collection[object]) -> None:
+        """Forget the parts of stacks of weights, as an expert's, that were found since.
+
+        Args:
+            known: Keys of what was found before.
+        """
+        for key in [k for k, f in self.found.items() if k not in known and self._stack_of(f.call)]:
+            del self.found[key]
+
+    def _stack_of(self, call: Call) -> int:
+        """The size of the stack of weights that a product's is one of; 0 if it is of none."""
+        return self._stacks.get((call.module, call.tensor), 0) if len(call.shape) == 2 else 0
 
 
 def _convolution(call: Call, weight: Tensor, how: Convolution) -> Call:

@@ -1,0 +1,92 @@
+"""Models that send each token to some of their experts."""
+
+import models
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+
+import isospike
+
+SIZES = {
+    "vocab_size": models.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32, "bos_token_id": 1,
+    "max_position_embeddings": 32, "eos_token_id": None, "num_local_experts": 4, "num_experts": 4,
+    "num_experts_per_tok": 2, "head_dim": 8, "moe_intermediate_size": 16,
+}  # fmt: skip
+
+
+def make(name="Mixtral", seed=0, **config):
+    def build():
+        config_class = getattr(transformers, f"{name}Config")
+        model = getattr(transformers, f"{name}ForCausalLM")(config_class(**{**SIZES, **config}))
+        return models.scatter(model).eval()
+
+    return models.seeded(build, seed)
+
+
+def test_a_token_alone_with_its_expert_gives_the_bits_that_it_gives_among_others():
+    port = isospike.port(make(num_hidden_layers=1), [models.batch("llama", 24)]).model
+    ids = models.batch("llama", 1, seed=4, padded=False)["input_ids"]
+    with torch.no_grad():
+        whole = port(input_ids=ids, use_cache=False).logits
+        cache = port(input_ids=ids[:, :-1], use_cache=True).past_key_values
+        step = port(input_ids=ids[:, -1:], cache=cache).logits
+    assert torch.equal(step[0, -1], whole[0, -1])
+
+
+class Written(nn.Module):
+    """Attention that is written out; the first token has one key."""
+
+    def forward(self, x):
+        gone = torch.ones(x.shape[1], x.shape[1]).triu(1).bool()
+        return (x @ x.mT).masked_fill(gone, -1e9).softmax(-1) @ x
+
+
+def test_a_sum_over_one_key_runs_on_spikes_where_longer_ones_do():
+    x = torch.randn(24, 6, 16, generator=torch.Generator().manual_seed(0))
+    port = isospike.port(Written(), [{"x": x}]).model
+    with torch.no_grad():
+        assert torch.equal(port(x[:, :1]), port(x)[:, :1])
+        assert not torch.equal(port(x[:, :1]), x[:, :1])
+
+
+class Sorted(nn.Module):
+    """One expert for each token, and a text of two tokens that reaches an expert of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = transformers.PretrainedConfig()
+        self.gate, self.experts = (
+            nn.Parameter(torch.empty(3, 8)),
+            nn.Parameter(torch.empty(3, 8, 8)),
+        )
+
+    def can_generate(self):
+        return True
+
+    def generate(self, x, **_):
+        return self(-x.abs())
+
+    def forward(self, x):
+        flat = x.reshape(-1, 8)
+        chosen, y = F.linear(flat, self.gate).argmax(-1), torch.zeros_like(flat)
+        for e in range(3):
+            rows = (chosen == e).nonzero()[:, 0]
+            y[rows] = F.linear(flat[rows], self.experts[e])
+        return y.view_as(x)
+
+
+def test_an_expert_that_only_a_written_text_reaches_is_calibrated_if_a_batch_reaches_it():
+    x = torch.randn(24, 6, 8, generator=torch.Generator().manual_seed(0))
+    model = models.seeded(lambda: models.scatter(Sorted()).eval())
+    with torch.no_grad():
+        model.gate.zero_()[0], model.gate[1, 0], model.gate[2] = 0.1, 1.0, -0.1
+    few = x.clone()
+    few[:2] = x[:2].abs()  # the sample reaches two experts, the text the third
+    assert not isospike.port(model, [{"x": few}]).report.unreached
+    positive = isospike.port(model, [{"x": x.abs()}])
+    assert positive.report.unreached == ("experts",)
+    with pytest.raises(isospike.UnsupportedError, match="needs calibration inputs that reach"):
+        positive.model(-x.abs())
