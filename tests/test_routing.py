@@ -1,5 +1,7 @@
 """Models that send each token to some of their experts."""
 
+import functools
+
 import models
 import pytest
 import torch
@@ -8,6 +10,7 @@ import transformers
 from torch import nn
 
 import isospike
+from isospike.porting.choices import changed, find_choices
 
 SIZES = {
     "vocab_size": models.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0,
@@ -26,8 +29,67 @@ def make(name="Mixtral", seed=0, **config):
     return models.seeded(build, seed)
 
 
+@functools.cache
+def mixtral():
+    """A port of one layer."""
+    batches = [models.batch("llama", 24), models.batch("llama", 64, 2)]
+    return isospike.port(make(num_hidden_layers=1), batches[:1], evaluation=batches[1:], steps=4)
+
+
+def test_the_report_counts_the_tokens_whose_experts_are_others():
+    (found,) = mixtral().report.choices
+    batch, chosen = models.batch("llama", 64, 2), []
+    for model in (mixtral()._builder.discovery.model, mixtral().model):
+        keep = lambda m, args, y: chosen.append(y[2].sort(-1).values)  # noqa: E731
+        hook = model.model.layers[0].mlp.gate.register_forward_hook(keep)
+        models.run(model, batch)
+        hook.remove()
+    kept = batch["attention_mask"].flatten().bool()
+    share = float((chosen[0] != chosen[1]).any(-1)[kept].float().mean())
+    assert (found.name, found.chosen, found.tokens) == ("model.layers.0.mlp.gate", 2, kept.sum())
+    assert 0 < found.changed == pytest.approx(share)
+    assert mixtral().report.texts[0].changed == found.changed
+    assert "of choices are others" in mixtral().report.headline()["Error"]
+    assert mixtral().report.tables()["choices"].rows
+
+
+class Scored(nn.Module):
+    """Scores and what is made of them: ``make`` is given the scores."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make, self.weight = make, nn.Parameter(torch.eye(4))
+
+    def forward(self, x):
+        return self.make(F.linear(x, self.weight))
+
+
+CHOOSING = {
+    "largest": (lambda z: z.gather(-1, z.topk(2, -1)[1]), 1),
+    "an order": (lambda z: z.gather(-1, z.argsort(-1)), 1),
+    "one": (lambda z: z.gather(-1, z.argmax(-1, keepdim=True)), 1),
+    "two": (lambda z: z.gather(-1, z.argmax(-1, keepdim=True) + z.topk(1)[1] * 0), 2),
+    "a bound only": (lambda z: z - z.max(-1, keepdim=True)[0], 0),
+    "of whole numbers": (lambda z: z + z.round().long().argmax(-1, keepdim=True) * z, 0),
+}
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_a_choice_is_what_gives_places_that_are_read(name):
+    make, count = CHOOSING[name]
+    x = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    assert set(find_choices(Scored(make), {"x": x})) == {("", i) for i in range(count)}
+
+
+def test_a_changed_choice_is_counted_for_unpadded_tokens():
+    x, y = torch.tensor([[[0, 1], [2, 3]]]), torch.tensor([[[0, 1], [2, 1]]])
+    assert changed(x, y, {}).tolist() == [False, True]
+    assert changed(x, y, {"": torch.tensor([[True, False]])}).tolist() == [False]
+    assert changed(x, y[:, :1], {}).tolist() == [True, True]
+
+
 def test_a_token_alone_with_its_expert_gives_the_bits_that_it_gives_among_others():
-    port = isospike.port(make(num_hidden_layers=1), [models.batch("llama", 24)]).model
+    port = mixtral().model
     ids = models.batch("llama", 1, seed=4, padded=False)["input_ids"]
     with torch.no_grad():
         whole = port(input_ids=ids, use_cache=False).logits

@@ -14,6 +14,7 @@ Batch = Mapping[str, Any]
 ROWS_OF = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
 """Arguments whose first axis is the rows, by the names transformers uses."""
 _MASK = "attention_mask"
+IGNORED = -100  # label of a token that is padding
 
 
 def batch_size(batch: Batch) -> int:
@@ -49,6 +50,8 @@ def streams(batch: Batch) -> dict[str, int]:
             if prefix != key and prefix in ("", "decoder_", "encoder_"):
                 is_mask = name in (_MASK, "mask")
                 found.setdefault(prefix, value.shape[-1] if is_mask else value.shape[1])
+    if (labels := _labels(batch)) is not None:  # of which a decoder makes what it reads
+        found["decoder_"] = labels.shape[1]
     return found
 
 
@@ -73,7 +76,17 @@ def token_masks(batch: Batch) -> dict[str, Tensor]:
                 seen = mask > torch.finfo(mask.dtype).min / 2
             seen = seen.flatten(1, -2).any(1).expand(batch_size(batch), -1)
         found[prefix] = seen
+    if (labels := _labels(batch)) is not None:
+        found["decoder_"] = labels != IGNORED
     return found
+
+
+def _labels(batch: Batch) -> Tensor | None:
+    """Labels of tokens, in a batch without tokens of a decoder."""
+    labels = batch.get("labels")
+    given = any(key.startswith("decoder_") for key in batch)
+    whole = isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point()
+    return labels if whole and not given else None
 
 
 def full_token_mask(batch: Batch, shape: tuple[int, int], who: str) -> Tensor:
@@ -121,6 +134,18 @@ def first_output(output: Any) -> Tensor:
         return output
     values = output.to_tuple() if hasattr(output, "to_tuple") else tuple(output)
     return next(v for v in values if isinstance(v, Tensor) and v.dim())
+
+
+def named_outputs(output: Any) -> dict[str, Tensor]:
+    """The tensors of real numbers that a model returns by name, without a scalar such as a loss;
+    several of one shape, as of single images, as one."""
+    found = dict(output) if isinstance(output, Mapping) else {}
+    for key, value in found.items():
+        parts = value if isinstance(value, list | tuple) else ()
+        if parts and all(isinstance(x, Tensor) and x.shape == parts[0].shape for x in parts):
+            found[key] = torch.stack(list(parts))
+    return {k: v for k, v in found.items()
+            if isinstance(v, Tensor) and v.dim() and v.is_floating_point()}  # fmt: skip
 
 
 def _has_rows(value: Any, size: int) -> bool:

@@ -257,8 +257,9 @@ class SpikingAttention(nn.Module):
                 run.watcher.on_map(self._weights(e, store)[..., : key.shape[-2]])
         if run.mode.spiking and (watcher := run.circuit_watcher):
             live = self._live(e, terms)
-            if run.token_mask is not None and run.token_mask.shape == (batch, queries):
-                live &= run.token_mask[:, None, :, None]
+            mask = run.mask_at(self.query.name, query)
+            if mask is not None and mask.shape[-1] == 1:
+                live &= mask
             z = self._scores(query, key, terms, gain, live[..., : key.shape[-2]])
             places = cells(terms.with_sinks(z if terms.mask is None else z.add_(terms.mask)))
             watcher.on_circuit(softmax_stats(self.name, places, e, total, channels, live))

@@ -122,7 +122,7 @@ def shorter(sample: Batch, prefix: str) -> list[dict[str, Any]]:
     mine = [k for k in sample if not k.startswith(others) and k.startswith(prefix)]
     without = [k for k in mine if "label" not in k]
     labels = [k for k in sample if "label" in k]
-    choices = [without, [*without, *labels], mine, list(sample)]
+    choices = [without, [*without, *labels], mine, list(sample)] if mine else [labels]
     return [_cut(sample, keys, length) for keys in choices] if length > 1 else []
 
 
@@ -134,5 +134,5 @@ def _cut(sample: Batch, keys: list[str], length: int) -> dict[str, Any]:
             continue
         axes = [d for d in range(1, x.dim()) if x.shape[d] == length]
         for axis in axes[-2:] if "mask" in key else axes[:1]:
-            found[key] = found[key].narrow(axis, 0, length - 1)
+            found[key] = found[key].narrow(axis, 0, length - 1).contiguous()
     return found

@@ -120,7 +120,8 @@ class CompareReport(Report):
         forms = dict(_MEASURES)
         rows: list[tuple[Cell, ...]] = []
         for name, (a, b) in self.measures.items():
-            texts = (Table("", ("",), ((v,),), formats=(forms[name],)).cell(0, 0) for v in (a, b))
+            form = forms.get(name, "percent")
+            texts = (Table("", ("",), ((v,),), formats=(form,)).cell(0, 0) for v in (a, b))
             rows.append((_LABELS.get(name, name), *texts, _times(a, b)))
         return Table("Both ports", ("measure", self.a, self.b, "B / A"), tuple(rows))
 
@@ -165,6 +166,8 @@ def compare(a: Any, b: Any) -> CompareReport:
     one, two = _report_of(a), _report_of(b)
     names = _names(one, two)
     sites = {s.name: s for s in one.sites}, {s.name: s for s in two.sites}
+    errors = [{f"error, {s.name}": s.error for s in r.streams if s.error is not None}
+              for r in (one, two)]  # fmt: skip
     pairs = [_pair(name, *(by.get(name) for by in sites)) for name in {**sites[0], **sites[1]}]
     warnings: tuple[str, ...] = ()
     if one.model != two.model:
@@ -179,6 +182,9 @@ def compare(a: Any, b: Any) -> CompareReport:
             n: (float(getattr(one, n)), float(getattr(two, n)))
             for n, _ in _MEASURES
             if None not in (getattr(one, n), getattr(two, n))
+        }
+        | {
+            name: (error, errors[1][name]) for name, error in errors[0].items() if name in errors[1]
         },
         sites=tuple(sorted(pairs, key=lambda pair: -pair.worst)),
         costs=tuple(

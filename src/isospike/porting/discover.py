@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from isospike.errors import UnsupportedError
 from isospike.hf.attention import HANDLE, attend_on_handle, has_interface, route, routed
-from isospike.hf.batches import Batch, first_output
+from isospike.hf.batches import Batch, first_output, named_outputs, streams
 from isospike.hf.experts import one_by_one
 from isospike.hf.modules import Product, recognise
 from isospike.kernels.runtime.buffers import trim
@@ -22,6 +22,7 @@ from isospike.porting.attention import SpikingAttention
 from isospike.porting.axes import Axes, measure_axes, variants
 from isospike.porting.blocks import find_blocks
 from isospike.porting.calls import OWN, Hooks, Runner
+from isospike.porting.choices import find_choices
 from isospike.porting.fidelity import check_same, draws_random_numbers, in_float32, same_draws
 from isospike.porting.instrument import (
     attach_run,
@@ -37,6 +38,7 @@ from isospike.porting.product import SpikingProduct
 from isospike.porting.recorder import HANDLED, Recorder, install
 from isospike.porting.run import ATTRIBUTE, Mode, Run, Watcher
 from isospike.porting.sites import HEADS, Site, tensor_version
+from isospike.porting.streams import Streams, assign, changed_inputs, media
 from isospike.porting.trace import Product as TracedProduct
 from isospike.porting.trace import trace
 
@@ -112,7 +114,9 @@ def discover(
     original = in_float32(model)
     check_same(original, found.ported.model, sample)
     random = draws_random_numbers(original, sample)
-    found.ported.run.axes = _axes(found.ported, sample)
+    run = found.ported.run
+    run.axes, run.streams = _axes(found.ported, sample)
+    run.choices = find_choices(original, sample)
     reference = model if not model.training else copy.deepcopy(model).eval()
     return Discovery(reference, found.ported, found.unreached, random, found.blocks, found.in_float)
 
@@ -389,28 +393,49 @@ class _Inputs(Watcher):
 
 
 class _Shapes(Watcher):
-    """The shape of what every site reads."""
+    """The shape of what every site reads, and the sum of its values."""
 
     sees_probabilities = True
 
     def __init__(self) -> None:
         self.seen: dict[str, tuple[int, ...]] = {}
+        self.sums: dict[str, float] = {}
 
     def on_input(self, site: Site, x: Tensor) -> Tensor:
-        self.seen.setdefault(site.name, tuple(x.shape))
+        if site.name not in self.seen:
+            self.seen[site.name] = tuple(x.shape)
+            self.sums[site.name] = float(x.double().sum())
         return x
 
+    def on_values(self, name: str, x: Tensor) -> None:
+        if name not in self.seen:
+            self.seen[name], self.sums[name] = tuple(x.shape), float(x.double().sum())
 
-def _axes(ported: Ported, sample: Batch) -> dict[str, Axes]:
-    """Rows and tokens of every site and, named "", of the first output."""
+
+def _axes(ported: Ported, sample: Batch) -> tuple[dict[str, Axes], Streams]:
+    """Rows and tokens of every site, of outputs (``->`` before their names) and, named "", of the
+    first one; the streams that all of them belong to."""
+    sums: dict[str, float] = {}
 
     def shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
         watcher = _Shapes()
         with torch.no_grad(), ported.run.watching(watcher), same_draws():
-            output = first_output(ported.model(**batch))
-        return {**watcher.seen, "": tuple(output.shape)}
+            output = ported.model(**batch)
+        named = {f"->{name}": x for name, x in named_outputs(output).items()}
+        outputs = {"": first_output(output), **named}
+        sums.clear()
+        sums.update(watcher.sums, **{n: float(x.double().sum()) for n, x in outputs.items()})
+        return {**watcher.seen, **{name: tuple(x.shape) for name, x in outputs.items()}}
 
-    return measure_axes(shapes, sample)
+    found = measure_axes(shapes, sample)
+    changes: dict[str, list[str]] = {}
+    if others := changed_inputs(sample):
+        shapes(sample)
+        before = dict(sums)
+        for stream, batch in others.items():
+            shapes(batch)
+            changes[stream] = [n for n, s in sums.items() if s != before.get(n)]
+    return found, assign(found, changes, [*streams(sample), *media(sample)])
 
 
 def _attach_attention(copied: nn.Module, run: Run, sample: Batch) -> None:

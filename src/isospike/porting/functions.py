@@ -169,11 +169,11 @@ class SpikingNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         run = self.run
         if run.phase == "float":
-            run.show(self.name, x if self.width else _sizes(run.rows(x), self.centre))
+            run.show(self.name, x if self.width else _sizes(run.rows(x, self.name), self.centre))
             return self.float_norm(x)
         y = self._spiking(x)
         if watcher := run.circuit_watcher:
-            watcher.on_circuit(self._stats_of(run.rows(x)))
+            watcher.on_circuit(self._stats_of(run.rows(x, self.name)))
         return y
 
     def fit(self, sample: Sample) -> None:
@@ -253,11 +253,11 @@ class SpikingGatedMLP(nn.Module):
             return down(gate * up)  # type: ignore[no-any-return]
         y = gated(self.digits, gate, up, run.mode.stepped)
         if watcher := run.circuit_watcher:
-            g, u = run.rows(gate), run.rows(up)
+            g, u = run.rows(gate, self.name), run.rows(up, self.name)
             spikes = float(SignedDigitFormat.count(self.digits.integers(g.to(wide(g)))).sum())
             n = float(g.numel())
             watcher.on_circuit(make_stats(self.name, "product", 2 * n, 2 * n * self.digits.steps,
-                                      spikes, spikes, run.rows(y), g * u))  # fmt: skip
+                                      spikes, spikes, run.rows(y, self.name), g * u))  # fmt: skip
         return down(y)  # type: ignore[no-any-return]
 
     def fit(self, sample: Sample) -> None:

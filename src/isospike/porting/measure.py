@@ -1,7 +1,8 @@
 """Measure a calibrated port against the float model, on inputs it has not seen."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,22 +15,33 @@ from isospike.codes import WeightedCode
 from isospike.dimension import Moments, is_capped, participation_ratio, pca_count
 from isospike.energy import Counts
 from isospike.errors import InputError
-from isospike.hf.batches import Batch, count_positions, first_output, token_masks
+from isospike.hf.batches import (
+    Batch,
+    count_positions,
+    first_output,
+    named_outputs,
+    token_masks,
+)
 from isospike.hf.modules import layer_name
-from isospike.kernels.product.trains import spike_steps
 from isospike.porting.axes import Axes
 from isospike.porting.blocks import in_step, part_of, without_cache
+from isospike.porting.choices import Choice, Choices, changed
 from isospike.porting.fidelity import same_draws
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
-from isospike.porting.records import CircuitReport, Raster, SiteReport
+from isospike.porting.records import (
+    ChoiceReport,
+    CircuitReport,
+    SiteReport,
+    StreamReport,
+)
 from isospike.porting.run import CircuitStats, Run, Watcher
 from isospike.porting.sites import OPERANDS, Reading, Site
+from isospike.porting.streams import positions, unit
 from isospike.porting.trace import count_float_ops
 
 TABLE_LEVELS = 2**16  # up to here spikes are counted by looking them up
 WEIGHTED = ("linear", "conv")  # kinds of sites before a product with a weight
-RASTER_NEURONS = 40  # ON neurons shown
 MOST_VALUES = 2**23  # of an output, that are compared at once
 
 
@@ -45,6 +57,11 @@ class Comparison:
         tokens: Tokens compared.
         inputs: Rows compared.
         median, p999, worst: Of the error of single tokens, each over the norm of its own output.
+        choices: For each choice, how many are chosen for a token, for how many tokens, and for how
+            many of them the float model chooses others.
+        positions: Of each stream, if there are several.
+        streams: The same of an output of each stream but the first output's; none if the model has
+            one stream.
     """
 
     error: float
@@ -56,6 +73,15 @@ class Comparison:
     median: float
     p999: float
     worst: float
+    choices: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    positions: Mapping[str, int] = field(default_factory=dict)
+    streams: Mapping[str, "Comparison"] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> float | None:
+        """Share of choices that are not the float model's; None without."""
+        made = sum(tokens for _, tokens, _ in self.choices.values())
+        return sum(other for *_, other in self.choices.values()) / made if made else None
 
 
 @dataclass
@@ -121,7 +147,7 @@ class SpikeMeter(Watcher):
         integers = site.read(x.movedim(-1, 1) if site.kind == "conv" else x).value
         integers = integers.movedim(1, -1) if site.kind == "conv" else integers
         spikes = count_spikes(site.code, integers)
-        for mask in (live, _mask_at(self.run, site, x)):
+        for mask in (live, mask_at(self.run, site, x)):
             if mask is not None:
                 spikes = spikes * mask
         total = float(spikes.sum(dtype=torch.float64))
@@ -228,7 +254,7 @@ class Meter(Watcher):
     def _keep(self, site: Site, x: Tensor, live: Tensor | None) -> Tensor:
         """1 where a value belongs to an unpadded token, of the shape of ``x``."""
         keep = torch.ones_like(x) if live is None else live.to(x.dtype).expand_as(x).clone()
-        mask = _mask_at(self.run, site, x)
+        mask = mask_at(self.run, site, x)
         return keep if mask is None else keep * mask
 
 
@@ -253,17 +279,26 @@ def compare(
     Raises:
         OutOfOrderError: A batch runs the blocks in another order.
     """
-    total = _Totals()
+    run, total = ported.run, _Totals()
+    choices = () if expected else run.choices
+    others = {} if expected else _outputs_of_streams(run)
 
     def both(number: int) -> None:
         batch = batches[number]
         masks = token_masks(batch)
-        with torch.no_grad(), same_draws():
+        with torch.no_grad(), same_draws(), _seeing(model, choices) as chosen:
             true = expected[number] if expected else model(**batch)
-        logits, true = _has_logits(true), first_output(true)
-        with torch.no_grad(), same_draws(), ported.run.watching(meter, masks):
-            got = first_output(ported.model(**batch))
-        total.add(true, got, ported.run.axes.get("", Axes(0)), masks, logits)
+        logits, named, true = _has_logits(true), _named(true, others), first_output(true)
+        with torch.no_grad(), same_draws(), run.watching(meter, masks):
+            with _seeing(ported.model, choices) as also_chosen:
+                got = ported.model(**batch)
+        also_named, got = _named(got, others), first_output(got)
+        total.add(true, got, run.axes.get("", Axes(0)), masks, logits)
+        total.add_choices(chosen, also_chosen, masks)
+        for stream in run.streams.names:
+            total.positions[stream] = total.positions.get(stream, 0) + positions(batch, stream)
+        for name, x in named.items():
+            others[name][1].add(x, also_named[name], run.axes[f"->{name}"], masks, False)
 
     def left(number: int) -> None:
         if isinstance(meter, Meter) and number >= len(blocks):
@@ -272,7 +307,28 @@ def compare(
     parts = [each.get_submodule(name) for each in (model, ported.model) for name in blocks]
     with without_cache(model), without_cache(ported.model):
         in_step([ported.run], parts, [partial(both, n) for n in range(len(batches))], left)
-    return total.comparison()
+    streams = {s: one.comparison() for s, one in others.values() if one.inputs}
+    return replace(total.comparison(), streams=streams)
+
+
+def _outputs_of_streams(run: Run) -> "dict[str, tuple[str, _Totals]]":
+    """By name of an output: the stream that it is made of, and sums over it; not of the first."""
+    found: dict[str, tuple[str, _Totals]] = {}
+    for stream in run.streams.names if run.streams.several else ():
+        name = run.streams.output(stream)
+        if stream != run.streams.first and name is not None:
+            found[name] = stream, _Totals()
+    return found
+
+
+def _named(output: Any, names: Collection[str]) -> dict[str, Tensor]:
+    """Some of a model's outputs."""
+    return {k: x for k, x in named_outputs(output).items() if k in names} if names else {}
+
+
+def _seeing(model: nn.Module, choices: Sequence[Choice]) -> Any:
+    """Sees these choices of a model; does nothing for none."""
+    return Choices(model, choices) if choices else nullcontext()
 
 
 @dataclass
@@ -289,6 +345,25 @@ class _Totals:
     vectors: bool = True  # whether a token has more than one value
     logits: bool = True
     single: list[Tensor] = field(default_factory=list)
+    choices: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+
+    def add_choices(
+        self, expected: Choices | None, got: Choices | None, masks: Mapping[str, Tensor]
+    ) -> None:
+        """What both chose on one batch."""
+        if expected is None or got is None:
+            return
+        mine: dict[Choice, list[Tensor]] = {}
+        for choice, places in got.made:
+            mine.setdefault(choice, []).append(places)
+        for choice, places in expected.made:
+            others = mine.get(choice)
+            other = changed(places, others.pop(0) if others else places[:0], masks)
+            name = f"{choice[0]}:{choice[1]}" if choice[1] else choice[0]
+            _, tokens, count = self.choices.get(name, (0, 0, 0))
+            chosen = places.shape[-1], tokens + len(other), count + int(other.sum())
+            self.choices[name] = chosen
 
     def add(
         self, x: Tensor, y: Tensor, axes: Axes, masks: Mapping[str, Tensor], logits: bool
@@ -339,6 +414,8 @@ class _Totals:
             median=float(single.median()),
             p999=float(single.quantile(0.999)),
             worst=float(single.max()),
+            choices=self.choices,
+            positions=self.positions,
         )
 
 
@@ -356,7 +433,8 @@ def _has_logits(output: Any) -> bool:
     return any(x is first_output(output) for x in logits)
 
 
-def _mask_at(run: Run, site: Site, x: Tensor) -> Tensor | None:
+def mask_at(run: Run, site: Site, x: Tensor) -> Tensor | None:
+    """The mask of the unpadded tokens at a site; None if all are, or tokens are summed over."""
     mask = None if site.kind == "conv" else run.mask_at(site.name, x)
     return None if mask is None or mask.shape[-1] > 1 else mask
 
@@ -394,9 +472,48 @@ def site_reports(
                 share=shares.get(site.name),
                 outside=site.share_outside,
                 gain_ops=t.gain_ops / tokens,
+                stream=ported.run.streams.name_at(site.name),
             )
         )
     return reports
+
+
+def choice_reports(comparison: Comparison) -> list[ChoiceReport]:
+    """What the model chooses, in order of execution."""
+    return [
+        ChoiceReport(name, layer_name(name), chosen, tokens, other / max(1, tokens))
+        for name, (chosen, tokens, other) in comparison.choices.items()
+    ]
+
+
+def stream_reports(
+    ported: Ported, reports: Sequence[SiteReport], comparison: Comparison
+) -> list[StreamReport]:
+    """The figures of each stream; none if the model has one."""
+    streams = ported.run.streams
+    found = []
+    for stream, name in streams.names.items() if streams.several else ():
+        own = [site for site in reports if site.stream == name]
+        count = comparison.positions.get(stream, 0)
+        first = stream == streams.first
+        output = "" if first else streams.output(stream) or ""
+        measured = comparison if first else comparison.streams.get(stream)
+        each = comparison.tokens / max(1, count)  # reports are for a token of the first output
+        kinds = ("values", "spikes", "synaptic_ops", "neuron_updates", "macs")
+        sums = {kind: sum((getattr(s, kind) for s in own), 0.0) * each for kind in kinds}
+        found.append(
+            StreamReport(
+                name=name,
+                unit=unit(stream),
+                positions=count,
+                sites=len(own),
+                output=output,
+                error=None if measured is None else measured.error,
+                worst=None if measured is None else measured.worst,
+                **sums,
+            )
+        )
+    return found
 
 
 def circuit_reports(stats: Sequence[CircuitStats], tokens: int) -> list[CircuitReport]:
@@ -445,9 +562,11 @@ def counts(
         left: Non-linear float operations found in the port, if functions run on spikes.
     """
     populations: list[SiteReport | CircuitReport] = [*reports, *circuits]
-    positions = float(count_positions(batch))
+    streams = ported.run.streams
+    padded = streams.count(batch, padding=True) if streams.several else count_positions(batch)
+    count = float(padded)
     gains = sum((s.gain_ops for s in reports), 0.0)
-    float_ops = {k: v / positions for k, v in count_float_ops(model, batch).items()}
+    float_ops = {k: v / count for k, v in count_float_ops(model, batch).items()}
     spiking = float_ops if left is None else {k: float(v) for k, v in left.items()}
     spiking = {**spiking, "gain": gains} if gains else spiking
     weighted = [s for s in ported.sites if s.kind in WEIGHTED] or ported.sites
@@ -469,7 +588,7 @@ def counts(
 
 def site_rows(run: Run, site: Site, x: Tensor) -> Tensor:
     """Values at a site, channels last, with one row per unpadded token."""
-    mask = _mask_at(run, site, x)
+    mask = mask_at(run, site, x)
     if site.kind in ("query", "key", "value"):
         x = x.transpose(1, 2).flatten(2)
         mask = None if mask is None else mask.transpose(1, 2).flatten(2)
@@ -487,47 +606,6 @@ def _dimension(moments: Moments) -> tuple[int | None, float | None]:
     return pca_count(variances), participation_ratio(variances)
 
 
-class _FirstLinear(Watcher):
-    """Keeps what entered the first linear site."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[Site, Tensor]] = []
-
-    def on_site(self, site: Site, x: Tensor, **_: Any) -> None:
-        if site.kind == "linear" and x.dim() == 3 and not self.seen:
-            self.seen.append((site, x))
-
-
-def record_raster(ported: Ported, row: Batch) -> Raster | None:
-    """The spikes of the first row of a batch at the model's first linear site."""
-    watcher = _FirstLinear()
-    with torch.no_grad(), ported.run.watching(watcher, token_masks(row)):
-        ported.model(**row)
-    seen = watcher.seen
-    if not seen:
-        return None
-    site, x = seen[0]
-    mask = _mask_at(ported.run, site, x)
-    kept = slice(None) if mask is None else mask.expand(*x.shape[:-1], 1)[0, :, 0]
-    shown = min(RASTER_NEURONS, x.shape[-1])
-    words = site.words(x).value[0, kept, :shown]
-    steps = [s.bool().view(*words.shape, -1) for _, s in spike_steps(site.code, words)]
-    spikes = torch.stack(steps).permute(0, 3, 1, 2)  # [steps, neurons, tokens, shown]
-    ids = _ids_of(row, x)
-    return Raster(
-        text=f"first held-back input of {x.shape[1]} tokens",
-        site=site.name,
-        tokens=tuple(str(i) for i in range(spikes.shape[2])),
-        token_ids=None if ids is None else tuple(ids[kept].tolist()),
-        neurons=shown * site.code.neurons,
-        steps=site.code.steps,
-        spikes=tuple(
-            (token, step, sign * shown + neuron)
-            for step, sign, token, neuron in spikes.nonzero().tolist()
-        ),
-    )
-
-
 def count_spikes(code: WeightedCode, integers: Tensor) -> Tensor:
     """Spikes that encode each integer; none for a value that is not finite."""
     integers = integers.nan_to_num(0, 0, 0)
@@ -536,12 +614,6 @@ def count_spikes(code: WeightedCode, integers: Tensor) -> Tensor:
     every = torch.arange(code.levels + 1, dtype=torch.float32, device=integers.device)
     table = code.encode_integers(every).sum(tuple(range(code.neurons)))
     return table.to(integers.dtype)[integers.abs().long()]
-
-
-def _ids_of(row: Batch, x: Tensor) -> Tensor | None:
-    """The numbers of the tokens that ``x`` holds, if it holds those."""
-    ids = row.get("input_ids")
-    return ids[0] if isinstance(ids, Tensor) and ids.shape == x.shape[:2] else None
 
 
 def _pool(x: Tensor, valid: Tensor, axes: Axes) -> Tensor:

@@ -462,3 +462,25 @@ def _raster_figure(raster: Raster, paired: bool) -> Figure:
 
 def _code_colour(code: str) -> str:
     return CODES[code].colour if code in CODES else MUTED
+
+
+def streams_section(table: Table) -> Section:
+    """Error and spikes of each of several inputs."""
+    return Section(
+        "Each input",
+        "The model reads several inputs side by side. An input's spikes are those of the sites "
+        "that read what is made of it alone, divided by its own positions; its error is that of "
+        "the first output that is made of it, or empty if there is none.",
+        (table,),
+    )
+
+
+def choices_section(table: Table) -> Section:
+    """How often the model chooses otherwise than in float."""
+    return Section(
+        "What the model chooses",
+        "A choice by the largest scores, of the experts of a token say, is another where two "
+        "scores are nearer to each other than the port's error. The token then meets other "
+        "weights, and its error is large.",
+        (table,),
+    )

@@ -26,11 +26,12 @@ from isospike.porting.instrument import in_python, own_memory
 from isospike.porting.measure import (
     Comparison,
     Meter,
+    choice_reports,
     circuit_reports,
     compare,
     counts,
-    record_raster,
     site_reports,
+    stream_reports,
 )
 from isospike.porting.offload import is_offloaded, offload, shelf_of
 from isospike.porting.plan import (
@@ -45,6 +46,7 @@ from isospike.porting.plan import (
 )
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
+from isospike.porting.raster import record_raster
 from isospike.porting.records import TextErrors
 from isospike.porting.report import PortReport
 from isospike.porting.run import Mode
@@ -279,6 +281,9 @@ def _report(
     left = found.nonlinear_ops if mode.spiking else None
     raster = record_raster(ported, inputs.few(inputs.evaluation[0], 1))
     tokens = comparison.tokens / comparison.inputs
+    streams, calibrated = ported.run.streams, inputs.calibration_tokens
+    if streams.several:
+        calibrated = sum(map(streams.count, inputs.calibration))
     for site in ported.sites:
         site.usual_outside = next((s.outside for s in sites if s.name == site.name), 0.0)
     texts = [_text_errors(inputs.names[0], comparison)]
@@ -313,7 +318,9 @@ def _report(
         exceptions=found.exceptions,
         unreached=builder.discovery.unreached,
         in_float={n: tuple(ops) for n, ops in builder.discovery.in_float.items()},
-        calibration_tokens=inputs.calibration_tokens,
+        choices=tuple(choice_reports(comparison)),
+        streams=tuple(stream_reports(ported, sites, comparison)),
+        calibration_tokens=calibrated,
         held_out_tokens=comparison.tokens,
         functions=mode.functions,
         ranges="dynamic" if any(site.dynamic for site in ported.sites) else "static",
@@ -322,7 +329,17 @@ def _report(
 
 
 def _text_errors(name: str, c: Comparison) -> TextErrors:
-    return TextErrors(name, c.tokens, c.error, c.median, c.p999, c.worst, c.cosine, c.cosine_pooled)
+    return TextErrors(
+        name=name,
+        tokens=c.tokens,
+        error=c.error,
+        median=c.median,
+        p999=c.p999,
+        worst=c.worst,
+        cosine=c.cosine,
+        cosine_pooled=c.cosine_pooled,
+        changed=c.changed,
+    )
 
 
 def _warnings(discovery: Discovery, error: float, target: float | None) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ from typing import Any
 class SiteReport:
     """One site: the input of one or more matrix products.
 
-    All counts are per unpadded token (per image for models without an attention mask), measured on
-    held-out batches.
+    All counts are per unpadded token of the first output (per image for models without an attention
+    mask), measured on held-out batches.
 
     Attributes:
         name: Module whose input it is; for attention, ``<module>:query``, ``:key``, ``:value`` or
@@ -35,6 +35,7 @@ class SiteReport:
         outside: Share of its values beyond its range, which are cut off; with ranges that follow
             the input, share of the tokens whose gain is above those of the calibration inputs.
         gain_ops: Comparisons that find the gains, and multiplications by them.
+        stream: What it is made of, if the model reads several inputs: see :class:`StreamReport`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class SiteReport:
     share: float | None = None
     outside: float = 0.0
     gain_ops: float = 0.0
+    stream: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class TextErrors:
         median, p999, worst: Of the errors of single tokens, each relative to its own output.
         cosine: Mean over tokens.
         cosine_pooled: Mean over inputs, of the outputs averaged over tokens.
+        changed: Share of choices, such as a token's experts, that are not the float model's, over
+            all places where it chooses; None if it chooses nothing.
     """
 
     name: str
@@ -78,6 +82,55 @@ class TextErrors:
     worst: float
     cosine: float | None
     cosine_pooled: float | None
+    changed: float | None = None
+
+
+@dataclass(frozen=True)
+class ChoiceReport:
+    """What a module chooses for each token by the largest scores, as a router its experts.
+
+    Attributes:
+        name: The module.
+        layer: Its block.
+        chosen: How many, for a token.
+        tokens: Unpadded tokens of the held-out inputs.
+        changed: Share of them for which the float model chooses others.
+    """
+
+    name: str
+    layer: str
+    chosen: int
+    tokens: int
+    changed: float
+
+
+@dataclass(frozen=True)
+class StreamReport:
+    """One of several inputs that a model reads: the text of an encoder, images, a decoder's text.
+
+    Attributes:
+        name: ``encoder``, ``decoder``, ``text``, ``image`` or ``sound``.
+        unit: What its figures are given for: ``token``, ``image``, ``recording``.
+        positions: So many held-out ones, without padding.
+        sites: Sites that read what is made of it alone.
+        output: The output that is made of it; empty if the model gives none.
+        error: Relative root-mean-square error of that output; None without.
+        worst: Largest error of one token of it, relative to its own output; None likewise.
+        values, spikes, synaptic_ops, neuron_updates, macs: Of its sites, for each position.
+    """
+
+    name: str
+    unit: str
+    positions: int
+    sites: int
+    output: str
+    error: float | None
+    worst: float | None
+    values: float
+    spikes: float
+    synaptic_ops: float
+    neuron_updates: float
+    macs: float
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ from isospike.energy import TABLES, Counts, estimate_energy
 from isospike.porting import page
 from isospike.porting.costs import cost_table
 from isospike.porting.records import (
+    ChoiceReport,
     CircuitReport,
     CurvePoint,
     LayerSum,
     Raster,
     SiteReport,
+    StreamReport,
     TextErrors,
 )
 from isospike.report.numbers import number, percent, si
@@ -54,6 +56,9 @@ class PortReport(Report):
         sites: One entry per site, in order of execution.
         circuits: One entry per circuit, in order of execution; none if ``functions`` is ``float``.
         raster: Spikes of one real input; None if not recorded.
+        choices: What the model chooses by its activations, as a router the experts of a token.
+        streams: The figures of each input, if the model reads several; counts elsewhere are for
+            each token of the first output.
         counts: Operations per token of the float, the quantised and the spiking model.
         exceptions: Products that are left without a binary operand, by module name.
         unreached: Modules that no calibration input reached; called, they raise.
@@ -82,6 +87,8 @@ class PortReport(Report):
     curve: tuple[CurvePoint, ...]
     sites: tuple[SiteReport, ...]
     circuits: tuple[CircuitReport, ...] = ()
+    choices: tuple[ChoiceReport, ...] = ()
+    streams: tuple[StreamReport, ...] = ()
     raster: Raster | None
     counts: Counts
     exceptions: tuple[str, ...]
@@ -149,6 +156,10 @@ class PortReport(Report):
         errors += [f"{number(t.error)} on {t.name} inputs" for t in self.texts[1:]]
         if self.texts:
             errors.append(f"worst token {number(max(t.worst for t in self.texts))}")
+        if self.texts and (changed := self.texts[0].changed) is not None:
+            errors.append(f"{percent(changed)} of choices are others")
+        errors += [f"{number(s.error)} at {s.output}" for s in self.streams
+                   if s.error is not None and s.output]  # fmt: skip
         if self.error_predicted is not None:
             errors.append(f"predicted {number(self.error_predicted)}")
         if self.max_error is not None:
@@ -182,10 +193,14 @@ class PortReport(Report):
         return f"{min(steps)} to {max(steps)}"
 
     def tables(self) -> dict[str, Table]:
-        """Sites, layers, costs, and, where there are any, circuits and the curve."""
+        """Sites, layers, costs, and, where there are any, streams, choices, circuits, the curve."""
         tables = {"sites": self._site_table(), "layers": self._layer_table(self.layers())}
         if self.texts:
             tables["texts"] = self._text_table()
+        if self.streams:
+            tables["streams"] = self._stream_table()
+        if self.choices:
+            tables["choices"] = self._choice_table()
         if self.circuits:
             tables["circuits"] = self._circuit_table()
         tables["costs"] = cost_table(self.counts)
@@ -217,6 +232,10 @@ class PortReport(Report):
                 "is lost. The error of a token is relative to its own output."
             )
             sections.append(Section("On which inputs", meaning, (self._text_table(),)))
+        if self.streams:
+            sections.append(page.streams_section(self._stream_table()))
+        if self.choices:
+            sections.append(page.choices_section(self._choice_table()))
         return [
             *sections,
             page.layers_section(self.layers(), self.code),
@@ -249,14 +268,30 @@ class PortReport(Report):
         )
 
     def _text_table(self) -> Table:
-        columns: Columns = {
+        columns: dict[str, str | tuple[str, str]] = {
             "name": "inputs", "tokens": "tokens", "error": "error", "median": "median token",
             "p999": "99.9 %", "worst": "worst token",
         }  # fmt: skip
+        if any(t.changed is not None for t in self.texts):
+            columns["changed"] = ("other choices", "percent")
         return Table.of("Error by kind of input", self.texts, columns)
 
-    def _site_table(self) -> Table:
+    def _stream_table(self) -> Table:
         columns: Columns = {
+            "name": "input", "positions": ("positions", "si"), "unit": "of", "error": "error",
+            "spikes": ("spikes", "si"), "synaptic_ops": ("synaptic ops", "si"),
+        }  # fmt: skip
+        return Table.of("Each input, by its own positions", self.streams, columns)
+
+    def _choice_table(self) -> Table:
+        columns: Columns = {
+            "name": ("module", "code"), "chosen": "chosen for a token", "tokens": ("tokens", "si"),
+            "changed": ("others than float's", "percent"),
+        }  # fmt: skip
+        return Table.of("What is chosen by the largest scores", self.choices, columns)
+
+    def _site_table(self) -> Table:
+        columns: dict[str, str | tuple[str, str]] = {
             "name": ("site", "code"), "layer": "layer", "kind": "kind", "code": "code",
             "steps": "steps", "values": ("values", "si"), "neurons": ("neurons", "si"),
             "spikes": ("spikes", "si"), "synaptic_ops": ("synaptic ops", "si"),
@@ -264,6 +299,8 @@ class PortReport(Report):
             "pca95": "PCA-95", "participation": "part. ratio", "capped": "lower bound",
             "share": ("share of error", "percent"), "outside": ("outside", "percent"),
         }  # fmt: skip
+        if self.streams:
+            columns["stream"] = "made of"
         meaning = "One row per matrix-product input, in order of execution; counts are per token."
         return Table.of("Every site", self.sites, columns, meaning=meaning, small=True)
 

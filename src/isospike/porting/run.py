@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from isospike.errors import InputError, RangeError, UnsupportedError
 from isospike.hf.batches import token_rows
 from isospike.porting.axes import Axes
+from isospike.porting.choices import Choice
 from isospike.porting.sites import Site
+from isospike.porting.streams import Streams
 
 EXECUTIONS = ("collapsed", "stepped")
 PRECISIONS = ("exact", "fast")
@@ -166,6 +168,8 @@ class Run:
         watcher: Sees what passes, while there is one.
         axes: Where rows and tokens are in what each site reads, and (named "") in the output.
         masks: Masks of the unpadded tokens by stream, while a watcher sees a pass.
+        streams: Which stream each site and output belongs to.
+        choices: What the model chooses by its activations.
         wants_maps: Whether attention shall give its maps, as ``output_attentions=True`` asks.
         multiplier: What computes the products that modules call; None if none call any.
     """
@@ -176,6 +180,8 @@ class Run:
     watcher: Watcher | None = None
     axes: Mapping[str, Axes] = field(default_factory=dict)
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    streams: Streams = Streams({}, {})
+    choices: tuple[Choice, ...] = ()
     wants_maps: bool = False
     multiplier: Any = None
 
@@ -221,9 +227,12 @@ class Run:
         """Who wants to know of circuits, if anybody."""
         return self.watcher if self.watcher is not None and self.watcher.sees_circuits else None
 
-    def rows(self, x: Tensor) -> Tensor:
+    def rows(self, x: Tensor, name: str = "") -> Tensor:
         """Unpadded tokens of ``x [batch, tokens, channels]``; all of them where no mask fits, or
-        where the model has several sequences and it is not known whose these are."""
+        where the model has several sequences and it is not known whose these are: those of the
+        circuit ``name`` are."""
+        if name in self.axes and name:
+            return token_rows(x, self.masks.get(self.axes[name].stream))
         return token_rows(x, self.single_mask)
 
     @property

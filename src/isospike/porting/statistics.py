@@ -241,7 +241,7 @@ class _Seen(Watcher):
         return x.reshape(-1, 1) if site.kind in OPERANDS else x
 
     def on_values(self, name: str, x: Tensor) -> None:
-        self._add(name, self._run.rows(x))
+        self._add(name, self._run.rows(x, name))
 
     def _add(self, name: str, rows: Tensor) -> None:
         if not bool(rows.isfinite().all()):
