@@ -141,3 +141,19 @@ def test_an_error_in_a_pass_that_wants_maps_leaves_the_next_one_without():
     with pytest.raises(ValueError, match="specify"):
         port(output_attentions=True)
     assert port(**models.batch("bert", 2)).get("attentions") is None
+
+
+def test_a_port_attends_on_spikes_whatever_implementation_is_chosen_later(tmp_path):
+    saved = isospike.port(models.make("gpt2"), models.batches("gpt2"))
+    inputs = models.batch("gpt2", 2)
+    expected = models.run(saved.model, inputs)
+    for port in (saved.model, isospike.load(saved.save(tmp_path / "port"))):
+        port.set_attn_implementation("eager")  # as Whisper does for the times of its words
+        assert torch.equal(models.run(port, inputs), expected)
+        port.set_attn_implementation("sdpa")
+        with pytest.raises(
+            isospike.UnsupportedError, match="needs its own attention, got .* 'sdpa'"
+        ):
+            port(**inputs)
+        port.set_attn_implementation("isospike")
+        assert torch.equal(models.run(port, inputs), expected)

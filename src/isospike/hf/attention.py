@@ -52,6 +52,32 @@ def route(model: nn.Module) -> None:
         choosing.set_attn_implementation(IMPLEMENTATION)
 
 
+def hold(model: nn.Module) -> None:
+    """Have the modules of a port attend by their submodules, whatever is chosen later.
+
+    A function of transformers may set ``eager`` to be given maps of attention, which a port gives
+    too; with another name, masks would be made that say less.
+
+    Raises:
+        UnsupportedError: When one of them is called after another implementation was chosen.
+    """
+    for module in model.modules():
+        if hasattr(module, HANDLE):
+            module.register_forward_pre_hook(_hold)
+
+
+def _hold(module: nn.Module, args: Any) -> None:
+    config: Any = getattr(module, "config", None)
+    chosen = getattr(config, "_attn_implementation", IMPLEMENTATION)
+    if chosen == "eager":
+        config._attn_implementation = IMPLEMENTATION
+    elif chosen != IMPLEMENTATION:
+        raise UnsupportedError(
+            f"a port needs its own attention, got the implementation {chosen!r}. Choose "
+            f"{IMPLEMENTATION!r} again."
+        )
+
+
 @contextmanager
 def routed(model: nn.Module, function: Attend) -> Iterator[None]:
     """Have ``function`` compute the attention of a model; does nothing to other models."""

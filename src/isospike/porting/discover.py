@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from isospike.errors import UnsupportedError
-from isospike.hf.attention import HANDLE, attend_on_handle, has_interface, route, routed
+from isospike.hf.attention import HANDLE, attend_on_handle, has_interface, hold, route, routed
 from isospike.hf.batches import Batch, first_output, named_outputs, streams
 from isospike.hf.experts import one_by_one
 from isospike.hf.modules import Product, recognise
@@ -159,6 +159,7 @@ def survey(
         run.multiplier = Runner(run.mode.spiking)
     else:
         hooks.remove()
+    hold(copied)
     for name in passes.unreached:
         guard(name, copied.get_submodule(name))
     if not passes.refused:

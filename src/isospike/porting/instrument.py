@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from isospike import codes
 from isospike.circuits.digits import SignedDigitFormat
 from isospike.errors import UnsupportedError
-from isospike.hf.attention import HANDLE, route
+from isospike.hf.attention import HANDLE, hold, route
 from isospike.hf.batches import Batch
 from isospike.hf.experts import one_by_one
 from isospike.hf.modules import Product, recognise
@@ -324,6 +324,7 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> Ported:
     for name in spec["attention"]:
         if ":" not in name:
             setattr(model.get_submodule(name), HANDLE, SpikingAttention(name, run))
+    hold(model)
     for path, module in model.named_modules():
         if isinstance(module, SpikingProduct) and path in spec["products"]:
             module.site = found[spec["products"][path]]
