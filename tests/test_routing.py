@@ -88,6 +88,12 @@ def test_a_changed_choice_is_counted_for_unpadded_tokens():
     assert changed(x, y[:, :1], {}).tolist() == [True, True]
 
 
+def test_a_model_that_calls_products_gives_the_maps_of_its_attention():
+    with torch.no_grad():
+        (maps,) = mixtral().model(**models.batch("llama", 2), output_attentions=True).attentions
+    assert torch.allclose(maps.sum(-1), torch.ones(()))
+
+
 def test_a_token_alone_with_its_expert_gives_the_bits_that_it_gives_among_others():
     port = mixtral().model
     ids = models.batch("llama", 1, seed=4, padded=False)["input_ids"]
