@@ -163,8 +163,11 @@ def generation(p, ctx):
         model, _, prompt = read_stories(p, ctx)
         length = model.config.max_position_embeddings - prompt.shape[1]
         port = isospike.port(model, [{"input_ids": prompt.repeat(2, 16)[:, : min(64, length)]}])
-        texts = [_text(port.model, {"input_ids": prompt}, max_new_tokens=length,
-                       min_new_tokens=length, use_cache=cache) for cache in (True, False)]  # fmt: skip
+        most = {"max_new_tokens": length, "min_new_tokens": length}
+        texts = [
+            _text(port.model, {"input_ids": prompt}, use_cache=cache, **most)
+            for cache in (True, False)
+        ]
     for name, ways in found.items():
         for way, in_float, got in ways:
             if got == SAME:

@@ -14,7 +14,8 @@ from isospike.codes import CODES, PhaseCode
 from isospike.dimension import EffectiveDimension
 from isospike.porting import Target
 from isospike.porting.dimensions import site_dimensions
-from isospike.porting.measure import Meter, compare, site_reports
+from isospike.porting.measure import Meter, compare
+from isospike.porting.per_token import site_reports
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import Watcher, run_of

@@ -26,14 +26,16 @@ from isospike.porting.instrument import in_python, own_memory
 from isospike.porting.measure import (
     Comparison,
     Meter,
+    compare,
+)
+from isospike.porting.offload import is_offloaded, offload, shelf_of
+from isospike.porting.per_token import (
     choice_reports,
     circuit_reports,
-    compare,
     counts,
     site_reports,
     stream_reports,
 )
-from isospike.porting.offload import is_offloaded, offload, shelf_of
 from isospike.porting.plan import (
     Builder,
     Built,
