@@ -29,7 +29,7 @@ PAGES = {
         "stsb", "stories", "foreign", "foreign-captions", "foreign-lengths", "foreign-models",
         "whisper", "masked-lm", "allocation", "port-speed", "port-memory", "demo", "stepped",
     )),
-    "architectures": ("Which models can be ported", ("architectures",)),
+    "architectures": ("Which models can be ported", ("architectures", "generation")),
     "steps": ("Steps and dimension", ("steps", "dimension")),
     "machine": ("The sequence machine", (
         "protocols", "long-sequences", "distractors", "text", "context-weight", "machine-speed",

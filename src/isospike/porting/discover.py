@@ -236,10 +236,10 @@ class _Passes:
             if self.recorder.placed:  # what of it changes with the input, or is called later?
                 for others in variants(self.sample):
                     back |= self._any(others, replaced)
-                known, before = set(self.recorder.found), dict(left)
+                called, before = set(self.recorder.found), dict(left)
                 back |= self._any([self.sample], replaced, write=True)
                 # What only the text that it writes reached is calibrated if a batch reaches it.
-                self.recorder.forget_parts(known)
+                self.recorder.forget_parts(called)
                 left |= before
             for batch in self.further:
                 if not left and not self.recorder.partly:
