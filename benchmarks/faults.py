@@ -35,7 +35,6 @@ from isospike.experiments.study import Findings, Goal, study
 from isospike.memory import Backoff, Combined, SequenceMachine, Shift, Store
 from isospike.memory.files import _digest
 from isospike.porting.files import port_files
-from isospike.porting.fingerprint import sample_rows
 from isospike.progress import update
 from isospike.report.files import MANIFEST, write_file, write_folder
 from isospike.report.table import Table
@@ -338,8 +337,7 @@ def prepared_ports(folder: Path) -> tuple[list[dict[str, Any]], list[Any]]:
     files, answers = [], []
     for name in ("bert", "bert-4"):
         result = ports_once()[name]
-        rows = sample_rows(result._builder.inputs.evaluation)
-        files.append({**port_files(result.model, rows), **result.report.files()})
+        files.append({**port_files(result.model), **result.report.files()})
         write_folder(folder / f"{name}.only", files[-1])
         answers.append(use_port(folder / f"{name}.only"))
     return files, answers

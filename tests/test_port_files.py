@@ -10,7 +10,6 @@ from pathlib import Path
 import models
 import pytest
 import torch
-import transformers
 from ports import contents, one_line
 from safetensors.torch import load_file, save_file
 
@@ -33,7 +32,7 @@ def saved(tmp_path):
 
 FILES = {
     "config.json", "isospike.safetensors", "answers.safetensors", "isospike.json", "report.html",
-    "report.json", "sites.csv", "layers.csv", "costs.csv", "texts.csv",
+    "report.json", "sites.csv", "layers.csv", "costs.csv", "texts.csv", "README.md",
 }  # fmt: skip
 
 
@@ -247,22 +246,7 @@ def test_a_save_cut_short_leaves_what_was_there_and_nothing_else(
         assert list(tmp_path.iterdir()) == []
 
 
-# Elsewhere.
-
-
-def test_nothing_else_takes_a_port_for_a_model_of_numbers(tmp_path):
-    path = ported("llama").save(tmp_path / "port")
-    kinds = transformers.AutoModel, transformers.AutoModelForCausalLM, transformers.AutoConfig
-    opened = [kind.from_pretrained for kind in kinds]
-    opened += [lambda place: transformers.pipeline("text-generation", model=str(place))]
-    for open_it in opened:
-        with pytest.raises(ValueError, match="has model type `isospike` but Transformers does not"):
-            open_it(path)
-    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
-        transformers.LlamaForCausalLM.from_pretrained(path)
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    with pytest.raises(ValueError, match="has model type `isospike`"):
-        sentence_transformers.SentenceTransformer(str(path))
+# Elsewhere. (In transformers: test_pretrained.py.)
 
 
 def test_how_a_model_generates_goes_with_it(tmp_path):

@@ -4,6 +4,8 @@ Importing this loads nothing heavy: every public name is imported when it is fir
 and where they live are in ``__init__.pyi``, which type checkers and editors read too.
 """
 
+from isospike.pretrained.hook import install as _install
+
 _modules: "dict[str, str]" = {}  # the module of each public name, once one was asked for
 
 
@@ -44,3 +46,6 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> "list[str]":
     return [*__getattr__("__all__"), "__version__"]  # type: ignore[misc]
+
+
+_install()  # transformers knows ports once it is imported too

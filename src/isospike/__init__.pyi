@@ -38,6 +38,7 @@ from isospike.porting.files import load as load
 from isospike.porting.plan import Target as Target
 from isospike.porting.port import port as port
 from isospike.positions import position as position
+from isospike.pretrained.quantizer import IsospikeConfig as IsospikeConfig
 from isospike.ranks.report import measure_ranks as measure_ranks
 
 __version__: str

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from isospike.errors import InputError, IsospikeError, first_sentence
-from isospike.hf.batches import Batch
-from isospike.porting.fingerprint import check_fingerprint, take_fingerprint
+from isospike.hf.hub import fetch_folder
+from isospike.porting.fingerprint import check_fingerprint, saved_rows, take_fingerprint
 from isospike.porting.ported import Ported
-from isospike.porting.run import Mode
+from isospike.porting.run import Mode, Origin, run_of
 from isospike.porting.saturation import saturation_of
+from isospike.porting.saving import own_saving
 from isospike.porting.skeleton import (
     built,
     check_header,
@@ -26,7 +27,6 @@ from isospike.porting.skeleton import (
     config_of,
     keep_buffers,
     keeping_rng,
-    layers_of,
     like,
     own_buffers,
     with_recipe,
@@ -41,7 +41,7 @@ MODEL_TYPE = "isospike"
 CONFIG, ANSWERS = "config.json", "answers.safetensors"
 WEIGHTS = "isospike.safetensors"
 """The file of the weights; of those of a larger port the first, the others numbered."""
-GENERATION = "generation_config.json"
+GENERATION, CARD = "generation_config.json", "README.md"
 
 _SHARD_BYTES = 2**29  # of one file of weights, about
 _SPARE_BYTES = 2**28  # of buffers that no file holds, such as positions
@@ -54,15 +54,11 @@ _TYPES = {
 # --------------------------------------------------------------------------- save
 
 
-def port_files(
-    ported: nn.Module, original: nn.Module, rows: Sequence[Batch] = (), tokenizer: Any = None
-) -> dict[str, Content]:
-    """The files of a port: configuration, weights, answers on some rows, tokenizer.
+def port_files(ported: nn.Module, tokenizer: Any = None) -> dict[str, Content]:
+    """The files of a port: configuration, weights, answers on some rows, model card, tokenizer.
 
     Args:
         ported: The ported model.
-        original: The float model.
-        rows: See :func:`isospike.porting.fingerprint.sample_rows`.
         tokenizer: Of transformers; None for none.
 
     Returns:
@@ -72,16 +68,18 @@ def port_files(
 
     config = config_of(ported)
     words = _tokenizer_files(tokenizer)
-    answers, about = take_fingerprint(Ported.of(ported), rows)
-    keep_buffers(ported)  # a forward may have replaced some
     run = Ported.of(ported).run
+    answers, about = take_fingerprint(Ported.of(ported), run.origin.rows)
+    keep_buffers(ported)  # a forward may have replaced some
     spec = PortSpec.of(Ported.of(ported), sorted(words))
     spec, fresh = with_recipe(spec, config, ported, run.mode)
     spec = replace(
         spec,
         attributes=changed_attributes(ported, fresh),
-        layers={} if fresh is not None else layers_of(original),
+        layers={} if fresh is not None else dict(run.origin.layers),
     )
+    if config:
+        config["architectures"] = [type(ported).__name__]  # transformers looks for it
     described = {"model_type": MODEL_TYPE, "isospike": asdict(spec), "model": config}
     files: dict[str, Content] = {
         **words,
@@ -89,6 +87,8 @@ def port_files(
         **_weight_files(ported),
         ANSWERS: save(answers, metadata={"isospike": about}),
     }
+    if run.origin.card:
+        files[CARD] = run.origin.card
     generation = getattr(ported, "generation_config", None)
     if generation is not None:
         files[GENERATION] = generation.to_json_string()
@@ -148,8 +148,9 @@ def load(
     *,
     execution: str | None = None,
     precision: str | None = None,
+    revision: str | None = None,
 ) -> nn.Module:
-    """The ported model saved in a folder, ready to call.
+    """The ported model saved in a folder or on the Hugging Face hub, ready to call.
 
     Every file is compared with its digest, every value checked, and what the port answers on a long
     and a short row is compared with what it answered when it was saved.
@@ -159,17 +160,19 @@ def load(
     other model is given as new, as ``model``; its weights are those of the file.
 
     Args:
-        path: Folder written by :meth:`Port.save`.
+        path: Folder written by :meth:`Port.save` or ``save_pretrained``, or a name on the hub.
         model: A float model of the class and the sizes that were ported, which is not changed;
             needed where no configuration builds it, as for plain PyTorch.
         execution: ``collapsed`` or ``stepped``; as saved if None.
         precision: ``exact`` or ``fast``; as saved if None.
+        revision: On the hub: branch, tag or commit; ``main`` if None.
 
     Raises:
-        InputError: No port is there, its files are damaged, or ``model`` is another one.
+        InputError: No port is there, the hub cannot be reached, its files are damaged, or ``model``
+            is another one.
         UnsupportedError: The model must be given, or its class is not imported.
     """
-    with open_folder(Path(path)) as snapshot:
+    with open_folder(fetch_folder("load", path, revision=revision)) as snapshot:
         return load_from(snapshot, execution, precision, model)
 
 
@@ -210,7 +213,12 @@ def load_from(
             answers = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             about = file.metadata()["isospike"]
         check_fingerprint(Ported.of(model), answers, about)
+        card = ""
+        with contextlib.suppress(InputError):  # the user's own by now
+            card = snapshot.read(CARD).decode()
+        run_of(model).origin = Origin(saved_rows(answers, about), spec.layers, card)
     saturation_of(model).reset()
+    own_saving(model, port_files)
     return model
 
 

@@ -1,7 +1,7 @@
 """What a port answered when it was saved, on a long and a short row, to compare with at loading."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,10 +77,8 @@ def check_fingerprint(ported: Ported, tensors: dict[str, Tensor], text: str) -> 
     if not same and any(isinstance(site.code, BernoulliCode) for site in ported.sites):
         return  # other random numbers
     limit = TOLERANCE if same else ELSEWHERE
-    for i, row in enumerate(about["rows"]):
-        start = f"row.{i}."
-        given = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
-        order, values = _run(ported, {**row["arguments"], **given})
+    for i, (row, batch) in enumerate(zip(about["rows"], saved_rows(tensors, text), strict=True)):
+        order, values = _run(ported, batch)
         sizes = [len(values[name]) for name in order]
         then = dict(zip(order, torch.split(tensors[f"values.{i}"], sizes), strict=True))
         # Elsewhere a module may differ by a level here and there.
@@ -91,6 +89,21 @@ def check_fingerprint(ported: Ported, tensors: dict[str, Tensor], text: str) -> 
                 "load needs a port that answers as it did when it was saved, got another answer "
                 f"from {differs or 'its output'} on. Save it again with this version."
             )
+
+
+def saved_rows(tensors: Mapping[str, Tensor], text: str) -> list[dict[str, Any]]:
+    """The rows that :func:`take_fingerprint` was given.
+
+    Args:
+        tensors: Of it.
+        text: likewise.
+    """
+    found = []
+    for i, row in enumerate(json.loads(text)["rows"]):
+        start = f"row.{i}."
+        given = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+        found.append({**row["arguments"], **given})
+    return found
 
 
 def _near(values: Tensor, then: Tensor, limit: float) -> bool:

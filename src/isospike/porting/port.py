@@ -17,6 +17,7 @@ from isospike.hf.pooling import FILE, Pooling
 from isospike.kernels.runtime.buffers import trim
 from isospike.porting.audit import AuditReport, audit
 from isospike.porting.blocks import by_block
+from isospike.porting.card import model_card
 from isospike.porting.discover import Discovery, discover
 from isospike.porting.fidelity import same_draws
 from isospike.porting.files import port_files
@@ -51,8 +52,10 @@ from isospike.porting.product import SpikingProduct
 from isospike.porting.raster import record_raster
 from isospike.porting.records import TextErrors
 from isospike.porting.report import PortReport
-from isospike.porting.run import Mode
+from isospike.porting.run import Mode, Origin
 from isospike.porting.saturation import saturation_of
+from isospike.porting.saving import own_saving
+from isospike.porting.skeleton import layers_of
 from isospike.porting.sweep import sweep as sweep_codes
 from isospike.progress import update
 from isospike.report.files import check_destination, write_folder
@@ -135,10 +138,7 @@ class Port:
         """
         folder = Path(folder).absolute()
         check_destination(folder)
-        inputs = self._builder.inputs
-        rows = sample_rows(inputs.evaluation, inputs.divides)
-        original = self._builder.discovery.model
-        files = {**port_files(self.model, original, rows, tokenizer), **self.report.files()}
+        files = {**port_files(self.model, tokenizer), **self.report.files()}
         if pooling is not None and pooling != Pooling():
             files[FILE] = pooling.to_json()
         write_folder(folder, files)
@@ -218,6 +218,11 @@ def port(
         result = Port(built.ported.model, _report(builder, built, *measured, code, steps), builder)
         own_memory(built.ported, builder.discovery.template)
         saturation_of(built.ported.model).reset()
+        built.ported.run.origin = Origin(
+            sample_rows(inputs.evaluation, inputs.divides), layers_of(discovery.model),
+            model_card(result.report, model),
+        )  # fmt: skip
+        own_saving(built.ported.model, port_files)
         return result
 
 

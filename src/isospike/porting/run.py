@@ -1,6 +1,6 @@
 """How the modules of one ported model run: the mode, the phase, and whoever watches."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from isospike.errors import InputError, RangeError, UnsupportedError
-from isospike.hf.batches import token_rows
+from isospike.hf.batches import Batch, token_rows
 from isospike.porting.axes import Axes
 from isospike.porting.choices import Choice
 from isospike.porting.sites import Site
@@ -157,6 +157,21 @@ class Watcher:
         """Take note of what a circuit did in a spiking pass."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a port needs of its making when it is saved.
+
+    Attributes:
+        rows: A long and a short input, whose answers are saved with it.
+        layers: The class of each module of the float model, by name.
+        card: Its model card, in Markdown.
+    """
+
+    rows: Sequence[Batch] = ()
+    layers: Mapping[str, str] = field(default_factory=dict)
+    card: str = ""
+
+
 @dataclass
 class Run:
     """The state that all modules of one ported model share.
@@ -172,6 +187,7 @@ class Run:
         choices: What the model chooses by its activations.
         wants_maps: Whether attention shall give its maps, as ``output_attentions=True`` asks.
         multiplier: What computes the products that modules call; None if none call any.
+        origin: What is saved with it.
     """
 
     mode: Mode = Mode()
@@ -184,6 +200,7 @@ class Run:
     choices: tuple[Choice, ...] = ()
     wants_maps: bool = False
     multiplier: Any = None
+    origin: Origin = Origin()
 
     @contextmanager
     def watching(

@@ -19,6 +19,7 @@ MANIFEST = "isospike.json"
 Content = str | bytes | Callable[[Path], object]
 """What a file holds, or a function that writes it to the path it is given."""
 
+_OF_ONE_MODEL = (".safetensors", ".csv", "report.html", "report.json")
 _TRIES, _LATE = 1000, 20  # to open a folder that is saved again and again, or is not there yet
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe without a writer is no reason to wait
 _MANIFEST_BYTES = 2**24
@@ -80,6 +81,44 @@ def write_folder(path: Path, files: Mapping[str, Content]) -> None:
                 exchange(fresh, target)
                 raise _not_ours(path, foreign)
             sync(target.parent)
+
+
+def write_into(path: Path, files: Mapping[str, Content]) -> None:
+    """Write all files into a folder that may hold others, which stay.
+
+    They are written beside their places first, then moved there one by one, :data:`MANIFEST` last:
+    an error or a full disk leaves what was there before, a kill at the worst moment files that are
+    refused. What :func:`write_folder` or this function wrote there before and is not written again
+    stays too, but for weights and reports, which are of another model.
+
+    Args:
+        path: The folder; it is made.
+        files: What each file holds, by name.
+
+    Raises:
+        InputError: It is a file, it cannot be written to, or the disk is full.
+    """
+    with _told(path):
+        target = _resolve(path)
+        if target.exists() and not target.is_dir():
+            raise InputError(f"save needs a folder, got the file {path}. Choose another name.")
+        before: dict[str, str] = {}
+        with contextlib.suppress(InputError):
+            before = read_manifest(target)
+        with scratch(target) as place:
+            fresh = {name: place / str(i) for i, name in enumerate(files)}
+            digests = {n: _write(fresh[n], files[n], target / n) for n in files}
+            stale = {n for n in before if n not in files and n.endswith(_OF_ONE_MODEL)}
+            kept = {n: d for n, d in before.items() if n not in stale}
+            manifest = json.dumps({"sha256": kept | digests}, indent=1).encode()
+            _write(place / MANIFEST, manifest, target / MANIFEST)
+            for name in stale:
+                (target / name).unlink(missing_ok=True)
+            for name in files:
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                fresh[name].replace(target / name)
+            (place / MANIFEST).replace(target / MANIFEST)
+            sync(target)
 
 
 def check_destination(path: Path, *inputs: str | Path) -> None:
