@@ -92,8 +92,8 @@ def writer(home, gpt2, text):
     return out
 
 
-def call(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+def call(*arguments, **settings):
+    return CliRunner().invoke(app, [str(a) for a in arguments], **settings)
 
 
 def said(done, status=2):

@@ -145,6 +145,23 @@ def test_embed_refuses_a_wrong_place_to_write(options, line, ported, lines):
     assert line in said(call("embed", ported, "--text", lines, *options))
 
 
+def test_embed_reads_standard_input_and_follows_batch_and_length(ported, tmp_path):
+    options = ("embed", ported, "--text", "-", "--json", "--batch-size", 2, "--tokens", 4)
+    done = call(*options, "--device", "cpu", input="w1 w2 w3\nw1 w2 w3 w4\n\nw5\n")
+    assert done.exit_code == 0, done.stderr
+    rows = torch.tensor([json.loads(line) for line in done.stdout.splitlines()])
+    torch.testing.assert_close(rows[1], rows[0])
+    torch.testing.assert_close(
+        rows, isospike.embed(ported, ["w1 w2 w3", "w1 w2 w3", "w5"], tokens=4)
+    )
+
+
+@pytest.mark.parametrize("device", ["tpu9", "cuda:99", "meta:x"])
+def test_embed_refuses_a_device_that_is_not_there(device, ported, lines):
+    done = call("embed", ported, "--text", lines, "--device", device)
+    assert f"embed needs a device that torch finds here, got '{device}'" in said(done)
+
+
 def test_embed_refuses_an_empty_text(ported, tmp_path):
     path = tmp_path / "empty.txt"
     path.write_text("\n\n")

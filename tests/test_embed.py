@@ -9,12 +9,14 @@ from folders import (
     WORDS,
     call,
     copy,
+    make_tokenizer,
     quiet_transformers,  # noqa: F401 - a fixture
 )
+from ports import default
 
 import isospike
 from isospike.hf.load import find_model, find_port, load
-from isospike.hf.pooling import Pooling
+from isospike.hf.pooling import MODES, Pooling, read_pooling
 from isospike.porting.embed import embed_text, load_text_port
 
 SENTENCES = ["w1 w2 w3", "w4", " ".join(WORDS[:20])]
@@ -159,11 +161,55 @@ def test_damaged_files_of_sentence_transformers_are_refused(bert, tmp_path):
         load(folder)
 
 
-def test_a_port_without_its_tokenizer_is_refused(ported, tmp_path):
+def test_a_port_without_its_tokenizer_or_with_another_is_refused(ported, tmp_path):
     folder = copy(ported, tmp_path / "port")
-    (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(isospike.InputError, match="needs the file .*tokenizer_config.json, got"):
+    make_tokenizer(words=WORDS[::-1], unk_token="[UNK]").save_pretrained(folder)
+    with pytest.raises(isospike.InputError, match="needs the tokenizer that the port was saved w"):
         load_text_port(folder)
-    bare = isospike.port(models.make("bert"), models.batches("bert"), steps=2).save(tmp_path / "b")
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        (folder / name).unlink()
     with pytest.raises(isospike.InputError, match="needs a tokenizer beside the port, got none"):
-        load_text_port(bare)
+        load_text_port(folder)
+
+
+def test_a_tokenizer_saved_beside_a_port_is_found(tmp_path):
+    default().model.save_pretrained(tmp_path / "port")
+    make_tokenizer(pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path / "port")
+    assert isospike.embed(tmp_path / "port", SENTENCES).shape == (3, 24)
+
+
+def test_files_of_sentence_transformers_go_with_a_port(bert, text, tmp_path):
+    model = sentence_model(bert, tmp_path / "model", "cls_token", kinds=("Transformer", "Dense"))
+    (model / "1_Dense").mkdir()
+    (model / "1_Dense" / "model.safetensors").write_bytes(b"weights")
+    pooling = read_pooling(str(model))
+    folder = default().save(tmp_path / "port", pooling=pooling)
+    assert read_pooling(str(folder)) == pooling
+    assert (folder / "1_Dense" / "model.safetensors").read_bytes() == b"weights"
+    assert default().save(folder).is_dir()  # replaced
+    assert not (folder / "1_Dense").exists()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pooling_made_by_hand_is_read_back(mode, tmp_path):
+    pooling = Pooling(mode, max_tokens=7, lower=True)
+    folder = default().save(tmp_path / "port", pooling=pooling)
+    assert read_pooling(str(folder)) == pooling
+
+
+def test_a_module_outside_the_folder_is_refused(bert, tmp_path):
+    folder = sentence_model(bert, tmp_path / "model")
+    (folder / "modules.json").write_text('[{"type": "Dense", "path": "../secret"}]')
+    with pytest.raises(isospike.InputError, match=r"embed needs modules.json as it was saved"):
+        read_pooling(str(folder))
+
+
+def test_batches_and_lengths_can_be_chosen(ported):
+    rows = isospike.embed(ported, SENTENCES)
+    torch.testing.assert_close(isospike.embed(ported, SENTENCES, batch_size=1), rows)
+    short = isospike.embed(ported, ["w1 w2 w3", "w1 w2 w3 w4"], tokens=4)
+    torch.testing.assert_close(short[1], short[0])
+    with pytest.raises(isospike.RangeError, match="embed needs tokens from 1 to 32, which is what"):
+        isospike.embed(ported, SENTENCES, tokens=33)
+    with pytest.raises(isospike.RangeError, match="embed needs batch_size of at least 1, got 0"):
+        isospike.embed(ported, SENTENCES, batch_size=0)

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import signal
 import stat
@@ -51,6 +52,23 @@ def test_a_folder_of_our_own_or_an_empty_one_is_replaced(tmp_path, way):
     write_folder(tmp_path / "out", B)
     assert names(tmp_path / "out") == {"a.txt", "isospike.json"}
     assert names(tmp_path) == {"out"}
+
+
+def test_files_may_be_one_folder_deep(tmp_path, way):
+    write_folder(tmp_path / "out", {**A, "1_Pooling/config.json": "{}"})
+    check_folder(tmp_path / "out")
+    write_folder(tmp_path / "out", {"1_Pooling/config.json": "[]"})
+    check_folder(tmp_path / "out")
+    (tmp_path / "out" / "1_Pooling" / "mine").touch()
+    with pytest.raises(InputError, match="holding '1_Pooling/mine'"):
+        write_folder(tmp_path / "out", A)
+
+
+def test_a_manifest_names_nothing_outside_its_folder(tmp_path):
+    write_folder(tmp_path / "out", A)
+    names = {name: "0" for name in ("../a", "/etc/passwd", "a/../../b", "a/b/c", ".a/b")}
+    (tmp_path / "out" / "isospike.json").write_text(json.dumps({"sha256": names}))
+    assert read_manifest(tmp_path / "out") == {}
 
 
 def test_what_somebody_else_wrote_is_left_alone(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isospike.errors import InputError, RangeError, UnsupportedError
+from isospike.errors import InputError, RangeError, UnsupportedError, first_sentence
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -92,6 +92,17 @@ def check_devices(owner: str, **tensors: Tensor) -> None:
     if len({x.device for x in tensors.values()}) > 1:
         where = " and ".join(f"{name} on {x.device}" for name, x in tensors.items())
         raise RangeError(f"{owner} needs tensors on one device, got {where}. Move them to one.")
+
+
+def check_device(owner: str, name: str) -> None:
+    """Raise InputError unless this computer has the device ``name``."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"{owner} needs a device that torch finds here, got {name!r} ({first_sentence(error)}) "
+            "Try cpu."
+        ) from None
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:

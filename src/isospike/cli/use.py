@@ -28,19 +28,26 @@ def embed(
     *,
     text: Path,
     execution: str | None = None,
+    device: str = "cpu",
+    batch_size: int = 32,
+    tokens: int | None = None,
     out: Path | None = None,
     as_json: bool = False,
 ) -> Outcome:
     """Embed every line of a text on spikes.
 
-    An embedding is the output over the tokens, pooled as the model's sentence-transformers files
-    say (the mean by default) and scaled to length 1. Empty lines are skipped.
+    An embedding is the output over the tokens, pooled and cut to a length as the folder's
+    sentence-transformers files say (the mean of all that the model reads by default) and scaled to
+    length 1. Empty lines are skipped.
     --json prints one list per line of text; without it or --out, a short table is printed.
 
     Args:
-        text: UTF-8 text, one sentence per line.
+        text: UTF-8 text, one sentence per line; ``-`` for standard input.
         execution (MODE): Run ``collapsed`` (fast) or ``stepped`` (the specification).
             [default: as saved]
+        device: Where it runs: ``cpu``, ``cuda`` or ``cuda:1``.
+        batch_size: Lines that are read at once.
+        tokens: Most tokens that are read of a line. [default: as the folder says]
         out (FILE.npy): Write all embeddings, one row per line of text, as a NumPy array.
     """
     if out is not None:
@@ -50,14 +57,17 @@ def embed(
     find_port(port)
     lines = [line.strip() for line in read_text(text).split("\n") if line.strip()]
     from isospike.porting.embed import embed_text, load_text_port
+    from isospike.tensors import check_device
 
+    check_device("embed", device)
     text_model = load_text_port(port, execution)
-    found = embed_text(text_model, lines)
+    text_model.model.to(device)
+    found = embed_text(text_model, lines, batch_size, tokens)
     if found.cut:
         note(
             "note",
             f"{found.cut} of {len(lines)} lines are longer than the model reads; it read the first "
-            f"{text_model.longest_embedded} tokens of each.",
+            f"{tokens or text_model.longest_embedded} tokens of each.",
         )
     if out is not None:
         _write_array(out, found.vectors)

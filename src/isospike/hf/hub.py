@@ -38,7 +38,8 @@ def fetch_folder(
             message says which revisions are cached.
     """
     path = Path(os.path.expanduser(place))  # noqa: PTH111 - that of Path raises for ~nobody
-    if path.exists() or not HUB_NAME.fullmatch(str(place)):
+    local = path.exists() or path.parent != Path() and path.parent.is_dir()  # a slip in a path
+    if local or not HUB_NAME.fullmatch(str(place)):
         return path / subfolder
     import huggingface_hub
 

@@ -20,6 +20,7 @@ from isospike.errors import (
     first_sentence,
     is_disk_full,
 )
+from isospike.hf.hub import fetch_folder
 from isospike.hf.pooling import Pooling, read_pooling
 from isospike.report.reading import check_plain, read_file
 
@@ -255,7 +256,7 @@ def find_port(folder: str | Path) -> Source:
     """Where a port is; it loads nothing.
 
     Args:
-        folder: A folder that ``isospike port`` or ``Port.save`` wrote.
+        folder: A folder that ``isospike port`` or ``Port.save`` wrote, or a name on the hub.
 
     Returns:
         Place and names of the port.
@@ -263,7 +264,7 @@ def find_port(folder: str | Path) -> Source:
     Raises:
         InputError: There is no folder, or it holds no port.
     """
-    path = Path(os.path.expanduser(folder))  # noqa: PTH111 - that of Path raises for ~nobody
+    path = fetch_folder("find_port", folder)
     if not path.is_dir():
         raise InputError(
             f"find_port needs a folder that isospike port wrote, got {str(folder)!r}, which is not "
@@ -275,7 +276,8 @@ def find_port(folder: str | Path) -> Source:
             "none. Port a model first."
         )
     check_plain(path, "find_port")
-    return Source(str(path), path.resolve().name, path.resolve().name, is_port=True)
+    name = path.resolve().name if path == Path(os.path.expanduser(folder)) else str(folder)  # noqa: PTH111
+    return Source(str(path), name, name.split("/")[-1], is_port=True)
 
 
 def is_port(folder: Path) -> bool:

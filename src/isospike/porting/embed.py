@@ -1,9 +1,7 @@
 """Sentence embeddings on spikes: a port's outputs, pooled as its model was, of length 1."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from isospike import progress
-from isospike.errors import InputError
+from isospike.errors import InputError, RangeError
 from isospike.hf.load import (
     BATCH,
     TextModel,
@@ -19,10 +17,11 @@ from isospike.hf.load import (
     load_tokenizer,
     quiet_transformers,
 )
-from isospike.hf.pooling import FILE, Pooling
-from isospike.porting.files import load_from, read_config
-from isospike.porting.spec import PortSpec
-from isospike.report.files import Snapshot, open_folder
+from isospike.hf.pooling import read_pooling
+from isospike.porting.files import load_from, read_config, reads_probe
+from isospike.report.files import open_folder
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")  # one of the two is always there
 
 
 class Embeddings(NamedTuple):
@@ -45,7 +44,8 @@ def load_text_port(
     """Load a port with its tokenizer.
 
     Args:
-        folder: A folder that ``isospike port`` wrote.
+        folder: A folder that ``isospike port``, ``save_pretrained`` or sentence-transformers wrote,
+            or a name on the hub.
         execution: ``collapsed`` or ``stepped``; as saved by default.
         tokenizer: The tokenizer of the model; that in the folder by default.
 
@@ -59,37 +59,34 @@ def load_text_port(
     source = find_port(folder)
     progress.update(f"load {source.name}", 0, 1)
     quiet_transformers()
-    with open_folder(Path(source.place)) as snapshot:
-        spec, config = read_config(snapshot)
-        if tokenizer is None and not spec.tokenizer:
-            # transformers would make up one that knows no word.
-            raise InputError(
-                f"load_text_port needs a tokenizer beside the port, got none in {str(folder)!r}. "
-                "Save it with port.save(folder, tokenizer)."
-            )
-        model = load_from(snapshot, execution)
+    place = Path(source.place)
+    if tokenizer is None and not any((place / name).is_file() for name in _TOKENIZERS):
+        # transformers would make up one that knows no word.
+        raise InputError(
+            f"load_text_port needs a tokenizer beside the port, got none in {str(folder)!r}. "
+            "Save it with port.save(folder, tokenizer)."
+        )
+    with open_folder(place) as snapshot:
+        spec, _ = read_config(snapshot)
         if tokenizer is None:
-            tokenizer = _tokenizer_of(snapshot, spec, config)
-        pooling = Pooling()
-        if FILE in snapshot.digests:
-            pooling = Pooling.from_json(snapshot.read(FILE), str(snapshot.path / FILE))
+            tokenizer = load_tokenizer(source.place)
+            if spec.tokenizer and reads_probe(tokenizer) != spec.tokenizer:
+                raise InputError(
+                    "load_text_port needs the tokenizer that the port was saved with, got another "
+                    f"in {str(folder)!r}. Save the port again with its own."
+                )
+        model = load_from(snapshot, execution)
     progress.update(f"load {source.name}", 1, 1)
-    return TextModel(model, tokenizer, source.name, pooling)
-
-
-def _tokenizer_of(snapshot: Snapshot, spec: PortSpec, config: dict[str, Any]) -> Any:
-    """The tokenizer that was saved with a model, whose configuration says of which kind it is."""
-    with TemporaryDirectory(prefix="isospike-") as scratch:
-        (Path(scratch) / "config.json").write_text(json.dumps(config))
-        for name in spec.tokenizer:
-            (Path(scratch) / Path(name).name).write_bytes(snapshot.read(name))
-        tokenizer = load_tokenizer(scratch, str(snapshot.path))
-    tokenizer.name_or_path = str(snapshot.path)
-    return tokenizer
+    return TextModel(model, tokenizer, source.name, read_pooling(source.place))
 
 
 def embed(
-    port: Any, sentences: Sequence[str], *, tokenizer: Any = None
+    port: Any,
+    sentences: Sequence[str],
+    *,
+    tokenizer: Any = None,
+    batch_size: int = BATCH,
+    tokens: int | None = None,
 ) -> Float[Tensor, "sentences width"]:
     """Embed sentences on spikes: the outputs over the tokens of each, pooled, scaled to length 1.
 
@@ -100,6 +97,8 @@ def embed(
         port: A folder that ``isospike port`` wrote, or a `Port`, or its model.
         sentences: Texts, each with at least one token. Longer ones are cut to what the model reads.
         tokenizer: The tokenizer of the model; a folder of ``isospike port`` holds its own.
+        batch_size: Sentences that are read at once.
+        tokens: Most tokens of a sentence that are read; by default what the model's files say.
 
     Returns:
         One row for each sentence, in their order.
@@ -107,6 +106,7 @@ def embed(
     Raises:
         InputError: The folder holds no port, a tokenizer is missing, a sentence has no token, or
             an output is not finite.
+        RangeError: ``batch_size`` is below 1, or ``tokens`` not in what the model reads.
         UnsupportedError: The model's embeddings take more than pooling.
     """
     if isinstance(port, str | Path):
@@ -118,28 +118,43 @@ def embed(
         )
     else:
         text_model = TextModel(getattr(port, "model", port), tokenizer, "the port")
-    return embed_text(text_model, sentences).vectors
+    return embed_text(text_model, sentences, batch_size, tokens).vectors
 
 
-def embed_text(text_model: TextModel, sentences: Sequence[str]) -> Embeddings:
+def embed_text(
+    text_model: TextModel,
+    sentences: Sequence[str],
+    batch_size: int = BATCH,
+    tokens: int | None = None,
+) -> Embeddings:
     """The embeddings of `embed`, with their norms and the number of sentences that were cut.
 
     Args:
         text_model: A model with its tokenizer.
         sentences: Texts, each with at least one token.
+        batch_size: Sentences that are read at once.
+        tokens: Most tokens of a sentence that are read; by default what the model's files say.
 
     Returns:
         Vectors and norms in the order of the sentences.
 
     Raises:
         InputError: A sentence has no token, or an output is not finite.
+        RangeError: ``batch_size`` is below 1, or ``tokens`` not in what the model reads.
         UnsupportedError: The model's embeddings take more than pooling.
     """
-    pooling, longest = text_model.pooling, text_model.longest_embedded
+    pooling, longest = text_model.pooling, tokens or text_model.longest_embedded
     pooling.check()
+    if batch_size < 1:
+        raise RangeError(f"embed needs batch_size of at least 1, got {batch_size}. Try {BATCH}.")
+    if tokens is not None and not 1 <= tokens <= text_model.longest:
+        raise RangeError(
+            f"embed needs tokens from 1 to {text_model.longest}, which is what this model reads, "
+            f"got {tokens}. Choose a number in that range."
+        )
     sentences = [s.lower() for s in sentences] if pooling.lower else sentences
-    tokens = text_model.tokenizer(list(sentences), verbose=False)["input_ids"] if sentences else []
-    lengths = [len(ids) for ids in tokens]
+    ids = text_model.tokenizer(list(sentences), verbose=False)["input_ids"] if sentences else []
+    lengths = [len(row) for row in ids]
     if not lengths or not all(lengths):
         empty = repr(sentences[lengths.index(0)]) if lengths else "no sentence"
         raise InputError(
@@ -148,16 +163,18 @@ def embed_text(text_model: TextModel, sentences: Sequence[str]) -> Embeddings:
     order = sorted(range(len(lengths)), key=lengths.__getitem__)  # like with like: little padding
     body = text_model.model.base_model  # of a model with a head, the part below it
     rows: list[Tensor] = [torch.empty(0)] * len(order)
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
+    device = next(body.parameters()).device
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
         batch = text_model.batch([sentences[i] for i in chosen], longest)
+        batch = {key: value.to(device) for key, value in batch.items()}
         with torch.inference_mode():
             hidden = body(**batch).last_hidden_state
         pooled = pool(hidden, batch["attention_mask"], pooling.mode)
         for i, row in zip(chosen, pooled, strict=True):
             rows[i] = row
         progress.update("embed", start + len(chosen), len(order))
-    vectors = torch.stack(rows).float()
+    vectors = torch.stack(rows).float().cpu()
     if not bool(vectors.isfinite().all()):
         raise InputError("embed needs finite outputs, got NaN or infinity. Port the model again.")
     norms = vectors.norm(dim=1, keepdim=True)

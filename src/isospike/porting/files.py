@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from isospike.errors import InputError, IsospikeError, first_sentence
 from isospike.hf.hub import fetch_folder
+from isospike.hf.load import wrap_foreign_errors
 from isospike.porting.fingerprint import check_fingerprint, saved_rows, take_fingerprint
 from isospike.porting.ported import Ported
 from isospike.porting.run import Mode, Origin, run_of
@@ -32,7 +33,7 @@ from isospike.porting.skeleton import (
     with_recipe,
     without_dropped,
 )
-from isospike.porting.spec import PortSpec, changed_attributes, restore_attributes
+from isospike.porting.spec import PROBE, PortSpec, changed_attributes, restore_attributes
 from isospike.report.files import Content, Snapshot, open_folder
 
 MODEL_TYPE = "isospike"
@@ -71,7 +72,7 @@ def port_files(ported: nn.Module, tokenizer: Any = None) -> dict[str, Content]:
     run = Ported.of(ported).run
     answers, about = take_fingerprint(Ported.of(ported), run.origin.rows)
     keep_buffers(ported)  # a forward may have replaced some
-    spec = PortSpec.of(Ported.of(ported), sorted(words))
+    spec = PortSpec.of(Ported.of(ported), reads_probe(tokenizer))
     spec, fresh = with_recipe(spec, config, ported, run.mode)
     spec = replace(
         spec,
@@ -137,6 +138,18 @@ def _tokenizer_files(tokenizer: Any) -> dict[str, Content]:
     with TemporaryDirectory(prefix="isospike-") as scratch:
         tokenizer.save_pretrained(scratch)
         return {p.name: p.read_bytes() for p in sorted(Path(scratch).iterdir()) if p.is_file()}
+
+
+def reads_probe(tokenizer: Any) -> list[int]:
+    """The tokens of :data:`isospike.porting.spec.PROBE`; none for what reads no text alone.
+
+    Args:
+        tokenizer: Of transformers; None for none.
+    """
+    if not hasattr(tokenizer, "get_vocab"):
+        return []
+    with wrap_foreign_errors("save needs a tokenizer that reads text", "Save it by itself."):
+        return [int(token) for token in tokenizer(PROBE, verbose=False)["input_ids"]]
 
 
 # --------------------------------------------------------------------------- load

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from isospike.codes import CODES
 from isospike.errors import InputError
 from isospike.hf.batches import Batch
-from isospike.hf.pooling import FILE, Pooling
+from isospike.hf.pooling import Pooling
 from isospike.kernels.runtime.buffers import trim
 from isospike.porting.audit import AuditReport, audit
 from isospike.porting.blocks import by_block
@@ -126,12 +126,11 @@ class Port:
                 default.
 
         Returns:
-            The folder. It holds ``isospike.safetensors`` (and further ones, if it is large),
-            ``config.json`` and the tokenizer's files, which :func:`isospike.load` reads and
-            transformers refuses, and those of :meth:`isospike.report.result.Report.save`. To load
-            what is no model of transformers, or one with adapters that are not merged, build the
-            float model and give it:
-            ``isospike.load(folder, model)``.
+            The folder. :func:`isospike.load` reads it, and so do transformers and
+            sentence-transformers once isospike is imported; before, they refuse it. It holds the
+            weights, ``config.json``, a model card, the tokenizer's files and those of
+            :meth:`isospike.report.result.Report.save`. To load what is no model of transformers,
+            build the float model and give it: ``isospike.load(folder, model)``.
 
         Raises:
             InputError: The folder holds something else, cannot be written to, or the disk is full.
@@ -139,9 +138,7 @@ class Port:
         folder = Path(folder).absolute()
         check_destination(folder)
         files = {**port_files(self.model, tokenizer), **self.report.files()}
-        if pooling is not None and pooling != Pooling():
-            files[FILE] = pooling.to_json()
-        write_folder(folder, files)
+        write_folder(folder, {**files, **(pooling or Pooling()).saved()})
         return folder
 
 

@@ -19,7 +19,9 @@ from isospike.porting.run import EXECUTIONS, FUNCTIONS, PRECISIONS
 from isospike.porting.sites import OPERANDS
 from isospike.report import codec
 
-FORMAT = 3
+FORMAT = 4
+PROBE = "The 3 cats' naïve café: 'Hello, World!'\n\t1,024 + 0.5 = ?"
+"""Two tokenizers that read it alike are taken for the same."""
 DIGITS = ("digits",)  # attributes of a circuit
 Plain = bool | int | float | str | None
 
@@ -58,7 +60,7 @@ class PortSpec:
         operands: Names of the products of two activations.
         calls: The products and functions that modules call, by module.
         circuits: The modules that circuits stand for.
-        tokenizer: Names of the tokenizer's files.
+        tokenizer: How the tokenizer that was saved with it reads :data:`PROBE`; empty for none.
         attributes: What :func:`changed_attributes` found.
         layers: Where no configuration builds the float model, the class of each of its modules.
     """
@@ -76,17 +78,17 @@ class PortSpec:
     operands: list[str]
     calls: dict[str, list[Call]]
     circuits: list[str]
-    tokenizer: list[str]
+    tokenizer: list[int]
     attributes: dict[str, dict[str, Plain]] = field(default_factory=dict)
     layers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, ported: Ported, tokenizer: list[str]) -> "PortSpec":
+    def of(cls, ported: Ported, tokenizer: list[int]) -> "PortSpec":
         """What is to be saved of a port.
 
         Args:
             ported: The port.
-            tokenizer: Names of the tokenizer's files.
+            tokenizer: See :class:`PortSpec`.
         """
         mode, modules = ported.run.mode, dict(ported.model.named_modules())
         sites = {
@@ -139,9 +141,10 @@ class PortSpec:
         """
         number = value.get("format") if isinstance(value, dict) else None
         if type(number) is not int or number != FORMAT:
+            newer = type(number) is int and number > FORMAT
+            way = "Update isospike" if newer else "Use the isospike version that saved it"
             raise UnsupportedError(
-                f"load needs format {FORMAT}, got {number!r}. Use the isospike version that saved "
-                "it, or port the model again."
+                f"load needs format {FORMAT}, got {number!r}. {way}, or port the model again."
             )
         spec: PortSpec = codec.decode(cls, value)
         wrong = spec._first_wrong()

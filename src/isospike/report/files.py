@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ Content = str | bytes | Callable[[Path], object]
 """What a file holds, or a function that writes it to the path it is given."""
 
 _OF_ONE_MODEL = (".safetensors", ".csv", "report.html", "report.json")
+_NAME = re.compile(r"([^/\\.][^/\\]*/)?[^/\\]+")  # of a file of ours, at most one folder deep
 _TRIES, _LATE = 1000, 20  # to open a folder that is saved again and again, or is not there yet
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe without a writer is no reason to wait
 _MANIFEST_BYTES = 2**24
@@ -59,7 +61,7 @@ def write_folder(path: Path, files: Mapping[str, Content]) -> None:
 
     Args:
         path: The folder; it must be new, empty, or written by this function.
-        files: What each file holds, by name.
+        files: What each file holds, by name; at most one folder deep.
 
     Raises:
         InputError: ``path`` holds something else (see :func:`check_destination`), it cannot be
@@ -190,6 +192,7 @@ def _check_above(path: Path, target: Path) -> None:
 
 def _write(path: Path, content: Content, like: Path) -> str:
     """Write one file to the disk, with the mode of that which it replaces; its digest."""
+    path.parent.mkdir(exist_ok=True)
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)  # as the user has new files
     if callable(content):
@@ -211,14 +214,24 @@ def _foreign(folder: Path) -> str:
             before = folder.stat()
             if not stat.S_ISDIR(before.st_mode):
                 return folder.name
-            present = {p.name for p in folder.iterdir()}
+            ours: set[str] = set()
             with contextlib.suppress(InputError):
-                present -= {MANIFEST, *read_manifest(folder)}
-            found = min(present, default="")
+                ours = {MANIFEST, *read_manifest(folder)}
+            found = min(_names(folder, ours) - ours, default="")
             if not found or os.path.samestat(before, folder.stat()):
                 return found
         except (FileNotFoundError, NotADirectoryError):  # another save put its own there meanwhile
             time.sleep(0.001)
+    return found
+
+
+def _names(folder: Path, ours: set[str]) -> set[str]:
+    """What a folder holds, with what those folders in it hold that are written with it."""
+    folders = {name.partition("/")[0] for name in ours if "/" in name}
+    found = set()
+    for path in folder.iterdir():
+        inside = path.iterdir() if path.name in folders and path.is_dir() else ()
+        found |= {f"{path.name}/{p.name}" for p in inside} or {path.name}
     return found
 
 
@@ -376,11 +389,10 @@ def _open(path: Path, stack: contextlib.ExitStack) -> Snapshot:
             try:
                 manifest = tried.enter_context(_open_plain(path / MANIFEST))
                 digests = _digests(manifest)
-                present = {e.name for e in os.scandir(path) if e.is_file()}
                 files = {
                     name: tried.enter_context(_open_plain(path / name))
                     for name in digests
-                    if name in present
+                    if (path / name).is_file()
                 }
                 same = os.path.samestat(os.fstat(manifest.fileno()), os.stat(path / MANIFEST))
             except FileNotFoundError:
@@ -410,7 +422,7 @@ def _open_plain(path: Path) -> BufferedReader:
 
 def _digests(manifest: BufferedReader) -> dict[str, str]:
     digests = json.loads(manifest.read(_MANIFEST_BYTES))["sha256"]
-    return {str(name): str(digest) for name, digest in digests.items()}
+    return {str(name): str(digest) for name, digest in digests.items() if _NAME.fullmatch(name)}
 
 
 def _digest(file: BufferedReader) -> str:

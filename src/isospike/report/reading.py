@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 from isospike.errors import InputError
@@ -18,7 +19,7 @@ def read_file(path: str | os.PathLike[str], who: str, limit: int = MAX_BYTES) ->
     """The bytes of a plain file; nothing waits, and nothing is endless.
 
     Args:
-        path: The file, or a link to it.
+        path: The file, or a link to it; ``-`` is standard input, which is waited for.
         who: Name of the function that the errors begin with.
         limit: Most bytes; a larger file is refused before it is read.
 
@@ -29,6 +30,8 @@ def read_file(path: str | os.PathLike[str], who: str, limit: int = MAX_BYTES) ->
         InputError: ``path`` is missing, a folder, a pipe, a device, unreadable, or too large.
     """
     name = os.fspath(path)
+    if name == "-":
+        return _standard_input(who, limit)
     try:
         # A pipe that nobody writes to would be waited for.
         number = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -56,6 +59,16 @@ def read_file(path: str | os.PathLike[str], who: str, limit: int = MAX_BYTES) ->
         raise InputError(
             f"{who} needs a file of at most {limit // 2**20} MiB, got "
             f"{max(about.st_size, len(data)) / 2**20:.0f} MiB or more in {name!r}. Give a part of "
+            "it."
+        )
+    return data
+
+
+def _standard_input(who: str, limit: int) -> bytes:
+    data = sys.stdin.buffer.read(limit + 1)
+    if len(data) > limit:
+        raise InputError(
+            f"{who} needs at most {limit // 2**20} MiB, got more on standard input. Give a part of "
             "it."
         )
     return data
