@@ -159,7 +159,7 @@ def test_embed_reads_standard_input_and_follows_batch_and_length(ported, tmp_pat
 @pytest.mark.parametrize("device", ["tpu9", "cuda:99", "meta:x"])
 def test_embed_refuses_a_device_that_is_not_there(device, ported, lines):
     done = call("embed", ported, "--text", lines, "--device", device)
-    assert f"embed needs a device that torch finds here, got '{device}'" in said(done)
+    assert f"embed needs --device to be one that torch finds here, got '{device}'" in said(done)
 
 
 def test_embed_refuses_an_empty_text(ported, tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 
-import models
 import pytest
 import torch
 from folders import (
@@ -163,7 +162,7 @@ def test_damaged_files_of_sentence_transformers_are_refused(bert, tmp_path):
 
 def test_a_port_without_its_tokenizer_or_with_another_is_refused(ported, tmp_path):
     folder = copy(ported, tmp_path / "port")
-    make_tokenizer(words=WORDS[::-1], unk_token="[UNK]").save_pretrained(folder)
+    make_tokenizer(words=[*WORDS, "cats"], pad_token="[PAD]").save_pretrained(folder)
     with pytest.raises(isospike.InputError, match="needs the tokenizer that the port was saved w"):
         load_text_port(folder)
     for name in ("tokenizer_config.json", "tokenizer.json"):

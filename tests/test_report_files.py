@@ -66,7 +66,7 @@ def test_files_may_be_one_folder_deep(tmp_path, way):
 
 def test_a_manifest_names_nothing_outside_its_folder(tmp_path):
     write_folder(tmp_path / "out", A)
-    names = {name: "0" for name in ("../a", "/etc/passwd", "a/../../b", "a/b/c", ".a/b")}
+    names = dict.fromkeys(("../a", "/etc/passwd", "a/../../b", "a/b/c", ".a/b"), "0")
     (tmp_path / "out" / "isospike.json").write_text(json.dumps({"sha256": names}))
     assert read_manifest(tmp_path / "out") == {}
 
