@@ -3,6 +3,7 @@
 # make check   formatting, lint, types, layers, tests
 # make test-wheel   the tests of the source archive against the wheel, in a clean environment
 # make docs    render results/ into docs/measurements and docs/claims
+# make test-ecosystem   ports through the real sentence-transformers, lm-eval, mteb, accelerate (part of make test-full)
 # make bench   speed, as ratios; make test-full adds the slow tests
 # make bench-kernels   neurons and spike products beside SpikingJelly's and snnTorch's (extra peers)
 
@@ -10,13 +11,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+ECOSYSTEM := $(VENV)/.ecosystem
 # One process a core, one thread a process: the test models are tiny. A process runs tests in their order and shares ports.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 # Without the hook that checks shapes: compiled code does not bear it, and it would refuse bad input first.
 BARE := $(BIN)/pytest -q --noconftest -o addopts="--strict-markers --strict-config" tests/test_compile.py tests/test_doors.py
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-full test-wheel check docs bench bench-kernels clean
+.PHONY: demo test test-full test-ecosystem test-wheel check docs bench bench-kernels clean
 
 demo: $(READY)
 	$(BIN)/isospike port minilm --max-error 0.04 --out out/minilm
@@ -25,9 +27,16 @@ test: $(READY)
 	$(PYTEST)
 	$(BARE) -m "not slow"
 
-test-full: $(READY)
+test-full: $(READY) $(ECOSYSTEM)
 	$(PYTEST) -m ""
 	$(BARE)
+
+test-ecosystem: $(ECOSYSTEM)
+	$(PYTEST) -m "" tests/test_uses.py
+
+$(ECOSYSTEM): $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[ecosystem]"
+	@touch $@
 
 # The wheel in a clean environment, and the tests that the source archive carries against it.
 test-wheel: $(READY)

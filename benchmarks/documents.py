@@ -30,6 +30,7 @@ PAGES = {
         "whisper", "masked-lm", "allocation", "port-speed", "port-memory", "demo", "stepped",
     )),
     "architectures": ("Which models can be ported", ("architectures", "generation")),
+    "uses": ("What can be done with a port", ("uses",)),
     "steps": ("Steps and dimension", ("steps", "dimension")),
     "machine": ("The sequence machine", (
         "protocols", "long-sequences", "distractors", "text", "context-weight", "machine-speed",

@@ -100,8 +100,8 @@ def check_device(owner: str, name: str) -> None:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(
-            f"{owner} needs device to be one that torch finds here, got {name!r} ({first_sentence(error)}) "
-            "Try cpu."
+            f"{owner} needs device to be one that torch finds here, got {name!r} "
+            f"({first_sentence(error)}) Try cpu."
         ) from None
 
 

@@ -369,7 +369,9 @@ class SpikingAttention(nn.Module):
         """Numerator and denominator of (3)."""
         site = self.probability
         largest = max(self.value.code.levels, MOST_SHARES if self.value.dynamic else 1)
-        row = float(e.sum(-1).amax()) if e.numel() else 0.0
+        row = float(e.shape[-1])  # each is at most 1
+        if e.numel() and not torch.compiler.is_compiling():
+            row = float(e.sum(-1).amax())
         exact = (row * site.code.levels + e.shape[-1]) * largest < EXACT_SUM
         dtype = self.gain.dtype if exact else torch.float64
         store = _repeat(store.to(dtype), e.shape[1] // store.shape[1])

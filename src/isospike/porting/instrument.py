@@ -234,8 +234,9 @@ def _before(module: nn.Module, args: Any, keywords: dict[str, Any]) -> None:
             "precision='fast'."
         )
     stack.enter_context(torch.no_grad())
-    if torch.is_autocast_enabled(weight.device.type):  # its products are exact in float32 only
-        stack.enter_context(torch.autocast(weight.device.type, enabled=False))
+    for device in {"cpu", weight.device.type} - {"meta"}:  # offloaded weights are nowhere yet
+        if torch.is_autocast_enabled(device):  # its products are exact in float32 only
+            stack.enter_context(torch.autocast(device, enabled=False))
 
 
 def _after(module: nn.Module, args: Any, output: Any) -> Any:

@@ -268,7 +268,8 @@ class Site(nn.Module):
             if dtype != wide:
                 n[part] = block
         passed = torch.stack([out.double(), out.new_full((), seen, dtype=torch.float64)])
-        self.outside = self.outside.to(x.device) + passed
+        if not torch.compiler.is_compiling():  # an exported program keeps no count
+            self.outside = self.outside.to(x.device) + passed
         if not self.dynamic:
             return Reading(n, None)
         if not gains:  # no rows: a router sent none here

@@ -1,0 +1,23 @@
+"""Every use of a port, through the real libraries: each gives what the port gives, or refuses.
+
+The table in the documents is made of the same functions, by the study `uses`.
+"""
+
+import warnings
+
+import pytest
+
+uses = pytest.importorskip("benchmarks.uses")
+FAST = {"double()", "half()", "bfloat16()", "autocast to bfloat16", "output_attentions=True"}
+MARKS = {name: () if name in FAST else (pytest.mark.slow,) for name in uses.USES}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS[name]) for name in uses.USES])
+def test_a_use_gives_what_the_port_gives_or_refuses_in_one_line(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other libraries
+        word, said, far = uses.outcome(name)
+    if word == "not installed":
+        pytest.skip(f"{said} is not installed")
+    assert word == ("refused" if uses.USES[name][1] else "works"), (said, far)
+    assert "\n" not in said
