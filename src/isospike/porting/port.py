@@ -130,7 +130,8 @@ class Port:
             sentence-transformers once isospike is imported; before, they refuse it. It holds the
             weights, ``config.json``, a model card, the tokenizer's files and those of
             :meth:`isospike.report.result.Report.save`. To load what is no model of transformers,
-            build the float model and give it: ``isospike.load(folder, model)``.
+            or one with adapters that are not merged, build the float model and give it:
+            ``isospike.load(folder, model)``.
 
         Raises:
             InputError: The folder holds something else, cannot be written to, or the disk is full.
