@@ -178,6 +178,15 @@ def test_a_workspace_is_kept_for_a_purpose_and_never_shared_by_threads():
     assert other[0] != first
 
 
+def test_a_traced_program_has_no_workspaces(monkeypatch):
+    kept = workspace(Purpose.SCORES, (3,), torch.float32, CPU).fill_(5)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    traced = workspace(Purpose.SCORES, (1000,), torch.float32, CPU)
+    monkeypatch.undo()
+    assert traced.data_ptr() != kept.data_ptr()
+    assert workspace(Purpose.SCORES, (3,), torch.float32, CPU).tolist() == [5, 5, 5]
+
+
 def test_a_workspace_asked_for_in_inference_mode_can_be_used_outside():
     isospike.kernels.empty_cache()
     with torch.inference_mode():

@@ -81,7 +81,13 @@ _workspaces = _Workspaces()
 def workspace(
     purpose: Purpose, shape: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """An uninitialised tensor of the calling thread; the rules are in the module's head."""
+    """An uninitialised tensor of the calling thread; the rules are in the module's head.
+
+    While torch traces a program there are no workspaces: one would be kept in the program, or a
+    stand-in without memory be kept here.
+    """
+    if torch.compiler.is_compiling():
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
     key, size = (purpose, dtype, device), math.prod(shape)
     kept = _workspaces.tensors.get(key)
     if kept is None or kept.numel() < size:
@@ -102,7 +108,7 @@ def empty_pooled(shape: Sequence[int], dtype: torch.dtype, device: torch.device)
     over; for new memory, NumPy asks for pages of 2 MiB where torch by default does not.
     """
     size = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or size < LARGE:
+    if device.type != "cpu" or size < LARGE or torch.compiler.is_compiling():
         return torch.empty(tuple(shape), dtype=dtype, device=device)
     memory = _pool.take(size)
     start = -memory.ctypes.data % LINE
