@@ -67,7 +67,7 @@ def tokenizer() -> Any:
     )  # fmt: skip
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
-        sep_token="[SEP]", mask_token="[MASK]", model_max_length=64,
+        sep_token="[SEP]", eos_token="[SEP]", mask_token="[MASK]", model_max_length=64,
     )  # fmt: skip
 
 
@@ -382,7 +382,7 @@ def _() -> float:
 @use("mteb", "a task of sentence similarity on SentenceTransformer(folder)")
 def _() -> float:
     import mteb
-    from datasets import Dataset, DatasetDict
+    from datasets import load_dataset
     from mteb.abstasks.sts import AbsTaskSTS
     from mteb.abstasks.task_metadata import TaskMetadata
     from scipy.stats import spearmanr
@@ -390,6 +390,9 @@ def _() -> float:
     from sentence_transformers.util import pairwise_cos_sim
 
     rows = {"sentence1": LINES[:12], "sentence2": LINES[6:18], "score": [i % 5 for i in range(12)]}
+    place = Path(_HOME.name) / "pairs.jsonl"
+    pairs = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+    place.write_text("\n".join(map(json.dumps, pairs)))
 
     class Similarity(AbsTaskSTS):  # type: ignore[misc]
         metadata = TaskMetadata(
@@ -400,7 +403,7 @@ def _() -> float:
         min_score, max_score = 0, 4
 
         def load_data(self, *arguments: Any, **keywords: Any) -> None:
-            self.dataset = DatasetDict(test=Dataset.from_dict(rows))
+            self.dataset = load_dataset("json", data_files={"test": str(place)})
             self.data_loaded = True
 
     model = SentenceTransformer(folder(), device="cpu")

@@ -9,15 +9,11 @@ import pytest
 
 uses = pytest.importorskip("benchmarks.uses")
 FAST = {"double()", "half()", "bfloat16()", "autocast to bfloat16", "output_attentions=True"}
-OPEN = {use for use in uses.USES if uses.USES[use][0] in ("lm-eval", "mteb")}
-OPEN.add("SentenceTransformer(folder), encode")
 MARKS = {name: () if name in FAST else (pytest.mark.slow,) for name in uses.USES}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS[name]) for name in uses.USES])
 def test_a_use_gives_what_the_port_gives_or_refuses_in_one_line(name):
-    if name in OPEN:
-        pytest.skip("open: results/notes/uses.md")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of other libraries
         word, said, far = uses.outcome(name)
