@@ -447,6 +447,7 @@ def outcome(name: str) -> tuple[str, str, float]:
     question="What can be done with a port, and what is said where it cannot?",
     presets={
         "tiny": P(groups=("PyTorch",)),
+        "small": P(groups=("PyTorch", "transformers")),
         "full": P(groups=tuple(dict.fromkeys(group for group, _, _ in USES.values()))),
     },
 )

@@ -31,7 +31,7 @@ from isospike.data import calibration_texts
 
 PORT_FILES = {
     "config.json", "isospike.json", "isospike.safetensors", "answers.safetensors", "report.html",
-    "report.json",
+    "report.json", "README.md",
     "tokenizer.json", "tokenizer_config.json", "sites.csv", "layers.csv", "costs.csv", "texts.csv",
 }  # fmt: skip
 
@@ -53,11 +53,12 @@ def test_port_writes_a_folder_and_prints_the_headline(bert, text, tmp_path, monk
     for shown in ("model", "bert", "signed-digit", "steps", "Costliest layers", "encoder.layer.0"):
         assert shown in done.stdout
     assert "\x1b" not in done.output
-    *phases, saved, curve, curve_saved = done.stderr.splitlines()
+    *phases, saved, curve, again, curve_saved = done.stderr.splitlines()
     assert phases[0] == "load bert"
     assert phases[-1] == f"save {out}"
     assert saved == f"saved: {out / 'report.html'}"
-    assert (curve, curve_saved) == ("compare codes", "save the curve")  # last, after the result
+    # Last, after the result; samples were dropped block by block, so they are taken again.
+    assert (curve, again, curve_saved) == ("compare codes", "calibrate", "save the curve")
     assert len(set(phases)) == len(phases)
     assert "error" not in done.stderr.replace("error law", "")
     report = json.loads((out / "report.json").read_text())
@@ -281,6 +282,7 @@ def without_tokenizer(model):
 
 
 LOADABLE = "a model that transformers can load, "
+DAMAGED = "port needs whole files of weights, got model.safetensors of 'model' damaged ("
 BAD_MODELS = {
     "no config": (lambda m: (m / "config.json").unlink(), "with config.json, got"),
     "config not JSON": (lambda m: (m / "config.json").write_text("{"), LOADABLE),
@@ -290,12 +292,12 @@ BAD_MODELS = {
     "config of a port": (lambda m: edit_config(m, isospike={}), "which runs on spikes already"),
     "no weights": (lambda m: (m / "model.safetensors").unlink(), "in safetensors, got none in"),
     "only pickle": (only_pickle, "got the pickle pytorch_model.bin in"),
-    "truncated": (truncate, LOADABLE),
+    "truncated": (truncate, DAMAGED),
     "not safetensors": (
-        lambda m: (m / "model.safetensors").write_bytes(b"\xff" * 999), LOADABLE,
+        lambda m: (m / "model.safetensors").write_bytes(b"\xff" * 999), DAMAGED,
     ),
     "empty weights": (
-        lambda m: (m / "model.safetensors").write_bytes(b""), LOADABLE,
+        lambda m: (m / "model.safetensors").write_bytes(b""), DAMAGED,
     ),
     "NaN weights": (
         lambda m: edit_weights(m, spoil),
@@ -463,7 +465,7 @@ def test_ctrl_c_while_the_report_is_written_leaves_the_last_good_port(
 def test_an_error_nobody_foresaw_is_one_line_and_debug_shows_where(
     bert, text, tmp_path, monkeypatch
 ):
-    def stumble(*_):
+    def stumble(*_, **__):
         raise ZeroDivisionError("division\nby zero")
 
     monkeypatch.setattr(isospike.hf.load, "load", stumble)

@@ -208,13 +208,12 @@ def fnet():
     return models.seeded(lambda: models.scatter(transformers.FNetModel(config))).eval()
 
 
-def test_a_fourier_transform_is_listed_counted_and_never_on_spikes():
+def test_a_fourier_transform_runs_on_spikes():
     batches = [{"input_ids": b["input_ids"]} for b in models.batches("bert")]
     report = isospike.port(fnet(), batches).report
-    assert report.exceptions == tuple(f"encoder.layer.{i}.fourier.self" for i in range(2))
-    assert report.counts.float_ops["product"] > 0
-    left = isospike.port(fnet(), batches, functions="spiking").report.in_float
-    assert left == {f"encoder.layer.{i}.fourier.self": ("_fft_c2c",) for i in range(2)}
+    assert report.exceptions == ()
+    mixed = {site.layer for site in report.sites if "fourier" in site.name}
+    assert mixed == {f"encoder.layer.{i}" for i in range(2)}
 
 
 def test_an_elementwise_contraction_runs_on_spikes():

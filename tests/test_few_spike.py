@@ -78,5 +78,5 @@ def test_mistakes_are_named(call, text):
 
 
 def test_an_unknown_neuron_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="sqrt, gelu, .*, silu residual, got 'tan'"):
+    with pytest.raises(InputError, match="sqrt, gelu, .*, softplus residual, erf, got 'tan'"):
         few_spike_neuron("tan")

@@ -92,7 +92,7 @@ def test_a_plain_model_is_refused(tmp_path):
 def test_another_format_is_refused(saved, number):
     edit(saved, lambda config: config["isospike"].update(format=number))
     if number == 5:
-        refused(saved, "got 5. Update isospike, or port the mo", isospike.UnsupportedError)
+        refused(saved, "Update isospike, or port the model again", isospike.UnsupportedError)
     refused(saved, f"needs format 4, got {number!r}", isospike.UnsupportedError)
 
 

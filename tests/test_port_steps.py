@@ -45,23 +45,6 @@ class RawProduct(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("mix", "got"),
-    [
-        (lambda: nn.LSTM(8, 8, batch_first=True), r"mix \(LSTM\)"),
-        (lambda: nn.GRU(8, 8, batch_first=True), r"mix \(GRU\)"),
-    ],
-)
-def test_a_product_that_cannot_be_ported_is_named(mix, got):
-    model = models.seeded(lambda: Toy(mix)).eval()
-    generator = torch.Generator().manual_seed(0)
-    batches = [{"x": torch.randn(4, 9, 8, generator=generator)}]
-    with pytest.raises(isospike.UnsupportedError, match=got) as caught:
-        isospike.port(model, batches)
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).endswith("This model cannot be ported.")
-
-
-@pytest.mark.parametrize(
     "mix",
     [
         lambda: nn.MultiheadAttention(8, 2, batch_first=True),

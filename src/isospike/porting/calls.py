@@ -447,8 +447,8 @@ def times(frame: Frame, weight: Tensor) -> int:
 def _not_compiled() -> UnsupportedError:
     """The error of a port that is compiled, exported or traced though it sees calls."""
     return UnsupportedError(
-        "torch.compile, torch.export and torch.jit need a port whose products are all modules, got "
-        "one that computes some where they are called. Run it as it is."
+        "torch needs a port whose products are all modules to compile, export or trace it, got one "
+        "that computes some where they are called. Run it as it is."
     )
 
 

@@ -61,7 +61,8 @@ def _layers(step: Step, parts: int) -> Lowering:
         bidirectional: Any,
         batch_first: Any = None,
     ) -> Any:
-        if batch_first is None or (train and dropout):  # None of a packed sequence
+        packed = isinstance(hx, Tensor) and not hx.is_floating_point()  # sizes of batches
+        if packed or batch_first is None or (train and dropout):
             return NotImplemented
         start = list(hx) if parts > 1 else [hx]
         x = input.transpose(0, 1) if batch_first else input

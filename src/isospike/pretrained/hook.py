@@ -7,7 +7,6 @@ transformers that keep its lists, and adds to these lists when they are made.
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -38,7 +37,7 @@ class _Finder(MetaPathFinder):
         self.waiting = waiting
 
     def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self, name: str, path: Any, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         ours = self.waiting.pop(name, None)
         if ours is None:
