@@ -132,7 +132,7 @@ def long_cache(length: int) -> bool:
         torch.manual_seed(0)
         model: nn.Module = scattered(from_config("LlamaForCausalLM", sizes))
     ids = torch.randint(5, 100, (1, length + 1), generator=torch.Generator().manual_seed(1))
-    port = isospike.port(model, [{"input_ids": ids[:, : min(256, length)].reshape(-1, 64)}]).model
+    port = isospike.port(model, [{"input_ids": ids[:, : min(256, length)].reshape(-1, 32)}]).model
     with torch.no_grad():
         cache = port(input_ids=ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
         step = port(input_ids=ids[:, -1:], past_key_values=cache).logits
