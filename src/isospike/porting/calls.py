@@ -328,7 +328,8 @@ def _enter(run: Run, name: str, module: nn.Module, args: Any) -> None:
     if run.multiplier is None:
         return
     if not running.frames:
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        if traced or _within_dynamo():
             raise _not_compiled()
         running.times.clear()
         run.multiplier.begin()
@@ -452,12 +453,18 @@ def _not_compiled() -> UnsupportedError:
     )
 
 
-def _unknown(frame: Frame) -> UnsupportedError:
+def _within_dynamo() -> bool:
+    """Whether torch.compile has a part in the call, be it that it fell back to Python."""
     caller: Any = sys._getframe(1)
     while caller is not None:
-        if str(caller.f_globals.get("__name__")).startswith("torch._dynamo"):
-            return _not_compiled()
+        if str(caller.f_globals.get("__name__")) == "torch._dynamo.eval_frame":
+            if caller.f_code.co_name == "compile_wrapper":
+                return True
         caller = caller.f_back
+    return False
+
+
+def _unknown(frame: Frame) -> UnsupportedError:
     return UnsupportedError(
         f"this port needs calibration inputs that reach every product, got one in "
         f"{frame.name or 'the model'} ({type(frame.module).__name__}) that they did not. Port the "
