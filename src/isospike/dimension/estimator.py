@@ -24,6 +24,8 @@ from isospike.dimension.measures import (
 from isospike.errors import RangeError, ShapeError
 from isospike.report.numbers import NORMAL_95
 
+BLOCK = 2**19  # numbers that are added at once
+
 
 class Moments:
     """Running mean and covariance of rows that come in batches, in float64.
@@ -87,7 +89,8 @@ class Moments:
             self._sums = zero(self.width), zero(self.width, self.width)
             for each in few[1:]:
                 self._add(each, *self._sums)
-        self._add(rows.to(torch.float64, copy=True), *self._sums)
+        for part in rows.split(max(1, BLOCK // self.width)):
+            self._add(part.to(torch.float64, copy=True), *self._sums)
 
     def _add(self, centred: Tensor, mean: Tensor, scatter: Tensor) -> None:
         """(7), in place."""

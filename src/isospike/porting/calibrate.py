@@ -73,11 +73,15 @@ class Calibration:
             if isinstance(product, SpikingAttention):  # what the latest pass has shown
                 product.absolute = bool(self.originals[product].absolute)
             product.calibrate(statistics, self.dynamic)
+            if block:
+                statistics.drop(site.name for site in product.sites)
         for each in readers.values():
             self._fit(each, statistics)
             for product in each:
                 with at_hand(self.template.model, self.paths[product]):
                     product.fold(statistics.sample(product.site.name))
+            if block:
+                statistics.drop([each[0].site.name])
         for module, path in self.paths.items():
             if part_of(path, self.blocks) != block:
                 continue

@@ -22,7 +22,7 @@ soft maximum so that every channel has a share.
 import torch
 from torch import Tensor
 
-from isospike.porting.ranges import Range, positive
+from isospike.porting.ranges import Range, lower_median, positive
 
 ROWS = 512  # tokens that scales are fitted to, about
 GOLDEN = (5**0.5 - 1) / 2
@@ -46,8 +46,8 @@ def fit_scales(x: Tensor, weight: Tensor, evenness: float = 0.0) -> Range:
         Offsets, the medians; and scales, normalised so that the gain (1) of nearly all rows of the
         sample is at most 1.
     """
-    offset = x.median(0).values
-    distance = (x - offset).abs()
+    offset = lower_median(x.flatten(1).t()).view(x.shape[1:])
+    distance = (x - offset).abs_()
     place = torch.arange(len(x), dtype=torch.float64)
     few = distance[(place * GOLDEN % 1 < ROWS / max(1, len(x))).to(x.device)]
     scale = _balance(few, weight)

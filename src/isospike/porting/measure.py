@@ -20,6 +20,7 @@ from isospike.hf.batches import (
     named_outputs,
     token_masks,
 )
+from isospike.kernels.runtime.buffers import cache_blocks
 from isospike.porting.axes import Axes
 from isospike.porting.blocks import in_step, part_of, without_cache
 from isospike.porting.choices import Choice, Choices, changed
@@ -185,16 +186,23 @@ class Meter(Watcher):
         integers, decoded = reading.value, site.decode(reading)
         if site.kind == "conv":
             integers, decoded = integers.movedim(1, -1), decoded.movedim(1, -1)
-        spikes = count_spikes(site.code, integers) * keep
-        sums.values += float(keep.sum())
-        sums.spikes += float(spikes.sum(dtype=torch.float64))
-        sums.synaptic_ops += float((spikes * fan_out).sum(dtype=torch.float64))
-        if macs:
-            sums.macs += float((keep * fan_out).sum(dtype=torch.float64))
-        sums.squared_error += float(((decoded - x).square() * keep).sum(dtype=torch.float64))
-        sums.squared += float((x.square() * keep).sum(dtype=torch.float64))
+        wide = fan_out.expand_as(x) if isinstance(fan_out, Tensor) else None
+        for part in cache_blocks(x, x.numel()):
+            kept, real = keep[part], x[part]
+            outgoing = fan_out if wide is None else wide[part]
+            spikes = count_spikes(site.code, integers[part]) * kept
+            sums.values += float(kept.sum())
+            sums.spikes += float(spikes.sum(dtype=torch.float64))
+            sums.synaptic_ops += float((spikes * outgoing).sum(dtype=torch.float64))
+            if macs:
+                sums.macs += float((kept * outgoing).sum(dtype=torch.float64))
+            error = (decoded[part] - real).square() * kept
+            sums.squared_error += float(error.sum(dtype=torch.float64))
+            sums.squared += float((real.square() * kept).sum(dtype=torch.float64))
+        del decoded, integers
         if site.dynamic:
             self._add_gain(site, reading, keep, fan_out)
+        del reading, keep
         if self.dimension and site.kind not in ("probability", *OPERANDS):
             rows = site_rows(self.run, site, x)
             sums.moments = sums.moments or Moments(rows.shape[1], rows.device)

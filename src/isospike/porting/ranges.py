@@ -46,7 +46,7 @@ def fit_range(x: Tensor, code: WeightedCode) -> Range:
         code: The code whose range is chosen.
     """
     columns = x.t().contiguous()
-    centre = _median(columns)
+    centre = lower_median(columns)
     mse = code.mean_square_error
     pair = code.neurons == 2
     if pair and code.levels > COARSE_LEVELS:
@@ -63,7 +63,7 @@ def fit_range(x: Tensor, code: WeightedCode) -> Range:
     return Range(centre - low, positive(high + low))
 
 
-def _median(columns: Tensor) -> Tensor:
+def lower_median(columns: Tensor) -> Tensor:
     """The lower median of each channel; NumPy's partition is several times faster than torch's."""
     middle = (columns.shape[1] - 1) // 2
     part = np.partition(columns.cpu().numpy(), middle, axis=-1)[:, middle]

@@ -18,7 +18,7 @@ from isospike.hf.batches import Batch, count_tokens, token_masks
 from isospike.porting.blocks import OutOfOrderError, in_step, without_cache
 from isospike.porting.fidelity import same_draws
 from isospike.porting.gains import fit_scales
-from isospike.porting.ranges import Range
+from isospike.porting.ranges import Range, lower_median
 from isospike.porting.run import Run, Watcher
 from isospike.porting.sites import HEADS, OPERANDS, Site, tensor_version
 
@@ -178,7 +178,7 @@ class Statistics:
     def drop(self, names: Iterable[str]) -> None:
         """Forget what was seen of some sites or circuits."""
         for name in list(names):
-            self.samples.pop(name)
+            self.samples.pop(name, None)
             self._ranges.pop(name, None)
 
     def dynamic_range(self, name: str, weight: Tensor, evenness: float = 0.0) -> Range:
@@ -192,7 +192,7 @@ class Statistics:
         sample = self.samples.get(site.name)
         if site.kind not in ("linear", "left") or sample is None:
             return False
-        middle, (high, low) = sample.rows.median(0).values, sample.extremes
+        middle, (high, low) = lower_median(sample.rows.t()), sample.extremes
         up, down = high - middle, middle - low
         return bool(torch.minimum(up, down).mean() < ONE_SIDED * torch.maximum(up, down).mean())
 

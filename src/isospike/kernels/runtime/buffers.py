@@ -154,15 +154,6 @@ class _Pool:
 _pool = _Pool()
 
 
-def trim() -> None:
-    """Give the memory back that the C library keeps of what is free, of every thread.
-
-    glibc holds the freed memory of each thread apart, for that thread alone.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def empty_cache() -> None:
     """Give memory that no result uses back to the system: the pool, up to 256 MiB, and the
     workspaces of the calling thread.
@@ -174,3 +165,12 @@ def empty_cache() -> None:
     """
     _pool.clear()
     _workspaces.tensors.clear()
+
+
+def trim() -> None:
+    """Give the memory back that the C library keeps of what is free, of every thread.
+
+    glibc holds the freed memory of each thread apart, for that thread alone.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
