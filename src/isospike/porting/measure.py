@@ -250,9 +250,9 @@ class Meter(Watcher):
 
     def _keep(self, site: Site, x: Tensor, live: Tensor | None) -> Tensor:
         """1 where a value belongs to an unpadded token, of the shape of ``x``."""
-        keep = torch.ones_like(x) if live is None else live.to(x.dtype).expand_as(x).clone()
+        keep = x.new_ones(()) if live is None else live.to(x.dtype)
         mask = mask_at(self.run, site, x)
-        return keep if mask is None else keep * mask
+        return (keep if mask is None else keep * mask).expand_as(x)
 
 
 def compare(
