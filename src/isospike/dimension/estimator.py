@@ -89,7 +89,7 @@ class Moments:
             self._sums = zero(self.width), zero(self.width, self.width)
             for each in few[1:]:
                 self._add(each, *self._sums)
-        for part in rows.split(max(1, BLOCK // self.width)):
+        for part in torch.split(rows, max(1, BLOCK // self.width)):
             self._add(part.to(torch.float64, copy=True), *self._sums)
 
     def _add(self, centred: Tensor, mean: Tensor, scatter: Tensor) -> None:
