@@ -156,8 +156,7 @@ class MachineOperations(FiveOperations):
         return sum(int(array.size) for array in self._memory.tensors().values())
 
     def reset_memory(self) -> None:
-        for array in self._memory.tensors().values():
-            array[...] = 0
+        self._memory.clear()
         self.reset_context()
 
     def reset_context(self) -> None:

@@ -6,6 +6,7 @@ from isospike.memory.contexts import (
     Context,
     Layer,
     MachineSettings,
+    Mixed,
     Shift,
     Store,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "Context",
     "Layer",
     "MachineSettings",
+    "Mixed",
     "Prediction",
     "SequenceMachine",
     "Shift",

@@ -1,7 +1,7 @@
 """The inside of a sequence machine whose context addresses a sparse distributed memory."""
 
 import math
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +18,31 @@ from isospike.memory.sdm import RULES
 MOST_COUNT = float(np.finfo(np.float32).max)  # of a counter: not infinity
 
 
+class Found(NamedTuple):
+    """What a memory finds along a stream, each ``[length]``.
+
+    Attributes:
+        guess: The best symbol.
+        match: Its score.
+        margin: Its lead over the second best.
+        chance: Share that the symbol which came had of all scores.
+    """
+
+    guess: Any
+    match: Any
+    margin: Any
+    chance: Any
+
+    @classmethod
+    def empty(cls, length: int) -> "Found":
+        """Zeros, to be filled.
+
+        Args:
+            length: Of the stream.
+        """
+        return cls(np.zeros(length, np.int64), *np.zeros((3, length), np.float32))
+
+
 @runtime_checkable
 class Memory(Protocol):
     """The inside of a sequence machine: its context and its store. Symbols are numbers from 0.
@@ -25,6 +50,8 @@ class Memory(Protocol):
     Attributes:
         scores: Match of every symbol, after :meth:`score`.
         synapses: Number of counters in which symbols are stored.
+        extent: Sizes of the arrays that grow with what was learned.
+        full: Whether nothing new is stored any more.
     """
 
     @property
@@ -32,6 +59,12 @@ class Memory(Protocol):
 
     @property
     def synapses(self) -> int: ...
+
+    @property
+    def extent(self) -> list[int]: ...
+
+    @property
+    def full(self) -> bool: ...
 
     def resize(self, symbols: int) -> None:
         """Make room for a larger alphabet.
@@ -63,19 +96,46 @@ class Memory(Protocol):
             symbol: Its number; the size of the alphabet for the start of a sequence.
         """
 
-    def stream(self, ids: Any, learn: bool, guess: Any, match: Any, margin: Any) -> None:
+    def stream(self, ids: Any, learn: bool, found: Found) -> None:
         """Score, store if asked to, and advance, symbol by symbol.
 
         Args:
             ids: Numbers of the symbols, ``[length]``.
             learn: Whether to store them.
-            guess: Receives the best symbol before each of them, ``[length]``.
-            match: Receives its score.
-            margin: Receives its lead over the second best.
+            found: Receives what was found before each of them.
+        """
+
+    def rank(self, order: Any, value: Any) -> None:
+        """The best symbols for the present context.
+
+        Args:
+            order: Receives as many symbols as it has room for, the best one first.
+            value: Receives their scores.
+        """
+
+    def step(self, symbol: int, learn: bool, ahead: bool, order: Any, value: Any) -> None:
+        """Store and advance in one compiled step.
+
+        Args:
+            symbol: Its number.
+            learn: Whether to store it.
+            ahead: Whether to rank what comes next, as :meth:`rank` does.
+            order: As for :meth:`rank`.
+            value: As for :meth:`rank`.
         """
 
     def tensors(self) -> dict[str, Any]:
-        """Everything that symbols have changed, by name: views, which loading writes into."""
+        """Everything that symbols have changed, by name."""
+
+    def restore(self, tensors: dict[str, Any]) -> None:
+        """Take what :meth:`tensors` gave.
+
+        Args:
+            tensors: Checked by :meth:`check`.
+        """
+
+    def clear(self) -> None:
+        """Forget everything; :meth:`reset_context` follows."""
 
     def check(self, tensors: dict[str, Any]) -> None:
         """Raise unless :meth:`tensors` may become these, on which compiled loops then rely.
@@ -86,9 +146,6 @@ class Memory(Protocol):
         Raises:
             ValueError: A number that no machine of these settings can hold.
         """
-
-    def refresh(self) -> None:
-        """Recompute what follows from :meth:`tensors`."""
 
 
 class AddressedMemory:
@@ -153,6 +210,14 @@ class AddressedMemory:
         return self._work.scores
 
     @property
+    def extent(self) -> list[int]:
+        return []
+
+    @property
+    def full(self) -> bool:
+        return False
+
+    @property
     def synapses(self) -> int:
         return int(self._state.counters.size)
 
@@ -190,8 +255,15 @@ class AddressedMemory:
     def advance(self, symbol: int) -> None:
         stream.advance(self._fixed, self._state, self._work, symbol)
 
-    def stream(self, ids: Any, learn: bool, guess: Any, match: Any, margin: Any) -> None:
-        stream.stream(self._fixed, self._state, self._work, ids, learn, guess, match, margin)
+    def rank(self, order: Any, value: Any) -> None:
+        stream.rank(self._fixed, self._state, self._work, order, value)
+
+    def step(self, symbol: int, learn: bool, ahead: bool, order: Any, value: Any) -> None:
+        parts = self._fixed, self._state, self._work
+        stream.step(*parts, symbol, learn, ahead, order, value)
+
+    def stream(self, ids: Any, learn: bool, found: Found) -> None:
+        stream.stream(self._fixed, self._state, self._work, ids, learn, *found)
 
     def tensors(self) -> dict[str, Any]:
         names = ("context", "history", "counters")
@@ -205,7 +277,17 @@ class AddressedMemory:
         check_range("history", tensors["history"], symbols)
         check_range("counters", tensors["counters"], 1 if self._fixed.rule == OR else MOST_COUNT)
 
+    def restore(self, tensors: dict[str, Any]) -> None:
+        for name, tensor in self.tensors().items():
+            tensor[...] = tensors[name]
+        self.refresh()
+
+    def clear(self) -> None:
+        for tensor in self.tensors().values():
+            tensor[...] = 0
+
     def refresh(self) -> None:
+        """Activate the locations of the context."""
         stream.activate(self._fixed, self._state, self._work)
 
     def _live(self, tensors: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from isospike.kernels.machine import backoff as kernels
-from isospike.memory.addressed import MOST_COUNT, check_range
+from isospike.memory.addressed import MOST_COUNT, Found, check_range
 from isospike.memory.contexts import Backoff
 from isospike.memory.files import Shapes
 
@@ -33,17 +33,19 @@ class BackoffMemory:
     """
 
     def __init__(self, context: Backoff, seed: int) -> None:
-        parts = {name: np.zeros(*of) for name, of in self.shapes(context).items()}
+        parts = {name: np.zeros(*of) for name, of in self.shapes(context, 0, []).items()}
         hashed = np.random.SeedSequence([seed]).generate_state(1, np.uint64)
         self._sketch = kernels.Sketch(seed=hashed, **parts)
         self._scores: Any = np.zeros(0, np.float32)
 
     @staticmethod
-    def shapes(context: Backoff) -> Shapes:
+    def shapes(context: Backoff, symbols: int, extent: list[int]) -> Shapes:
         """Shapes and types of :meth:`tensors`, without making any.
 
         Args:
             context: Of a machine.
+            symbols: Of its alphabet; changes nothing.
+            extent: Changes nothing.
         """
         size = 1 << (context.synapses // 2).bit_length() - 1
         table = (2, max(1, size // 4)), "float32"
@@ -58,6 +60,14 @@ class BackoffMemory:
     @property
     def scores(self) -> Any:
         return self._scores
+
+    @property
+    def extent(self) -> list[int]:
+        return []
+
+    @property
+    def full(self) -> bool:
+        return False
 
     @property
     def synapses(self) -> int:
@@ -78,8 +88,14 @@ class BackoffMemory:
     def advance(self, symbol: int) -> None:
         kernels.advance(self._sketch, symbol)
 
-    def stream(self, ids: Any, learn: bool, guess: Any, match: Any, margin: Any) -> None:
-        kernels.stream(self._sketch, self._scores, ids, learn, guess, match, margin)
+    def rank(self, order: Any, value: Any) -> None:
+        kernels.rank(self._sketch, self._scores, order, value)
+
+    def step(self, symbol: int, learn: bool, ahead: bool, order: Any, value: Any) -> None:
+        kernels.step(self._sketch, self._scores, symbol, learn, ahead, order, value)
+
+    def stream(self, ids: Any, learn: bool, found: Found) -> None:
+        kernels.stream(self._sketch, self._scores, ids, learn, *found)
 
     def tensors(self) -> dict[str, Any]:
         return {name: t for name, t in self._sketch._asdict().items() if name != "seed"}
@@ -91,5 +107,10 @@ class BackoffMemory:
         for name in ("counts", "totals", "kinds"):
             check_range(name, tensors[name], MOST_COUNT)
 
-    def refresh(self) -> None:
-        pass
+    def restore(self, tensors: dict[str, Any]) -> None:
+        for name, tensor in self.tensors().items():
+            tensor[...] = tensors[name]
+
+    def clear(self) -> None:
+        for tensor in self.tensors().values():
+            tensor[...] = 0

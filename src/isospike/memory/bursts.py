@@ -6,7 +6,7 @@ import numpy as np
 
 from isospike.kernels.machine import stream
 from isospike.kernels.machine.locations import OR, largest, write_counters
-from isospike.memory.addressed import AddressedMemory, check_range
+from isospike.memory.addressed import AddressedMemory, Found, check_range
 from isospike.memory.contexts import Recurrent, Shift, Store
 from isospike.memory.files import Shapes
 from isospike.memory.layers import Burst, SpikingLayer
@@ -75,13 +75,27 @@ class SpikingMemory(AddressedMemory):
             state.context[: len(order)] = order
         self.refresh()
 
-    def stream(self, ids: Any, learn: bool, guess: Any, match: Any, margin: Any) -> None:
+    def rank(self, order: Any, value: Any) -> None:
+        self.score()
+        largest(self.scores, len(order), order)
+        value[:] = self.scores[order]
+
+    def step(self, symbol: int, learn: bool, ahead: bool, order: Any, value: Any) -> None:
+        if learn:
+            self.store(symbol)
+        self.advance(symbol)
+        if ahead:
+            self.rank(order, value)
+
+    def stream(self, ids: Any, learn: bool, found: Found) -> None:
         top = np.empty(min(2, len(self.scores)), np.int64)
         for n, symbol in enumerate(ids.tolist()):
             self.score()
             largest(self.scores, len(top), top)
-            guess[n], match[n] = top[0], self.scores[top[0]]
-            margin[n] = match[n] - (self.scores[top[1]] if len(top) > 1 else 0.0)
+            best, whole = self.scores[top[0]], self.scores.sum()
+            found.guess[n], found.match[n] = top[0], best
+            found.margin[n] = best - (self.scores[top[1]] if len(top) > 1 else 0.0)
+            found.chance[n] = self.scores[symbol] / whole if whole > 0 else 1 / len(self.scores)
             if learn:
                 self.store(symbol)
             self.advance(symbol)

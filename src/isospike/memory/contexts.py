@@ -179,8 +179,71 @@ class Backoff:
             )
 
 
-Context = Combined | Layer | Shift | Backoff
-CONTEXTS: dict[str, type[Any]] = {kind.name: kind for kind in (Combined, Layer, Shift, Backoff)}
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """Contexts of many kinds at once, whose votes are mixed by a reliability that is learned.
+
+    The last 1, 2, .. ``depth`` symbols, those since the commonest symbol (in a text: the word),
+    pairs and triples with gaps, and the longest match of the last symbols with what came before
+    (:class:`isospike.memory.mixed.MixedMemory`). The store grows with what is learned. The default
+    context of a machine: which of its contexts counts is found out on line.
+
+    Attributes:
+        depth: Symbols of the longest context, from 1 to 24.
+        synapses: Cells that the store may come to have, at least 4096; rounded down to a power of
+            two. A character of English prose takes about two, more at first.
+        when_full: What happens then: ``keep`` what is known and learn nothing new, ``grow`` beyond,
+            or ``forget`` the half of the contexts that was used longest ago.
+
+    Raises:
+        InputError: An unknown ``when_full``.
+        RangeError: A number outside its range.
+
+    Example:
+        >>> from isospike.memory import Mixed, SequenceMachine
+        >>> machine = SequenceMachine(context=Mixed(depth=4), grow=True)
+        >>> _ = machine.learn_sequence("to be or not to be")
+        >>> "".join(machine.generate("to b", 6))
+        'e or n'
+    """
+
+    name: ClassVar[str] = "mixed"
+
+    depth: int = 6
+    synapses: int = 2**23
+    when_full: str = "keep"
+
+    def __post_init__(self) -> None:
+        _take_types(self, "Mixed")
+        if not 1 <= self.depth <= 24:
+            raise RangeError(
+                f"Mixed needs depth from 1 to 24, got {self.depth}. Its default is 6; longer "
+                "repeats are found by their last symbols."
+            )
+        if not 2**12 <= self.synapses <= 2**30:
+            raise RangeError(
+                f"Mixed needs synapses from 4096 to 2**30, got {self.synapses}. Its default is "
+                "2**23."
+            )
+        if self.when_full not in WHEN_FULL:
+            raise InputError(
+                f"Mixed needs when_full of {', '.join(WHEN_FULL)}, got {self.when_full!r}. Use one "
+                "of them."
+            )
+
+    @property
+    def most_bytes(self) -> int:
+        """Memory that the store takes once it is full, about."""
+        cells = 1 << self.synapses.bit_length() - 1
+        return cells * (16 + 2 * 12)
+
+
+WHEN_FULL = ("keep", "grow", "forget")
+Counting = Backoff | Mixed
+Context = Combined | Layer | Shift | Backoff | Mixed
+CONTEXTS: dict[str, type[Any]] = {
+    kind.name: kind for kind in (Combined, Layer, Shift, Backoff, Mixed)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +311,7 @@ class MachineSettings:
 
     Attributes:
         context: How the context is formed.
-        store: Where a context stores what follows; None with :class:`Backoff`.
+        store: Where a context stores what follows; None with :class:`Backoff` and :class:`Mixed`.
         layers: ``abstract``, ``wheel`` or ``rdlif``.
         confidence: Share of right predictions required of an accepted one, in [0, 1].
         grow: Whether unknown symbols join the alphabet.
@@ -260,8 +323,8 @@ class MachineSettings:
         UnsupportedError: Parts that do not go together.
 
     Example:
-        >>> from isospike.memory import SequenceMachine
-        >>> settings = SequenceMachine("abc", seed=3).settings
+        >>> from isospike.memory import Combined, SequenceMachine
+        >>> settings = SequenceMachine("abc", context=Combined(), seed=3).settings
         >>> settings.context.name, settings.store.rule, settings.seed
         ('combined', 'or', 3)
     """
@@ -294,7 +357,7 @@ class MachineSettings:
             if self.layers != ABSTRACT:
                 raise UnsupportedError(
                     f"SequenceMachine needs a context with a store for layers={self.layers!r}, got "
-                    "Backoff. Use Combined, Layer or Shift."
+                    f"{type(self.context).__name__}. Use Combined, Layer or Shift."
                 )
             return
         if self.layers != ABSTRACT and self.store.rule not in ("or", "max"):
@@ -317,7 +380,7 @@ class MachineSettings:
         Returns:
             Bytes.
         """
-        if isinstance(self.context, Backoff) or self.store is None:
+        if isinstance(self.context, Counting) or self.store is None:
             return 0
         (n, d), m = self.context.code, self.context.context_code[1]
         recurrent = 0 if isinstance(self.context, Shift) else (m + d) * m
@@ -376,9 +439,9 @@ class MachineSettings:
                 f"SequenceMachine needs layers of {', '.join((ABSTRACT, *KINDS))}, got "
                 f"{self.layers!r}. Use one of them."
             )
-        if isinstance(self.context, Backoff) != (self.store is None):
+        if isinstance(self.context, Counting) != (self.store is None):
             raise UnsupportedError(
-                "SequenceMachine needs no store with Backoff, which has synapses of its own, got "
+                f"SequenceMachine needs no store with {type(self.context).__name__}, got "
                 f"{self.store!r}. Leave it out, or use another context."
             )
 

@@ -9,8 +9,10 @@ from typing import Any
 from isospike.errors import InputError, first_sentence
 from isospike.report.files import write_file
 
-FORMAT = 3
-_TYPES = {"F64": "float64", "F32": "float32", "I64": "int64", "U8": "uint8"}
+FORMAT = 4
+_TYPES = {
+    "F64": "float64", "F32": "float32", "I64": "int64", "I32": "int32", "U8": "uint8",
+}  # fmt: skip
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 """Shape and NumPy type of every array, by name."""

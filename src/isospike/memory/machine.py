@@ -1,33 +1,25 @@
 """The sequence machine: one-shot, on-line memory of sequences of symbols."""
 
 import functools
-import math
 import threading
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
 from isospike.errors import InputError, RangeError, UnsupportedError
-from isospike.kernels.machine.locations import largest
-from isospike.memory.addressed import MOST_COUNT, AddressedMemory, Memory, check_range
-from isospike.memory.backoff import BackoffMemory
+from isospike.memory.addressed import MOST_COUNT, Found, Memory, check_range
 from isospike.memory.bursts import SpikingMemory
-from isospike.memory.contexts import (
-    MOST_BYTES,
-    Backoff,
-    Combined,
-    Context,
-    MachineSettings,
-    Store,
-)
-from isospike.memory.files import Shapes, damaged, read_machine, write_machine
+from isospike.memory.contexts import Combined, Context, Counting, MachineSettings, Mixed, Store
+from isospike.memory.files import damaged, read_machine, write_machine
+from isospike.memory.kinds import BINS, expected_arrays, make_memory
 from isospike.memory.layers import ABSTRACT
+from isospike.memory.symbols import checked_symbol, plain_symbol
 
-_BINS = 64  # intervals of the margin, for calibration
+_RANKED = 5  # symbols that are ranked ahead
+_PLAIN = (str, int)  # types of symbols that need no look
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,14 +36,14 @@ def _alone(method: Callable[P, T]) -> Callable[P, T]:
     return alone
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """The symbol that a machine expects next.
 
     Attributes:
         symbol: The best match; None, with similarity 0, if nothing is stored for this context.
-        similarity: In [0, 1]. With the rule ``or``, the share of the active locations' counters
-            that hold the symbol; otherwise the symbol's share of the sum of all symbols.
+        similarity: In [0, 1]. With :class:`Mixed` and :class:`Backoff` its probability; with the
+            rule ``or`` the share of the active locations' counters that hold the symbol; otherwise
+            the symbol's share of the sum of all symbols.
         margin: Similarity less that of the second best.
         alternatives: The best matches with their similarities, best first.
         accepted: Whether predictions of about this margin have been right often enough; if not,
@@ -63,8 +55,8 @@ class Prediction:
         >>> _ = machine.learn_sequence("abc")
         >>> machine.reset_context()
         >>> prediction = machine.predict()
-        >>> prediction.symbol, prediction.similarity, prediction.margin
-        ('a', 1.0, 1.0)
+        >>> prediction.symbol, round(prediction.similarity, 2), prediction.accepted
+        ('a', 0.47, False)
     """
 
     symbol: Hashable | None
@@ -77,11 +69,14 @@ class Prediction:
 class SequenceMachine:
     """A spiking sequence machine: encode, context, retrieve, store, decode.
 
-    Symbol n has a fixed random N-of-D order I_n. The symbols before form the context C_n, a K-of-M
-    order that addresses a sparse distributed memory, in which :meth:`learn` writes the next symbol,
-    once, and :meth:`predict` reads it. A new machine, and one after :meth:`reset_context`, stands
-    in the context of a start symbol. Machines of one seed are equal, and share nothing. Threads may
-    share a machine: its calls then follow one another, each in the context that the last one left.
+    The symbols before form the context, which makes a few lines of a store fire; :meth:`learn`
+    writes the next symbol into their counters, once, and :meth:`predict` reads it. By default
+    contexts of many kinds fire one line each (:class:`Mixed`). As published, symbol n has a fixed
+    random N-of-D order I_n and the context C_n is one K-of-M order that addresses a sparse
+    distributed memory (:class:`Combined`). A new machine, and one after :meth:`reset_context`,
+    stands in the context of a start symbol. Machines of one seed are equal, and share nothing.
+    Threads may share a machine: its calls then follow one another, each in the context that the
+    last one left.
 
     Attributes:
         symbols: The alphabet, in the order of the symbols' numbers.
@@ -91,9 +86,11 @@ class SequenceMachine:
     Args:
         symbols: The alphabet, hashable values other than None and NaN; they are saved if they are
             strings or integers. 1, 1.0 and True are one symbol.
-        context: How the context is formed: :class:`Combined` (the default), :class:`Layer`,
-            :class:`Shift`, or :class:`Backoff` for text.
-        store: What the context addresses, by default ``Store()``; none with :class:`Backoff`.
+        context: How the context is formed: :class:`Mixed` (the default), :class:`Backoff`,
+            :class:`Combined` (the default with a store or spiking layers), :class:`Layer` or
+            :class:`Shift`.
+        store: What the context addresses, by default ``Store()``; none with :class:`Mixed` and
+            :class:`Backoff`, which count.
         layers: ``abstract``; or ``wheel`` or ``rdlif`` to compute every layer with spiking neurons,
             event by event. A wheel machine predicts exactly as an abstract one, an RDLIF machine
             nearly. For contexts with a store of the rule ``or`` or ``max``.
@@ -117,6 +114,8 @@ class SequenceMachine:
         >>> "".join(machine.generate("abr", 8))
         'acadabra'
 
+    With ``context=Mixed(when_full=...)`` the store grows or forgets once it is :attr:`full`.
+
     Reference: Bose, Furber, Shapiro (2005), A spiking neural sparse distributed memory
     implementation for learning and predicting temporal sequences (ICANN); An associative memory
     for the on-line recognition and prediction of temporal sequences (IJCNN).
@@ -134,8 +133,9 @@ class SequenceMachine:
         seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        context = Combined() if context is None else context
-        if store is None and not isinstance(context, Backoff):
+        if context is None:
+            context = Mixed() if store is None and layers == ABSTRACT else Combined()
+        if store is None and not isinstance(context, Counting):
             store = Store()
         self.settings = MachineSettings(
             context=context, store=store, layers=layers, confidence=confidence, grow=grow,
@@ -144,22 +144,24 @@ class SequenceMachine:
         self.symbols: list[Hashable] = []
         self.metadata: dict[str, Any] = {}
         self._ids: dict[Hashable, int] = {}
-        self._right, self._seen = np.zeros(_BINS), np.zeros(_BINS)
+        self._right, self._seen = np.zeros(BINS), np.zeros(BINS)
         self._expected: tuple[int, float] | None = None
+        self._ranked = False  # whether order and value are those of the present context
+        self._order, self._value = np.zeros(0, np.int64), np.zeros(0, np.float32)
         self._lock = threading.RLock()
-        self._memory = _memory(self.settings)
-        for symbol in map(_checked, symbols):
+        self._memory = make_memory(self.settings)
+        for symbol in map(checked_symbol, symbols):
             if symbol in self._ids:
                 raise InputError(
                     f"SequenceMachine needs each symbol once, got {symbol!r} twice. Pass "
                     "sorted(set(...)) of a sequence."
                 )
             self._add(symbol)
-        self._memory.resize(len(self.symbols))
+        self._resize()
         self.reset_context()
 
     def __contains__(self, symbol: Hashable) -> bool:
-        return _plain(symbol) in self._ids
+        return plain_symbol(symbol) in self._ids
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
@@ -188,20 +190,19 @@ class SequenceMachine:
             )
         if not self.symbols:
             return Prediction(None, 0.0, 0.0, (), False)
-        self._memory.score()
-        scores = self._memory.scores
-        top = np.empty(min(max(2, alternatives), len(scores)), np.int64)
-        largest(scores, len(top), top)
-        ranked = [(self.symbols[i], float(scores[i])) for i in top]
-        best = ranked[0][1]
+        count = max(2, alternatives)
+        if not self._ranked or count > len(self._order):
+            self._rank(min(count, len(self.symbols)))
+        order, value = self._order.tolist(), self._value.tolist()
+        best = value[0]
         if best <= 0:
             self._expected = None
             return Prediction(None, 0.0, 0.0, (), False)
-        margin = float(scores[top[0]] - (scores[top[1]] if len(ranked) > 1 else 0))
-        self._expected = int(top[0]), margin
-        return Prediction(
-            ranked[0][0], best, margin, tuple(ranked[:alternatives]), self._trusted(margin)
-        )
+        margin = best - value[1] if len(value) > 1 else best
+        self._expected = order[0], margin
+        symbols = self.symbols
+        ranked = tuple([(symbols[i], v) for i, v in zip(order, value, strict=True)])
+        return Prediction(ranked[0][0], best, margin, ranked[:alternatives], self._trusted(margin))
 
     @_alone
     def learn(self, symbol: Hashable) -> None:
@@ -214,12 +215,16 @@ class SequenceMachine:
             InputError: An unknown symbol, unless the machine grows, or one that is not hashable.
         """
         i = self._id(symbol)
+        asked = self._expected is not None
         if self._expected is not None:
             guess, margin = self._expected
-            self._calibrate(np.array([guess == i]), np.array([margin]))
+            place = min(max(int(margin * BINS), 0), BINS - 1)
+            self._seen[place] += 1
+            self._right[place] += guess == i
             self._expected = None
-        self._memory.store(i)
-        self._memory.advance(i)
+        # Who asked for a prediction before is likely to ask again.
+        self._memory.step(i, True, asked, self._order, self._value)
+        self._ranked = asked
 
     @_alone
     def follow(self, symbol: Hashable) -> None:
@@ -231,13 +236,14 @@ class SequenceMachine:
         Raises:
             InputError: As :meth:`learn`.
         """
-        self._expected = None
-        self._memory.advance(self._id(symbol))
+        i = self._id(symbol)
+        self._expected, self._ranked = None, False
+        self._memory.step(i, False, False, self._order, self._value)
 
     @_alone
     def reset_context(self) -> None:
         """Go to the start context; what is learned stays."""
-        self._expected = None
+        self._expected, self._ranked = None, False
         self._memory.reset_context()
 
     # Whole sequences.
@@ -286,8 +292,24 @@ class SequenceMachine:
         Raises:
             InputError: As :meth:`learn`.
         """
-        right, match, margin = self._stream(sequence, learn)
-        return right, match, margin
+        right, found = self._stream(sequence, learn)
+        return right, found.match, found.margin
+
+    def surprise_sequence(self, sequence: Iterable[Hashable], learn: bool = True) -> Any:
+        """How little each symbol was expected: ``-log2`` of its probability before it came.
+
+        Args:
+            sequence: Symbols.
+            learn: Whether to learn them.
+
+        Returns:
+            Bits, at most 30, ``[length]``. With a store, the share that a symbol has of all
+            similarities is taken for its probability.
+
+        Raises:
+            InputError: As :meth:`learn`.
+        """
+        return -np.log2(np.maximum(self._stream(sequence, learn)[1].chance, 2.0**-30))
 
     @_alone
     def generate(self, prompt: Iterable[Hashable], count: int) -> list[Hashable]:
@@ -354,8 +376,13 @@ class SequenceMachine:
 
     @property
     def synapses(self) -> int:
-        """Number of counters of the store."""
+        """Number of counters of the store; with :class:`Mixed`, those in use."""
         return self._memory.synapses
+
+    @property
+    def full(self) -> bool:
+        """Whether the store is full, so that contexts not met before are not learned any more."""
+        return self._memory.full
 
     # Files.
 
@@ -376,7 +403,7 @@ class SequenceMachine:
             )
         about = {
             "settings": self.settings.to_dict(), "symbols": self.symbols, "metadata": self.metadata,
-            "expected": self._expected,
+            "expected": self._expected, "extent": self._memory.extent,
         }  # fmt: skip
         write_machine(Path(path), about, self._tensors())
 
@@ -394,7 +421,7 @@ class SequenceMachine:
             InputError: Not such a file, cut short, changed, or of another format.
         """
         path = Path(path)
-        about, tensors = read_machine(path, _expect)
+        about, tensors = read_machine(path, expected_arrays)
         try:
             settings = MachineSettings.from_dict(about["settings"])
             machine = cls(about["symbols"], **vars(settings))
@@ -407,9 +434,8 @@ class SequenceMachine:
         machine.metadata = about["metadata"]
         if about["expected"] is not None:
             machine._expected = about["expected"][0], about["expected"][1]
-        for name, tensor in machine._tensors().items():
-            tensor[...] = tensors[name]
-        machine._memory.refresh()
+        machine._right[:], machine._seen[:] = tensors.pop("right"), tensors.pop("seen")
+        machine._memory.restore(tensors)
         return machine
 
     # Inside.
@@ -418,123 +444,79 @@ class SequenceMachine:
         return {**self._memory.tensors(), "right": self._right, "seen": self._seen}
 
     @_alone
-    def _stream(self, sequence: Iterable[Hashable], learn: bool) -> Any:
-        checked = [_checked(symbol) for symbol in sequence]  # all before the first is added
-        known = [self._id(symbol) for symbol in checked]
-        ids = np.array(known, np.int64)
-        guess = np.zeros(len(ids), np.int64)
-        match, margin = np.zeros((2, len(ids)), np.float32)
+    def _stream(self, sequence: Iterable[Hashable], learn: bool) -> tuple[Any, Found]:
+        ids = np.array(self._numbers(sequence), np.int64)
+        found = Found.empty(len(ids))
         if len(ids):
-            self._memory.stream(ids, learn, guess, match, margin)
-        right = (guess == ids) & (match > 0)
+            self._memory.stream(ids, learn, found)
+        right = (found.guess == ids) & (found.match > 0)
         if learn:
-            self._calibrate(right[match > 0], margin[match > 0])
-        self._expected = None
-        return right, match, margin
+            known = found.match > 0
+            self._calibrate(right[known], found.margin[known])
+        self._expected, self._ranked = None, False
+        return right, found
+
+    def _rank(self, count: int) -> None:
+        """Rank so many symbols, and no fewer from now on."""
+        count = max(count, min(_RANKED, len(self.symbols)))
+        if count > len(self._order):
+            self._order, self._value = np.zeros(count, np.int64), np.zeros(count, np.float32)
+        self._memory.rank(self._order, self._value)
+        self._ranked = True
 
     def _calibrate(self, right: Any, margin: Any) -> None:
-        bins = np.clip((margin * _BINS).astype(np.int64), 0, _BINS - 1)
+        bins = np.clip((margin * BINS).astype(np.int64), 0, BINS - 1)
         np.add.at(self._seen, bins, 1)
         np.add.at(self._right, bins, right)
 
     def _trusted(self, margin: float) -> bool:
         """Whether predictions of at least about this margin were right often enough."""
-        middle = min(int(margin * _BINS), _BINS - 1)
-        near = slice(max(0, middle - 1), middle + 2)
+        middle = min(int(margin * BINS), BINS - 1)
         # A prior of two predictions, as good as their margin.
-        right, seen = self._right[near].sum() + 2 * min(1.0, margin), self._seen[near].sum() + 2
-        return bool(right / seen >= self.settings.confidence)
+        right, seen = 2 * min(1.0, margin), 2.0
+        for place in range(max(0, middle - 1), min(middle + 2, BINS)):
+            right += self._right.item(place)
+            seen += self._seen.item(place)
+        return right / seen >= self.settings.confidence
 
     def _id(self, symbol: Hashable) -> int:
-        symbol = _checked(symbol)
-        i = self._ids.get(symbol)
-        if i is None:
-            if not self.settings.grow:
-                raise InputError(
-                    f"SequenceMachine needs a symbol of its alphabet of {len(self.symbols)}, got "
-                    f"{symbol!r}. Make it with grow=True to take new ones."
-                )
-            i = self._add(symbol)
-            self._memory.resize(len(self.symbols))
-        return i
+        if type(symbol) in _PLAIN and (known := self._ids.get(symbol)) is not None:
+            return known
+        return self._numbers([symbol])[0]
+
+    def _numbers(self, sequence: Iterable[Hashable]) -> list[int]:
+        """Numbers of symbols; new ones are added, if the machine grows, or none is."""
+        ids, numbers, new = self._ids, [], {}
+        for symbol in sequence:
+            if type(symbol) not in _PLAIN:
+                symbol = checked_symbol(symbol)  # noqa: PLW2901
+            number = ids.get(symbol)
+            if number is None:
+                number = new.setdefault(symbol, len(ids) + len(new))
+            numbers.append(number)
+        if new and not self.settings.grow:
+            raise InputError(
+                f"SequenceMachine needs a symbol of its alphabet of {len(self.symbols)}, got "
+                f"{next(iter(new))!r}. Make it with grow=True to take new ones."
+            )
+        for symbol in new:
+            self._add(symbol)
+        if new:
+            self._resize()
+        return numbers
 
     def _add(self, symbol: Hashable) -> int:
         self._ids[symbol] = len(self.symbols)
         self.symbols.append(symbol)
         return self._ids[symbol]
 
-
-def _plain(symbol: Any) -> Hashable:
-    """A symbol as Python has it: the number in an array's element, which a file can hold."""
-    if isinstance(symbol, np.generic | np.ndarray | torch.Tensor) and symbol.ndim == 0:
-        symbol = symbol.item()
-    # A tensor's hash is not that of its values; a tuple may hold a list.
-    if isinstance(symbol, torch.Tensor) or not _is_hashable(symbol):
-        raise InputError(
-            f"SequenceMachine needs hashable symbols, got a {type(symbol).__name__}. Make "
-            "strings, numbers or tuples of yours."
-        )
-    found: Hashable = symbol
-    return found
-
-
-def _checked(symbol: Any) -> Hashable:
-    """:func:`_plain`, and InputError unless it may be a symbol."""
-    plain = _plain(symbol)
-    if plain is None or plain != plain:
-        raise InputError(
-            "SequenceMachine needs symbols that equal themselves and are not None, which says that "
-            f"nothing is known, got {plain}. Use a text such as 'none'."
-        )
-    return plain
-
-
-def _is_hashable(symbol: object) -> bool:
-    try:
-        hash(symbol)
-    except TypeError:
-        return False
-    return True
-
-
-def _expect(about: dict[str, Any]) -> Shapes:
-    """The arrays of a machine's file by what it says about itself, every part of which is checked.
-
-    Raises:
-        LookupError, TypeError, ValueError: It says what no machine says.
-    """
-    settings, symbols = MachineSettings.from_dict(about["settings"]), about["symbols"]
-    if not isinstance(symbols, list) or not all(type(s) in (str, int) for s in symbols):
-        raise ValueError("its symbols are not strings and integers")
-    if len(set(symbols)) < len(symbols) or settings.room(len(symbols)) > MOST_BYTES:
-        raise ValueError("its alphabet has a symbol twice, or is too large")
-    if not isinstance(about["metadata"], dict):
-        raise ValueError("its metadata are no dictionary")
-    expected = about["expected"]
-    if expected is not None:
-        guess, margin = expected
-        if type(guess) is not int or type(margin) is not float or not math.isfinite(margin):
-            raise ValueError("its last prediction is none")
-        if not (0 <= guess < len(symbols) and margin >= 0):
-            raise ValueError("its last prediction is out of range")
-    context, store = settings.context, settings.store
-    if isinstance(context, Backoff) or store is None:
-        shapes = BackoffMemory.shapes(context)  # type: ignore[arg-type]
-    else:
-        kind = AddressedMemory if settings.layers == ABSTRACT else SpikingMemory
-        shapes = kind.shapes(context, store, len(symbols))
-    bins = (_BINS,), "float64"
-    return {**shapes, "right": bins, "seen": bins}
-
-
-def _memory(settings: MachineSettings) -> Memory:
-    context, seed = settings.context, settings.seed
-    if isinstance(context, Backoff):
-        return BackoffMemory(context, seed)
-    store = settings.store or Store()
-    if settings.layers != ABSTRACT:
-        return SpikingMemory(settings.layers, context, store, seed)
-    return AddressedMemory(context, store, seed)
+    def _resize(self) -> None:
+        """Let the memory have room for the alphabet."""
+        self._memory.resize(len(self.symbols))
+        self._ranked = False
+        count = min(_RANKED, len(self.symbols))
+        if len(self._order) < count:
+            self._order, self._value = np.zeros(count, np.int64), np.zeros(count, np.float32)
 
 
 def _seed(seed: int | None, generator: torch.Generator | None) -> int:

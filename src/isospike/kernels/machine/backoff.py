@@ -116,7 +116,25 @@ def advance(sketch, symbol):
 
 
 @njit(cache=True, nogil=True)
-def stream(sketch, scores, ids, learn, guess, match, margin):
+def rank(sketch, scores, order, value):
+    """The best symbols and their scores."""
+    score(sketch, scores)
+    largest(scores, len(order), order)
+    value[:] = scores[order]
+
+
+@njit(cache=True, nogil=True)
+def step(sketch, scores, symbol, learn, ahead, order, value):
+    """Store a symbol, or only follow it, and rank what comes next if asked to."""
+    if learn:
+        store(sketch, symbol)
+    advance(sketch, symbol)
+    if ahead:
+        rank(sketch, scores, order, value)
+
+
+@njit(cache=True, nogil=True)
+def stream(sketch, scores, ids, learn, guess, match, margin, chance):
     """Predict every symbol of ``ids``, then learn it, or only follow it."""
     top = np.empty(min(2, len(scores)), np.int64)
     for n in range(len(ids)):
@@ -125,6 +143,8 @@ def stream(sketch, scores, ids, learn, guess, match, margin):
         guess[n] = top[0]
         match[n] = scores[top[0]]
         margin[n] = match[n] - (scores[top[1]] if len(top) > 1 else 0.0)
+        whole = scores.sum()
+        chance[n] = scores[ids[n]] / whole if whole > 0 else 1 / len(scores)
         if learn:
             store(sketch, ids[n])
         advance(sketch, ids[n])

@@ -156,7 +156,25 @@ def store(fixed, state, symbol):
 
 
 @njit(cache=True, nogil=True)
-def stream(fixed, state, work, ids, learn, guess, match, margin):
+def rank(fixed, state, work, order, value):
+    """The best symbols and their scores."""
+    score_symbols(fixed, state, work)
+    largest(work.scores, len(order), order)
+    value[:] = work.scores[order]
+
+
+@njit(cache=True, nogil=True)
+def step(fixed, state, work, symbol, learn, ahead, order, value):
+    """Store a symbol, or only follow it, and rank what comes next if asked to."""
+    if learn:
+        store(fixed, state, symbol)
+    advance(fixed, state, work, symbol)
+    if ahead:
+        rank(fixed, state, work, order, value)
+
+
+@njit(cache=True, nogil=True)
+def stream(fixed, state, work, ids, learn, guess, match, margin, chance):
     """Predict every symbol of ``ids``, then learn it, or only follow it."""
     top = np.empty(min(2, len(work.scores)), np.int64)
     for n in range(len(ids)):
@@ -165,6 +183,8 @@ def stream(fixed, state, work, ids, learn, guess, match, margin):
         guess[n] = top[0]
         match[n] = work.scores[top[0]]
         margin[n] = match[n] - (work.scores[top[1]] if len(top) > 1 else 0.0)
+        whole = work.scores.sum()
+        chance[n] = work.scores[ids[n]] / whole if whole > 0 else 1 / len(work.scores)
         if learn:
             store(fixed, state, ids[n])
         advance(fixed, state, work, ids[n])

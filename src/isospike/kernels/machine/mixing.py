@@ -1,0 +1,523 @@
+"""The inner loops of the mixed context: lines of counters fire, and their votes are mixed.
+
+A line is a context that has occurred; its cells count what followed. Every symbol, one line a kind
+of context fires. How much a line's votes weigh is learned with every symbol, on line.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+_SHIFT = np.uint64(29)
+_ONE = np.uint64(1)
+_SPREAD = np.uint64(2654435769)
+
+OTHERS = 6  # kinds of context besides the last 1, 2, .. depth symbols
+STATES = 40  # of a line: how much it has counted, and how many different symbols
+COUNTS = 6  # a cell's count, told apart up to this
+LATEST = 256  # latest symbols told apart, modulo
+MATCHES = 24  # lengths of a match told apart
+WIDEST = 255  # cells of a line
+KEY = 6  # symbols by which a match is found
+MOST_HISTORY = 2**20  # symbols in which matches are sought
+MOST_STAMP = 2**31 - 2**20  # then firings are numbered anew
+SEEN = 24  # last symbols that are kept, no fewer than a context has
+LONGEST = 80  # of a match; longer ones are as good
+_DISCOUNT = 0.75  # taken off every count
+_PRIOR = 0.5  # of every symbol, where no line has counted
+
+# Places in ``Mixture.at``.
+CLOCK, MATCH, LENGTH, COMMON, CELLS, LINES, STAMP, CLOSED, STORED = range(9)
+PLACES = 9
+
+
+class Mixture(NamedTuple):
+    """What a mixed context has learned and where it stands, changed in place.
+
+    Attributes:
+        at: Numbers of the present place: symbols so far, where the match goes on, its length, the
+            commonest symbol, cells and lines in use, the number of firings, whether full, whether
+            a symbol was stored here.
+        last: The last symbols, latest first; -1 before the start, ``[SEEN]``.
+        spans: Hashes of the symbols since the commonest one, and of those before it, ``[2]``.
+        seed: Of the hashes, ``[1]``.
+        history: Symbols by their number, modulo its size, a power of two.
+        recent: Where the last KEY symbols were met before, by their hash; a power of two.
+        lines: Hash, first cell and last firing of each line, at its hash; a power of two.
+        cells: Symbol, count and next cell of a line's list, the latest symbol first; 0 ends it.
+        gains: What a cell adds to its symbol's score, learned.
+        often: How often each symbol occurred, ``[symbols]``.
+        by_state: Of each kind and state: weight of votes, of the latest symbol, of each count.
+        by_depth, by_latest: Further weight of each kind by the longest context known, and by the
+            latest symbol.
+        by_match: Score of the symbol that continues a match, by its length.
+    """
+
+    at: Any
+    last: Any
+    spans: Any
+    seed: Any
+    history: Any
+    recent: Any
+    lines: Any
+    cells: Any
+    gains: Any
+    often: Any
+    by_state: Any
+    by_depth: Any
+    by_latest: Any
+    by_match: Any
+
+
+class Votes(NamedTuple):
+    """The votes for the next symbol: scratch.
+
+    Attributes:
+        ready: Whether they are those of the present place; length of the longest context known;
+            candidates; the state of the match or -1; the number of this vote, ``[5]``.
+        place: Where each kind's line is or would be; its hash, state and cells, ``[kinds, 4]``.
+        cell: Cell and symbol of each vote, ``[kinds, WIDEST, 2]``.
+        vote: Its size, ``[kinds, WIDEST]``.
+        marked: The last vote that took each symbol for a candidate, ``[symbols]``.
+        candidates: Symbols that some line votes for.
+        base, chain, score, share: Of each candidate: unigram, back-off, sum of votes, probability.
+        rest: Probability of one over the unigram for all others, ``[1]``.
+    """
+
+    ready: Any
+    place: Any
+    cell: Any
+    vote: Any
+    marked: Any
+    candidates: Any
+    base: Any
+    chain: Any
+    score: Any
+    share: Any
+    rest: Any
+
+
+READY, KNOWN, FOUND, MATCHED, NUMBER = range(5)
+
+
+@njit(cache=True, nogil=True)
+def _mix(h, value):
+    h = (h ^ (np.uint64(value) + _ONE)) * _MIX
+    return h ^ (h >> _SHIFT)
+
+
+@njit(cache=True, nogil=True)
+def find_line(lines, check):
+    """Where the line of a hash is, or would be."""
+    last = np.uint64(len(lines) - 1)
+    i = np.int64((np.uint64(check) * _SPREAD) & last)
+    while lines[i, 0] != 0 and lines[i, 0] != check:
+        i = (i + 1) & np.int64(last)
+    return i
+
+
+@njit(cache=True, nogil=True)
+def _contexts(m, votes):
+    """Hash of each kind of context at the present place, and its line."""
+    last, place, depth = m.last, votes.place, len(votes.place) - OTHERS
+    h = m.seed[0]
+    for k in range(depth):
+        h = _mix(h, last[k])
+        place[k, 1] = np.int64(_mix(h, k) >> np.uint64(33)) + 1
+    pair = _mix(_mix(_mix(m.seed[0], 1), last[1]), last[2])
+    gap = _mix(_mix(_mix(m.seed[0], 2), last[0]), last[2])
+    hashes = (
+        _mix(m.spans[0], 3), _mix(m.spans[0] ^ (m.spans[1] * np.uint64(31)), 4), _mix(pair, 5),
+        _mix(_mix(pair, last[3]), 6), _mix(_mix(gap, last[3]), 7),
+        _mix(_mix(m.spans[1], last[0]), 8),
+    )  # fmt: skip
+    for k in range(OTHERS):
+        place[depth + k, 1] = np.int64(hashes[k] >> np.uint64(33)) + 1
+    votes.ready[KNOWN] = 0
+    for k in range(len(place)):
+        place[k, 0] = find_line(m.lines, place[k, 1])
+        if k < depth and m.lines[place[k, 0], 0] != 0:
+            votes.ready[KNOWN] = k + 1
+
+
+@njit(cache=True, nogil=True)
+def _state(total, kinds):
+    """How much a line has counted, in eight steps, and how many symbols, in five."""
+    much = min(total - 1, 1)
+    while total >= 4 and much < 7:
+        much += 1
+        total >>= 1
+    if total == 3 and much == 1:
+        much = 2
+    many = 0 if kinds == 1 else 1 if kinds == 2 else 2 if kinds <= 4 else 3 if kinds <= 8 else 4
+    return 5 * much + many
+
+
+@njit(cache=True, nogil=True)
+def _take(m, votes, symbol, whole):
+    """Make a symbol a candidate."""
+    if votes.marked[symbol] == votes.ready[NUMBER]:
+        return
+    votes.marked[symbol] = votes.ready[NUMBER]
+    votes.candidates[votes.ready[FOUND]] = symbol
+    votes.ready[FOUND] += 1
+    share = (m.often[symbol] + _PRIOR) / whole
+    votes.base[symbol] = share
+    votes.chain[symbol] = share
+    votes.score[symbol] = math.log(share)
+
+
+@njit(cache=True, nogil=True)
+def _hear(m, votes, k, whole, scale):
+    """Add the votes of one line; returns the share of the back-off that it leaves to others."""
+    depth, line = len(votes.place) - OTHERS, m.lines[votes.place[k, 0]]
+    cell, vote = votes.cell[k], votes.vote[k]
+    total, kinds, j = 0, 0, line[1]
+    while j != 0:
+        cell[kinds, 0], cell[kinds, 1] = j, m.cells[j, 0]
+        total += m.cells[j, 1]
+        kinds += 1
+        j = m.cells[j, 2]
+    state = _state(total, kinds)
+    votes.place[k, 2], votes.place[k, 3] = state, kinds
+    left = _DISCOUNT * kinds / total
+    latest = m.last[0] % LATEST
+    weight = m.by_state[k, state, 0] + m.by_depth[k, votes.ready[KNOWN]] + m.by_latest[k, latest]
+    for i in range(kinds):
+        j, symbol = cell[i, 0], cell[i, 1]
+        _take(m, votes, symbol, whole)
+        count = m.cells[j, 1]
+        more = (count - _DISCOUNT) / total
+        if k < depth:
+            lower = votes.chain[symbol] * scale
+            votes.chain[symbol] += more / (left * scale)
+        else:
+            lower = votes.base[symbol]
+        vote[i] = math.log(1 + more / (left * lower))
+        votes.score[symbol] += (
+            weight * vote[i] + m.gains[j] + m.by_state[k, state, 1 + min(count, COUNTS)]
+        )
+        if i == 0:
+            votes.score[symbol] += m.by_state[k, state, 1]
+    return left * scale if k < depth else scale
+
+
+@njit(cache=True, nogil=True)
+def vote(m, votes):
+    """Probabilities of all symbols at the present place, if they are not known yet."""
+    if votes.ready[READY]:
+        return
+    _contexts(m, votes)
+    votes.ready[READY], votes.ready[FOUND], votes.ready[MATCHED] = 1, 0, -1
+    votes.ready[NUMBER] += 1
+    whole = m.at[CLOCK] + _PRIOR * len(m.often)
+    _take(m, votes, m.at[COMMON], whole)
+    scale = 1.0
+    for k in range(len(votes.place)):
+        votes.place[k, 3] = 0
+        if m.lines[votes.place[k, 0], 0] != 0:
+            scale = _hear(m, votes, k, whole, scale)
+    length = m.at[LENGTH]
+    if length > 0:
+        symbol = m.history[m.at[MATCH] & (len(m.history) - 1)]
+        _take(m, votes, symbol, whole)
+        state = length if length < 16 else min(16 + (length - 16) // 8, MATCHES - 1)
+        votes.ready[MATCHED] = state
+        votes.score[symbol] += m.by_match[state]
+    _share(votes)
+
+
+@njit(cache=True, nogil=True)
+def _share(votes):
+    """Probabilities out of scores."""
+    found, most, base = votes.ready[FOUND], -1e30, 0.0
+    for i in range(found):
+        symbol = votes.candidates[i]
+        most = max(most, votes.score[symbol])
+        base += votes.base[symbol]
+    other = math.exp(-most)
+    whole = max(1 - base, 1e-9) * other
+    for i in range(found):
+        symbol = votes.candidates[i]
+        votes.share[symbol] = math.exp(votes.score[symbol] - most)
+        whole += votes.share[symbol]
+    for i in range(found):
+        votes.share[votes.candidates[i]] /= whole
+    votes.rest[0] = other / whole
+
+
+@njit(cache=True, nogil=True)
+def probability(m, votes, symbol):
+    """Of one symbol."""
+    if votes.marked[symbol] == votes.ready[NUMBER]:
+        return votes.share[symbol]
+    whole = m.at[CLOCK] + _PRIOR * len(m.often)
+    return votes.rest[0] * (m.often[symbol] + _PRIOR) / whole
+
+
+@njit(cache=True, nogil=True)
+def rank(m, votes, order, value):
+    """The most probable symbols, equal ones by number, and their probabilities."""
+    if m.at[CLOCK] == 0:
+        value[:] = 0
+        order[:] = np.arange(len(order))
+        return
+    vote(m, votes)
+    found = votes.ready[FOUND]
+    few = found < len(order)  # others than candidates are needed
+    kept = 0
+    for i in range(len(m.often) if few else found):
+        symbol = i if few else votes.candidates[i]
+        p = probability(m, votes, symbol)
+        place = kept if kept < len(order) else len(order) - 1
+        if kept == len(order) and not _before(p, symbol, value[place], order[place]):
+            continue
+        kept = min(kept + 1, len(order))
+        while place > 0 and _before(p, symbol, value[place - 1], order[place - 1]):
+            order[place], value[place] = order[place - 1], value[place - 1]
+            place -= 1
+        order[place], value[place] = symbol, p
+
+
+@njit(cache=True, nogil=True)
+def _before(p, symbol, q, other):
+    p = np.float32(p)
+    return p > q or (p == q and symbol < other)
+
+
+@njit(cache=True, nogil=True)
+def _teach(m, votes, symbol):
+    """Move all weights towards what would have given the symbol more probability."""
+    rate = max(0.002, 0.02 / (1 + 0.0005 * m.at[CLOCK]))
+    latest, known = m.last[0] % LATEST, votes.ready[KNOWN]
+    for k in range(len(votes.place)):
+        state, kinds = votes.place[k, 2], votes.place[k, 3]
+        slope = 0.0
+        for i in range(kinds):
+            j, s = votes.cell[k, i, 0], votes.cell[k, i, 1]
+            off = (1.0 if s == symbol else 0.0) - votes.share[s]
+            slope += off * votes.vote[k, i]
+            count = m.cells[j, 1]
+            m.by_state[k, state, 1 + min(count, COUNTS)] += rate * off
+            m.gains[j] += 0.02 / math.sqrt(count) * off
+            if i == 0:
+                m.by_state[k, state, 1] += rate * off
+        if kinds > 0:
+            m.by_state[k, state, 0] += rate * slope
+            m.by_depth[k, known] += 0.5 * rate * slope
+            m.by_latest[k, latest] += 0.3 * rate * slope
+    if votes.ready[MATCHED] >= 0:
+        s = m.history[m.at[MATCH] & (len(m.history) - 1)]
+        off = (1.0 if s == symbol else 0.0) - votes.share[s]
+        m.by_match[votes.ready[MATCHED]] += 4 * rate * off
+
+
+@njit(cache=True, nogil=True)
+def _count(m, votes, k, symbol):
+    """Count a symbol in one line, which is made if need be; whether it had been met there."""
+    at, line = m.at, m.lines[votes.place[k, 0]]
+    if line[0] == 0:
+        if at[CLOSED]:
+            return False
+        line[0], line[1] = votes.place[k, 1], 0
+        at[LINES] += 1
+    at[STAMP] += 1
+    line[2] = at[STAMP]
+    j, before, earlier, kinds = line[1], 0, 0, 0
+    while j != 0 and m.cells[j, 0] != symbol:
+        before, earlier, j = j, before, m.cells[j, 2]
+        kinds += 1
+    known = j != 0
+    if not known:
+        if kinds >= WIDEST:  # the symbol that was met longest ago gives way
+            j, before = before, earlier
+        elif at[CLOSED]:
+            return False
+        else:
+            at[CELLS] += 1
+            j, before = at[CELLS], 0
+            m.cells[j, 2] = line[1]
+            line[1] = j
+        m.cells[j, 0], m.cells[j, 1], m.gains[j] = symbol, 0, 0
+    m.cells[j, 1] += 1
+    if before != 0:
+        m.cells[before, 2], m.cells[j, 2], line[1] = m.cells[j, 2], line[1], j
+    return known
+
+
+@njit(cache=True, nogil=True)
+def store(m, votes, symbol):
+    """Learn what follows the present context: first the weights, then the counts.
+
+    Of the last symbols' contexts, the longest known and the next longer one count, and shorter
+    ones down to the first that has met the symbol.
+    """
+    vote(m, votes)
+    _teach(m, votes, symbol)
+    depth = len(votes.place) - OTHERS
+    for k in range(min(votes.ready[KNOWN], depth - 1), -1, -1):
+        if _count(m, votes, k, symbol):
+            break
+    for k in range(depth, len(votes.place)):
+        _count(m, votes, k, symbol)
+    m.often[symbol] += 1
+    if m.often[symbol] > m.often[m.at[COMMON]]:
+        m.at[COMMON] = symbol
+    size = len(m.history)
+    m.history[m.at[CLOCK] & (size - 1)] = symbol
+    m.at[CLOCK] += 1
+    m.at[STORED] = 1
+    votes.ready[READY] = 0
+
+
+@njit(cache=True, nogil=True)
+def advance(m, votes, symbol):
+    """Put a symbol into the context."""
+    votes.ready[READY] = 0
+    at, size, learned = m.at, len(m.history), m.at[STORED]
+    at[STORED] = 0
+    m.last[1:] = m.last[:-1].copy()
+    m.last[0] = symbol
+    if symbol == at[COMMON]:
+        m.spans[1], m.spans[0] = m.spans[0], np.uint64(0)
+    else:
+        m.spans[0] = _mix(m.spans[0], symbol)
+    if at[LENGTH] > 0 and m.history[at[MATCH] & (size - 1)] == symbol:
+        at[LENGTH] = min(at[LENGTH] + 1, LONGEST)
+        at[MATCH] += 1
+        if at[MATCH] == at[CLOCK]:  # nothing follows there yet
+            at[LENGTH] = 0
+    else:
+        at[LENGTH] = 0
+    if m.last[KEY - 1] < 0:
+        return
+    h = m.seed[0]
+    for i in range(KEY):
+        h = _mix(h, m.last[i])
+    slot = np.int64(h >> np.uint64(24)) & (len(m.recent) - 1)
+    found = m.recent[slot]
+    if at[LENGTH] == 0 and max(0, at[CLOCK] - size) < found < at[CLOCK]:
+        at[MATCH], at[LENGTH] = found, _matched(m, found)
+    if learned:
+        m.recent[slot] = at[CLOCK]
+
+
+@njit(cache=True, nogil=True)
+def find_places(m):
+    """Note every place of the history, as if it had just been learned."""
+    size = len(m.history)
+    for position in range(max(0, m.at[CLOCK] - size) + KEY, m.at[CLOCK] + 1):
+        h = m.seed[0]
+        for i in range(KEY):
+            h = _mix(h, m.history[(position - 1 - i) & (size - 1)])
+        m.recent[np.int64(h >> np.uint64(24)) & (len(m.recent) - 1)] = position
+
+
+@njit(cache=True, nogil=True)
+def _matched(m, found):
+    """How many of the last symbols came before a position as well; 0 if less than KEY."""
+    size, length = len(m.history), 0
+    while (
+        length < SEEN
+        and found - 1 - length >= max(0, m.at[CLOCK] - size)
+        and m.history[(found - 1 - length) & (size - 1)] == m.last[length]
+    ):
+        length += 1
+    return length if length >= KEY else 0
+
+
+@njit(cache=True, nogil=True)
+def has_room(m):
+    """Whether one more symbol can be stored, whatever it adds."""
+    most, at = len(m.by_state), m.at
+    if at[CLOCK] >= len(m.history) and len(m.history) < MOST_HISTORY:
+        return False
+    if at[STAMP] > MOST_STAMP:
+        return False
+    cells, lines = at[CELLS] + most < len(m.cells), 3 * (at[LINES] + most) < 2 * len(m.lines)
+    return at[CLOSED] != 0 or (cells and lines)
+
+
+@njit(cache=True, nogil=True)
+def step(m, votes, symbol, learn, ahead, order, value):
+    """Store a symbol, or only follow it, and rank what comes next if asked to; False without room.
+
+    Without room nothing changes.
+    """
+    if learn:
+        if not has_room(m):
+            return False
+        store(m, votes, symbol)
+    advance(m, votes, symbol)
+    if ahead:
+        rank(m, votes, order, value)
+    return True
+
+
+@njit(cache=True, nogil=True)
+def stream(m, votes, ids, learn, guess, match, margin, chance):
+    """Predict every symbol of ``ids``, then learn it, or follow it; how many had room."""
+    order, value = np.empty(min(2, len(m.often)), np.int64), np.zeros(2, np.float32)
+    for n in range(len(ids)):
+        if learn and not has_room(m):
+            return n
+        rank(m, votes, order, value[: len(order)])
+        guess[n], match[n], margin[n] = order[0], value[0], value[0] - value[1]
+        chance[n] = probability(m, votes, ids[n]) if value[0] > 0 else 1 / len(m.often)
+        if learn:
+            store(m, votes, ids[n])
+        advance(m, votes, ids[n])
+    return len(ids)
+
+
+@njit(cache=True, nogil=True)
+def pack(m, places, checks, sizes, symbols, counts, gains):
+    """The lines at ``places`` one after another, without what a list needs."""
+    n = 0
+    for i in range(len(places)):
+        line = m.lines[places[i]]
+        checks[i], j, first = line[0], line[1], n
+        while j != 0:
+            symbols[n], counts[n], gains[n] = m.cells[j, 0], m.cells[j, 1], m.gains[j]
+            n += 1
+            j = m.cells[j, 2]
+        sizes[i] = n - first
+    return n
+
+
+@njit(cache=True, nogil=True)
+def unpack(m, checks, sizes, symbols, counts, gains):
+    """Fill empty lines and cells with what :func:`pack` made; the last line fired last."""
+    n = 0
+    for i in range(len(checks)):
+        line = m.lines[find_line(m.lines, checks[i])]
+        line[0], line[1], line[2] = checks[i], n + 1, i + 1
+        for k in range(sizes[i]):
+            n += 1
+            m.cells[n, 0], m.cells[n, 1] = symbols[n - 1], counts[n - 1]
+            m.cells[n, 2] = n + 1 if k + 1 < sizes[i] else 0
+            m.gains[n] = gains[n - 1]
+    m.at[CELLS], m.at[LINES], m.at[STAMP] = n, len(checks), len(checks)
+
+
+@njit(cache=True, nogil=True)
+def move_lines(old, new):
+    """Put all lines into a larger table."""
+    for i in range(len(old)):
+        if old[i, 0] != 0:
+            new[find_line(new, old[i, 0])] = old[i]
+
+
+@njit(cache=True, nogil=True)
+def count_cells(m, places):
+    """How many cells the lines at ``places`` have."""
+    n = 0
+    for i in range(len(places)):
+        j = m.lines[places[i], 1]
+        while j != 0:
+            n += 1
+            j = m.cells[j, 2]
+    return n
