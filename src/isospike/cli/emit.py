@@ -65,7 +65,8 @@ class Outcome:
     """What a command found.
 
     Attributes:
-        data: What ``--json`` prints: an object, a text that is JSON already, or lines of it.
+        data: What ``--json`` prints: an object, a text that is JSON already, or lines of it; or a
+            function that prints them as it goes.
         text: What is printed otherwise: a text, anything that Rich can print, or a function that
             prints as it goes.
         saved: The file that a person opens first.
@@ -112,6 +113,9 @@ def emit(outcome: Outcome, as_json: bool, name: str) -> int:
 def _print(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         data = outcome.data
+        if callable(data):
+            data()
+            return
         print(data if isinstance(data, str) else json.dumps(data, allow_nan=False))
     elif callable(outcome.text):
         outcome.text()

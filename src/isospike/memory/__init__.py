@@ -15,6 +15,7 @@ from isospike.memory.layers import SpikingLayer, first_spikes, rdlif_times, whee
 from isospike.memory.machine import Prediction, SequenceMachine
 from isospike.memory.ngram import BackoffNgram
 from isospike.memory.sdm import SparseDistributedMemory, capacity, expected_recall, occupancy
+from isospike.memory.watch import Moment, Watcher, line_template
 
 __all__ = [
     "AddressDecoder",
@@ -25,15 +26,18 @@ __all__ = [
     "Layer",
     "MachineSettings",
     "Mixed",
+    "Moment",
     "Prediction",
     "SequenceMachine",
     "Shift",
     "SparseDistributedMemory",
     "SpikingLayer",
     "Store",
+    "Watcher",
     "capacity",
     "expected_recall",
     "first_spikes",
+    "line_template",
     "occupancy",
     "rdlif_times",
     "wheel_times",

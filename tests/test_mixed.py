@@ -1,0 +1,202 @@
+"""The mixed context: probabilities, a store that grows, is full and forgets, files, the command."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from machines import content, refused, rewritten
+from typer.testing import CliRunner
+
+from isospike.cli import app
+from isospike.data import shakespeare
+from isospike.errors import InputError, RangeError
+from isospike.memory import Backoff, Mixed, SequenceMachine
+from isospike.memory.machine import Prediction
+
+words = st.text("abcd", max_size=60)
+PROSE = shakespeare()[100_000:120_000]
+
+
+def machine(symbols="abcd", **more):
+    return SequenceMachine(symbols, context=Mixed(**more))
+
+
+@settings(deadline=None)
+@given(words)
+def test_probabilities_sum_to_one_and_surprise_is_their_logarithm(text):
+    one, other = machine(), machine()
+    bits = one.surprise_sequence(text)
+    for symbol, expected in zip(text, bits, strict=True):
+        found = dict(other.predict(4).alternatives)
+        if found:
+            assert math.isclose(sum(found.values()), 1, abs_tol=1e-5)
+            assert math.isclose(-math.log2(found[symbol]), expected, abs_tol=1e-3)
+        else:
+            assert math.isclose(expected, 2)  # four symbols, nothing known
+        other.learn(symbol)
+
+
+def test_by_hand_one_symbol_is_half_a_count_and_one():
+    one = machine("ab")
+    one.learn("a")
+    one.reset_context()
+    # Unigram: (1 + 1/2) / (1 + 2/2) = 3/4 for a. The line of the start counted a once: its vote is
+    # v = log(1 + (1/4) / (3/4 * q)) with q the unigram, q the back-off for the next longer ones.
+    # Before a was learned nothing was known, so no weight has moved: 1 of the last symbols' line,
+    # .1 of the six others, three of which the start has in common with the longer ones.
+    guess = one.predict()
+    assert guess.symbol == "a"
+    assert 0.75 < guess.similarity < 1
+    assert isinstance(guess, Prediction)
+
+
+@settings(deadline=None)
+@given(words, st.integers(0, 60))
+def test_a_stream_equals_its_symbols_one_by_one_and_may_be_saved_anywhere(
+    tmp_path_factory, text, cut
+):
+    one, other = machine(), machine()
+    right = one.learn_sequence(text).tolist()
+    path, singly = tmp_path_factory.getbasetemp() / "mixed", []
+    for i, symbol in enumerate(text):
+        if i == cut:
+            other.save(path)
+            other = SequenceMachine.load(path)
+        guess = other.predict()
+        singly.append(guess.similarity > 0 and guess.symbol == symbol)
+        other.learn(symbol)
+    assert right == singly
+    assert one.predict() == other.predict()
+
+
+def test_the_default_machine_is_at_least_as_good_as_back_off_on_prose():
+    symbols = sorted(set(PROSE))
+    default = SequenceMachine(symbols)
+    assert isinstance(default.settings.context, Mixed)
+    backoff = SequenceMachine(symbols, context=Backoff())
+    assert default.learn_sequence(PROSE).mean() > backoff.learn_sequence(PROSE).mean()
+
+
+def test_a_long_random_sequence_is_recalled_after_one_presentation():
+    ids = np.random.default_rng(0).integers(0, 15, 2000).tolist()
+    one = SequenceMachine(range(15))
+    one.learn_sequence(ids)
+    one.reset_context()
+    assert one.follow_sequence(ids).mean() > 0.98
+
+
+@pytest.mark.parametrize("when_full", ["keep", "grow", "forget"])
+def test_a_full_store_keeps_grows_or_forgets_and_says_so(when_full):
+    one = SequenceMachine(sorted(set(PROSE)), context=Mixed(synapses=4096, when_full=when_full))
+    assert not one.full
+    right = one.learn_sequence(PROSE)
+    assert one.full == (when_full == "keep")
+    assert (one.synapses > 4096) == (when_full == "grow")
+    assert right[-2000:].mean() > 0.2
+
+
+def test_a_machine_that_forgot_recalls_what_came_last():
+    ids = np.random.default_rng(0).integers(0, 15, 4000).tolist()
+    one = SequenceMachine(range(15), context=Mixed(synapses=8192, when_full="forget"))
+    one.learn_sequence(ids)
+    one.reset_context()
+    assert one.follow_sequence(ids[-200:])[10:].mean() > 0.9
+
+
+@pytest.mark.parametrize("when_full", ["keep", "forget"])
+def test_a_full_machine_goes_on_from_its_file_as_it_was(tmp_path, when_full):
+    one = SequenceMachine(sorted(set(PROSE)), context=Mixed(synapses=4096, when_full=when_full))
+    one.learn_sequence(PROSE[:5000])
+    one.save(tmp_path / "m")
+    other = SequenceMachine.load(tmp_path / "m")
+    for each in (one, other):
+        each.learn_sequence(PROSE[5000:9000])
+    assert content(one) == content(other)
+
+
+def test_a_file_is_as_large_as_what_was_learned(tmp_path):
+    one = SequenceMachine(grow=True)
+    one.learn_sequence(PROSE[:3000])
+    one.save(tmp_path / "m")
+    assert (tmp_path / "m").stat().st_size < 500_000
+
+
+def test_a_stream_that_changes_its_alphabet_is_learned():
+    one = SequenceMachine(grow=True)
+    one.learn_sequence("abcabcabc")
+    one.learn_sequence(list(range(600)))
+    assert one.learn_sequence("abcabc")[2:].all()
+
+
+def test_a_store_smaller_than_the_alphabet_still_predicts():
+    one = SequenceMachine(range(6000), context=Mixed(synapses=4096))
+    one.learn_sequence(list(range(6000)))
+    assert one.full
+    assert one.predict().symbol is not None
+
+
+BAD = [
+    ("at", 0, -1), ("at", 1, 99), ("at", 2, 1000), ("at", 3, 4), ("last", 0, 4), ("last", 0, -2),
+    ("history", 0, 4), ("history", 0, -1), ("recent", 0, 99), ("checks", 0, 0), ("sizes", 0, 0),
+    ("cell_symbols", 0, 4), ("cell_counts", 0, 0), ("gains", 0, math.nan), ("often", 0, -1),
+    ("by_state", 0, math.inf), ("by_match", 0, 1e9), ("at", 5, 3), ("at", 4, 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "place", "value"), BAD)
+def test_a_number_that_no_store_holds_is_refused(tmp_path, name, place, value):
+    one = machine()
+    one.learn_sequence("abcdabca")
+
+    def change(_, tensors):
+        tensors[name].reshape(-1)[place] = value
+
+    refused(rewritten(content(one), tmp_path / "m", change), "load needs a sequence machine")
+
+
+def test_a_file_of_another_extent_is_refused(tmp_path):
+    one = machine()
+    one.learn_sequence("abcdabca")
+    for extent in ([3, 2, 8], [2**40, 2**40, 8], [1.5, 2, 8], [1], "abc", None):
+        path = rewritten(
+            content(one),
+            tmp_path / "m",
+            lambda about, _: about.update(extent=extent),  # noqa: B023
+        )
+        refused(path, "load needs")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "message"),
+    [
+        ({"depth": 0}, RangeError, "Mixed needs depth from 1 to 24, got 0"),
+        ({"depth": 25}, RangeError, "Mixed needs depth from 1 to 24, got 25"),
+        ({"synapses": 100}, RangeError, "Mixed needs synapses from 4096"),
+        ({"when_full": "stop"}, InputError, "Mixed needs when_full of keep, grow, forget"),
+    ],
+)
+def test_settings_out_of_range_are_refused(values, kind, message):
+    with pytest.raises(kind, match=message):
+        Mixed(**values)
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_learn_takes_context_depth_and_synapses_and_says_when_the_store_is_full(tmp_path):
+    text = tmp_path / "prose.txt"
+    text.write_text(PROSE)
+    done = call("learn", text, "--synapses", 4096, "--depth", 3, "--out", tmp_path / "m", "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["full"] is True
+    assert SequenceMachine.load(tmp_path / "m").settings.context == Mixed(depth=3, synapses=4096)
+    done = call("learn", text, "--context", "shift", "--synapses", 9, "--out", tmp_path / "n")
+    assert "learn needs --synapses only for a context that has it" in done.stderr
+    done = call("learn", text, "--context", "deep", "--out", tmp_path / "n")
+    assert "learn needs --context to be one of combined, layer" in done.stderr
+    done = call("learn", text, "--depth", 4, "--out", tmp_path / "m")
+    assert "needs no settings of a machine that has learned" in done.stderr

@@ -1,0 +1,117 @@
+"""Watching a stream: surprise, overlapping tilings, the command."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from isospike.cli import app
+from isospike.errors import InputError, RangeError
+from isospike.memory import Mixed, SequenceMachine, Watcher, line_template
+
+
+def test_a_watcher_of_symbols_is_a_machine_that_learns():
+    text = "the cat sat on the mat " * 3
+    machine = SequenceMachine(context=Mixed(depth=4), grow=True)
+    expected = [float(machine.surprise_sequence(letter)[0]) for letter in text]
+    watcher = Watcher()
+    assert [watcher.take(letter).bits for letter in text] == expected
+
+
+def test_a_number_near_the_expected_one_surprises_less_than_a_far_one():
+    found = []
+    for last in (5.5, 9.0):
+        watcher = Watcher(0, 10)
+        for _ in range(100):
+            watcher.take(5.0)
+        found.append(watcher.take(last))
+    assert 1 < found[0].bits < found[1].bits
+    assert found[0].anomaly < found[1].anomaly < 1
+
+
+def test_one_event_is_one_alarm():
+    watcher = Watcher()
+    moments = [watcher.take(symbol) for symbol in "ab" * 60 + "cdef"]
+    assert all(moment.anomaly == 0 for moment in moments[60:120])
+    assert moments[120].anomaly > 0.9
+
+
+def test_numbers_outside_the_range_are_taken():
+    watcher = Watcher(0, 1)
+    assert all(math.isfinite(watcher.take(x).bits) for x in (-1e9, 0, 0.5, 1, 2, 1e300))
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "message"),
+    [
+        ((0, None), InputError, "Watcher needs low and high for numbers, or neither"),
+        ((1, 1), RangeError, "Watcher needs finite low < high, got 1 and 1"),
+        ((0, math.inf), RangeError, "Watcher needs finite low < high"),
+    ],
+)
+def test_a_range_that_is_none_is_refused(values, kind, message):
+    with pytest.raises(kind, match=message):
+        Watcher(*values)
+
+
+def test_what_is_no_number_is_refused_and_changes_nothing():
+    watcher = Watcher(0, 1)
+    with pytest.raises(RangeError, match="take needs a finite number, got nan"):
+        watcher.take(math.nan)
+    with pytest.raises(InputError, match="take needs a number, got 'a'"):
+        watcher.take("a")
+    assert watcher.machines[0].synapses == 0
+
+
+def test_a_template_leaves_out_what_varies():
+    lines = ("10:01 sshd[199]: from 1.2.3.4 port 22", "10:02 sshd[7]: from 9.9.9.9 port 8080")
+    assert len({line_template(line) for line in lines}) == 1
+    assert line_template("RAS KERNEL INFO data TLB error") == "RAS KERNEL INFO data TLB error"
+
+
+def call(*arguments, text=None):
+    return CliRunner().invoke(app, [str(a) for a in arguments], input=text)
+
+
+def test_watch_prints_one_line_a_symbol_of_a_file_and_of_a_pipe(tmp_path):
+    lines = [f"10:{i:02} connect ok" for i in range(30)] + ["10:31 disk failure"]
+    log = tmp_path / "a.log"
+    log.write_text("\n".join(lines) + "\n")
+    shown = call("watch", log)
+    assert shown.exit_code == 0
+    piped = call("watch", "-", "--json", text=log.read_text())
+    moments = [json.loads(line) for line in piped.stdout.splitlines()]
+    assert len(moments) == len(shown.stdout.splitlines()) == 31
+    assert max(moments[5:], key=lambda m: m["anomaly"])["symbol"] == "10:31 disk failure"
+
+
+def test_watch_takes_numbers_of_a_csv(tmp_path):
+    values = [*np.sin(np.arange(300) / 5).round(3), 3.0]
+    table = tmp_path / "v.csv"
+    table.write_text("time,value\n" + "".join(f"{i},{v}\n" for i, v in enumerate(values)))
+    found = [
+        json.loads(x)
+        for x in call("watch", table, "--unit", "number", "--json").stdout.split("\n")
+        if x
+    ]
+    assert found[-1]["bits"] == max(moment["bits"] for moment in found[50:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "message"),
+    [
+        (("--unit", "word"), "", "watch needs --unit to be one of char, line, number"),
+        (("--unit", "number"), "1\n", "watch needs --low and --high for numbers of a pipe"),
+        (("--unit", "number", "--low", 0, "--high", 1), "1\nnan\n", "got 'nan' in line 2"),
+        (("--unit", "number", "--low", 0, "--high", 1), "1\nx\n", "got 'x' in line 2"),
+        (("--unit", "number", "--low", 1, "--high", 0), "1\n", "finite low < high"),
+        (("--low", 0), "", "only with --unit number"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, text, message):
+    done = call("watch", "-", *arguments, text=text)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
