@@ -225,6 +225,7 @@ class MixedMemory:
         for name in ("at", "last", "often", "by_state", "by_depth", "by_latest", "by_match"):
             getattr(m, name)[...] = tensors[name]
         m.spans[:] = tensors["spans"].view(np.uint64)
+        self._votes.ready[kernels.READY] = 0
         past = tensors["history"]
         self._mixture = m._replace(
             history=np.zeros(len(tensors["recent"]), np.int32),
@@ -256,7 +257,6 @@ class MixedMemory:
             cells=np.zeros((size, 3), np.int32), gains=np.zeros(size, np.float32),
         )  # fmt: skip
         kernels.unpack(self._mixture, *packed)
-        self._votes.ready[kernels.READY] = 0
 
     def _by_age(self) -> Any:
         """Where the lines are, the one that fired longest ago first."""
@@ -266,6 +266,7 @@ class MixedMemory:
 
     def _make_room(self) -> None:
         """Larger arrays; if that is not allowed, forget or close the store."""
+        self._votes.ready[kernels.READY] = 0  # places change
         m, most = self._mixture, self._context.synapses
         need = len(m.by_state)
         if m.at[kernels.STAMP] > kernels.MOST_STAMP:

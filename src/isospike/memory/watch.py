@@ -3,8 +3,10 @@
 import math
 import re
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple
+
+import numpy as np
 
 from isospike.errors import InputError, RangeError
 from isospike.memory.contexts import Mixed
@@ -96,11 +98,31 @@ class Watcher:
             RangeError: A number that is not finite.
             InputError: No number where one is needed, or what is no symbol.
         """
-        cells = [value] if self._range is None else self._cells(value)
-        bits = sum(
-            float(machine.surprise_sequence([cell])[0])
-            for machine, cell in zip(self.machines, cells, strict=True)
-        ) / len(cells)
+        return self.take_all([value])[0]
+
+    def take_all(self, values: Iterable[Hashable]) -> list[Moment]:
+        """The same for many values, one after another.
+
+        Args:
+            values: Numbers, or symbols.
+
+        Returns:
+            What :meth:`take` says of each.
+
+        Raises:
+            RangeError: As :meth:`take`; then nothing is learned.
+            InputError: Likewise.
+        """
+        if self._range is None:
+            columns = [list(values)]
+        else:
+            columns = list(zip(*map(self._cells, values), strict=True)) or [()] * len(TILINGS)
+        found = zip(self.machines, columns, strict=True)
+        bits = np.mean([machine.surprise_sequence(column) for machine, column in found], axis=0)
+        return [Moment(of, 1 - 2.0**-of if self._rare(of) else 0.0) for of in bits.tolist()]
+
+    def _rare(self, bits: float) -> bool:
+        """Whether a value surprises more than each of the last; it then is one of them."""
         last = self._last
         while last and last[0][0] < self._count - _QUIET:
             last.popleft()
@@ -109,12 +131,12 @@ class Watcher:
             last.pop()
         last.append((self._count, bits))
         self._count += 1
-        return Moment(bits, 1 - 2.0**-bits if rare else 0.0)
+        return rare
 
     def _cells(self, value: Hashable) -> list[Hashable]:
         """The cell of each tiling in which a number falls."""
         low, high = self._range or (0.0, 1.0)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
             raise InputError(f"take needs a number, got {value!r}. Leave it out.")
         if not math.isfinite(value):
             raise RangeError(f"take needs a finite number, got {value}. Leave it out.")

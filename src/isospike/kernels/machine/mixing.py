@@ -318,11 +318,14 @@ def _teach(m, votes, symbol):
 @njit(cache=True, nogil=True)
 def _count(m, votes, k, symbol):
     """Count a symbol in one line, which is made if need be; whether it had been met there."""
-    at, line = m.at, m.lines[votes.place[k, 0]]
+    at, check = m.at, votes.place[k, 1]
+    line = m.lines[votes.place[k, 0]]
+    if line[0] != check:  # one that was just made may have taken the place
+        line = m.lines[find_line(m.lines, check)]
     if line[0] == 0:
         if at[CLOSED]:
             return False
-        line[0], line[1] = votes.place[k, 1], 0
+        line[0], line[1] = check, 0
         at[LINES] += 1
     at[STAMP] += 1
     line[2] = at[STAMP]

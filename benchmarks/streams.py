@@ -1,0 +1,210 @@
+"""Prediction and anomalies on streams that the machine has not seen: text, music, NAB, logs."""
+
+import csv
+import gzip
+import io
+import json
+import time
+from types import SimpleNamespace as P
+
+import numpy as np
+
+from benchmarks.machine import area
+from benchmarks.peers import mixer, ppm_c
+from isospike.data import chorales, shakespeare
+from isospike.experiments.study import Findings, Goal, study
+from isospike.memory import BackoffNgram, SequenceMachine, Watcher, line_template
+from isospike.progress import update
+from isospike.report.table import Table
+
+PROFILES = {"standard": (0.11, 1), "low FP": (0.22, 1), "low FN": (0.11, 2)}
+PUBLISHED = {"standard": 72.1, "low FP": 65.0, "low FN": 77.4}
+SYSTEMS = ("HDFS", "BGL", "Apache", "Linux")
+
+
+@study(
+    "prediction",
+    question="How well does the default machine predict, beside PPM and a bitwise mixer?",
+    presets={"tiny": P(seeds=1, texts={"Shakespeare": (0, 1500)}, chords=0),
+             "small": P(seeds=3, texts={"Shakespeare": (0, 100_000)}, chords=0),
+             "full": P(seeds=10, chords=None, texts={
+                 "Shakespeare": (0, 100_000), "Shakespeare, all": (0, None)})},
+)  # fmt: skip
+def prediction(p, ctx):
+    """On line, one pass, every character; a seed changes the machine's hash only."""
+    cases = {name: shakespeare()[first : None if n is None else first + n]
+             for name, (first, n) in p.texts.items()}  # fmt: skip
+    for path in sorted(ctx.data.glob("prose/*.txt")) if ctx.data and p.seeds > 1 else ():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        cases |= {f"{path.stem}, {n:,}": text[:n] for n in (100_000, 1_000_000) if len(text) >= n}
+    if p.chords != 0:
+        cases["chorales, chords"] = [chord for piece in chorales() for chord in piece]
+    rows, numbers, goals = [], {}, {}
+    for done, (name, sequence) in enumerate(cases.items()):
+        update("prediction", done, len(cases))
+        symbols = sorted(set(sequence))
+        number = {symbol: i for i, symbol in enumerate(symbols)}
+        ids = [number[symbol] for symbol in sequence]
+        found = []
+        for seed in range(p.seeds):
+            machine = SequenceMachine(symbols, seed=seed)
+            right, match, _ = machine.match_sequence(sequence, learn=True)
+            bits = SequenceMachine(symbols, seed=seed).surprise_sequence(sequence).mean()
+            found.append((float(right.mean()), float(bits), area(match, right)))
+        accuracy, bits, roc = np.mean(found, 0)
+        ngram = float(np.mean(BackoffNgram(5).learn_sequence(sequence)))
+        peers = {"PPM-C": ppm_c(ids, len(symbols)), "mixer": mixer(ids, len(symbols))}
+        others = {key: float(r.mean()) for key, (r, _) in peers.items()} | {"n-gram": ngram}
+        ahead = 100 * (accuracy - max(others.values()))
+        numbers |= {f"accuracy, {name}": accuracy, f"bits, {name}": bits, f"area, {name}": roc,
+                    f"points ahead, {name}": ahead}  # fmt: skip
+        goals[f"points over the best other, {name}"] = Goal(ahead, 2.0, at_least=True)
+        goals[f"area under the ROC curve, {name}"] = Goal(roc, 0.86, at_least=True)
+        rows.append((name, f"{accuracy:.3f} ({bits:.2f})", f"{ngram:.3f}",
+                     *(f"{r.mean():.3f} ({b.mean():.2f})" for r, b in peers.values()),
+                     f"{roc:.3f}"))  # fmt: skip
+    head = ("sequence", "machine", "5-gram", "PPM-C", "mixer", "area")
+    meaning = "Share of next symbols right (bits): the default machine is ahead of all three."
+    table = Table("Next symbol, on line", head, tuple(rows), meaning)
+    return Findings(numbers, [table], goals if p.seeds > 1 else {})
+
+
+def series(folder):
+    """NAB: name, numbers and windows of each file of data."""
+    windows = json.loads((folder / "labels/combined_windows.json").read_text())
+    for path in sorted(folder.glob("data/*/*.csv.gz")):
+        name = f"{path.parent.name}/{path.name[:-3]}"
+        rows = list(csv.reader(io.TextIOWrapper(gzip.open(path))))[1:]
+        times = [row[0] for row in rows]
+        ends = [(times.index(a[:19]), len(times) - 1 - times[::-1].index(b[:19]))
+                for a, b in windows[name]]  # fmt: skip
+        yield name, [float(row[1]) for row in rows], sorted(ends)
+
+
+def worth(length, windows):
+    """Of an alarm at each row: its window or -1, and its worth before weights (README of NAB)."""
+    window, value = np.full(length, -1), np.full(length, -1.0)
+    sigmoid = lambda y: 2 / (1 + np.exp(5 * y)) - 1  # noqa: E731
+    for k, (a, b) in enumerate(windows):
+        width, rows = b - a + 1, np.arange(a, b + 1)
+        window[a : b + 1] = k
+        value[a : b + 1] = sigmoid(-(b - rows + 1) / width) / sigmoid(-1.0)
+        after = np.arange(b + 1, windows[k + 1][0] if k + 1 < len(windows) else length)
+        y = (after - b) / (width - 1)
+        value[after] = np.where(y > 3, -1.0, sigmoid(np.minimum(y, 3.0)))
+    return window, value
+
+
+def nab_scores(scores, files):
+    """NAB's score of each profile at its best threshold: 0 for no alarm, 100 for perfect."""
+    every, windows, values, total = [], [], [], 0
+    for name, numbers, ends in files:
+        first = min(int(0.15 * len(numbers)), 750)
+        window, value = worth(len(numbers), ends)
+        every.append(scores[name][first:])
+        windows.append(np.where(window >= 0, window + total, -1)[first:])
+        values.append(value[first:])
+        total += len(ends)
+    order = np.argsort(-np.concatenate(every), kind="stable")
+    every, windows, values = (np.concatenate(x)[order] for x in (every, windows, values))
+    gain, hits, best = np.zeros(len(order)), np.zeros(len(order)), {}
+    for i in np.flatnonzero(windows >= 0):
+        hits[i] = windows[i] not in best
+        before = best.get(windows[i], 0.0)
+        best[windows[i]] = max(before, values[i])
+        gain[i] = best[windows[i]] - before
+    last = np.append(np.flatnonzero(np.diff(every)), len(every) - 1)  # of equal scores
+    gain, hits = gain.cumsum()[last], hits.cumsum()[last]
+    false = np.where(windows < 0, values, 0).cumsum()[last]
+    found = {}
+    for profile, (fp, fn) in PROFILES.items():
+        raw = max((gain + fp * false - fn * (total - hits)).max(), -fn * total)
+        found[profile] = 100 * (raw + fn * total) / ((1 + fn) * total)
+    return found
+
+
+@study(
+    "nab",
+    question="How well does a machine that watches numbers find the anomalies of NAB?",
+    presets={"tiny": P(files=0, goal=False), "small": P(files=6, goal=False),
+             "full": P(files=None, goal=True)},
+)  # fmt: skip
+def nab(p, ctx):
+    """Numenta Anomaly Benchmark, 48 series, one setting; the settings were chosen on every second
+    file, the other half is beside it. A detector may know a file's least and greatest value.
+    """
+    if p.files == 0:  # the form of the study on made numbers
+        numbers = [*np.sin(np.arange(400) / 9), 5.0, *np.sin(np.arange(20) / 9)]
+        files = [("made", numbers, [(395, 410)])]
+    else:
+        files = list(series(ctx.file("nab")))[: p.files]
+    scores, rows, start = {}, 0, time.perf_counter()
+    for done, (name, numbers, _) in enumerate(files):
+        update("nab", done, len(files))
+        watcher = Watcher(min(numbers), max(numbers))
+        scores[name] = np.array([moment.bits for moment in watcher.take_all(numbers)])
+        rows += len(numbers)
+    cost = 1e6 * (time.perf_counter() - start) / rows
+    parts = {"all": files, "chosen on": files[::2], "not chosen on": files[1::2]}
+    found = {part: nab_scores(scores, some) for part, some in parts.items() if some}
+    table = Table(
+        "Numenta Anomaly Benchmark",
+        ("files", *PROFILES),
+        tuple((f"{part}, {len(parts[part])}", *(f"{v:.1f}" for v in of.values()))
+              for part, of in found.items()),
+        "Score at the best threshold, as NAB reports it: 0 for no alarm at all, 100 for perfect.",
+    )  # fmt: skip
+    numbers = {f"{part}, {key}": v for part, of in found.items() for key, v in of.items()}
+    goals = {key: Goal(found["all"][key], limit, at_least=True)
+             for key, limit in PUBLISHED.items()} if p.goal else {}  # fmt: skip
+    return Findings({**numbers, "microseconds a row": cost}, [table], goals)
+
+
+def precision_area(score, positive):
+    """Area under the curve of precision over recall."""
+    hit = positive[np.argsort(-score, kind="stable")]
+    return float((hit.cumsum() / np.arange(1, len(hit) + 1))[hit].mean())
+
+
+@study(
+    "logs",
+    question="Does a machine that watches a log find its alerts and predict its next line?",
+    presets={"tiny": P(systems=()), "small": P(systems=("Apache",)), "full": P(systems=SYSTEMS)},
+)  # fmt: skip
+def logs(p, ctx):
+    """Loghub, 2,000 lines each, by template; the alert label is cut off before they are seen."""
+    rows, numbers, goals = [], {}, {}
+    logs_ = {"made": ["a 1", "b 2", "c 3"] * 20} if not p.systems else {}
+    for system in p.systems:
+        text = gzip.open(ctx.file("loghub", f"{system}_2k.log.gz"), "rt").read()
+        logs_[system] = text.splitlines()
+    for system, lines in logs_.items():
+        alert = np.array([line.split(" ", 1)[0] != "-" for line in lines])
+        cut = [line.split(" ", 1)[1] for line in lines] if system == "BGL" else lines
+        templates = [line_template(line) for line in cut]
+        machine = SequenceMachine(grow=True)
+        watcher = Watcher()
+        bits = np.array([watcher.take(template).bits for template in templates])
+        right = []
+        for template in templates:
+            right.append(machine.predict().symbol == template)
+            machine.learn(template)
+        peer = BackoffNgram(5).learn_sequence(templates)
+        common = BackoffNgram(0).learn_sequence(templates)
+        accuracy = [float(np.mean(x)) for x in (right, peer, common)]
+        numbers[f"accuracy, {system}"] = accuracy[0]
+        goals[f"next template over the n-gram, {system}"] = Goal(accuracy[0], accuracy[1], True)
+        rows.append((system, str(len(set(templates))), *(f"{x:.3f}" for x in accuracy)))
+        if system == "BGL":
+            counts, rare = {}, []
+            for template in templates:
+                rare.append(-counts.get(template, 0))
+                counts[template] = counts.get(template, 0) + 1
+            areas = precision_area(bits, alert), precision_area(np.array(rare, float), alert)
+            numbers |= {"alerts, machine": areas[0], "alerts, rare first": areas[1],
+                        "alerts, chance": float(alert.mean())}  # fmt: skip
+            goals["alerts, area over a frequency baseline"] = Goal(areas[0], areas[1], True)
+    head = ("log", "templates", "machine", "5-gram", "commonest")
+    meaning = "Share of next templates predicted, on line."
+    table = Table("Logs", head, tuple(rows), meaning)
+    return Findings(numbers, [table], goals if p.systems == SYSTEMS else {})
