@@ -34,7 +34,8 @@ PAGES = {
     "uses": ("What can be done with a port", ("uses",)),
     "steps": ("Steps and dimension", ("steps", "dimension")),
     "machine": ("The sequence machine", (
-        "protocols", "long-sequences", "distractors", "text", "context-weight", "machine-speed",
+        "protocols", "long-sequences", "distractors", "text", "prediction", "nab", "logs",
+        "context-weight", "machine-speed",
     )),
     "memory": ("The machine's memory and spiking layers", (
         "pairs", "sets", "noisy-address", "spike-time-rules", "spiking-memory", "spiking-machine",
