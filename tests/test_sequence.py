@@ -465,7 +465,10 @@ def test_parts_that_do_not_go_together_are_refused_by_name(kind, make, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"context": "combined"}, r"a context of Combined, Layer, Shift, Backoff, Mixed, got 'combined'"),
+        (
+            {"context": "combined"},
+            r"a context of Combined, Layer, Shift, Backoff, Mixed, got 'combined'",
+        ),
         ({"store": "or"}, r"needs a Store, got 'or'"),
     ],
 )

@@ -23,7 +23,7 @@ def test_a_watcher_of_symbols_is_a_machine_that_learns():
 def test_a_number_near_the_expected_one_surprises_less_than_a_far_one():
     found = []
     for last in (5.5, 9.0):
-        watcher = Watcher(0, 10)
+        watcher = Watcher(0.0, 10.0)
         for _ in range(100):
             watcher.take(5.0)
         found.append(watcher.take(last))
@@ -39,16 +39,16 @@ def test_one_event_is_one_alarm():
 
 
 def test_numbers_outside_the_range_are_taken():
-    watcher = Watcher(0, 1)
+    watcher = Watcher(0.0, 1.0)
     assert all(math.isfinite(watcher.take(x).bits) for x in (-1e9, 0, 0.5, 1, 2, 1e300))
 
 
 @pytest.mark.parametrize(
     ("values", "kind", "message"),
     [
-        ((0, None), InputError, "Watcher needs low and high for numbers, or neither"),
-        ((1, 1), RangeError, "Watcher needs finite low < high, got 1 and 1"),
-        ((0, math.inf), RangeError, "Watcher needs finite low < high"),
+        ((0.0, None), InputError, "Watcher needs low and high for numbers, or neither"),
+        ((1.0, 1.0), RangeError, "Watcher needs finite low < high, got 1.0 and 1.0"),
+        ((0.0, math.inf), RangeError, "Watcher needs finite low < high"),
     ],
 )
 def test_a_range_that_is_none_is_refused(values, kind, message):
@@ -57,7 +57,7 @@ def test_a_range_that_is_none_is_refused(values, kind, message):
 
 
 def test_what_is_no_number_is_refused_and_changes_nothing():
-    watcher = Watcher(0, 1)
+    watcher = Watcher(0.0, 1.0)
     with pytest.raises(RangeError, match="take needs a finite number, got nan"):
         watcher.take(math.nan)
     with pytest.raises(InputError, match="take needs a number, got 'a'"):

@@ -66,6 +66,10 @@ def learn(
     sequences = read_sequences(file, unit, limit)
     melodies = file == "chorales" or Path(file).suffix.lower() == ".json"
     _take_unit(machine, "melody" if melodies else unit, out)
+    if out.exists():
+        note("note", "the machine has learned before, the n-gram has not: do not compare them.")
+    else:
+        _tell_memory(machine.settings.context)
     accuracy, ngram = _learn(machine, sequences)
     machine.save(out)
     total, alphabet = sum(map(len, sequences)), len(machine.symbols)
@@ -225,7 +229,6 @@ def _machine(context: str | None, chosen: dict[str, Any], seed: int, path: Path)
                 f"learn needs no settings of a machine that has learned, got some for {path}. "
                 "Leave them out, or name another --out."
             )
-        note("note", "the machine has learned before, the n-gram has not: do not compare them.")
         return SequenceMachine.load(path)
     kind = CONTEXTS.get("mixed" if context is None else context)
     if kind is None:
@@ -239,12 +242,15 @@ def _machine(context: str | None, chosen: dict[str, Any], seed: int, path: Path)
             f"learn needs {wrong[0]} only for a context that has it, got it for {kind.name}. Leave "
             "it out."
         )
-    settings = kind(**chosen)
-    if hasattr(settings, "most_bytes"):
-        most = f"{settings.most_bytes / 2**20:,.0f} MiB"
-        note("memory", f"the store grows with use, to {most} at most." if settings.when_full !=
-             "grow" else f"the store grows with use; to {most}, then beyond.")  # fmt: skip
-    return SequenceMachine(context=settings, grow=True, seed=seed)
+    return SequenceMachine(context=kind(**chosen), grow=True, seed=seed)
+
+
+def _tell_memory(context: Any) -> None:
+    """Say beforehand what the store may come to take."""
+    if hasattr(context, "most_bytes"):
+        most = f"{context.most_bytes / 2**20:,.0f} MiB"
+        end = ", then beyond" if context.when_full == "grow" else " at most"
+        note("memory", f"the store grows with use, to {most}{end}.")
 
 
 def _take_unit(machine: Any, unit: str, path: Path) -> None:
