@@ -171,6 +171,7 @@ def dimensions(name, home):
 
 COMMANDS = (
     "", "check", "port", "compare", "embed", "generate", "dimension", "rank", "learn", "recall",
+    "watch",
     "reproduce", "positions", "order",
 )  # fmt: skip
 PORT = "port bert --text text.txt --out out/port --json --no-curve"
