@@ -486,7 +486,8 @@ class SequenceMachine:
 
     def _numbers(self, sequence: Iterable[Hashable]) -> list[int]:
         """Numbers of symbols; new ones are added, if the machine grows, or none is."""
-        ids, numbers, new = self._ids, [], {}
+        ids, numbers = self._ids, []
+        new: dict[Hashable, int] = {}
         for symbol in sequence:
             if type(symbol) not in _PLAIN:
                 symbol = checked_symbol(symbol)  # noqa: PLW2901

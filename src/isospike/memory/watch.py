@@ -114,9 +114,10 @@ class Watcher:
             InputError: Likewise.
         """
         if self._range is None:
-            columns = [list(values)]
+            columns = [tuple(values)]
         else:
-            columns = list(zip(*map(self._cells, values), strict=True)) or [()] * len(TILINGS)
+            rows = [self._cells(value) for value in values]
+            columns = [tuple(row[i] for row in rows) for i in range(len(TILINGS))]
         found = zip(self.machines, columns, strict=True)
         bits = np.mean([machine.surprise_sequence(column) for machine, column in found], axis=0)
         return [Moment(of, 1 - 2.0**-of if self._rare(of) else 0.0) for of in bits.tolist()]
