@@ -1,9 +1,7 @@
 """Rows and tokens of batches."""
 
-import pytest
 import torch
 
-from isospike.errors import ShapeError
 from isospike.hf import batches
 
 
@@ -30,14 +28,6 @@ def test_a_mask_says_which_tokens_count():
     assert batches.token_rows(x, None).shape == (6, 2)
     assert batches.count_tokens(text(2, 3)) == 3
     assert batches.count_tokens(text(2, 3, masked=False)) == 6
-
-
-def test_a_mask_of_another_shape_is_refused_where_it_has_to_fit():
-    whole = batches.full_token_mask(text(2, 3, masked=False), (2, 4), "measure_ranks")
-    assert whole.all()
-    assert whole.shape == (2, 4)
-    with pytest.raises(ShapeError, match=r"measure_ranks needs .* of shape \[2, 4\]"):
-        batches.full_token_mask(text(2, 3), (2, 4), "measure_ranks")
 
 
 def test_the_first_output_is_the_first_tensor_with_an_axis():

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import isospike
 from isospike.cli import app
-from isospike.errors import InputError, RangeError, ShapeError, UnsupportedError
+from isospike.errors import InputError, RangeError, UnsupportedError
 from isospike.models import Transformer
 from isospike.ranks import controls, measure_ranks
 from isospike.ranks.measure import measure_forward
@@ -83,10 +83,11 @@ def test_attention_maps_and_the_stream_are_the_models_own(name):
     layers = []
     record(model, inputs, layers.append, lambda _: None)
     for i, layer in enumerate(layers):
-        torch.testing.assert_close(layer.maps, eager[i], atol=1e-6, rtol=0)
+        (attention,) = layer.attentions
+        torch.testing.assert_close(attention.maps.view_as(eager[i]), eager[i], atol=1e-6, rtol=0)
         torch.testing.assert_close(layer.x, before.hidden_states[i], atol=1e-5, rtol=1e-5)
         # What the halves add is the difference of the streams; BERT's are normalised after it.
-        whole = layer.x + layer.added + layer.added_by_mlp
+        whole = layer.x + attention.added + layer.mlp
         if name != "bert":
             torch.testing.assert_close(whole, layer.y, atol=1e-5, rtol=1e-5)
 
@@ -243,15 +244,9 @@ def no_attention():
     return nn.Sequential(nn.Linear(4, 4))
 
 
-class Bare(nn.Module):
-    """Attention that no hook can see."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.ModuleList([nn.Linear(4, 4)])
-
+class Weightless(nn.Module):
     def forward(self, x):
-        return self.inner[0]((x @ x.transpose(1, 2)).softmax(-1) @ x)
+        return (x @ x.transpose(1, 2)).softmax(-1) @ x
 
 
 def broken(name, where):
@@ -271,15 +266,17 @@ def masked(rows):
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: (Bare(), {"x": torch.ones(1, 3, 4)}), UnsupportedError,
-         "attention that hooks can see, got none in Bare"),
+        (lambda: (no_attention(), {"input": torch.ones(1, 3, 4)}), UnsupportedError,
+         "attention or with repeated layers, got a Sequential with neither"),
+        (lambda: (Weightless(), {"x": torch.ones(1, 3, 4)}), InputError,
+         "a model with weights, got a Weightless without"),
         (lambda: (make("bert"), masked(1)), InputError,
          "at least 2 unpadded tokens in each sequence, got 1 in sequence 1"),
         (lambda: (make("bert"), masked(0)), InputError, "got 0 in sequence 1"),
         (lambda: (make("bert"), {"input_ids": torch.ones(2, 1, dtype=torch.long)}), InputError,
          "got 1 in sequence 0"),
         (lambda: (broken("bert", "encoder.layer.1.attention.self.value.bias"), batch("bert", 2)),
-         RangeError, r"finite activations, got nan in encoder.layer.1.attention.self, attention"),
+         RangeError, r"finite activations, got nan in encoder.layer.1, attention"),
         (lambda: (broken("gpt2", "transformer.h.0.mlp.c_proj.bias"), batch("gpt2", 2)),
          RangeError, r"got nan in transformer.h.0, output \(sequence 0, token 0"),
         (lambda: (broken("llama", "model.norm.weight"), batch("llama", 2)), RangeError,
@@ -293,13 +290,6 @@ def test_mistakes_are_named(call, error, text):
     model, inputs = call()
     with pytest.raises(error, match=f"^measure_ranks needs .*{text}"):
         isospike.measure_ranks(model, inputs)
-
-
-def test_a_mask_that_does_not_fit_is_named():
-    from isospike.hf.batches import full_token_mask
-
-    with pytest.raises(ShapeError, match=r"shape \[2, 4\], got \[2, 3\]"):
-        full_token_mask({"attention_mask": torch.ones(2, 3)}, (2, 4), "measure_ranks")
 
 
 def test_a_layer_that_adds_nothing_is_measured_all_the_same():
@@ -451,6 +441,8 @@ def test_an_encoder_and_its_decoder_have_masks_of_their_own(decoder):
     assert tokens == {
         ("encoder.layers.0", 0): 9, ("encoder.layers.0", 1): 12,
         ("decoder.layers.0", 0): decoder, ("decoder.layers.0", 1): 4,
+        ("decoder.layers.0, cross attention", 0): decoder,
+        ("decoder.layers.0, cross attention", 1): 4,
     }  # fmt: skip
     assert report.tokens == (max(9, decoder), 12)
 

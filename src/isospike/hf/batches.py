@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isospike.errors import ShapeError
-
 Batch = Mapping[str, Any]
 
 ROWS_OF = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
@@ -87,23 +85,6 @@ def _labels(batch: Batch) -> Tensor | None:
     given = any(key.startswith("decoder_") for key in batch)
     whole = isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point()
     return labels if whole and not given else None
-
-
-def full_token_mask(batch: Batch, shape: tuple[int, int], who: str) -> Tensor:
-    """The same of exactly this shape, all True if the batch has no mask.
-
-    Raises:
-        ShapeError: A mask of another shape.
-    """
-    mask = batch.get("attention_mask", batch.get("mask"))
-    if not isinstance(mask, Tensor):
-        return torch.ones(shape, dtype=torch.bool)
-    if mask.dim() != 2 or tuple(mask.shape) != shape:
-        raise ShapeError(
-            f"{who} needs an attention_mask of shape {list(shape)}, got {list(mask.shape)}. Give "
-            "the tokenizer's mask of these tokens."
-        )
-    return mask.bool().cpu()
 
 
 def token_rows(x: Tensor, mask: Tensor | None) -> Tensor:

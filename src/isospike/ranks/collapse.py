@@ -116,27 +116,28 @@ class MapMeasures(NamedTuple):
     entropy: tuple[float, ...]
 
 
-def measure_maps(maps: Float[Tensor, "heads n n"]) -> MapMeasures:
+def measure_maps(maps: Float[Tensor, "heads n m"]) -> MapMeasures:
     """The spectral gap and the row entropy of attention maps.
 
     >>> measure_maps(torch.full((1, 4, 4), 0.25)).entropy  # uniform attention
     (1.0,)
 
     Args:
-        maps: Rows of weights that sum to 1. Maps with zeros above the diagonal count as causal.
+        maps: Rows of weights that sum to 1, of n queries and m keys. Square maps with zeros above
+            the diagonal count as causal.
 
     Returns:
         The measures.
 
     Raises:
         InputError: ``maps`` is not a tensor.
-        ShapeError: Not ``[heads, n, n]``, or empty.
+        ShapeError: Not ``[heads, n, m]``, or empty.
         RangeError: A weight is NaN, infinite or negative.
     """
     check_floating("measure_maps", "maps", maps, read=True)
-    if maps.dim() != 3 or maps.shape[1] != maps.shape[2] or not maps.numel():
+    if maps.dim() != 3 or not maps.numel():
         raise ShapeError(
-            f"measure_maps needs maps [heads, n, n], got {list(maps.shape)}. Give one sequence's "
+            f"measure_maps needs maps [heads, n, m], got {list(maps.shape)}. Give one sequence's "
             "maps of a layer."
         )
     a = maps.detach().double().cpu()
@@ -145,11 +146,11 @@ def measure_maps(maps: Float[Tensor, "heads n n"]) -> MapMeasures:
             f"measure_maps needs finite weights of at least 0, got {float(a.min())} to "
             f"{float(a.max())}. Give maps after their softmax."
         )
-    n = a.shape[-1]
-    squares = torch.linalg.eigvalsh(a @ a.transpose(1, 2)).clamp_min(0)
-    ratio = (squares[:, -2] / squares[:, -1]).sqrt() if n > 1 else torch.zeros(len(a))
-    causal = bool((a.triu(1) == 0).all())
-    seen = torch.arange(1, n + 1) if causal else torch.full((n,), n)
+    n, m = a.shape[1:]
+    squares = torch.linalg.eigvalsh(a @ a.mT if n <= m else a.mT @ a).clamp_min(0)
+    ratio = (squares[:, -2] / squares[:, -1]).sqrt() if min(n, m) > 1 else torch.zeros(len(a))
+    causal = n == m and bool((a.triu(1) == 0).all())
+    seen = torch.arange(1, n + 1) if causal else torch.full((n,), m)
     several = seen > 1
     rows = torch.special.entr(a).sum(-1)[:, several] / seen[several].double().log()
     return MapMeasures(tuple(ratio.tolist()), tuple(rows.mean(1).tolist()))

@@ -1,6 +1,7 @@
 """The measures along the depth of a model, and the same for controls."""
 
 import copy
+import math
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class DepthRow:
         cosine, residual, entropic: Measures of collapse of its output
             (:class:`isospike.ranks.collapse.Collapse`).
         ratio, entropy: Measures of its attention maps
-            (:class:`isospike.ranks.collapse.MapMeasures`).
+            (:class:`isospike.ranks.collapse.MapMeasures`); NaN without any.
     """
 
     layer: str
@@ -58,7 +59,7 @@ def depth_rows(measured: ForwardMeasurements) -> tuple[DepthRow, ...]:
         One row for each layer.
     """
     rows = []
-    for layer in dict.fromkeys(s.layer for s in measured.sites):
+    for layer in dict.fromkeys(s.layer for s in measured.sites if s.site == "output"):
         outputs = [s.collapse for s in measured.at(layer, "output")]
         maps = [h for h in measured.heads if h.layer == layer]
         rows.append(
@@ -67,8 +68,8 @@ def depth_rows(measured: ForwardMeasurements) -> tuple[DepthRow, ...]:
                 statistics.median(c.cosine for c in outputs),
                 statistics.median(c.residual for c in outputs),
                 statistics.median(c.entropic for c in outputs),
-                statistics.mean(h.ratio for h in maps),
-                statistics.mean(h.entropy for h in maps),
+                statistics.mean(h.ratio for h in maps) if maps else math.nan,
+                statistics.mean(h.entropy for h in maps) if maps else math.nan,
             )
         )
     return tuple(rows)

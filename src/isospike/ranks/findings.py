@@ -34,6 +34,8 @@ def verdict(measured: ForwardMeasurements, depth: Sequence[DepthRow]) -> str:
             f"{worst.cosine:.2f}, after {worst.layer}."
         )
     layers = len(measured.projections)
+    if not layers:
+        return tokens
     lost = sum(p.result.nullity > 0 for p in measured.projections)
     ill = sum("ill-conditioned" in p.result.verdicts for p in measured.projections)
     if lost:

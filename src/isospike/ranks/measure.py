@@ -1,7 +1,8 @@
 """Measurements of one forward pass: layer by layer, sequence by sequence."""
 
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,30 +11,31 @@ from torch import Tensor, nn
 
 from isospike.errors import InputError, UnsupportedError
 from isospike.progress import update
-from isospike.ranks.collapse import Collapse, generic_rank, measure_collapse, measure_maps
+from isospike.ranks.circuits import CircuitRow, circuit_rows
+from isospike.ranks.collapse import (
+    Collapse,
+    MapMeasures,
+    generic_rank,
+    measure_collapse,
+    measure_maps,
+)
 from isospike.ranks.heads import HeadAmbiguity, invert_heads
 from isospike.ranks.norms import NormRank, norm_rank
 from isospike.ranks.numerical import NumericalRank, affine_rank, numerical_rank
-from isospike.ranks.record import (
-    LayerRecord,
-    NormRecord,
-    output_weight,
-    quantised_input,
-    record,
-    unpadded,
-)
+from isospike.ranks.record import AttentionRecord, LayerRecord, NormRecord, record
+from isospike.ranks.shares import Kept, KeptAttention, KeptLayer, head_shares
 
 MEASURED_WITHOUT_FIRST = ("input", "output")
-_Projection = tuple[Tensor, Tensor | None, Tensor]  # weight, bias, pseudoinverse
+KEPT = "_kept"  # attribute of measurements, in memory only
 
 
 @dataclass(frozen=True)
 class SiteRow:
     """Measures of one sequence at one site of a layer.
 
-    The sites are ``input``: the residual stream before the first layer; ``attention``: output of
-    the attention block; ``after attention``: residual stream after adding it; ``mlp``: output of
-    the MLP; ``output``: residual stream after the layer.
+    The sites are ``input``: the residual stream before the first layer; ``attention``: what an
+    attention adds to it; ``after attention``: residual stream after adding it; ``mlp``: what is
+    added after the attentions; ``output``: residual stream after the layer.
 
     Attributes:
         layer: Name of the layer.
@@ -111,7 +113,8 @@ class LayerRow:
         layer: Name of the layer.
         sequence: Index of the sequence in the batch.
         tokens: Number of unpadded tokens.
-        attention_adds: Directions of the attention's output outside the row space of the input.
+        attention_adds: Directions of the attention's output outside the row space of the input;
+            None where it has another width.
         mlp_adds: Directions of the MLP's output outside both; None without an MLP.
         mlp_outside: Share of the MLP's squared norm in these directions.
         recovered: Largest error of the heads' outputs recovered from the attention's output,
@@ -123,7 +126,7 @@ class LayerRow:
     layer: str
     sequence: int
     tokens: int
-    attention_adds: int
+    attention_adds: int | None
     mlp_adds: int | None
     mlp_outside: float | None
     recovered: float
@@ -153,6 +156,7 @@ class ForwardMeasurements:
         heads: One row for each attention map.
         layers: One row for each layer and sequence.
         projections: One row for each layer.
+        circuits: One row for each head.
         unknown_norms: Names of modules that are neither LayerNorm nor RMSNorm.
         left_out: Names of layers in which no projection was recognised after their attention.
     """
@@ -162,6 +166,7 @@ class ForwardMeasurements:
     heads: tuple[HeadRow, ...]
     layers: tuple[LayerRow, ...]
     projections: tuple[ProjectionRow, ...]
+    circuits: tuple[CircuitRow, ...]
     unknown_norms: tuple[str, ...]
     left_out: tuple[str, ...]
 
@@ -204,31 +209,44 @@ def measure_forward(
 
     def on_layer(layer: LayerRecord) -> None:
         nonlocal done
-        rows.add_layer(layer, _unpadded(model, batch, layer.name, layer.x), outputs_only)
+        if layer.x.shape[1] > 1:
+            _check_tokens(layer.mask)
+            rows.add_layer(layer, outputs_only)
+        else:
+            rows.short.append(layer.name)
         done += 1
         update(what, done, max(total, done))
 
     def on_norm(norm: NormRecord) -> None:
         if not outputs_only:
-            rows.add_norm(norm, _unpadded(model, batch, norm.name, norm.x))
+            rows.add_norm(norm)
+            rows.kept.norm = norm.module, norm.tokens.of(norm.x), norm.tokens.of(norm.y)
 
     update(what, 0, total or 1)
     left_out = record(model, batch, on_layer, on_norm)
     if not rows.sites:
+        if rows.short:
+            _check_tokens(torch.ones(1, 1, dtype=torch.bool))
         raise UnsupportedError(
             f"measure_ranks needs layers with a linear projection after their attention, got "
             f"{', '.join(left_out)} of {type(model).__name__} without one. Measure another model."
         )
     update(what, total or 1, total or 1)
-    return ForwardMeasurements(
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if isinstance(head, nn.Linear):
+        rows.kept.unembedding = head.weight, head.bias
+    found = ForwardMeasurements(
         sites=tuple(rows.sites),
         norms=tuple(rows.norms),
         heads=tuple(rows.heads),
         layers=tuple(rows.layers),
         projections=tuple(rows.projections),
+        circuits=tuple(rows.circuits),
         unknown_norms=tuple(rows.unknown_norms),
         left_out=left_out,
     )
+    vars(found)[KEPT] = rows.kept
+    return found
 
 
 class _Rows:
@@ -240,60 +258,143 @@ class _Rows:
         self.heads: list[HeadRow] = []
         self.layers: list[LayerRow] = []
         self.projections: list[ProjectionRow] = []
+        self.circuits: list[CircuitRow] = []
+        self.kept = Kept()
+        self._before: Tensor | None = None  # output of the layer before
         self.unknown_norms: list[str] = []
+        self.short: list[str] = []  # layers that read a single token
+        self._inverted: dict[tuple[int, ...], tuple[tuple[HeadAmbiguity, Tensor], Tensor]] = {}
 
-    def add_layer(self, layer: LayerRecord, mask: Tensor, outputs_only: bool) -> None:
-        weight, bias = output_weight(layer.projection)
-        inverse = weight
-        if not outputs_only:
-            ambiguity, inverse = invert_heads(weight, layer.maps.shape[1], weight.dtype)
-            self.projections.append(ProjectionRow(layer.name, ambiguity))
-            for norm in layer.norms:
-                self.add_norm(norm, mask)
-        for sequence, rows in enumerate(mask):
-            maps = measure_maps(layer.maps[sequence][:, rows][:, :, rows])
+    def add_layer(self, layer: LayerRecord, outputs_only: bool) -> None:
+        for attention in layer.attentions:
+            self._add_maps(attention, layer.mask)
+        if outputs_only:
+            for sequence, y in enumerate(layer.y):
+                output = y[_rows(layer.mask, sequence, y)]
+                self.sites.append(_site_row(layer.name, "output", sequence, output, None, None))
+            return
+        inverses = []
+        for attention in layer.attentions:
+            ambiguity, inverse = self._invert(attention)
+            self.projections.append(ProjectionRow(attention.name, ambiguity))
+            self.circuits += circuit_rows(attention.name, attention.circuits)
+            inverses.append(inverse)
+        for norm in layer.norms:
+            self.add_norm(norm)
+        for sequence in range(len(layer.x)):
+            self._add_sequence(layer, sequence, inverses)
+        self._keep(layer)
+
+    def _keep(self, layer: LayerRecord) -> None:
+        """What shares of heads and logits are computed of."""
+        before, self._before = self._before, layer.y
+        same = before is not None and before.shape == layer.x.shape and before.equal(layer.x)
+        attentions = []
+        for a in layer.attentions:
+            p = a.projection
+            attentions.append(
+                KeptAttention(a.name, p.heads, p.z, p.weight, p.bias, p.y, a.added, a.circuits)
+            )
+        self.kept.layers.append(
+            KeptLayer(layer.name, None if same else layer.x, layer.mask, attentions, layer.mlp)
+        )
+
+    def _invert(self, attention: AttentionRecord) -> tuple[HeadAmbiguity, Tensor]:
+        """Once for a weight that several calls share."""
+        weight = attention.projection.weight
+        key = (weight.data_ptr(), *weight.shape, *weight.stride())
+        if key not in self._inverted:
+            found = invert_heads(weight, attention.projection.heads, weight.dtype)
+            self._inverted = {key: (found, weight)}  # held, so that its address stays its own
+        return self._inverted[key][0]
+
+    def _add_maps(self, attention: AttentionRecord, mask: Tensor) -> None:
+        if attention.maps is None:
+            return
+        for sequence, entries in enumerate(attention.entries):
+            maps = _measure_maps(attention, entries, mask, sequence)
             self.heads += [
-                HeadRow(layer.name, h, sequence, ratio, entropy)
+                HeadRow(attention.name, h, sequence, ratio, entropy)
                 for h, (ratio, entropy) in enumerate(zip(maps.ratio, maps.entropy, strict=True))
             ]
-            if outputs_only:
-                output = layer.y[sequence, rows]
-                self.sites.append(_site_row(layer.name, "output", sequence, output, None, None))
-            else:
-                self._add_sequence(layer, sequence, rows, (weight, bias, inverse))
 
-    def _add_sequence(
-        self, layer: LayerRecord, sequence: int, rows: Tensor, projection: _Projection
-    ) -> None:
-        x, added, mlp = layer.x, layer.added, layer.added_by_mlp
-        parts = {
-            "input": x[sequence, rows],
-            "attention": added[sequence, rows],
-            "after attention": (x + added)[sequence, rows],
-            **({} if mlp is None else {"mlp": mlp[sequence, rows]}),
-            "output": layer.y[sequence, rows],
-        }
-        ranks = {site: numerical_rank(part) for site, part in parts.items()}
-        predicted = _predict(layer, layer.read[sequence, rows], ranks["input"], projection)
-        self.layers.append(_layer_row(layer, sequence, parts, ranks, projection, rows))
-        if any(row.site == "input" and row.sequence == sequence for row in self.sites):
-            del parts["input"]  # the output of the layer before
-        for site, part in parts.items():
-            self.sites.append(
-                _site_row(layer.name, site, sequence, part, ranks[site], predicted.get(site))
+    def _add_sequence(self, layer: LayerRecord, sequence: int, inverses: list[Tensor]) -> None:
+        mask = layer.mask
+
+        def rows(x: Tensor) -> Tensor:
+            one = x[min(sequence, len(x) - 1)]
+            return one[_rows(mask, sequence, one)]
+
+        x = rows(layer.x)
+        rank = numerical_rank(x)
+        if not any(row.site == "input" and row.sequence == sequence for row in self.sites):
+            self._add_site(layer.name, "input", sequence, x, rank)
+        mlp = None if layer.mlp is None else rows(layer.mlp)
+        for i, (a, inverse) in enumerate(zip(layer.attentions, inverses, strict=True)):
+            before, added = rows(a.before), rows(a.added)
+            own = before.shape == x.shape and before.equal(x)
+            ranks = (rank if own else numerical_rank(before)), numerical_rank(added)
+            predicted = _predict(a, rows(a.read), ranks[0], before.shape[1])
+            self.layers.append(
+                _layer_row(a, sequence, rows, (before, added, None if i else mlp), ranks, inverse)
             )
+            self._add_site(a.name, "attention", sequence, added, ranks[1], predicted[0])
+            if a.after is not None:
+                self._add_site(a.name, "after attention", sequence, rows(a.after), None,
+                               predicted[1])  # fmt: skip
+        if mlp is not None:
+            self._add_site(layer.name, "mlp", sequence, mlp)
+        self._add_site(layer.name, "output", sequence, rows(layer.y))
 
-    def add_norm(self, norm: NormRecord, mask: Tensor) -> None:
+    def _add_site(
+        self, layer: str, site: str, sequence: int, part: Tensor,
+        rank: NumericalRank | None = None, predicted: int | None = None,
+    ) -> None:  # fmt: skip
+        rank = numerical_rank(part) if rank is None else rank
+        self.sites.append(_site_row(layer, site, sequence, part, rank, predicted))
+
+    def add_norm(self, norm: NormRecord) -> None:
+        inputs, outputs = norm.tokens.of(norm.x), norm.tokens.of(norm.y)
+        mask = norm.tokens.mask_of(inputs)
         for sequence, rows in enumerate(mask):
-            if norm.name in self.unknown_norms:
+            if norm.name in self.unknown_norms or int(rows.sum()) < 2:
                 return
-            x, y = norm.x[sequence, rows], norm.y[sequence, rows]
+            x, y = inputs[sequence, rows], outputs[sequence, rows]
             try:
                 result = norm_rank(x, norm.module, output=y)
             except UnsupportedError:
                 self.unknown_norms.append(norm.name)
                 return
             self.norms.append(NormRow(norm.name, sequence, len(x), x.shape[1], result))
+
+
+def _rows(mask: Tensor, sequence: int, x: Tensor) -> Tensor:
+    """The unpadded tokens of ``x [tokens, channels]``; all if it has others than the mask."""
+    if sequence < len(mask) and len(x) == mask.shape[1]:
+        return mask[sequence]
+    return torch.ones(len(x), dtype=torch.bool)
+
+
+def _measure_maps(
+    attention: AttentionRecord, entries: Tensor, mask: Tensor, sequence: int
+) -> MapMeasures:
+    """Of one sequence: each head's, or the mean over its windows."""
+    found: Any = attention.maps
+    if not bool((entries == entries[0]).all()):
+        parts = [measure_maps(found[entries[:, h].unique().long()].float())
+                 for h in range(entries.shape[1])]  # fmt: skip
+        ratios, entropies = ([statistics.mean(v) for v in values] for values in zip(*parts,
+                             strict=True))  # fmt: skip
+        return MapMeasures(tuple(ratios), tuple(entropies))
+    maps = found[entries[0].long()]
+    fits = sequence < len(mask) and maps.shape[1] == mask.shape[1]
+    if fits:
+        maps = maps[:, mask[sequence]]
+    if fits and maps.shape[2] == mask.shape[1] and not attention.cross:
+        maps = maps[:, :, mask[sequence]]
+    elif attention.cross:  # whose padding nobody sees
+        maps = maps[:, :, (maps != 0).flatten(0, 1).any(0)]
+    return measure_maps(maps)
 
 
 def _site_row(
@@ -327,56 +428,55 @@ def _collapse(x: Tensor) -> Collapse:
 
 
 def _predict(
-    layer: LayerRecord,
-    read: Tensor,
-    rank: NumericalRank,
-    projection: _Projection,
-) -> dict[str, int]:
-    """Generic ranks at two sites, from the rank of the stream and of the rows attention reads."""
-    weight, bias, _ = projection
-    heads, width = layer.maps.shape[1], layer.x.shape[2]
+    attention: AttentionRecord, read: Tensor, rank: NumericalRank, width: int
+) -> tuple[int | None, int | None]:
+    """Generic ranks of what attention adds and of the stream with it, from the rank of the stream
+    and of the rows that attention reads; None where the values are another sequence's."""
+    projection = attention.projection
+    if attention.cross:
+        return None, None
     # With biases the affine rank counts.
-    source = numerical_rank(read) if bias is None else affine_rank(read)
-    head_width = len(weight) // heads
-    z, _ = generic_rank(len(read), width, source.rank, heads, head_width, bias=bias is not None)
-    return {"attention": z, "after attention": min(len(read), width, rank.rank + z)}
+    biased = projection.bias is not None
+    source = affine_rank(read) if biased else numerical_rank(read)
+    head_width = len(projection.weight) // projection.heads
+    z, _ = generic_rank(len(read), width, source.rank, projection.heads, head_width, bias=biased)
+    return z, min(len(read), width, rank.rank + z)
 
 
 def _layer_row(
-    layer: LayerRecord,
+    attention: AttentionRecord,
     sequence: int,
-    parts: dict[str, Tensor],
-    ranks: dict[str, NumericalRank],
-    projection: _Projection,
-    rows: Tensor,
+    rows: Callable[[Tensor], Tensor],
+    parts: tuple[Tensor, Tensor, Tensor | None],
+    ranks: tuple[NumericalRank, NumericalRank],
+    inverse: Tensor,
 ) -> LayerRow:
-    weight, bias, inverse = projection
-    heads = layer.maps.shape[1]
-    both = torch.cat([_unit(parts["input"]), _unit(parts["attention"])])
-    span = numerical_rank(both, parts["input"].dtype).rank
-    mlp_adds = outside = None
-    if "mlp" in parts:
-        mlp, mlp_adds = _unit(parts["mlp"]), 0
+    projection, (before, added, mlp) = attention.projection, parts
+    adds = mlp_adds = outside = None
+    if before.shape[1] == added.shape[1]:
+        both = torch.cat([_unit(before), _unit(added)])
+        span = numerical_rank(both, before.dtype).rank
+        adds = span - ranks[0].rank
+    if mlp is not None and adds is not None and mlp.shape[1] == added.shape[1]:
+        unit, mlp_adds = _unit(mlp), 0
         if span < both.shape[1]:
-            mlp_adds = numerical_rank(torch.cat([both, mlp]), parts["mlp"].dtype).rank - span
-        outside = _outside(mlp, both, span) if mlp_adds else 0.0
+            mlp_adds = numerical_rank(torch.cat([both, unit]), mlp.dtype).rank - span
+        outside = _outside(unit, both, span) if mlp_adds else 0.0
     # The projection's own output: a norm may follow before it is added.
-    z = quantised_input(layer.projection, layer.z)[sequence, rows]
-    total = layer.attention[sequence, rows].double().cpu()
-    plain = total if bias is None else total - bias.double().cpu()
-    wide = z.double().cpu().view(len(z), heads, -1)
-    blocks = weight.double().cpu().view(heads, wide.shape[2], -1)
-    shares = torch.einsum("nhk,hkd->nhd", wide, blocks).sum(1)
+    total, z = rows(projection.y).double().cpu(), rows(projection.z).double().cpu()
+    plain = total if projection.bias is None else total - projection.bias.double().cpu()
+    wide = z.view(len(z), projection.heads, -1)
     back = (plain @ inverse).view(wide.shape)
+    summed = head_shares(z, projection.weight, projection.heads).sum(1)
     return LayerRow(
-        layer=layer.name,
+        layer=attention.name,
         sequence=sequence,
         tokens=len(z),
-        attention_adds=span - ranks["input"].rank,
+        attention_adds=adds,
         mlp_adds=mlp_adds,
         mlp_outside=outside,
         recovered=float((back - wide).abs().max() / wide.abs().max().clamp_min(1e-300)),
-        summed=float((shares - plain).abs().max() / total.abs().max().clamp_min(1e-300)),
+        summed=float((summed - plain).abs().max() / total.abs().max().clamp_min(1e-300)),
     )
 
 
@@ -394,9 +494,8 @@ def _outside(part: Tensor, span: Tensor, rank: int) -> float:
     return float(rest.square().sum() / part.square().sum())
 
 
-def _unpadded(model: nn.Module, batch: Mapping[str, Any], name: str, x: Tensor) -> Tensor:
-    """The tokens that a module reads, at least two in each sequence."""
-    mask = unpadded(model, batch, name, (x.shape[0], x.shape[1]))
+def _check_tokens(mask: Tensor) -> None:
+    """Raise InputError unless each sequence has at least two unpadded tokens."""
     counts = mask.sum(1)
     if int(counts.min()) < 2:
         at = int(counts.argmin())
@@ -404,4 +503,3 @@ def _unpadded(model: nn.Module, batch: Mapping[str, Any], name: str, x: Tensor) 
             f"measure_ranks needs at least 2 unpadded tokens in each sequence, got "
             f"{int(counts[at])} in sequence {at}. Leave it out."
         )
-    return mask

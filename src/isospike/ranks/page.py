@@ -9,9 +9,10 @@ from typing import Any
 from isospike.ranks.controls import Control, DepthRow
 from isospike.ranks.measure import ForwardMeasurements, SiteRow
 from isospike.ranks.numerical import NumericalRank, format_range
+from isospike.ranks.weights import WeightRow
 from isospike.report.figures import INK, MUTED, OFF, ON, Axis, Figure, Series, heatmap, line
 from isospike.report.numbers import extent, number, percent
-from isospike.report.page import Grid, Section, legend
+from isospike.report.page import Details, Grid, Section, legend
 from isospike.report.table import Table
 
 PURPLE, GOLD = "#7b5ea7", "#c99a2e"
@@ -21,30 +22,33 @@ Value = Callable[[SiteRow], Any]
 
 
 def sections(
-    measured: ForwardMeasurements, depth: Sequence[DepthRow], controls: Sequence[Control], name: str
-) -> list[Section]:
+    measured: ForwardMeasurements, depth: Sequence[DepthRow], weights: Sequence[WeightRow],
+    controls: Sequence[Control], name: str,
+) -> list[Section]:  # fmt: skip
     """The sections of the page, without those that have nothing to show.
 
     Args:
         measured: The measurements of the model.
         depth: The same layer by layer.
+        weights: The spectra of the weights.
         controls: The baselines.
         name: Name of the model.
 
     Returns:
         The sections.
     """
-    parts = [
-        _likeness(measured),
-        _ranks(measured),
-        _attention(measured),
-        _heads(measured),
-        _layers(measured, depth),
-    ]
-    if measured.norms:
-        parts.insert(4, _norms(measured))
+    parts = [_likeness(measured), _ranks(measured)]
+    if measured.heads:
+        parts.append(_attention(measured))
     if controls:
-        parts.insert(3, _controls(depth, controls, name))
+        parts.append(_controls(depth, controls, name))
+    if measured.projections:
+        parts.append(_heads(measured))
+    if measured.norms:
+        parts.append(_norms(measured))
+    parts.append(_layers(measured))
+    if weights:
+        parts.append(_weights(weights))
     return parts
 
 
@@ -101,12 +105,14 @@ def _ranks(measured: ForwardMeasurements) -> Section:
 
 def _attention(measured: ForwardMeasurements) -> Section:
     def heat(name: str, title: str, field: str) -> Figure:
-        rows = []
+        rows: list[list[float | None]] = []
         for layer in dict.fromkeys(h.layer for h in measured.heads):
             mine = [h for h in measured.heads if h.layer == layer]
             heads = sorted({h.head for h in mine})
             values = ([getattr(h, field) for h in mine if h.head == head] for head in heads)
             rows.append([statistics.mean(v) for v in values])
+        most = max(map(len, rows))
+        rows = [row + [None] * (most - len(row)) for row in rows]
         return _heatmap(name, title, rows, (0.0, 1.0))
 
     return Section(
@@ -162,7 +168,8 @@ def _controls(depth: Sequence[DepthRow], controls: Sequence[Control], name: str)
 
 
 def _heads(measured: ForwardMeasurements) -> Section:
-    rows, gains = [], []
+    rows: list[tuple[Any, ...]] = []
+    gains: list[list[float | None]] = []
     for p in measured.projections:
         r = p.result
         mine = [row for row in measured.layers if row.layer == p.layer]
@@ -184,6 +191,8 @@ def _heads(measured: ForwardMeasurements) -> Section:
     head = ("layer", "rank W_O", "condition", "lost per token", "published", "heads", "noise gain",
             "angle", "recovered to", "sum to")  # fmt: skip
     top = max((g for row in gains for g in row if g is not None), default=0.0)
+    most = max(map(len, gains))
+    gains = [row + [None] * (most - len(row)) for row in gains]
     return Section(
         "Which heads can be identified?",
         "The heads leave attention as one sum. Lost: dimensions per token that cannot be recovered "
@@ -232,9 +241,9 @@ def _norms(measured: ForwardMeasurements) -> Section:
     )
 
 
-def _layers(measured: ForwardMeasurements, depth: Sequence[DepthRow]) -> Section:
+def _layers(measured: ForwardMeasurements) -> Section:
     rows = []
-    for layer in (row.layer for row in depth):
+    for layer in dict.fromkeys(site.layer for site in measured.sites):
         mine = [r for r in measured.layers if r.layer == layer]
         cells = [layer]
         for site in ("attention", "after attention"):
@@ -258,6 +267,24 @@ def _layers(measured: ForwardMeasurements, depth: Sequence[DepthRow]) -> Section
         "of the attention's output outside the row space of X, and of the MLP's output outside "
         "both; of its norm: share of the MLP's squared norm in these directions.",
         (Table("Layers", head, tuple(rows)),),
+    )
+
+
+def _weights(weights: Sequence[WeightRow]) -> Section:
+    rows = []
+    for row in weights:
+        s = row.spectrum
+        law = s.law and f"{s.law.alpha:.2f} ({s.law.low:.2f}–{s.law.high:.2f})"
+        rows.append((row.name, f"{s.rows} × {s.columns}", s.dtype, f"{s.rank}", f"{s.stable:.1f}",
+                     law, s.above))  # fmt: skip
+    head = ("weight", "shape", "made in", "rank", "stable rank", "exponent", "above noise")
+    return Section(
+        "Weights",
+        "Without data. Made in: the narrowest type that holds all entries; rank: singular values "
+        "above its rounding. Exponent: of the power law that the largest eigenvalues of W W^T "
+        "follow, with its 95 % interval; about 2 to 4 in well-trained layers, larger in random "
+        "ones. Above noise: eigenvalues that independent entries of this size would not have.",
+        (Details("Every weight", (Table("Weights", head, tuple(rows), small=True),)),),
     )
 
 

@@ -1,33 +1,100 @@
-"""Activations and attention maps of each layer during one forward pass, recorded by hooks only.
+"""Activations and attention maps of each layer during one forward pass.
 
-Three kinds of models are supported: those of transformers that use its attention interface
-(BERT, GPT-2, Llama, ViT, ...), ports of them to spikes, and models that call torch's
-``scaled_dot_product_attention`` (isospike's own, plain PyTorch). One layer's tensors are held at a
-time, and the model is left as it was.
+A layer is found by what runs: the repeated module around an attention, or, in a model without, one
+that multiplies. Each call of it is a layer of its own, so a model that shares one set of weights
+has as many layers as it runs. The attentions of a layer are found by what it calls
+(:mod:`isospike.ranks.flow`), in models of transformers, plain PyTorch and ports alike; the second
+one of a decoder's layer, which reads another sequence, has a name of its own.
+
+One layer's tensors are held at a time, and the model is left as it was.
 """
 
-import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from isospike.errors import InputError, RangeError, UnsupportedError
-from isospike.hf.attention import routed
-from isospike.hf.batches import batch_size, full_token_mask
-from isospike.hf.modules import Product, layer_name, recognise
-from isospike.models.gated_output import GatedOutputProjection
-from isospike.porting.attention import SpikingAttention
-from isospike.porting.ported import Ported
-from isospike.porting.product import SpikingProduct
-from isospike.porting.run import Watcher
+from isospike.errors import InputError, RangeError
+from isospike.hf.batches import batch_size, token_masks
+from isospike.porting.axes import Axes
+from isospike.porting.fidelity import same_draws
+from isospike.ranks.circuits import Circuit
+from isospike.ranks.flow import MLP, Attention, Flow, Listener, Projected
+from isospike.ranks.layers import Plan, first_tensor, plan_of
 from isospike.ranks.norms import is_norm
+from isospike.ranks.spikes import followed
 from isospike.tensors import check_kind, check_tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Where the rows, tokens and channels of a layer's input are.
+
+    Attributes:
+        axes: Of it.
+        shape: Of it.
+        rows: Rows of the batch.
+        masks: Of the unpadded tokens of each stream.
+        width: Number of channels; 0 if not known.
+    """
+
+    axes: Axes
+    shape: tuple[int, ...]
+    rows: int
+    masks: Mapping[str, Tensor]
+    width: int = 0
+
+    def of(self, x: Tensor) -> Tensor:
+        """``x`` as ``[rows, tokens, channels]``."""
+        size = torch.Size(self.shape).numel()
+        if x.shape != self.shape and x.numel() == size and x.shape[-1] == self.shape[-1]:
+            x = x.reshape(self.shape)
+        if x.shape == self.shape:
+            return self._first(x)
+        many = x.numel() // max(1, x.shape[-1])
+        rows = self.rows if many % self.rows == 0 else 1
+        if x.dim() == len(self.shape) == 3 and self.axes.rows == 1:
+            return x.transpose(0, 1)
+        return x.reshape(rows, -1, x.shape[-1])
+
+    def _first(self, x: Tensor) -> Tensor:
+        row = self.axes.rows
+        if x.dim() == 4 and self._channels == 1:
+            x = x.movedim(1, -1)
+        elif row is not None and row < x.dim() - 1:
+            x = x.movedim(row, 0)
+        if x.dim() < 3 or len(x) != self.rows:
+            many = x.numel() // x.shape[-1]
+            whole = row is not None and many % self.rows == 0
+            return x.reshape(self.rows if whole else 1, -1, x.shape[-1])
+        return x.flatten(1, -2)
+
+    @property
+    def _channels(self) -> int:
+        last = self.shape[-1] if self.width == 0 else self.width
+        images = self.width == 0 or self.shape[-1] != last
+        return 1 if len(self.shape) == 4 and images else len(self.shape) - 1
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """The unpadded tokens, ``[rows, tokens]``."""
+        like = torch.empty(self.shape, device="meta")
+        found = self.axes.mask({k: m.cpu() for k, m in self.masks.items()}, like)
+        if found is None:
+            return torch.ones(self.of(like).shape[:2], dtype=torch.bool)
+        wide = found.expand(*self.shape[:-1], 1) if found.shape[-1] == 1 else found
+        return self._first(wide.contiguous())[..., 0].bool()
+
+    def mask_of(self, x: Tensor) -> Tensor:
+        """The unpadded tokens of ``x [rows, tokens, channels]``; all if it has others."""
+        fits = x.shape[:2] == self.mask.shape
+        return self.mask if fits else torch.ones(x.shape[:2], dtype=torch.bool)
 
 
 @dataclass
@@ -35,15 +102,65 @@ class NormRecord:
     """One normalisation.
 
     Attributes:
-        name: Name of the module.
+        name: Name of the module, and its call.
         module: The module.
-        x, y: Its input and its output, ``[batch, n, d]``.
+        x, y: Its input and its output.
+        tokens: Where their tokens are.
     """
 
     name: str
     module: nn.Module
     x: Tensor
     y: Tensor
+    tokens: Tokens
+
+
+@dataclass
+class Projection:
+    """A product with a weight that adds up the heads of an attention: ``y = z W_O + bias``.
+
+    Attributes:
+        heads: Their number.
+        weight: W_O, ``[H d_k, d]``.
+        bias: ``[d]``, or None.
+        z: The heads' outputs side by side, ``[rows, n, H d_k]``; decoded, in a port.
+        y: What is made of them, ``[rows, n, d]``.
+    """
+
+    heads: int
+    weight: Tensor
+    bias: Tensor | None
+    z: Tensor
+    y: Tensor
+
+
+@dataclass
+class AttentionRecord:
+    """One attention of a layer.
+
+    Attributes:
+        name: Name of the layer; of a further attention, with what it is.
+        cross: Whether its keys are another sequence's.
+        maps: Its weights, ``[entries, n, m]``.
+        entries: Which of them are those of each row and head, ``[rows, n, H]``.
+        projection: The product after it.
+        before: The stream that it is added to, ``[rows, n, d]``.
+        read: What it reads: a norm of the stream if one precedes it, or the stream itself.
+        added: What is added: the projection's result, or what a norm or a scale makes of it.
+        after: The stream with it; None where these have other tokens.
+        circuits: Of its heads; empty at a later call of the same weights.
+    """
+
+    name: str
+    cross: bool
+    maps: Tensor | None
+    entries: Tensor
+    projection: Projection
+    before: Tensor
+    read: Tensor
+    added: Tensor
+    after: Tensor | None
+    circuits: list[Circuit]
 
 
 @dataclass
@@ -51,43 +168,21 @@ class LayerRecord:
     """Activations of one layer.
 
     Attributes:
-        name: Name of the layer.
-        x, y: Input and output of the layer, ``[batch, n, d]``.
-        maps: Attention maps, ``[batch, H, n, n]``.
-        z: Input of the output projection, all heads side by side, ``[batch, n, H d_k]``.
-        projection: The output projection.
-        attention: Output of the projection.
-        mlp: Output of the last product of the layer; None if there is none after attention.
+        name: Name of the layer, and its call.
+        x, y: Input and output of the layer, ``[rows, n, d]``.
+        mask: The unpadded tokens, ``[rows, n]``.
+        attentions: In order of execution.
+        mlp: What is added after them; None if nothing is.
         norms: Normalisations in order of execution.
     """
 
     name: str
     x: Tensor
     y: Tensor
-    maps: Tensor
-    z: Tensor
-    projection: nn.Module
-    attention: Tensor
+    mask: Tensor
+    attentions: list[AttentionRecord]
     mlp: Tensor | None
     norms: list[NormRecord]
-
-    @property
-    def added(self) -> Tensor:
-        """What is added to the stream after attention: its output, or a norm of its output."""
-        return self._through(self.attention)
-
-    @property
-    def added_by_mlp(self) -> Tensor | None:
-        """What is added to the stream after the MLP: its output, or a norm of its output."""
-        return None if self.mlp is None else self._through(self.mlp)
-
-    @property
-    def read(self) -> Tensor:
-        """Input of attention: a norm of the stream if one precedes it, or the stream itself."""
-        return self._through(self.x)
-
-    def _through(self, part: Tensor) -> Tensor:
-        return next((norm.y for norm in self.norms if norm.x is part), part)
 
 
 @dataclass
@@ -95,11 +190,32 @@ class _Draft:
     """A layer that is still running."""
 
     name: str
+    called: tuple[str, int]
+    module: nn.Module
     x: Tensor
-    maps: Tensor | None = None
-    projected: tuple[nn.Module, Tensor, Tensor] | None = None
+    tokens: Tokens
+    attended: dict[int, Attention] = field(default_factory=dict)
+    projected: dict[int, Projected] = field(default_factory=dict)
+    added: dict[int, tuple[Tensor, Tensor, Tensor, bool, Tensor | None]] = field(
+        default_factory=dict
+    )
     mlp: Tensor | None = None
     norms: list[NormRecord] = field(default_factory=list)
+
+    def turn(self) -> None:
+        """Where all entries of the first axis have one map, they are the tokens of a sequence."""
+        maps = next((rows for *_, rows in self.added.values() if rows is not None), None)
+        if maps is None or self.x.dim() != 3 or maps.shape != self.x.shape or len(self.x) < 2:
+            return
+        if self.tokens.axes.rows == 0 and bool((maps == maps[:1]).all()):
+            axes = replace(self.tokens.axes, rows=1, tokens=0)
+            self.tokens = replace(self.tokens, axes=axes, rows=self.x.shape[1])
+            for norm in self.norms:
+                norm.tokens = self.tokens
+
+    def through(self, part: Tensor) -> Tensor:
+        """A norm of ``part``, if one reads it, or ``part`` itself."""
+        return next((norm.y for norm in self.norms if norm.x is part), part)
 
 
 def record(
@@ -108,7 +224,9 @@ def record(
     on_layer: Callable[[LayerRecord], None],
     on_norm: Callable[[NormRecord], None],
 ) -> tuple[str, ...]:
-    """Run the model once; call back for each layer when it is done, and for norms outside layers.
+    """Run the model; call back for each layer when it is done, and for norms outside layers.
+
+    A few rows are run several times before, to find the layers and the axes of their tokens.
 
     Args:
         model: The model in any mode; it runs in ``eval`` mode and is put back.
@@ -117,33 +235,27 @@ def record(
         on_norm: Called with each normalisation outside the layers.
 
     Returns:
-        Names of layers with attention after which no projection was recognised; they are left out.
+        Names of attentions after which no projection was found; they are left out.
 
     Raises:
         InputError: As for :func:`check_inputs`.
-        UnsupportedError: The model has no attention that hooks can see.
+        UnsupportedError: The model has neither an attention nor repeated layers.
         RangeError: An activation of an unpadded token is NaN or infinite; the message names the
             site.
-        ShapeError: The attention mask does not fit the tokens.
     """
     check_inputs(model, batch)
-    recorder = _Recorder(model, batch, on_layer, on_norm)
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()
-        with torch.no_grad(), ExitStack() as stack:
-            for context in recorder.contexts():
-                stack.enter_context(context)
-            model(**batch)
+        with torch.no_grad():
+            with same_draws():
+                plan = plan_of(model, batch)
+            recorder = _Recorder(model, batch, plan, on_layer, on_norm)
+            with recorder.running():
+                model(**batch)
     finally:
         for module in training:
             module.training = True
-    if not recorder.seen:
-        raise UnsupportedError(
-            f"measure_ranks needs attention that hooks can see, got none in "
-            f"{type(model).__name__}. Use a model with the transformers attention interface, or "
-            "one whose layers call torch's scaled_dot_product_attention."
-        )
     return tuple(recorder.incomplete)
 
 
@@ -172,274 +284,212 @@ def check_inputs(model: nn.Module, batch: Mapping[str, Any]) -> None:
         raise InputError(
             "measure_ranks needs a batch with rows, got none. Give the model at least one sequence."
         )
+    if not any(True for _ in model.parameters()):
+        raise InputError(
+            f"measure_ranks needs a model with weights, got a {type(model).__name__} without. Give "
+            "a transformer."
+        )
 
 
-def unpadded(
-    model: nn.Module, batch: Mapping[str, Any], name: str, shape: tuple[int, int]
-) -> Tensor:
-    """The unpadded tokens of what a module reads, ``[batch, tokens]``.
-
-    Args:
-        model: The model.
-        batch: Arguments of its forward.
-        name: Name of the module: a decoder and a vision or audio tower have tokens of their own.
-        shape: Rows and tokens.
-
-    Raises:
-        ShapeError: The mask of these tokens has another shape.
-    """
-    parts = name.split(".")
-    if any(part.startswith(("vision", "visual", "image", "audio")) for part in parts):
-        return torch.ones(shape, dtype=torch.bool)
-    two = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    if two and "decoder" in parts:
-        batch = {"attention_mask": batch.get("decoder_attention_mask")}
-    return full_token_mask(batch, shape, "measure_ranks")
-
-
-class _Recorder:
+class _Recorder(Listener):
     def __init__(
         self,
         model: nn.Module,
         batch: Mapping[str, Any],
+        plan: Plan,
         on_layer: Callable[[LayerRecord], None],
         on_norm: Callable[[NormRecord], None],
     ) -> None:
-        self.model, self.batch = model, batch
+        self.model, self.plan = model, plan
         self.on_layer, self.on_norm = on_layer, on_norm
-        self.names = {id(module): name for name, module in model.named_modules()}
-        self.now: _Draft | None = None
-        self.pending: Tensor | None = None  # heads' outputs before their projection ran
-        self.seen = False
+        self.masks, self.rows = token_masks(batch), batch_size(batch)
+        self.flow = Flow(self, (*model.parameters(), *model.buffers()))
+        self.open: list[_Draft] = []
+        self.calls: Counter[str] = Counter()
         self.incomplete: list[str] = []
-
-    def contexts(self) -> Iterator[Any]:
-        yield self._hooks()
-        if any(isinstance(m, SpikingAttention) for m in self.model.modules()):
-            yield self._observed()
-        else:
-            yield routed(self.model, self._eager)
-            yield _Products(self)
-
-    # What is recorded.
-
-    def attend(self, name: str, maps: Tensor, z: Tensor) -> None:
-        """Attention maps ``[batch, H, n, m]`` and heads' outputs ``[batch, n, H, d_k]``."""
-        if self.now is None or self.now.maps is not None or maps.shape[-1] != maps.shape[-2]:
-            return  # no layer around it, or cross attention
-        self.check(z.flatten(2), self.now.name, f"{name or self.now.name}, attention")
-        self.now.maps, self.pending, self.seen = maps, z.flatten(2), True
-
-    def multiplied(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
-        now = self.now
-        if now is None or now.maps is None or not args or y.shape != now.x.shape:
-            return
-        if self.pending is None:
-            now.mlp = y
-            return
-        x = module.gated(*args) if isinstance(module, GatedOutputProjection) else args[0]
-        if x.shape == self.pending.shape:
-            now.projected, self.pending = (module, x, y), None
-
-    def check(self, x: Tensor, name: str, site: str) -> None:
-        """Raise RangeError if an unpadded token of the layer or norm ``name`` is not finite."""
-        bad = ~x.isfinite()
-        valid = unpadded(self.model, self.batch, name, (x.shape[0], x.shape[1]))
-        if bool(bad.any()):
-            bad = bad & valid[:, :, None].to(x.device)
-            if bool(bad.any()):
-                at = [int(i) for i in bad.nonzero()[0]]
-                raise RangeError(
-                    f"measure_ranks needs finite activations, got {float(x[*at])} in {site} "
-                    f"(sequence {at[0]}, token {at[1]}, {int(bad.sum())} in all). Use a wider "
-                    "type, such as float32, or other weights."
-                )
-
-    # The hooks.
+        self.last: Tokens | None = None  # of the layer before
 
     @contextmanager
-    def _hooks(self) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
+        """Hooks on layers and norms, for one pass."""
         handles = []
-        parts = {
-            name: is_product(module)
-            for name, module in self.model.named_modules()
-            if is_product(module) or isinstance(module, SpikingAttention)
-        }
-        layers = {layer_name(name) for name in parts} - parts.keys()
         for name, module in self.model.named_modules():
-            if name in layers:
+            if name in self.plan.layers:
                 handles += [
-                    module.register_forward_pre_hook(self._enter, with_kwargs=True),
+                    module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True),
                     module.register_forward_hook(self._leave),
                 ]
             elif is_norm(module):
-                handles.append(module.register_forward_hook(self._normed))
-            elif parts.get(name, False):
-                handles.append(module.register_forward_hook(self.multiplied))
+                handles.append(module.register_forward_hook(partial(self._normed, name)))
         try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else kwargs.get("hidden_states")
-        if isinstance(x, Tensor) and x.dim() == 3 and self.now is None:
-            self.now = _Draft(self.names[id(module)], x)
-            self.check(x, self.now.name, f"{self.now.name}, input")
-
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        found, self.pending = self.now, None
-        if found is None or found.name != self.names[id(module)]:
-            return
-        self.now = None
-        y = output if isinstance(output, Tensor) else output[0]
-        if found.projected is not None and found.maps is not None:
-            self.check(y, found.name, f"{found.name}, output")
-            projection, z, attention = found.projected
-            self.on_layer(LayerRecord(found.name, found.x, y, found.maps, z, projection, attention,
-                                      found.mlp, found.norms))  # fmt: skip
-        elif found.maps is not None:
-            self.incomplete.append(found.name)
-
-    def _normed(self, module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
-        if not args or not isinstance(y, Tensor) or args[0].dim() != 3:
-            return  # of queries or keys, head by head
-        found = NormRecord(self.names[id(module)], module, args[0], y)
-        if self.now is None:
-            self.check(y, found.name, found.name)
-            self.on_norm(found)
-        elif y.shape == self.now.x.shape:
-            self.now.norms.append(found)
-
-    def _eager(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **keywords: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """What the model computes without a faster attention, recorded."""
-        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-        if eager is None:
-            raise UnsupportedError(
-                f"measure_ranks needs a model with eager attention, got {type(module).__name__}. "
-                "Use a model of transformers that has it."
-            )
-        out, maps = eager(module, query, key, value, attention_mask, **keywords)
-        self.attend(self.names[id(module)], maps, out)
-        return out, maps
-
-    @contextmanager
-    def _observed(self) -> Iterator[None]:
-        """The attention of a port, from the probabilities that its spikes carry."""
-        watcher = _Probabilities()
-
-        def hook(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
-            self.attend(module.name, watcher.maps, y.transpose(1, 2))  # type: ignore[arg-type]
-
-        ported = Ported.of(self.model)
-        spiking = [m for m in ported.products if isinstance(m, SpikingAttention)]
-        handles = [m.register_forward_hook(hook) for m in spiking]
-        try:
-            with ported.run.watching(watcher):
+            with followed(self.model, self.flow):
                 yield
         finally:
             for handle in handles:
                 handle.remove()
 
+    # What flows.
 
-class _Probabilities(Watcher):
-    """Keeps what the last attention's spikes carry, divided by its sum."""
+    def attended(self, attention: Attention) -> None:
+        if self.open:
+            self.open[-1].attended[attention.number] = attention
 
-    maps: Tensor
-    sees_maps = True
+    def projected(self, found: Projected) -> None:
+        if self.open:
+            self.open[-1].projected[found.attention.number] = found
 
-    def on_map(self, weights: Tensor) -> None:
-        self.maps = weights
+    def added(
+        self, part: int, x: Tensor, rows: Tensor | None, other: Tensor, y: Tensor, others: Any
+    ) -> None:
+        if not self.open:
+            return
+        draft = self.open[-1]
+        if part == MLP:
+            if x.numel() == draft.x.numel() and others != {MLP}:
+                draft.mlp = x
+        elif part not in draft.added:
+            alone = others == {MLP}  # an MLP beside the attention
+            draft.added[part] = x, draft.x if alone else other, y, alone, rows
+
+    # The modules.
+
+    def _called(self, name: str) -> tuple[str, int]:
+        self.calls[name] += 1
+        count = self.calls[name]
+        return (name if count == 1 else f"{name}, call {count}"), count
+
+    def _tokens(self, name: str, count: int, x: Tensor, width: int = 0) -> Tokens:
+        axes = self.plan.axes.get((name, count)) or self.plan.axes.get((name, 1), Axes())
+        return Tokens(axes, tuple(x.shape), self.rows, self.masks, width)
+
+    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        called, count = self._called(name)
+        x = first_tensor(args, kwargs)
+        if x is None:
+            return
+        tokens = self._tokens(name, count, x, self.plan.layers[name])
+        self.open.append(_Draft(called or "the model", (name, count), module, x, tokens))
+        self.check(x, self.open[-1], f"{self.open[-1].name}, input")
+        self.flow.enter(x)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not self.open or self.open[-1].module is not module:
+            return
+        draft = self.open.pop()
+        self.flow.leave()
+        with self.flow.unseen():
+            y = first_tensor((output,) if isinstance(output, Tensor) else tuple(
+                output.values() if isinstance(output, Mapping) else output), {})  # fmt: skip
+            if y is None:
+                return
+            self.incomplete += [
+                _name(draft, a, draft.attended) for a in draft.attended.values()
+                if not a.projected
+            ]  # fmt: skip
+            if draft.attended and not draft.projected:
+                return
+            self.on_layer(self._finish(draft, y))
+
+    def _finish(self, draft: _Draft, y: Tensor) -> LayerRecord:
+        draft.turn()
+        self.last = draft.tokens
+        self.check(y, draft, f"{draft.name}, output")
+        tokens, x = draft.tokens, draft.tokens.of(draft.x)
+        numbers = sorted(draft.projected)
+        return LayerRecord(
+            draft.name, x, tokens.of(y), tokens.mask_of(x),
+            [self._attention(draft, draft.projected[i]) for i in numbers],
+            None if draft.mlp is None else tokens.of(draft.mlp), draft.norms,
+        )  # fmt: skip
+
+    def _attention(self, draft: _Draft, found: Projected) -> AttentionRecord:
+        attention, tokens = found.attention, draft.tokens
+        z, y, entries = _by_sequence(found, tokens)
+        name = _name(draft, attention, draft.projected)
+        self.check(found.z, draft, f"{name}, attention")
+        raw = draft.through(found.y)
+        before, alone, after = draft.x, True, None
+        if attention.number in draft.added:
+            raw, before, after, alone, _ = draft.added[attention.number]
+        read = tokens.of(draft.through(before))
+        before = tokens.of(before)
+        added = y if raw is found.y else tokens.of(raw)
+        if added.shape == y.shape and added.equal(y):
+            added = y  # so that who compares them sees that they are one
+        if alone or after is None:
+            after = before + added if before.shape == added.shape else None
+        else:
+            after = tokens.of(after)
+        maps = attention.maps
+        if maps is not None:
+            maps = maps.reshape(-1, *maps.shape[-2:])
+        projection = Projection(found.heads, found.weight, found.bias, z, y)
+        name_of, count = draft.called
+        place = sorted(draft.projected).index(attention.number)
+        circuits = self.plan.circuits.get((name_of, place), []) if count == 1 else []
+        return AttentionRecord(
+            name, attention.cross, maps, entries, projection, before, read, added, after, circuits
+        )
+
+    def _normed(self, name: str, module: nn.Module, args: tuple[Any, ...], y: Any) -> None:
+        if self.flow.closed or not args or not isinstance(y, Tensor):
+            return  # called by what measures it
+        called, count = self._called(name)
+        x = args[0]
+        if self.open:
+            draft = self.open[-1]
+            if x.numel() == draft.x.numel() and x.shape[-1] == draft.x.shape[-1]:
+                draft.norms.append(NormRecord(called, module, x, y, draft.tokens))
+        elif x.dim() in (2, 3) and y.shape == x.shape:
+            alike = self.last is not None and self.last.shape == x.shape
+            tokens = self.last if alike else self._tokens(name, count, x, x.shape[-1])
+            with self.flow.unseen():
+                self._check(y, tokens, called)
+                self.on_norm(NormRecord(called, module, x, y, tokens))
+
+    def check(self, x: Tensor, draft: _Draft, site: str) -> None:
+        """Raise RangeError if an unpadded token of a layer is not finite."""
+        with self.flow.unseen():
+            self._check(x, draft.tokens, site)
+
+    def _check(self, x: Tensor, tokens: Tokens, site: str) -> None:
+        if bool(x.isfinite().all()):
+            return
+        rows = tokens.of(x)
+        bad = ~rows.isfinite() & tokens.mask_of(rows)[:, :, None].to(x.device)
+        if bool(bad.any()):
+            at = [int(i) for i in bad.nonzero()[0]]
+            raise RangeError(
+                f"measure_ranks needs finite activations, got {float(rows[*at])} in {site} "
+                f"(sequence {at[0]}, token {at[1]}, {int(bad.sum())} in all). Use a wider "
+                "type, such as float32, or other weights."
+            )
 
 
-class _Products(TorchFunctionMode):
-    """Sees the calls of ``scaled_dot_product_attention``."""
-
-    def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if func is nn.functional.scaled_dot_product_attention:
-            named = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args,
-                             strict=False)) | kwargs  # fmt: skip
-            q, k = named["query"], named["key"]
-            if q.dim() == 4:
-                k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
-                scale = named.get("scale") or q.shape[-1] ** -0.5
-                scores, mask = q @ k.transpose(-1, -2) * scale, named.get("attn_mask")
-                if named.get("is_causal"):
-                    mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-                if mask is not None and mask.dtype == torch.bool:
-                    scores = scores.masked_fill(~mask, -torch.inf)
-                elif mask is not None:
-                    scores = scores + mask
-                self.recorder.attend("", scores.softmax(-1), out.transpose(1, 2))
-        return out
+def _by_sequence(found: Projected, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+    """Input and output of a projection and the maps of its heads, ``[rows, n, ...]``: whatever
+    axes it has, rows of one map are of one sequence, and sequences come in the order of maps."""
+    first = found.maps[:, 0]
+    counts = first.unique(return_counts=True)[1]
+    even = int(counts.min()) == int(counts.max()) and len(counts) % tokens.rows == 0
+    if found.attention.maps is None or not even:
+        entries = found.maps.view(*found.z.shape[:-1], -1)
+        return tokens.of(found.z), tokens.of(found.y), tokens.of(entries)
+    parts = [x.reshape(len(first), -1) for x in (found.z, found.y, found.maps)]
+    order = first.argsort(stable=True)
+    if not torch.equal(order, torch.arange(len(order))):
+        parts = [x[order.to(x.device)] for x in parts]
+    z, y, entries = (x.view(tokens.rows, -1, x.shape[-1]) for x in parts)
+    return z, y, entries
 
 
-def is_product(module: nn.Module) -> bool:
-    """Whether a module multiplies by a weight: Linear, Conv1D, on spikes or with gates.
-
-    Args:
-        module: The module.
-
-    Returns:
-        True for these products; False for convolutions.
-    """
-    if isinstance(module, SpikingProduct | GatedOutputProjection):
-        return True
-    known = recognise(module)
-    return isinstance(known, Product) and not known.conv
-
-
-def output_weight(projection: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """W_O ``[H d_k, d]`` and the bias of a projection, so that its output is ``z W_O + bias``.
-
-    A port's weights contain the amplitudes of its spikes, and its bias their offsets; both are
-    removed, so that z is the decoded input.
-
-    Args:
-        projection: The projection, float or spiking.
-
-    Returns:
-        The weight, and the bias if there is one.
-    """
-    weight: Any = projection.weight
-    bias: Any = projection.bias
-    if isinstance(projection, SpikingProduct):
-        amplitude, offset = projection.site.amplitude, projection.site.offset
-        plain = weight / amplitude
-        return plain.detach().T, (bias - plain @ offset.expand(weight.shape[1])).detach()
-    known = recognise(projection)
-    weight = known.weight if isinstance(known, Product) else weight
-    return weight.detach().T, None if bias is None else bias.detach()
-
-
-def quantised_input(projection: nn.Module, z: Tensor) -> Tensor:
-    """Input of a projection: z itself, or its value in spikes where a port runs the projection.
-
-    Args:
-        projection: The projection, float or spiking.
-        z: Its input.
-
-    Returns:
-        The decoded input.
-    """
-    if not isinstance(projection, SpikingProduct):
-        return z
-    site = projection.site
-    return site.decode(site.read(z))
+def _name(draft: _Draft, attention: Attention, among: Mapping[int, Any]) -> str:
+    """The layer's name for its first attention to itself; others say what they are."""
+    alike = [
+        number for number in sorted(among)
+        if draft.attended[number].cross == attention.cross
+    ]  # fmt: skip
+    place = alike.index(attention.number) + 1
+    if attention.cross:
+        return f"{draft.name}, cross attention" + (f" {place}" if place > 1 else "")
+    return draft.name if place == 1 else f"{draft.name}, attention {place}"

@@ -2,15 +2,20 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
+from isospike.errors import InputError, RangeError
 from isospike.ranks import findings, page
+from isospike.ranks.circuits import Circuit
 from isospike.ranks.controls import Control, DepthRow, depth_rows, measure_controls
-from isospike.ranks.measure import ForwardMeasurements, measure_forward
+from isospike.ranks.measure import KEPT, ForwardMeasurements, measure_forward
 from isospike.ranks.numerical import format_range
+from isospike.ranks.shares import Kept, LogitShares, attribute_logits, checked_shares
+from isospike.ranks.weights import WeightRow, measure_weights
 from isospike.report.page import Section
 from isospike.report.result import Provenance, Report
 from isospike.report.table import Table
@@ -54,6 +59,12 @@ _PROJECTIONS = {
     **{n: f"result.{n}" for n in ("condition", "rounding", "nullity", "published_nullity")},
 }
 
+_WEIGHTS = {
+    "name": "name",
+    **{n: f"spectrum.{n}" for n in ("rows", "columns", "dtype", "size", "rank", "stable", "above")},
+    **{n: f"spectrum.law.{n}" for n in ("alpha", "low", "high", "tail", "distance")},
+}
+
 
 class RecoveryRow(NamedTuple):
     """How well one head's output can be recovered from the output of attention.
@@ -84,6 +95,7 @@ class RankReport(Report, ForwardMeasurements):
         tokens: Number of unpadded tokens in each sequence.
         width: Width of the model.
         depth: Summary of each layer.
+        weights: The spectrum of each weight.
         controls: The same for baselines.
     """
 
@@ -91,7 +103,66 @@ class RankReport(Report, ForwardMeasurements):
     tokens: tuple[int, ...]
     width: int
     depth: tuple[DepthRow, ...]
+    weights: tuple[WeightRow, ...] = ()
     controls: tuple[Control, ...] = ()
+
+    def shares(self, layer: str) -> Float[Tensor, "rows n heads d"]:
+        """What each head of a layer adds to the stream, before its bias; padding included.
+
+        Args:
+            layer: Its name; of a decoder's second attention, with ``, cross attention`` behind it.
+
+        Returns:
+            In float64. The sum over heads and the bias are the attention's output; that is checked.
+
+        Raises:
+            InputError: There is none of this name, or the report was read from a file.
+            UnsupportedError: The sum is not the attention's output.
+        """
+        return checked_shares(self._recorded("shares"), layer)
+
+    def circuit(self, layer: str, head: int) -> Circuit:
+        """The circuits of a head, W_V W_O and W_Q W_K^T, as factors.
+
+        Args:
+            layer: As for :meth:`shares`.
+            head: Its index.
+
+        Raises:
+            InputError: As for :meth:`shares`.
+            RangeError: There is no such head.
+        """
+        circuits = self._recorded("circuit").attention(layer, "circuit").circuits
+        if not 0 <= head < len(circuits):
+            raise RangeError(
+                f"circuit needs a head from 0 to {len(circuits) - 1}, got {head}. Ask for another."
+            )
+        return circuits[head]
+
+    def logit_shares(self, tokens: Any = None) -> LogitShares:
+        """What the embedding, each head and each MLP add to a logit, at each row's last token.
+
+        The last norm's divisor is held fixed, so that the parts sum to the logit.
+
+        Args:
+            tokens: Whose logits, one for each row or one for all; the likeliest by default.
+
+        Raises:
+            InputError: The report was read from a file.
+            UnsupportedError: The model does not predict tokens, or its layers do not just add to a
+                stream that a norm ends.
+            RangeError: A token is not in the vocabulary.
+        """
+        return attribute_logits(self._recorded("logit_shares"), tokens)
+
+    def _recorded(self, who: str) -> Kept:
+        found = vars(self).get(KEPT)
+        if not isinstance(found, Kept):
+            raise InputError(
+                f"{who} needs the report that measure_ranks returned, got one that was read from "
+                "a file, which holds no activations. Measure the model again."
+            )
+        return found
 
     def verdict(self) -> str:
         """Whether tokens collapse, and whether heads can be recovered."""
@@ -104,16 +175,22 @@ class RankReport(Report, ForwardMeasurements):
         gains = [g for p in self.projections for g in p.result.noise_gains if g < math.inf]
         low, high, count = min(self.tokens), max(self.tokens), len(self.tokens)
         return {
-            "Layers": f"{len(self.depth)}\n{self.width} channels\n"
-            f"{self.projections[0].result.heads} heads each",
+            "Layers": f"{len(self.depth)}\n{self.width} channels\n{self._heads}",
             "Tokens": f"{low if low == high else f'{low}–{high}'}\n"
             f"in {count} sequence{'s' * (count > 1)}, each measured by itself",
             "Rank at the end": f"{format_range([s.rank for s in self.at(last.layer, 'output')])}\n"
             f"entropic rank {last.entropic:.1f}",
             "Most alike": f"{worst.cosine:.2f}\nmean cosine of two tokens\nafter {worst.layer}",
-            "Dimensions lost": f"{max(p.result.nullity for p in self.projections)}\n"
+            "Dimensions lost": f"{max((p.result.nullity for p in self.projections), default=0)}\n"
             f"per token, in the worst layer\nnoise gain up to {max(gains, default=0.0):.3g}",
         }
+
+    @property
+    def _heads(self) -> str:
+        counts = sorted({p.result.heads for p in self.projections})
+        if len(counts) < 2:
+            return f"{counts[0]} heads each" if counts else "no attention"
+        return f"{counts[0]} to {counts[-1]} heads each"
 
     def tables(self) -> dict[str, Table]:
         """Layer by layer, then every measurement."""
@@ -130,6 +207,8 @@ class RankReport(Report, ForwardMeasurements):
             "heads": Table.of("Attention maps", self.heads),
             "layers": Table.of("Layers", self.layers),
             "projections": _table("Output projections", self.projections, _PROJECTIONS),
+            "circuits": Table.of("Circuits of heads", self.circuits),
+            "weights": _table("Weights", self.weights, _WEIGHTS),
             "recovery": Table.of("Recovery of heads", recovery),
             "controls": Table.of("Controls", controls),
         }
@@ -137,7 +216,7 @@ class RankReport(Report, ForwardMeasurements):
     def sections(self) -> Sequence[Section]:
         """Likeness, ranks, attention maps, controls, heads, normalisation and layers."""
         name = f"{self.name}, {max(self.tokens)} tokens"
-        return page.sections(self, self.depth, self.controls, name)
+        return page.sections(self, self.depth, self.weights, self.controls, name)
 
     def _overview(self) -> Table:
         heads = {p.layer: p.result for p in self.projections}
@@ -149,7 +228,8 @@ class RankReport(Report, ForwardMeasurements):
                 format_range([s.rank for s in sites]),
                 format_range([s.affine for s in sites]),
                 row.entropic, row.cosine, row.residual, row.ratio, row.entropy,
-                heads[row.layer].nullity, max(heads[row.layer].noise_gains),
+                *((heads[row.layer].nullity, max(heads[row.layer].noise_gains))
+                  if row.layer in heads else (None, None)),
             ))  # fmt: skip
         return Table(
             "Layer by layer",
@@ -175,7 +255,8 @@ def measure_ranks(
 ) -> RankReport:
     """Measure which representations of a transformer collapse and which heads can be identified.
 
-    Uses hooks only; the model is left as it was. Sequences are measured one by one, without their
+    The model is left as it was. Each call of a layer has rows of its own, and so has the cross
+    attention of a decoder, under its own name. Sequences are measured one by one, without their
     padding, and with and without their first token.
 
     >>> import torch
@@ -186,8 +267,8 @@ def measure_ranks(
     ((10,), 16, 1)
 
     Args:
-        model: A transformers model whose attention uses the attention interface, a port of one, or
-            a model whose layers call torch's ``scaled_dot_product_attention``. float32, bfloat16
+        model: A transformer of any architecture, or a port of one: layers and attentions are found
+            by what is called. A model without attention needs repeated layers. float32, bfloat16
             and float16 each get the tolerance of their rounding.
         batch: Arguments of its forward, with ``attention_mask`` (``mask`` for
             :class:`isospike.models.Transformer`) where tokens are padding.
@@ -200,19 +281,18 @@ def measure_ranks(
         The report.
 
     Raises:
-        UnsupportedError: The model has no attention that hooks can see, no layer with a projection
-            after it, or a tensor is sparse, nested, quantised or on ``meta``.
-        InputError: A sequence has fewer than two unpadded tokens, or what is no model, or no
-            dictionary of tensors.
+        UnsupportedError: The model has neither attention nor repeated layers, no layer with a
+            projection after it, or a tensor is sparse, nested, quantised or on ``meta``.
+        InputError: A sequence has fewer than two unpadded tokens, or what is no model, a model
+            without weights, or no dictionary of tensors.
         RangeError: An activation is NaN or infinite; the message names its site.
-        ShapeError: The attention mask does not fit the tokens.
     """
     measured = measure_forward(model, batch)
     tokens: dict[int, int] = {}
     for site in measured.sites:  # a decoder may have fewer than its encoder
         tokens[site.sequence] = max(site.tokens, tokens.get(site.sequence, 0))
     known = name or type(model).__name__
-    return RankReport(
+    report = RankReport(
         title=f"Ranks of {known}",
         provenance=Provenance.of({"controls": controls}, seed),
         warnings=findings.warnings(measured),
@@ -220,9 +300,12 @@ def measure_ranks(
         tokens=tuple(tokens[i] for i in sorted(tokens)),
         width=measured.sites[0].width,
         depth=depth_rows(measured),
+        weights=measure_weights(model),
         controls=measure_controls(model, batch, measured, seed) if controls else (),
-        **measured.__dict__,
+        **{field.name: getattr(measured, field.name) for field in fields(measured)},
     )
+    vars(report)[KEPT] = vars(measured)[KEPT]
+    return report
 
 
 def _table(title: str, records: Iterable[Any], columns: Mapping[str, str]) -> Table:
