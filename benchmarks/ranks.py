@@ -193,7 +193,9 @@ def rank_one(entry):
     except IsospikeError as error:
         return family, None, None, " ".join(str(error).split()).partition(". ")[0][:160]
     layers = len(dict.fromkeys(s.layer for s in found.sites if s.site == "output"))
-    worst = max((row.summed for row in found.layers), default=None)
+    # In units of what the model's type rounds to, where that is coarser.
+    unit = max(1.0, max(torch.finfo(getattr(torch, s.dtype)).eps for s in found.sites) / 2**-20)
+    worst = max((row.summed / unit for row in found.layers), default=None)
     left = f"without projection: {', '.join(found.left_out)}" if found.left_out else ""
     return family, layers, worst, left[:160]
 

@@ -15,7 +15,7 @@ Reference: Elhage et al. (2021), A mathematical framework for transformer circui
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -47,7 +47,8 @@ class Factored(NamedTuple):
         """The singular values that can differ from 0, by (1), largest first, in float64."""
         left = torch.linalg.qr(self.left.double().cpu()).R
         right = torch.linalg.qr(self.right.double().cpu().T).R
-        return torch.linalg.svdvals(left @ right.T)
+        found: Tensor = torch.linalg.svdvals(left @ right.T)
+        return found
 
     def norm(self) -> float:
         """Frobenius norm."""
@@ -147,7 +148,8 @@ def head_circuits(
                 f"head_circuits needs weights of {heads} heads side by side, got "
                 f"{list(w.shape)}. Give one head's channels after the other's."
             )
-    q, k, v = ([None] * heads if w is None else w.chunk(heads) for w in wide)
+    none: list[Any] = [None] * heads
+    q, k, v = (none if w is None else list(w.chunk(heads)) for w in wide)
     return [
         Circuit(
             None if v[h] is None else Factored(v[h].T, o),

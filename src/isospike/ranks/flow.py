@@ -200,7 +200,8 @@ class Flow(TorchFunctionMode):
                 channels = torch.arange(y.shape[-1], dtype=torch.int32).expand(y.shape)
                 self.marks[y].made = Made(weight()[0], channels)
             return
-        found = _projected(mark.attention, mark.heads, *weight(), y)
+        matrix, bias, z = weight()
+        found = _projected(mark.attention, mark.heads, matrix, bias, z, y)
         if found is None:
             return
         mark.attention.projected = True
@@ -271,7 +272,7 @@ class Flow(TorchFunctionMode):
             return y
         if name in _PLAIN and len(args) == 2 and not kwargs:
             y = function(*args)
-            self.matmul(*args, y)
+            self.matmul(args[0], args[1], y)
             return y
         if name == "addmm" and len(args) == 3 and not kwargs and args[0].dim() == 1:
             y = function(*args)
@@ -373,9 +374,8 @@ class Flow(TorchFunctionMode):
         for i, (x, mark) in enumerate(zip(pair, marks, strict=True)):
             if alone[i]:
                 result = y.clone() if name == "add_" else y
-                self.listener.added(
-                    *mark.parts, x, mark.heads, pair[1 - i], result, marks[1 - i].parts
-                )
+                (part,) = mark.parts
+                self.listener.added(part, x, mark.heads, pair[1 - i], result, marks[1 - i].parts)
         self.follow(function, name, args, kwargs, y)
         return y
 
@@ -488,9 +488,6 @@ class _Again(Multiplier):
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
 
-    def _linear(self, y: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.multiplied(input, lambda: (weight.t(), bias, input), y)
-
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         return a @ b
 
@@ -533,7 +530,7 @@ def _projected(
     """Sorts the channels of ``z`` by head; None if they are not all of heads of one width."""
     rows = numbers.reshape(-1, numbers.shape[-1])
     which = rows[0]
-    own, head, counts = which.unique(return_inverse=True, return_counts=True)
+    own, head, counts = torch.unique(which, return_inverse=True, return_counts=True)
     if not len(which) or int(own[0]) < 0 or int(counts.min()) != int(counts.max()):
         return None
     order = head.argsort(stable=True)

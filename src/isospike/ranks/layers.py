@@ -63,8 +63,12 @@ def plan_of(model: nn.Module, batch: Batch) -> Plan:
             found.append(survey.copy())
         return {f"{count} {name}": shape for (name, count), shape in survey.shapes.items()}
 
+    try:
+        measured = measure_axes(shapes, sample)
+    except RuntimeError:  # rows that belong together, such as codebooks of one sound
+        measured = measure_axes(shapes, batch)
     axes = {}
-    for key, value in measure_axes(shapes, sample).items():
+    for key, value in measured.items():
         count, _, name = key.partition(" ")
         axes[name, int(count)] = value
     layers, circuits = _layers(model, found[0])
@@ -148,7 +152,8 @@ class _Survey(Listener):
 
 def _circuits(found: Projected) -> list[Circuit]:
     """Those of the heads of an attention."""
-    entries, weights = found.maps[0].long(), []
+    entries = found.maps[0].long()
+    weights: list[Tensor | None] = []
     for made in found.attention.operands:
         if made is None:
             weights.append(None)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isospike.errors import InputError, UnsupportedError
+from isospike.errors import InputError, ShapeError, UnsupportedError
 from isospike.progress import update
 from isospike.ranks.circuits import CircuitRow, circuit_rows
 from isospike.ranks.collapse import (
@@ -362,7 +362,7 @@ class _Rows:
             x, y = inputs[sequence, rows], outputs[sequence, rows]
             try:
                 result = norm_rank(x, norm.module, output=y)
-            except UnsupportedError:
+            except (UnsupportedError, ShapeError):  # or over other axes than the channels
                 self.unknown_norms.append(norm.name)
                 return
             self.norms.append(NormRow(norm.name, sequence, len(x), x.shape[1], result))
@@ -381,7 +381,7 @@ def _measure_maps(
     """Of one sequence: each head's, or the mean over its windows."""
     found: Any = attention.maps
     if not bool((entries == entries[0]).all()):
-        parts = [measure_maps(found[entries[:, h].unique().long()].float())
+        parts = [measure_maps(found[torch.unique(entries[:, h]).long()].float())
                  for h in range(entries.shape[1])]  # fmt: skip
         ratios, entropies = ([statistics.mean(v) for v in values] for values in zip(*parts,
                              strict=True))  # fmt: skip

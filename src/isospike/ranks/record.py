@@ -441,8 +441,9 @@ class _Recorder(Listener):
             if x.numel() == draft.x.numel() and x.shape[-1] == draft.x.shape[-1]:
                 draft.norms.append(NormRecord(called, module, x, y, draft.tokens))
         elif x.dim() in (2, 3) and y.shape == x.shape:
-            alike = self.last is not None and self.last.shape == x.shape
-            tokens = self.last if alike else self._tokens(name, count, x, x.shape[-1])
+            tokens = self._tokens(name, count, x, x.shape[-1])
+            if self.last is not None and self.last.shape == x.shape:
+                tokens = self.last
             with self.flow.unseen():
                 self._check(y, tokens, called)
                 self.on_norm(NormRecord(called, module, x, y, tokens))
@@ -470,7 +471,7 @@ def _by_sequence(found: Projected, tokens: Tokens) -> tuple[Tensor, Tensor, Tens
     """Input and output of a projection and the maps of its heads, ``[rows, n, ...]``: whatever
     axes it has, rows of one map are of one sequence, and sequences come in the order of maps."""
     first = found.maps[:, 0]
-    counts = first.unique(return_counts=True)[1]
+    counts = torch.unique(first, return_counts=True)[1]
     even = int(counts.min()) == int(counts.max()) and len(counts) % tokens.rows == 0
     if found.attention.maps is None or not even:
         entries = found.maps.view(*found.z.shape[:-1], -1)

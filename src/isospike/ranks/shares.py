@@ -53,9 +53,8 @@ class KeptAttention:
 
     def shares(self) -> Float[Tensor, "rows n heads d"]:
         """What each head adds, float64."""
-        return head_shares(self.z.flatten(0, 1), self.weight, self.heads).unflatten(
-            0, self.z.shape[:2]
-        )
+        shares = head_shares(self.z.flatten(0, 1), self.weight, self.heads)
+        return shares.view(*self.z.shape[:2], *shares.shape[1:])
 
 
 @dataclass
@@ -182,7 +181,8 @@ def attribute_logits(kept: Kept, tokens: Any = None) -> LogitShares:
             "Use a causal language model."
         )
     module, x, y = kept.norm
-    unembedding, b = (None if t is None else t.detach().double().cpu() for t in kept.unembedding)
+    unembedding = kept.unembedding[0].detach().double().cpu()
+    b = None if kept.unembedding[1] is None else kept.unembedding[1].detach().double().cpu()
     start = max(i for i, layer in enumerate(kept.layers) if layer.x is not None)
     layers = kept.layers[start:]
     mask = layers[0].mask

@@ -46,7 +46,7 @@ def _spiking(model: nn.Module, flow: Flow) -> Iterator[None]:
         elif isinstance(module, SpikingProduct):
             flow.multiplied(args[0], lambda: (*_weight(module), _decoded(module, args[0])), y)
         elif isinstance(module, SpikingAttention):
-            flow.attention(y, *args[:3], watcher.maps)
+            flow.attention(y, args[0], args[1], args[2], watcher.maps)
         elif isinstance(module, SpikingMatmul):
             flow.matmul(args[0], args[1], y)
         else:

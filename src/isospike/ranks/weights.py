@@ -125,19 +125,19 @@ def fit_power_law(values: Float[Tensor, "n"]) -> PowerLaw:
     ks = ks[total[ks - 1] > 0]
     alphas = 1 + ks / total[ks - 1]
     # Distance of each candidate: both steps of the empirical distribution against the law's.
-    best = (math.inf, 0)
+    distance, at = math.inf, 0
     for part in _chunks(len(ks)):
         k, alpha = ks[part, None].double(), alphas[part, None]
         law = 1 - torch.exp((1 - alpha) * (logs[None] - logs[ks[part] - 1][:, None]))
         above = 1 - (count[None] - 1) / k  # share of values up to and with this one
         gap = torch.maximum((above - law).abs(), (above - 1 / k - law).abs())
         gap = gap.masked_fill(count[None] > k, 0.0)
-        least, at = gap.amax(1).min(0)
-        best = min(best, (float(least), int(at) + part.start))
-    distance, at = best
-    alpha, k = float(alphas[at]), int(ks[at])
-    error = NORMAL * (alpha - 1) / math.sqrt(k)
-    return PowerLaw(alpha, alpha - error, alpha + error, k, distance)
+        least, place = gap.amax(1).min(0)
+        if float(least) < distance:
+            distance, at = float(least), int(place) + part.start
+    exponent, tail = float(alphas[at]), int(ks[at])
+    error = NORMAL * (exponent - 1) / math.sqrt(tail)
+    return PowerLaw(exponent, exponent - error, exponent + error, tail, distance)
 
 
 def _chunks(count: int, size: int = 256) -> Iterator[slice]:
