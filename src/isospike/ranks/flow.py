@@ -34,7 +34,11 @@ _MOVES = {
     "stack", "repeat", "unfold",
 }  # fmt: skip
 _ANEW = {"view": torch.Tensor.reshape, "view_as": torch.Tensor.reshape_as}
-_MULTIPLY = {"mul", "mul_", "multiply", "upsample_bilinear2d", "upsample_bicubic2d"}
+_PRODUCTS = {
+    "linear", "matmul", "mm", "bmm", "mv", "dot", "__rmatmul__", "addmm", "baddbmm", "addmv",
+    "addbmm", "inner", "tensordot", "einsum", "multi_dot", "bilinear",
+    "scaled_dot_product_attention",
+}  # fmt: skip
 _GROUPED = {"grouped_mm", "_grouped_mm", "_scaled_mm"}  # of experts
 _PLAIN = {"matmul", "mm", "bmm"}
 
@@ -244,7 +248,7 @@ class Flow(TorchFunctionMode):
         if self.closed:
             return function(*args, **kwargs)
         name = getattr(function, "__name__", "")
-        if function in LOWERINGS and name not in _MULTIPLY:
+        if function in LOWERINGS and (name in _PRODUCTS or name.startswith("conv")):
             return self._product(function, name, args, kwargs)
         if function in WRITTEN_IN_PYTHON:
             with self:
@@ -402,6 +406,8 @@ class Flow(TorchFunctionMode):
         operands = next((m.operands for _, m in known if m.operands), ())
         heads = self._numbers(function, name, args, kwargs, y, [
             (x, m.heads, m.attention) for x, m in known if m.heads is not None])  # fmt: skip
+        if name in _ADDS and any(self._is_stream(x) for x in _tensors(args[:2])):
+            heads = []  # added to the stream: it is no longer the heads' alone
         made = self._numbers(function, name, args, kwargs, y, [
             (x, m.made.channels, m.made.weight) for x, m in known if m.made is not None
         ])  # fmt: skip
@@ -469,6 +475,10 @@ class Flow(TorchFunctionMode):
             heads, mark.attention or old.attention,
         )  # fmt: skip
 
+    def _is_stream(self, x: Tensor) -> bool:
+        mark = self.marks.get(x, Mark())
+        return x.dim() > 1 and mark.heads is None and not mark.parts
+
     def _stream(self, x: Tensor) -> bool:
         return bool(self.marks.get(x, Mark()).stream)
 
@@ -494,6 +504,9 @@ class _Again(Multiplier):
     def multiply(self, a: Tensor, b: Tensor) -> Any:
         return NotImplemented
 
+    def compute(self, form: str, x: Tensor, *others: Any, **how: Any) -> Any:
+        return NotImplemented
+
     def convolve(self, x: Tensor, weight: Tensor, how: Convolution) -> Tensor:
         return how.apply(x, weight)
 
@@ -501,6 +514,9 @@ class _Again(Multiplier):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
     ) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, mask, scale=scaling)
+
+    def begin_step(self, first: bool) -> None:
+        pass
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

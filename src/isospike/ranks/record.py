@@ -393,13 +393,12 @@ class _Recorder(Listener):
     def _finish(self, draft: _Draft, y: Tensor) -> LayerRecord:
         draft.turn()
         self.last = draft.tokens
-        self.check(y, draft, f"{draft.name}, output")
         tokens, x = draft.tokens, draft.tokens.of(draft.x)
-        numbers = sorted(draft.projected)
+        attentions = [self._attention(draft, found) for _, found in sorted(draft.projected.items())]
+        self.check(y, draft, f"{draft.name}, output")
         return LayerRecord(
             draft.name, x, tokens.of(y), tokens.mask_of(x),
-            [self._attention(draft, draft.projected[i]) for i in numbers],
-            None if draft.mlp is None else tokens.of(draft.mlp), draft.norms,
+            attentions, None if draft.mlp is None else tokens.of(draft.mlp), draft.norms,
         )  # fmt: skip
 
     def _attention(self, draft: _Draft, found: Projected) -> AttentionRecord:
