@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from isospike.porting.lowering import LOWERINGS, WRITTEN_IN_PYTHON, Convolution, Multiplier
+from isospike.porting.calls import WRITTEN_IN_PYTHON
+from isospike.porting.lowering import LOWERINGS, Convolution, Multiplier
 
 MLP = -1
 """The part of a layer that is no attention; the attentions are numbered from 0."""
