@@ -122,6 +122,33 @@ def test_sensitivities_predict_what_small_noise_does(name):
         assert mean == pytest.approx(1e-3, rel=0.4), chosen
 
 
+class Parts(torch.nn.Module):
+    """Multiplies its rows with themselves, some rows at a time, as an expert does its tokens."""
+
+    def __init__(self, sizes):
+        super().__init__()
+        self.sizes, self.layer = sizes, torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return torch.cat([p @ p.mT @ p for p in y.split(self.sizes)])
+
+
+@pytest.mark.parametrize("sizes", [[2, 3], [1, 1, 3]])
+def test_calls_of_one_site_have_the_sensitivity_of_one_call_of_all_rows(sizes):
+    x = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    found = []
+    for each in ([5], sizes):
+        model = models.seeded(lambda each=each: Parts(each)).eval()
+        found.append(measure_channels(discover(model, {"x": x}).template, [{"x": x}]))
+    whole, parts = found
+    assert list(parts) == list(whole)
+    for name, channel in whole.items():
+        torch.testing.assert_close(parts[name].sensitivity, channel.sensitivity)
+        torch.testing.assert_close(parts[name].variance, channel.variance)
+        assert parts[name].values == channel.values
+
+
 @pytest.mark.parametrize("code", ["signed-digit", "half-octave", "phase"])
 def test_an_allocated_port_reaches_its_error_with_fewer_spikes(code):
     batches = models.batches("bert", rows=64, held=32)

@@ -319,7 +319,10 @@ def test_error_and_cosine_are_those_of_the_unpadded_held_back_tokens():
 
 def test_site_dimensions_are_those_of_the_float_activations():
     model, inputs = models.make("bert"), models.batch("bert", 24)
-    found = site_dimensions(model, [inputs], lambda: EffectiveDimension(replicates=2, neighbours=4))
+    found, constant = site_dimensions(
+        model, [inputs], lambda: EffectiveDimension(replicates=2, neighbours=4)
+    )
+    assert constant == ()
     seen = {}
     name = "encoder.layer.1.intermediate.dense"
     model.get_submodule(name).register_forward_hook(lambda _, x, y: seen.update(x=x[0]))

@@ -293,6 +293,11 @@ class EffectiveDimension:
         return self
 
     @property
+    def varies_(self) -> bool:
+        """Whether two of the rows so far differ; if not, they have no dimension."""
+        return bool(self._changes.any())
+
+    @property
     def dimension_(self) -> Dimension:
         """The measures of all rows so far.
 
@@ -309,7 +314,7 @@ class EffectiveDimension:
             raise RangeError(
                 f"EffectiveDimension needs at least 2 rows, got {rows}. Give more of them."
             )
-        if not bool(self._changes.any()):
+        if not self.varies_:
             raise RangeError(
                 f"EffectiveDimension needs rows that differ, got {rows} equal ones: all "
                 f"{len(self._changes)} columns are constant. Give other data."

@@ -19,7 +19,7 @@ from isospike.porting.inputs import sample_of
 from isospike.porting.measure import site_rows
 from isospike.porting.page import KIND_MARKS, Marks, Points, sites_figure
 from isospike.porting.run import Run, Watcher
-from isospike.porting.sites import Site
+from isospike.porting.sites import Readings, Site
 from isospike.report.figures import MUTED, Axis, Series, line
 from isospike.report.numbers import extent, number
 from isospike.report.page import Details, Section
@@ -72,11 +72,13 @@ class DimensionReport(Report):
         model: Its name or class.
         share: Share of the variance that the counted principal components hold.
         sites: One entry per site, in order of execution.
+        constant: Sites left out: each token has the same values there, as a learned query has.
     """
 
     model: str
     share: float
     sites: tuple[SiteDimension, ...]
+    constant: tuple[str, ...] = ()
 
     def verdict(self) -> str:
         """How much of the width is used, and whether there were enough rows to see it."""
@@ -90,6 +92,9 @@ class DimensionReport(Report):
         )
         if limited:
             text += f" At {limited} of them the number is {_LIMITED}: give more text."
+        if self.constant:
+            names = ", ".join(self.constant)
+            text += f" Left out, as every token has the same values there: {names}."
         return text
 
     def headline(self) -> dict[str, str]:
@@ -224,8 +229,8 @@ def measure_dimension(
         The report: ``report.sites[i].dimension`` has the measures of a site.
 
     Raises:
-        RangeError: A number out of range; NaN, infinity or constant values at a site, which is
-            named.
+        RangeError: A number out of range; NaN or infinity at a site, which is named; no site whose
+            values differ.
         UnsupportedError: The model has no matrix product, or one that cannot be ported.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
@@ -236,7 +241,7 @@ def measure_dimension(
     """
     source = torch.Generator().manual_seed(0) if generator is None else generator
     seed = source.initial_seed()
-    measured = site_dimensions(
+    measured, constant = site_dimensions(
         model,
         batches,
         lambda: EffectiveDimension(share, replicates=replicates, generator=source),
@@ -251,6 +256,7 @@ def measure_dimension(
             SiteDimension(site, layer_name(site), kind, dimension)
             for site, (kind, dimension) in measured.items()
         ),
+        constant=constant,
     )
 
 
@@ -258,7 +264,7 @@ def site_dimensions(
     model: nn.Module,
     batches: Sequence[Batch],
     make: Callable[[], EffectiveDimension],
-) -> dict[str, tuple[str, Dimension]]:
+) -> tuple[dict[str, tuple[str, Dimension]], tuple[str, ...]]:
     """Kind and effective dimension of every site of a float model: nothing is coded.
 
     Args:
@@ -267,17 +273,17 @@ def site_dimensions(
         make: An estimator for each site.
 
     Returns:
-        By name of the site, in order of execution.
+        By name of the site, in order of execution; and the names of those where no two rows
+        differ.
 
     Raises:
         UnsupportedError: The model has no site, or cannot be ported.
-        RangeError: NaN, infinity or constant values at a site, which is named.
+        RangeError: NaN or infinity at a site, which is named; no site whose values differ.
     """
     sample = sample_of(model, batches[0])
     opened = discover(model, sample, further=batches).template
     rows = _Rows(opened.run, make)
     for done, batch in enumerate(batches, 1):
-        rows.seen.clear()
         with torch.no_grad(), opened.run.watching(rows, token_masks(batch)):
             opened.model(**batch)
         progress.update("run the model", done, len(batches))
@@ -287,25 +293,25 @@ def site_dimensions(
             f"dimension needs a model with matrix products, got a {type(model).__name__} without. "
             "Give a transformer."
         )
+    varied = {name: each for name, each in found.items() if each[1].varies_} or found
     measured = {}
-    for done, (name, (kind, estimator)) in enumerate(found.items(), 1):
+    for done, (name, (kind, estimator)) in enumerate(varied.items(), 1):
         with _at_site(name):
             measured[name] = kind, estimator.dimension_
-        progress.update("measure", done, len(found))
-    return measured
+        progress.update("measure", done, len(varied))
+    return measured, tuple(name for name in found if name not in varied)
 
 
 class _Rows(Watcher):
-    """Gives an estimator of each site the values that reach it, once a pass."""
+    """Gives an estimator of each site the values that reach it, whoever reads them."""
 
     def __init__(self, run: Run, make: Callable[[], EffectiveDimension]) -> None:
         self.run, self.make = run, make
         self.estimators: dict[str, tuple[str, EffectiveDimension]] = {}
-        self.seen: set[str] = set()
+        self.readings = Readings()
 
     def on_input(self, site: Site, x: Tensor) -> Tensor:
-        if site.name not in self.seen:
-            self.seen.add(site.name)
+        if self.readings.is_new(site, x):
             _, estimator = self.estimators.setdefault(site.name, (site.kind, self.make()))
             last = x.movedim(1, -1) if site.kind == "conv" else x
             with _at_site(site.name):

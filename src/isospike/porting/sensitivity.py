@@ -11,53 +11,61 @@ from isospike.porting.attention import MAX_INTEGER_GAIN, SpikingAttention
 from isospike.porting.axes import Axes
 from isospike.porting.ported import Ported
 from isospike.porting.run import Run, Watcher
-from isospike.porting.sites import Site
+from isospike.porting.sites import Readings, Site
 from isospike.porting.water_filling import Allocation, Channels
 
 HUTCHINSON_PROBES = 2  # random directions for each batch
 
 
 class _Probe(Watcher):
-    """Adds a leaf of zeros to every site's input, whose gradient is the input's."""
+    """Adds a leaf of zeros to whatever a site reads, whose gradient is that of what it read.
+
+    Attributes:
+        leaves: By site, a leaf for each call, with 1 where its values are of unpadded tokens.
+        sums: By site, sums of values and squares of each channel, and the number of values.
+    """
 
     sees_probabilities = True
 
     def __init__(self, run: Run, wanted: Mapping[str, Tensor] | None) -> None:
         self.run, self.wanted = run, wanted
-        self.leaves: dict[str, Tensor] = {}
-        self.lives: dict[str, Tensor] = {}
+        self.readings = Readings()
+        self.leaves: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.sums: dict[str, tuple[Tensor, Tensor, float]] = {}
 
     def on_input(self, site: Site, x: Tensor) -> Tensor:
-        if site.name not in self.leaves:
-            self.leaves[site.name] = torch.zeros_like(x, requires_grad=True)
-            self.lives[site.name] = live = _live(site, x.detach(), self.run)
+        leaves = self.leaves.setdefault(site.name, [])
+        if self.readings.is_new(site, x):
+            live = _live(site, x.detach(), self.run)
+            leaves.append((torch.zeros_like(x, requires_grad=True), live))
+            total, squares, count = self.sums.get(site.name, (0.0, 0.0, 0.0))
             self.sums[site.name] = (
-                _over_channels(site, x.detach() * live),
-                _over_channels(site, x.detach().square() * live),
-                float(live.expand_as(x).sum()),
+                total + _over_channels(site, x.detach() * live),
+                squares + _over_channels(site, x.detach().square() * live),
+                count + float(live.expand_as(x).sum()),
             )
         if self.wanted is not None:
             a = self.wanted[site.name].to(x)
             a = a.clamp(max=1.0) if site.kind == "probability" else a
             rounded = torch.where(a.isinf(), x, (x / a).round() * a)
             x = x + (rounded - x).detach()
-        return x + self.leaves[site.name]
+        return x + leaves[-1][0]
 
     def square_gradients(
         self, y: Tensor, keep: Tensor, sites: Mapping[str, Site], seed: int
     ) -> Iterator[tuple[str, Tensor]]:
         """Sums of the square gradients of each site's channels, for some random directions of y."""
         generator = torch.Generator().manual_seed(seed)
+        calls = [(name, *call) for name, found in self.leaves.items() for call in found]
         for draw in range(HUTCHINSON_PROBES):
             v = torch.randn(y.shape, generator=generator).to(y.device) * keep
             gradients = torch.autograd.grad(
-                y, list(self.leaves.values()), v,
+                y, [leaf for _, leaf, _ in calls], v,
                 retain_graph=draw < HUTCHINSON_PROBES - 1, allow_unused=True,
             )  # fmt: skip
-            for name, g in zip(self.leaves, gradients, strict=True):
+            for (name, _, live), g in zip(calls, gradients, strict=True):
                 if g is not None:  # a head that the output does not read has none
-                    yield name, _over_channels(sites[name], g.square() * self.lives[name])
+                    yield name, _over_channels(sites[name], g.square() * live)
 
 
 def measure_channels(

@@ -349,6 +349,21 @@ class Site(nn.Module):
         return f"{self.name}, {self.kind}, {self.code}"
 
 
+class Readings:
+    """Tells what a site reads anew from what several products that share it read."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[weakref.ref[Tensor], int]] = {}
+
+    def is_new(self, site: Site, x: Tensor) -> bool:
+        """Whether the last reader of the site read another tensor, or other values in it."""
+        last, version = self._last.get(site.name), tensor_version(x)
+        if last is not None and last[0]() is x and last[1] == version:
+            return False
+        self._last[site.name] = weakref.ref(x), version
+        return True
+
+
 def tensor_version(x: Tensor) -> int:
     """How often ``x`` was written to in place; the same tensor may hold other values later."""
     return 0 if x.is_inference() else x._version

@@ -4,7 +4,6 @@ Which rows are kept depends on the batch and on the tokens of those before it, n
 seen, and the extremes of every channel are kept whatever the rows.
 """
 
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +19,7 @@ from isospike.porting.fidelity import same_draws
 from isospike.porting.gains import fit_scales
 from isospike.porting.ranges import Range, lower_median
 from isospike.porting.run import Run, Watcher
-from isospike.porting.sites import HEADS, OPERANDS, Site, tensor_version
+from isospike.porting.sites import HEADS, OPERANDS, Readings, Site
 
 MOST_ROWS = 2048  # rows kept of one site, about
 GOLDEN = (5**0.5 - 1) / 2
@@ -212,12 +211,10 @@ class _Seen(Watcher):
     ) -> None:
         self._run, self.samples = run, samples
         self._place = number, before, total
-        self._seen: dict[str, tuple[weakref.ref[Tensor], int]] = {}
+        self._readings = Readings()
 
     def on_input(self, site: Site, x: Tensor) -> Tensor:
-        last = self._seen.get(site.name)
-        if last is None or last[0]() is not x or last[1] != tensor_version(x):  # not another reader
-            self._seen[site.name] = weakref.ref(x), tensor_version(x)
+        if self._readings.is_new(site, x):
             if site.kind == "conv":
                 images = self.samples.setdefault(site.name, Sample()).images
                 if not images or images[0].shape[1:] == x.shape[1:]:  # of one size
