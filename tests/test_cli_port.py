@@ -146,7 +146,7 @@ def test_port_finds_the_steps_for_an_error(bert, text, tmp_path):
 
 def test_port_that_misses_the_error_says_by_how_much_and_is_saved(bert, text, tmp_path):
     out = tmp_path / "port"
-    done = port("--max-error", 1e-9, model=bert, text=text, out=out)
+    done = port("--max-error", 1e-9, "--code", "phase", model=bert, text=text, out=out)
     assert done.exit_code == 1
     found = json.loads(done.stdout)
     assert not found["reached"]

@@ -192,7 +192,7 @@ def test_page_says_what_was_measured(page, report):
         "signed-digit", "0.0244", "predicted 0.0231", "asked for 0.03, reached", "0.9997",
         "outputs differ from the original&#39;s by 2.4%, as asked (at most 3.0%)",
         "Spikes carry all matrix products but 1", "published cost tables",
-        "0.112 per neuron and step", "quantised, 7 bits", "Show 48 sites", "pooler.dense",
+        "0.112 per neuron and step", "quantised, 7 x 8 bits", "Show 48 sites", "pooler.dense",
         "Horowitz (2014)", "Davies et al. (2018)", "computes the same numbers", "1,498 held-out",
         "The table has no figure for another machine", "torch 2",
     ):  # fmt: skip
@@ -281,7 +281,7 @@ def test_a_random_code_does_not_claim_the_error_of_the_quantised_network():
 def test_verdict_names_the_winner_of_each_table(page):
     verdicts = re.findall(r"<li><b>(.*?)</b> (.*?)<div", page)
     assert [name for name, _ in verdicts] == [
-        "45 nm, 32-bit float.", "45 nm, 8-bit weights.", "45 nm, 8-bit weights, with SRAM.",
+        "45 nm, 32-bit float.", "45 nm, integers.", "45 nm, integers, with SRAM.",
         "Loihi, 14 nm.",
     ]  # fmt: skip
     starts = ["Spiking wins", "Spiking wins", "The quantised network wins", "Spiking takes"]

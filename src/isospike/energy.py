@@ -8,7 +8,7 @@ spiking network. The last two compute the same numbers, so only their cost can d
 machine                   matrix products                    state
 ========================  =================================  ==========================
 float                     32-bit multiply-accumulate         32-bit activations
-quantised, b bits         b x 8-bit multiply, 32-bit add     b-bit activations
+quantised, b bits         b x w-bit multiply, 32-bit add     b-bit activations
 spiking                   one addition per synaptic op       32-bit membranes
 ========================  =================================  ==========================
 
@@ -23,9 +23,6 @@ from isospike.errors import RangeError
 
 FLOAT_BITS = 32
 """Bits of a weight and of an activation of the float network."""
-
-WEIGHT_BITS = 8
-"""Bits of a weight of the quantised and of the spiking network."""
 
 MEMBRANE_BITS = 32
 """Bits of a membrane: it holds sums of many weights."""
@@ -55,6 +52,7 @@ class Counts:
             weight.
         spiking_float_ops: Float operations of the spiking network, where its functions run on
             spikes too; None if the same as ``float_ops``.
+        weight_bits: Mean bits of a weight of the quantised and of the spiking network.
     """
 
     macs: float
@@ -69,6 +67,7 @@ class Counts:
     steps: int
     tokens_per_input: float
     spiking_float_ops: dict[str, float] | None = None
+    weight_bits: float = 8.0
 
     @property
     def spike_rate(self) -> float:
@@ -90,7 +89,8 @@ class CostTable:
         float_mac_pj: One 32-bit float multiply-accumulate.
         quantised_mac_pj: The part of a quantised multiply-accumulate that does not depend on the
             activation's bits.
-        quantised_mac_per_bit_pj: Energy that every bit of the activation adds to it.
+        quantised_mac_per_bit_pj: Energy that every bit of the activation adds to it, with weights
+            of 8 bits; others in proportion.
         synaptic_op_pj: One addition of a weight to a membrane.
         neuron_update_pj: One update of one neuron in one step.
         float_op_pj: One float operation at the soma, on any machine; None leaves them out.
@@ -145,12 +145,12 @@ FLOAT_45NM = CostTable(
 """32-bit float units only: 3.7 pJ a multiplication, 0.9 pJ an addition."""
 
 INT8_45NM = CostTable(
-    name="45 nm, 8-bit weights",
+    name="45 nm, integers",
     source=_HOROWITZ,
     note=(
         "An 8 x 8-bit multiplication takes 0.2 pJ and a 32-bit addition 0.1 pJ. A multiplication "
-        "is taken to grow in proportion to the bits of the activation, 0.025 pJ a bit; by the same "
-        "rule 32 x 32 bits would take 3.2 pJ, and 3.1 pJ is published. The float network keeps "
+        "is taken to grow in proportion to the bits of either factor, so that 32 x 32 bits would "
+        "take 3.2 pJ, and 3.1 pJ is published. The float network keeps "
         "float units."
     ),
     float_mac_pj=4.6,
@@ -160,13 +160,13 @@ INT8_45NM = CostTable(
     neuron_update_pj=0.1,
     float_op_pj=4.6,
 )
-"""Integer units: ``0.2 b / 8 + 0.1`` pJ a quantised multiply-accumulate, 0.1 pJ an addition."""
+"""Integer units: ``0.2 (b / 8) (w / 8) + 0.1`` pJ a multiply-accumulate, 0.1 pJ an addition."""
 
 INT8_SRAM_45NM = CostTable(
-    name="45 nm, 8-bit weights, with SRAM",
+    name="45 nm, integers, with SRAM",
     source=_HOROWITZ,
     note=(
-        "8-bit weights plus memory: 100 pJ for 64 bits of the 1 MB banks that hold the weights, "
+        "Integers plus memory: 100 pJ for 64 bits of the 1 MB banks that hold the weights, "
         "20 pJ for 64 bits of the 32 KB banks that hold activations and membranes; a write costs "
         "as much as a read. Dense networks read a weight once per input, the spiking one once per "
         "synaptic operation."
@@ -265,8 +265,8 @@ def memory_moved_bytes(counts: Counts) -> MemoryMoved:
     """Bytes each machine moves between memory and arithmetic, per token.
 
     (1)  float      4 weights / tokens_per_input  +  2 * 4 activations
-    (2)  quantised  1 weights / tokens_per_input  +  2 * (bits / 8) activations
-    (3)  spiking    1 synaptic_ops                +  2 * 4 neuron_updates
+    (2)  quantised  (weight_bits / 8) weights / tokens_per_input  +  2 * (bits / 8) activations
+    (3)  spiking    (weight_bits / 8) synaptic_ops                +  2 * 4 neuron_updates
 
     Assumed. Dense, (1) and (2): every weight is read once per input and kept for all its tokens; an
     activation is written once by its producer and read once; sums stay in registers. Spiking, (3):
@@ -282,8 +282,8 @@ def memory_moved_bytes(counts: Counts) -> MemoryMoved:
         The three machines' traffic, in bytes per token.
 
     Raises:
-        RangeError: Some count is negative, infinite or NaN, or ``tokens_per_input`` or ``bits`` is
-            not positive.
+        RangeError: Some count is negative, infinite or NaN, or ``tokens_per_input``, ``bits`` or
+            ``weight_bits`` is not positive.
 
     >>> counts = Counts(
     ...     macs=0.0, synaptic_ops=100.0, spikes=10.0, neuron_updates=8.0, neurons=4.0, bits=4,
@@ -296,9 +296,12 @@ def memory_moved_bytes(counts: Counts) -> MemoryMoved:
     weights = counts.weights / counts.tokens_per_input
     return MemoryMoved(
         float32=Traffic(weights * FLOAT_BITS / 8, 2 * counts.activations * FLOAT_BITS / 8),  # (1)
-        quantised=Traffic(weights * WEIGHT_BITS / 8, 2 * counts.activations * counts.bits / 8),
+        quantised=Traffic(
+            weights * counts.weight_bits / 8, 2 * counts.activations * counts.bits / 8
+        ),
         spiking=Traffic(
-            counts.synaptic_ops * WEIGHT_BITS / 8, 2 * counts.neuron_updates * MEMBRANE_BITS / 8
+            counts.synaptic_ops * counts.weight_bits / 8,
+            2 * counts.neuron_updates * MEMBRANE_BITS / 8,
         ),  # (3)
     )
 
@@ -307,7 +310,8 @@ def estimate_energy(counts: Counts, table: CostTable) -> EnergyRow:
     """Energy per token of the three machines, and the spike rate at which the last two break even.
 
     (1)  float      macs * float_mac_pj                       + memory + soma
-    (2)  quantised  macs * (quantised_mac_pj + bits * quantised_mac_per_bit_pj) + memory + soma
+    (2)  quantised  macs * (quantised_mac_pj + bits * weight_bits / 8 * quantised_mac_per_bit_pj)
+                    + memory + soma
     (3)  spiking    synaptic_ops * synaptic_op_pj + neuron_updates * neuron_update_pj
                     + memory + soma
     (4)  break_even_rate = rate * ((2) - fixed) / ((3) - fixed),  fixed = (3) without synaptic_ops
@@ -343,7 +347,8 @@ def estimate_energy(counts: Counts, table: CostTable) -> EnergyRow:
     if table.float_mac_pj is not None:
         float_pj = counts.macs * table.float_mac_pj + _memory_pj(moved.float32, table) + soma  # (1)
     if table.quantised_mac_pj is not None:
-        mac = table.quantised_mac_pj + counts.bits * table.quantised_mac_per_bit_pj
+        bits = counts.bits * counts.weight_bits / 8
+        mac = table.quantised_mac_pj + bits * table.quantised_mac_per_bit_pj
         quantised_pj = counts.macs * mac + _memory_pj(moved.quantised, table) + soma  # (2)
     events = counts.synaptic_ops * table.synaptic_op_pj + _memory_pj(
         Traffic(moved.spiking.weight_bytes, 0.0), table
@@ -393,7 +398,7 @@ def _check_counts(function: str, counts: Counts) -> None:
     numbers = [(f.name, getattr(counts, f.name)) for f in fields(counts)]
     plain = [(name, value) for name, value in numbers if not name.endswith("float_ops")]
     for name, value in [*plain, *kinds]:
-        positive = name in ("bits", "tokens_per_input")
+        positive = name in ("bits", "tokens_per_input", "weight_bits")
         if not 0 <= value < math.inf or (positive and value == 0):
             raise RangeError(
                 f"{function} needs finite counts {'above' if positive else 'of at least'} 0, got "

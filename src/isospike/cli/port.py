@@ -81,6 +81,8 @@ def port(
     precision: str = "exact",
     functions: str = "float",
     ranges: str = "dynamic",
+    weight_bits: int = 16,
+    keep: str | None = None,
     sentences: int = MAX_SENTENCES,
     seed: int = 0,
     curve: bool = True,
@@ -110,6 +112,9 @@ def port(
             ``spiking``: circuits that add, compare and reset.
         ranges (MODE): ``dynamic``: a gain for each token follows the input; or ``static``, for
             hardware without it.
+        weight_bits (BITS): 16, 8 or 4: bits of the whole numbers that the weights become.
+        keep (NAMES): Modules whose weights keep 16 bits, with wildcards and commas between them:
+            ``lm_head,*embed*``.
         seed: Seed of the spikes of the code bernoulli.
         curve: Plot error against steps for every code in the report, which takes most of the time.
         workers (N): Processes that compute the curve; ``ray`` or ``ray:ADDRESS`` with
@@ -132,28 +137,20 @@ def port(
     wanted = _steps(code, steps, max_error, per_channel, mode)
     import torch
 
-    from isospike.data import foreign_texts
-    from isospike.hf.groups import TOKENS, group_by_length
     from isospike.hf.load import load
     from isospike.porting.port import port as port_model
     from isospike.porting.skeleton import check_builds
+    from isospike.porting.synapses import Synapses
 
+    kept = tuple(keep.split(",")) if keep else ()
+    Synapses(weight_bits, kept).check()
     text_model = load(source, mapped=offload is not None)
     check_builds(text_model.model)
     text_model = _placed(text_model, device, offload)
-    tokens = max(1024, TOKENS * sentences // MAX_SENTENCES)
-
-    def groups(texts: Sequence[str], tokens: int) -> list[dict[str, Any]]:
-        found = group_by_length(text_model, texts, tokens)
-        return [{k: v.to(device) for k, v in batch.items()} for batch in found]
-
-    kinds = {"held out": groups(evaluation, tokens // 4)}
-    with suppress(InputError):  # a tokenizer that knows no word of them
-        kinds["foreign"] = groups(foreign_texts(), tokens // 4)
+    batches, kinds = _inputs(text_model, calibration, evaluation, sentences, device)
     ported = port_model(
-        text_model.model, groups(calibration, tokens), code=code, steps=wanted,
-        evaluation=kinds,
-        **mode, ranges=ranges,
+        text_model.model, batches, code=code, steps=wanted, evaluation=kinds,
+        **mode, ranges=ranges, weight_bits=weight_bits, keep=kept,
         generator=torch.Generator().manual_seed(seed),
     ).labelled(text_model.tokenizer)  # fmt: skip
     save = partial(_save, source=text_model, folder=folder)
@@ -246,6 +243,26 @@ def _texts(text: Path | None, count: int) -> tuple[list[str], list[str]]:
         )
     held_out = found[4::5] or found[-1:]
     return [passage for passage in found if passage not in set(held_out)], held_out
+
+
+def _inputs(
+    source: TextModel, calibration: Sequence[str], held_out: Sequence[str], sentences: int,
+    device: str,
+) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:  # fmt: skip
+    """Batches to calibrate on, and those of each kind to measure on."""
+    from isospike.data import foreign_texts
+    from isospike.hf.groups import TOKENS, group_by_length
+
+    most = max(1024, TOKENS * sentences // MAX_SENTENCES)
+
+    def groups(texts: Sequence[str], tokens: int) -> list[dict[str, Any]]:
+        found = group_by_length(source, texts, tokens)
+        return [{k: v.to(device) for k, v in batch.items()} for batch in found]
+
+    kinds = {"held out": groups(held_out, most // 4)}
+    with suppress(InputError):  # a tokenizer that knows no word of them
+        kinds["foreign"] = groups(foreign_texts(), most // 4)
+    return groups(calibration, most), kinds
 
 
 def _save(ported: Any, source: TextModel, folder: Path, phase: str) -> None:

@@ -5,6 +5,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from isospike.codes import WeightedCode
 from isospike.errors import InputError
@@ -14,10 +15,14 @@ from isospike.porting.calls import Calls
 from isospike.porting.elementary import EVERY
 from isospike.porting.offload import at_hand
 from isospike.porting.ported import Ported
-from isospike.porting.product import SpikingProduct
+from isospike.porting.product import SpikingProduct, wire
 from isospike.porting.sites import Site
-from isospike.porting.statistics import Statistics
+from isospike.porting.statistics import Sample, Statistics
+from isospike.porting.synapses import SIXTEEN, Synapses
 
+# How even the scales of channels are: on other inputs other channels are large, and weights whose
+# channels have scales of one size need fewer bits.
+EVENNESS = 0.35
 CodeOf = Callable[[Site, Statistics], WeightedCode]
 """The code of a site, once it is known what reaches it."""
 
@@ -35,12 +40,14 @@ class Calibration:
         code_of: The code of each site.
         dynamic: Whether ranges follow the input.
         blocks: Names of the blocks.
+        synapses: Bits of the weights.
     """
 
     def __init__(
         self, ported: Ported, template: Ported, code_of: CodeOf, dynamic: bool,
-        blocks: Sequence[str] = (),
+        blocks: Sequence[str] = (), synapses: Synapses = SIXTEEN,
     ) -> None:  # fmt: skip
+        self.synapses = synapses
         self.ported, self.code_of, self.dynamic = ported, code_of, dynamic
         self.template = template
         self.originals = dict(zip(ported.products, template.products, strict=True))
@@ -76,10 +83,9 @@ class Calibration:
             if block:
                 statistics.drop(site.name for site in product.sites)
         for each in readers.values():
-            self._fit(each, statistics)
-            for product in each:
-                with at_hand(self.template.model, self.paths[product]):
-                    product.fold(statistics.sample(product.site.name))
+            size = self._size(each)
+            self._fit(each[0].site, size, statistics)
+            self._fold(each, size, statistics.sample(each[0].site.name))
             if block:
                 statistics.drop([each[0].site.name])
         for module, path in self.paths.items():
@@ -105,16 +111,28 @@ class Calibration:
         else:
             self.ported.run.phase = "run"
 
-    def _fit(self, readers: list[SpikingProduct], statistics: Statistics) -> None:
-        """Set the range of the site that some products with a weight read."""
-        site = readers[0].site
-        sample = statistics.sample(site.name)
-        if not self.dynamic:
-            site.fit(sample.with_extremes)
-            return
+    def _size(self, readers: Sequence[SpikingProduct]) -> Tensor:
+        """Of each input channel's weights, over all products that read a site."""
         every = []
         for product in readers:
             with at_hand(self.template.model, self.paths[product]):
                 every.append(product.by_input if len(readers) == 1 else product.by_input.clone())
-        weight = torch.cat(every, 1).norm(dim=1)
-        site.follow(statistics.dynamic_range(site.name, weight), sample.extremes)
+        size: Tensor = torch.cat(every, 1).norm(dim=1)
+        return size
+
+    def _fit(self, site: Site, size: Tensor, statistics: Statistics) -> None:
+        """Set the range of a site that products with a weight read."""
+        sample = statistics.sample(site.name)
+        if not self.dynamic:
+            site.fit(sample.with_extremes)
+            return
+        site.follow(statistics.dynamic_range(site.name, size, EVENNESS), sample.extremes)
+
+    def _fold(self, readers: Sequence[SpikingProduct], size: Tensor, sample: Sample) -> None:
+        """Fold the ranges of a site into what reads it, and round the weights."""
+        bits = {product: self.synapses.bits_of(product.name) for product in readers}
+        few = [product for product, each in bits.items() if each < 16]
+        moments = wire(few, size, sample) if few else None
+        for product, each in bits.items():
+            with at_hand(self.template.model, self.paths[product]):
+                product.fold(sample, each, moments)

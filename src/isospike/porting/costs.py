@@ -10,8 +10,8 @@ _SHOWN = {"operations": numbers.si, "bytes": numbers.memory, "pJ": numbers.energ
 
 MEMORY_MEANING = (
     "Memory moved, assumed: a dense network reads every weight once per input, and writes and "
-    "reads every activation once; weights take 4 bytes in float32 and 1 byte otherwise. The "
-    "spiking network reads a 1-byte weight for every synaptic operation, and reads and writes a "
+    "reads every activation once; weights take 4 bytes in float32, and their bits otherwise. The "
+    "spiking network reads a weight for every synaptic operation, and reads and writes a "
     "4-byte membrane at every neuron update. Sums of one step stay in registers; spikes are not "
     "stored."
 )
@@ -26,7 +26,7 @@ def cost_table(counts: Counts) -> Table:
     Returns:
         The table.
     """
-    head = ("quantity", "unit", "float32", f"quantised, {counts.bits} bits", "spiking")
+    head = ("quantity", "unit", "float32", _quantised(counts), "spiking")
     rows: list[tuple[Cell, ...]] = [(name, unit, *values) for name, unit, values in _rows(counts)]
     return Table(
         "Costs per token", head, tuple(rows), names=("quantity", "unit", "float32", *MACHINES[1:])
@@ -58,8 +58,12 @@ def shown_costs(counts: Counts) -> Table:
         )
         for name, unit, values in rows
     )
-    head = ("per token", "float32", f"quantised, {counts.bits} bits", "spiking")
+    head = ("per token", "float32", _quantised(counts), "spiking")
     return Table("Costs per token", head, cells, strong=best, groups=(first, start))
+
+
+def _quantised(counts: Counts) -> str:
+    return f"quantised, {counts.bits} x {counts.weight_bits:.3g} bits"
 
 
 def winner_text(row: EnergyRow) -> str:

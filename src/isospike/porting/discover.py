@@ -68,6 +68,11 @@ class Discovery:
         """Names of the sites, in order of execution as far as the modules' order tells."""
         return [site.name for site in self.template.sites]
 
+    @property
+    def product_names(self) -> list[str]:
+        """Names of the products with a weight."""
+        return [p.name for p in self.template.products if isinstance(p, SpikingProduct)]
+
     def instrument(self) -> Ported:
         """A fresh port to calibrate; it shares the memory of what calibration does not change."""
         return copy_of(self.template)

@@ -17,6 +17,7 @@ from isospike.errors import InputError, IsospikeError, first_sentence
 from isospike.hf.hub import fetch_folder
 from isospike.hf.load import wrap_foreign_errors
 from isospike.porting.fingerprint import check_fingerprint, saved_rows, take_fingerprint
+from isospike.porting.packing import is_packed, packed, packed_forms, unpacked
 from isospike.porting.ported import Ported
 from isospike.porting.run import Mode, Origin, run_of
 from isospike.porting.saturation import saturation_of
@@ -34,6 +35,7 @@ from isospike.porting.skeleton import (
     without_dropped,
 )
 from isospike.porting.spec import PROBE, PortSpec, changed_attributes, restore_attributes
+from isospike.porting.tables import mark_tables
 from isospike.report.files import Content, Snapshot, open_folder
 
 MODEL_TYPE = "isospike"
@@ -85,7 +87,7 @@ def port_files(ported: nn.Module, tokenizer: Any = None) -> dict[str, Content]:
     files: dict[str, Content] = {
         **words,
         CONFIG: json.dumps(described, indent=1),
-        **_weight_files(ported),
+        **_weight_files(ported, spec),
         ANSWERS: save(answers, metadata={"isospike": about}),
     }
     if run.origin.card:
@@ -96,7 +98,7 @@ def port_files(ported: nn.Module, tokenizer: Any = None) -> dict[str, Content]:
     return files
 
 
-def _weight_files(model: nn.Module) -> dict[str, Content]:
+def _weight_files(model: nn.Module, spec: PortSpec) -> dict[str, Content]:
     """The weights, each once, in files of a bounded size."""
     shards: list[dict[str, Tensor]] = [{}]
     known: set[object] = set()
@@ -111,19 +113,24 @@ def _weight_files(model: nn.Module) -> dict[str, Content]:
             size = 0
         shards[-1][name] = tensor
         size += tensor.nbytes
-    return {_shard(i): partial(_write_shard, shard) for i, shard in enumerate(shards)}
+    return {_shard(i): partial(_write_shard, model, spec, shard) for i, shard in enumerate(shards)}
 
 
 def _shard(number: int) -> str:
     return f"{Path(WEIGHTS).stem}-{number + 1}.safetensors" if number else WEIGHTS
 
 
-def _write_shard(tensors: Mapping[str, Tensor], path: Path) -> None:
+def _write_shard(
+    model: nn.Module, spec: PortSpec, tensors: Mapping[str, Tensor], path: Path
+) -> None:
     from safetensors.torch import save_file
 
     places: set[int] = set()
     alone = {}
     for name, tensor in tensors.items():
+        if is_packed(name, spec):
+            alone[name] = packed(name, tensor, model, spec)
+            continue
         place = tensor.untyped_storage().data_ptr()
         shares = place in places or tensor.untyped_storage().nbytes() != tensor.nbytes
         alone[name] = tensor.contiguous().clone() if shares else tensor.contiguous()
@@ -283,14 +290,19 @@ def _rebuilt(
                 part = file.get_slice(name)
                 header[name] = tuple(part.get_shape()), _TYPES.get(part.get_dtype())
         if given is None:
-            check_room(spec, plain, header, _SPARE_BYTES + 4 * sizes)
+            check_room(spec, plain, header, _SPARE_BYTES + 8 * sizes)
             with keeping_rng():
                 model = built(spec, plain, mode)
         else:
             model = like(spec, given, mode)
-        check_header(model, header, given is not None)
+        check_header(model, header, packed_forms(model, spec), given is not None)
+        mark_tables(model, spec.tables)
+        late = [(file, n) for file in files for n in file.keys() if is_packed(n, spec)]  # noqa: SIM118
         for file in files:
-            _fill(model, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            names = [n for n in file.keys() if not is_packed(n, spec)]  # noqa: SIM118
+            _fill(model, {name: file.get_tensor(name) for name in names})
+        for file, name in late:
+            _fill(model, {name: unpacked(name, file.get_tensor(name), model, spec)})
     return model
 
 

@@ -313,8 +313,6 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> Ported:
                 f"load needs a plain product in {name}, got another. Port the model again."
             )
         product.site = found[site]
-        # A storage of its own: an output layer may still be tied to the embedding.
-        product.weight = nn.Parameter(torch.empty_like(product.weight), requires_grad=False)
         model.set_submodule(name, product)
     restore(model, {n: [Call(**c) for c in each] for n, each in spec["calls"].items()}, run)
     for name, module in model.named_modules():
@@ -329,6 +327,7 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> Ported:
     for path, module in model.named_modules():
         if isinstance(module, SpikingProduct) and path in spec["products"]:
             module.site = found[spec["products"][path]]
+            module.make_room(*spec["synapses"].get(path, (16, 0)))
         elif isinstance(module, SpikingAttention | SpikingMatmul | SpikingScale):
             for site in module.sites:
                 setattr(module, site.kind, found[site.name])

@@ -150,6 +150,8 @@ def counts(
     spiking = float_ops if left is None else {k: float(v) for k, v in left.items()}
     spiking = {**spiking, "gain": gains} if gains else spiking
     weighted = [s for s in ported.sites if s.kind in WEIGHTED] or ported.sites
+    products = [p for p in ported.products if isinstance(p, SpikingProduct)]
+    weights = sum(p.weight.numel() for p in products)
     return Counts(
         macs=sum((s.macs for s in reports), 0.0),
         synaptic_ops=sum((s.synaptic_ops for s in populations), 0.0),
@@ -158,9 +160,11 @@ def counts(
         neurons=sum((s.neurons for s in populations), 0.0),
         bits=max(site.code.bits for site in weighted),
         float_ops=float_ops,
-        weights=sum(p.weight.numel() for p in ported.products if isinstance(p, SpikingProduct)),
+        weights=weights,
         activations=sum((s.values for s in reports), 0.0),
         steps=max(s.steps for s in reports),
         tokens_per_input=tokens,
         spiking_float_ops=spiking if gains or left is not None else None,
+        weight_bits=sum(p.weight_bits * p.weight.numel() for p in products) / max(1, weights)
+        or 16.0,
     )

@@ -29,6 +29,8 @@ from isospike.porting.run import Mode
 from isospike.porting.sensitivity import assign_amplitudes, max_sensitivity, measure_channels
 from isospike.porting.sites import HEADS, Site
 from isospike.porting.statistics import NotReachedError, Statistics
+from isospike.porting.synapses import SIXTEEN, Synapses
+from isospike.porting.tables import round_tables
 from isospike.porting.water_filling import Allocation, Channels, check_allocation, water_fill
 from isospike.progress import update
 
@@ -120,6 +122,7 @@ class Builder:
         ranges: ``dynamic`` or ``static``. Codes of one neuron, which has no place to rest at inside
             its range, and allocated amplitudes have static ranges in any case.
         generator: Source of randomness of the Bernoulli code; torch's global one if None.
+        synapses: Bits of the weights.
     """
 
     discovery: Discovery
@@ -127,6 +130,7 @@ class Builder:
     mode: Mode
     ranges: str = "dynamic"
     generator: torch.Generator | None = None
+    synapses: Synapses = SIXTEEN
 
     def __post_init__(self) -> None:
         if not self.discovery.names:
@@ -134,6 +138,7 @@ class Builder:
                 "port needs a model with matrix products, got a "
                 f"{type(self.discovery.model).__name__} without. Give a transformer."
             )
+        self.synapses.check(self.discovery.product_names)
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -179,7 +184,11 @@ class Builder:
             ported.seed(self.generator)
             if plan.allocation is not None:
                 assign_amplitudes(ported, plan.allocation)
-            calibration = Calibration(ported, template, plan.code_of, dynamic, blocks)
+            if shelf_of(self.discovery.model) is None:
+                round_tables(ported.model, self.synapses.bits)
+            calibration = Calibration(
+                ported, template, plan.code_of, dynamic, blocks, self.synapses
+            )
             shelf = shelf_of(self.discovery.model)
 
             def finish(block: str, statistics: Statistics) -> None:

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from isospike.porting.audit import AuditReport, audit
 from isospike.porting.blocks import by_block
 from isospike.porting.card import model_card
 from isospike.porting.discover import Discovery, discover
+from isospike.porting.equal_bits import equal_bit_error
 from isospike.porting.fidelity import same_draws
 from isospike.porting.files import port_files
 from isospike.porting.fingerprint import sample_rows
@@ -57,6 +59,7 @@ from isospike.porting.saturation import saturation_of
 from isospike.porting.saving import own_saving
 from isospike.porting.skeleton import layers_of
 from isospike.porting.sweep import sweep as sweep_codes
+from isospike.porting.synapses import Synapses
 from isospike.progress import update
 from isospike.report.files import check_destination, write_folder
 from isospike.report.result import Provenance
@@ -154,6 +157,8 @@ def port(
     precision: str = "exact",
     functions: str = "float",
     ranges: str = "dynamic",
+    weight_bits: int = 16,
+    keep: Sequence[str] = (),
     generator: torch.Generator | None = None,
 ) -> Port:
     """Port a pretrained transformer to binary spikes, without training.
@@ -186,6 +191,9 @@ def port(
             stays in float and is listed in the report.
         ranges: ``dynamic``, a gain for each token and site that follows the input; or ``static``,
             for hardware without it. Codes of one neuron and allocated channels are static.
+        weight_bits: 16, 8 or 4: the weights of products are whole numbers of so many bits, rounded
+            so that the calibration's outputs err least.
+        keep: Names of modules, with wildcards, whose weights keep 16 bits, such as ``lm_head``.
         generator: Source of randomness; torch's global one if None, whose state does not move.
 
     Returns:
@@ -198,6 +206,8 @@ def port(
     """
     model = in_python(model)
     mode = _check_request(code, steps, Mode(execution, precision, functions))
+    synapses = Synapses(weight_bits, tuple(keep))
+    synapses.check()
     model = offload(model) if is_offloaded(model) else model
     _check_weights(model)
     inputs = Inputs.of(neutral(model) if calibration is None else calibration, evaluation)
@@ -205,7 +215,7 @@ def port(
     with same_draws(None if generator is None else generator.initial_seed()):
         inputs, sample = inputs.sampled(model)
         discovery = discover(model, sample, functions, inputs.calibration)
-        builder = Builder(discovery, inputs, mode, ranges, generator)
+        builder = Builder(discovery, inputs, mode, ranges, generator, synapses)
         planner = make_planner(builder, code, steps)
         built = planner.first()
         update("measure", 0, 1)
@@ -291,9 +301,7 @@ def _report(
         calibrated = sum(map(streams.count, inputs.calibration))
     for site in ported.sites:
         site.usual_outside = next((s.outside for s in sites if s.name == site.name), 0.0)
-    texts = [_text_errors(inputs.names[0], comparison)]
-    for name, batches in zip(inputs.names[1:], inputs.others, strict=True):
-        texts.append(_text_errors(name, compare(model, ported, batches)))
+    quantised = _quantised_error(builder, ported)
     ported.run.mode = mode
     fast = compare(model, ported, inputs.evaluation).error if mode.fast else None
     return PortReport(
@@ -310,7 +318,8 @@ def _report(
         reached=target is None or comparison.error <= target,
         error_predicted=plan.predicted,
         error=comparison.error,
-        texts=tuple(texts),
+        texts=_texts(builder, ported, comparison),
+        error_quantised=quantised,
         error_fast=fast,
         cosine=comparison.cosine,
         cosine_pooled=comparison.cosine_pooled,
@@ -331,6 +340,20 @@ def _report(
         ranges="dynamic" if any(site.dynamic for site in ported.sites) else "static",
         circuits=tuple(circuits),
     )
+
+
+def _texts(builder: Builder, ported: Ported, first: Comparison) -> tuple[TextErrors, ...]:
+    """The errors on every kind of inputs, those of the first as they were measured."""
+    inputs, texts = builder.inputs, [_text_errors(builder.inputs.names[0], first)]
+    for name, batches in zip(inputs.names[1:], inputs.others, strict=True):
+        texts.append(_text_errors(name, compare(builder.discovery.model, ported, batches)))
+    return tuple(texts)
+
+
+def _quantised_error(builder: Builder, ported: Ported) -> float:
+    found, batches = builder.discovery, builder.inputs.evaluation
+    measure = partial(equal_bit_error, found.model, found.template, ported, batches)
+    return by_block(found.blocks, measure)
 
 
 def _text_errors(name: str, c: Comparison) -> TextErrors:

@@ -11,7 +11,7 @@ that the spike trains spell, once.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from isospike.porting.lowering import Convolution
 from isospike.porting.run import Run
 from isospike.porting.sites import Gain, Site, tensor_version
 from isospike.porting.statistics import Sample
+from isospike.porting.synapses import GROUP, Moments, round_weight, wide_channels
 
 # Of a site that has not been given its code yet.
 PLACEHOLDER = PhaseCode(1)
@@ -59,15 +60,21 @@ class SpikingProduct(nn.Module):
     Attributes:
         name: Path of the module, or name of the call, that it stands for.
         weight: ``[out, in]``, of a convolution ``[out, in / groups, ...]``; once calibrated, W
-            amplitude.
+            amplitude, with a column for each synapse of a channel.
         bias: Once calibrated, the bracket of (1).
         step: Grid of each output's weights, a power of two; 0 where they are not on one.
+        share: Steps of each group's quantum, ``[out, groups]``, where weights have few bits;
+            empty else. See :mod:`isospike.porting.synapses`.
+        twins: Input channels that have a further synapse, as often as they have one.
+        weight_bits: Bits of the whole numbers that the weights are.
         site: The neurons at its input, shared with the products that read the same tensor.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter
     step: Tensor
+    share: Tensor
+    twins: Tensor
 
     def __init__(
         self,
@@ -87,7 +94,34 @@ class SpikingProduct(nn.Module):
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.site: Site = Site(name, "linear", PLACEHOLDER, ())
         self.register_buffer("step", torch.zeros_like(zeros))
+        self.register_buffer("share", zeros.new_empty(len(zeros), 0))
+        self.register_buffer("twins", torch.empty(0, dtype=torch.long, device=weight.device))
+        self.weight_bits = 16
         self._kept: dict[str, tuple[object, Any]] = {}
+
+    def make_room(self, bits: int, further: int) -> None:
+        """Prepare for weights that are read from a file.
+
+        Args:
+            bits: Of a weight.
+            further: Columns beyond the input channels.
+        """
+        self.weight_bits = bits
+        shape = list(self.weight.shape)
+        shape[1] += further
+        # A storage of its own: an output layer may still be tied to the embedding.
+        self.weight = nn.Parameter(self.weight.new_empty(shape), requires_grad=False)
+
+    @property
+    def quantum(self) -> Tensor:
+        """What each weight is a whole multiple of, in the weight's shape."""
+        width = self.weight[0].numel()
+        each = self.step[:, None]
+        if self.share.numel():
+            groups = self.share.shape[1]
+            length = GROUP if groups > 1 else width
+            each = (each * self.share).repeat_interleave(length, 1)[:, :width]
+        return each.expand(-1, width).reshape(self.weight.shape)
 
     @property
     def by_token(self) -> bool:
@@ -137,12 +171,20 @@ class SpikingProduct(nn.Module):
             run.watcher.on_site(site, self._channels_last(x), fan_out=site.fan_out)
         if run.mode.stepped:
             words, gain = site.words(x)
-            return self._stepped(self._channels_last(words), gain)
+            return self._stepped(self._channels_last(self._wired(words)), gain)
         if run.mode.fast:
-            return self._fast(*site.read(x, torch.bfloat16, into=Purpose.LINEAR))
+            integers, gain = site.read(x, torch.bfloat16, into=Purpose.LINEAR)
+            return self._fast(self._wired(integers), gain)
         dtype = accumulation_dtype(self.weight, site)
         integers, gain = site.read(x, dtype, into=Purpose.LINEAR)
-        return self._finish(self._product(integers, self.weight.to(dtype)), gain)
+        return self._finish(self._product(self._wired(integers), self.weight.to(dtype)), gain)
+
+    def _wired(self, x: Tensor) -> Tensor:
+        """Spikes or integers of the site, those of ``twins`` once more for each synapse."""
+        if not self.twins.numel():
+            return x
+        axis = x.dim() - 1 if self.conv is None else 1
+        return torch.cat([x, x.index_select(axis, self.twins)], axis)
 
     def _finish(self, y: Tensor, gain: Gain | None) -> Tensor:
         """The soma: gain and bias, after the sums."""
@@ -190,15 +232,17 @@ class SpikingProduct(nn.Module):
             y = y + self._along(bias) if gain is None else y
         return y if gain is None else gain.times(y) + self._along(bias)
 
-    def fold(self, sample: Sample) -> None:
+    def fold(self, sample: Sample, bits: int = 16, moments: Moments | None = None) -> None:
         """Fold the site's offset and amplitude into bias and weight, and round the weights.
 
         Up to ``EXACT_LEVELS`` levels the weights of each output become whole multiples of a power
-        of two: as fine as 16 bits hold and as keeps every partial sum of the calibration inputs
+        of two: as fine as their bits hold and as keeps every partial sum of the calibration inputs
         below 2^23 of them. Sums are then exact in float32, so the order of addition cannot matter.
 
         Args:
             sample: What calibration saw of the site.
+            bits: Of a weight: 16, 8 or 4.
+            moments: Of the site's integers, with its twins; for the rounding to few bits.
         """
         site = self.site
         inputs = torch.cat(sample.images) if self.kind == "conv" else sample.some(REACH_ROWS)
@@ -211,18 +255,36 @@ class SpikingProduct(nn.Module):
         self.bias.add_(resting)
         wanted -= resting
         # Out of place: an embedding may share the float weight.
-        weight = self.weight * self._by_input(site.amplitude)
-        if site.code.levels <= EXACT_LEVELS:
+        weight = self._split(self.weight * self._by_input(site.amplitude))
+        integers = self._wired(integers)
+        exact = site.code.levels <= EXACT_LEVELS
+        self.weight_bits = bits
+        if exact or bits < 16:
             reach = self._channels_last(self._product(integers.abs(), weight.abs()))
-            reach = reach.flatten(0, -2).amax(0) / 2**23
-            finest = weight.abs().flatten(1).amax(1) / MAX_WEIGHT
-            self.step = torch.exp2(torch.maximum(reach, finest).clamp_min(1e-30).log2().ceil())
-            step = self.step.view(-1, *[1] * (weight.dim() - 1))
-            weight = (weight / step).round() * step
+            reach = reach.flatten(0, -2).amax(0) / 2**23 if exact else torch.zeros_like(self.step)
+            weight = self._on_grid(weight, reach, moments)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias.add_(
             wanted - self._mean(integers if gain is None else gain.times(integers), weight)
         )
+
+    def _split(self, weight: Tensor) -> Tensor:
+        """A weight whose columns share what the synapses of a channel have together."""
+        if not self.twins.numel():
+            return weight
+        places = torch.cat([torch.arange(weight.shape[1], device=weight.device), self.twins])
+        each = places.bincount(minlength=weight.shape[1])[places].to(weight.dtype)
+        return weight.index_select(1, places) / each.view(-1, *[1] * (weight.dim() - 2))
+
+    def _on_grid(self, weight: Tensor, reach: Tensor, moments: Moments | None) -> Tensor:
+        """Rounded; the step of each output is at least ``reach``."""
+        flat = weight.flatten(1)
+        if self.weight_bits < 16:
+            flat, self.step, self.share = round_weight(flat, reach, self.weight_bits, moments)
+            return flat.view_as(weight)
+        finest = flat.abs().amax(1) / MAX_WEIGHT
+        self.step = torch.exp2(torch.maximum(reach, finest).clamp_min(1e-30).log2().ceil())
+        return (flat / self.step[:, None]).round_().mul_(self.step[:, None]).view_as(weight)
 
     def _mean(self, x: Tensor, weight: Tensor) -> Tensor:
         """Mean of the products of ``x``: the product of their mean."""
@@ -288,6 +350,29 @@ class SpikingProduct(nn.Module):
             return float(self.weight.shape[0])
         kernel, stride = math.prod(self.weight.shape[2:]), math.prod(self.conv.stride)
         return float(self.weight.shape[0] * kernel / (stride * self.conv.groups))
+
+
+def wire(readers: Sequence[SpikingProduct], size: Tensor, sample: Sample) -> Moments | None:
+    """Give the products of a site that have weights of few bits their synapses.
+
+    Args:
+        readers: They.
+        size: Of each input channel's weights, ``[inputs]``.
+        sample: What calibration saw of the site.
+
+    Returns:
+        What they are rounded by; None before a convolution.
+    """
+    first, site = readers[0], readers[0].site
+    if any(p.conv is not None and p.conv.groups > 1 for p in readers):
+        return None
+    twins = wide_channels(size * site.amplitude.flatten())
+    for product in readers:
+        product.twins = twins
+    if first.conv is not None:
+        return None
+    integers, gain = site.read(sample.rows.to(first.weight.dtype))
+    return Moments(first._wired(integers if gain is None else gain.times(integers)))
 
 
 def accumulation_dtype(weight: Tensor, *sites: Site) -> torch.dtype:

@@ -46,6 +46,8 @@ class PortReport(Report):
             batches were seen; None without.
         error: Measured on the held-out inputs.
         texts: Errors on the held-out inputs, and on further kinds of them if any were given.
+        error_quantised: That of the quantised network of as many bits, run on the same inputs; see
+            :mod:`isospike.porting.equal_bits`.
         error_fast: Measured with ``precision="fast"``; None unless that precision was asked for.
         cosine: Mean cosine between the two models' first outputs, token by token; None if a token
             has one value, which has no direction.
@@ -79,6 +81,7 @@ class PortReport(Report):
     error_predicted: float | None
     error: float
     texts: tuple[TextErrors, ...] = ()
+    error_quantised: float | None = None
     error_fast: float | None
     cosine: float | None
     cosine_pooled: float | None
@@ -146,7 +149,7 @@ class PortReport(Report):
             f"The spiking model's outputs differ from the original's by {percent(self.error)}"
             f"{target}. Spikes carry {products}, with {rate} additions in place of each "
             f"multiplication; by {cheaper} of {len(compared)} published cost tables that takes "
-            "less energy than the quantised network of the same accuracy."
+            "less energy than the quantised network of as many bits."
         )
 
     def headline(self) -> dict[str, str]:
@@ -165,6 +168,8 @@ class PortReport(Report):
         if self.max_error is not None:
             reached = "reached" if self.reached else "not reached"
             errors.append(f"asked for {number(self.max_error)}, {reached}")
+        if self.error_quantised is not None:
+            errors.append(f"{number(self.error_quantised)} quantised, with as many bits")
         if self.error_fast is not None:
             errors.append(f"{number(self.error_fast)} with fast precision")
         if self.law is not None and self.law.floor:

@@ -322,7 +322,9 @@ def header_of(model: nn.Module) -> Header:
     return {name: (tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
 
 
-def check_header(model: nn.Module, header: Header, given: bool = False) -> None:
+def check_header(
+    model: nn.Module, header: Header, packed: Header | None = None, given: bool = False
+) -> None:
     """Raise unless a file holds the tensors of a model, each once or by several names.
 
     Buffers of the modules of a port may have any size.
@@ -330,6 +332,7 @@ def check_header(model: nn.Module, header: Header, given: bool = False) -> None:
     Args:
         model: A port.
         header: Of the file.
+        packed: What it is to have for tensors that are packed.
         given: Whether the user gave the model.
 
     Raises:
@@ -338,6 +341,7 @@ def check_header(model: nn.Module, header: Header, given: bool = False) -> None:
     own = model.state_dict(keep_vars=True)
     free = set(own_buffers(model))
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in own.items()}
+    found |= packed or {}
     for name in {**dict.fromkeys(n for n in own if n in header), **header}:  # in the model's order
         if name not in own or (name not in free and header[name] != found[name]):
             raise _unfit(name, header[name], found.get(name), given)

@@ -17,6 +17,8 @@ from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
 from isospike.porting.run import EXECUTIONS, FUNCTIONS, PRECISIONS
 from isospike.porting.sites import OPERANDS
+from isospike.porting.synapses import WEIGHT_BITS
+from isospike.porting.tables import tables_of
 from isospike.report import codec
 
 FORMAT = 4
@@ -56,6 +58,9 @@ class PortSpec:
         digits: Grid and steps of every circuit's digits, by module and attribute.
         sites: By name.
         products: The site of every product with a weight, by module.
+        synapses: Of every product whose weights are whole numbers: their bits, and columns beyond
+            the input channels.
+        tables: Bits of every table of embeddings that has whole numbers, by name of the tensor.
         attention: Names of the attention modules.
         operands: Names of the products of two activations.
         calls: The products and functions that modules call, by module.
@@ -81,6 +86,8 @@ class PortSpec:
     tokenizer: list[int]
     attributes: dict[str, dict[str, Plain]] = field(default_factory=dict)
     layers: dict[str, str] = field(default_factory=dict)
+    synapses: dict[str, tuple[int, int]] = field(default_factory=dict)
+    tables: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, ported: Ported, tokenizer: list[int]) -> "PortSpec":
@@ -115,6 +122,12 @@ class PortSpec:
             digits=_digits(modules),
             sites=sites,
             products={n: m.site.name for n, m in modules.items() if isinstance(m, SpikingProduct)},
+            synapses={
+                n: (m.weight_bits, len(m.twins))
+                for n, m in modules.items()
+                if isinstance(m, SpikingProduct) and bool((m.step > 0).all())
+            },
+            tables=tables_of(ported.model),
             attention=[m.name for m in modules.values() if isinstance(m, SpikingAttention)],
             operands=[
                 m.name for m in modules.values() if isinstance(m, SpikingMatmul | SpikingScale)
@@ -161,6 +174,9 @@ class PortSpec:
             for part, (grid, steps) in parts.items():
                 if part not in DIGITS or not 0 < grid < math.inf or not 1 <= steps <= 20:
                     return f"digits {part!r} of {name!r} with grid {grid} and {steps} steps"
+        for name, (bits, further) in self.synapses.items():
+            if name not in self.products or bits not in WEIGHT_BITS or not 0 <= further < 2**20:
+                return f"synapses of {name!r} with {bits} bits and {further} further ones"
         for name, site in self.sites.items():
             if not 1 <= site.steps <= 2**20 or min(site.shape, default=0) < 0:
                 return f"a site {name!r} of {site.steps} steps and shape {site.shape}"
