@@ -67,7 +67,9 @@ def compare_methods(
         pass  # too few rows
     methods.append(("sorted by variance", [x.var(0).argsort(kind="stable")]))
     methods.append(("random orders", [draw.permutation(d) for _ in range(RANDOM_ORDERS)]))
-    rows = [_row("this fit", [compare_to_truth(fit.order_, fit.adjacency_, truth, sid)])]
+    rows = [
+        _row("this fit", [compare_to_truth(fit.order_, fit.adjacency_, truth, sid, fit.directed_)])
+    ]
     for done, (name, orders) in enumerate(methods):
         update("compare", done, len(methods))
         graphs = [prune(x, order, fit.level)[0] for order in orders]

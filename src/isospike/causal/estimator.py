@@ -4,28 +4,26 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from isospike.causal.background import BackgroundKnowledge
+from isospike.causal.background import BackgroundKnowledge, Constraints
 from isospike.causal.denoising import denoising_score
 from isospike.causal.edges import parent_slopes, prune, threshold_edges
 from isospike.causal.guards import (
     check_data,
     looks_rescaled,
-    noise_spread,
     sortability,
     uneven_noise,
-    uneven_scale,
     warn_of_noise,
     warn_of_scale,
 )
+from isospike.causal.rules import RULES, RuleFit, edge_directions, order_by_rule
 from isospike.causal.schur import SchurOrder, sample_sort, schur_sort
 from isospike.causal.scores import SCORES, information, score_covariance
-from isospike.causal.splines import spline_sort
 from isospike.errors import (
     InputError,
     MissingExtraError,
@@ -41,12 +39,27 @@ WINSORISED_SHARE = 0.1
 Score = Callable[[Float[np.ndarray, "n d"]], np.ndarray]
 
 
+class _Found(NamedTuple):
+    """What a fit finds in checked rows; the names are those of the estimator's attributes."""
+
+    rule: str
+    spread: float
+    uneven: bool
+    graph: Bool[np.ndarray, "d d"]
+    directed: Bool[np.ndarray, "d d"]
+    order: SchurOrder
+    residuals: Float[np.ndarray, "n d"] | None
+
+
 class ScoreSchurSort:
     """Causal order of observational data by Schur complements, and a graph along it.
 
-    Assumes additive noise of one variance in the columns' own units. Rescaled columns break that
-    assumption; the fit warns if they look rescaled. The class follows the conventions of
-    scikit-learn, so that ``clone``, pipelines and grid searches accept it.
+    Assumes additive noise and no hidden causes. The default first tries the rule of equal
+    variances, which needs noises of one variance in the columns' own units. Where that does not
+    hold, as in rescaled columns, it warns and takes directions from curved functions or from noises
+    that are not Gaussian. Lines with Gaussian noise give a partially directed graph. The class
+    follows the conventions of scikit-learn, so that ``clone``, pipelines and grid searches accept
+    it.
 
     ==========  =================================================================================
     correction
@@ -58,11 +71,12 @@ class ScoreSchurSort:
     winsorised  the same, with the most extreme tenth of the rows pulled in
     ==========  =================================================================================
 
-    >>> x = np.random.default_rng(0).normal(size=(200, 2))
+    >>> x = np.random.default_rng(0).normal(size=(200, 3))
     >>> x[:, 0] += 2 * x[:, 1]
+    >>> x[:, 2] += np.sin(x[:, 0])
     >>> fit = ScoreSchurSort().fit(x)
-    >>> fit.order_.tolist(), fit.adjacency_.tolist()
-    ([1, 0], [[False, False], [True, False]])
+    >>> fit.rule_, fit.order_.tolist(), np.argwhere(fit.directed_).tolist()
+    ('equal-variance', [1, 0, 2], [[0, 2], [1, 0]])
 
     Args:
         score: Method for the information matrix: ``precision``, ``shrinkage``, ``glasso``,
@@ -80,13 +94,20 @@ class ScoreSchurSort:
         gamma: Variables within this relative tolerance of the minimum are removed in the same step.
         noise_scale: Scale of each variable's noise, up to a common factor, where they differ.
         background: Known edges and tiers.
+        rule: Where directions come from (:mod:`isospike.causal.rules`), with ``regression``:
+            ``auto``, ``equal-variance``, ``curvature``, ``independence`` or ``partial``.
 
     Attributes:
-        order_: Indices of the variables, causes first.
-        layers_: The variables in groups that were within ``gamma`` and removed in one step.
+        rule_: The rule that was used; ``equal-variance`` with other corrections.
+        order_: Indices of the variables, causes first. Where edges have no direction it is one of
+            several.
+        layers_: The variables in groups without an order inside: removed in one step, within
+            ``gamma``, or joined by edges without a direction.
         margins_: How clear each variable's choice was
-            (:class:`isospike.causal.schur.SchurOrder`).
-        adjacency_: The graph ``[parent, child]``.
+            (:class:`isospike.causal.schur.SchurOrder`); by other rules than ``equal-variance`` the
+            loss of log likelihood for each row if the variable changes places with the next.
+        adjacency_: The graph ``[parent, child]`` along the order.
+        directed_: Its edges whose direction the data carry. The others may point either way.
         names_: Names of the columns.
         sortability_: Var-, R2- and score-sortability along the estimated graph.
         rescaled_: Whether all columns have one standard deviation or one range.
@@ -108,7 +129,9 @@ class ScoreSchurSort:
         gamma: float = 0.05,
         noise_scale: Sequence[float] | Float[np.ndarray, "d"] | None = None,
         background: BackgroundKnowledge | None = None,
+        rule: str = "auto",
     ) -> None:
+        self.rule = rule
         self.score, self.correction, self.prune = score, correction, prune
         self.level, self.threshold, self.ridge, self.gamma = level, threshold, ridge, gamma
         self.noise_scale, self.background = noise_scale, background
@@ -138,16 +161,26 @@ class ScoreSchurSort:
         self.names_ = names or [f"x{i}" for i in range(x.shape[1])]
         x = self._scaled(x)
         self.rescaled_ = self.noise_scale is None and looks_rescaled(x)
-        known = (self.background or BackgroundKnowledge()).constraints(self.names_)
-        order = self._sort(x, known.before)
+        found = self._find(x)
+        self.rule_, self.noise_spread_ = found.rule, found.spread
+        warn_of_scale(self.rescaled_, found.uneven, found.rule)
+        self.adjacency_, self.directed_, order = found.graph, found.directed, found.order
         self.order_, self.layers_, self.margins_ = order.order, order.layers, order.margins
-        # The pivots of other corrections contain the expectation gap.
-        variances = order.pivots if self.correction == "regression" else np.ones(x.shape[1])
-        self.noise_spread_ = noise_spread(variances)
-        warn_of_scale(self.rescaled_, uneven_scale(variances, len(x)))
-        self.adjacency_ = self._select(x, known.required, known.forbidden)
+        if found.residuals is not None:
+            self.uneven_noise_ = uneven_noise(x, found.residuals, found.graph)
+            warn_of_noise(self.uneven_noise_)
         self.sortability_ = sortability(x, self.adjacency_)
         return self
+
+    def _find(
+        self, x: Float[np.ndarray, "n d"], start: Int[np.ndarray, "d"] | None = None
+    ) -> "_Found":
+        """Order and graph of checked rows; ``start`` is an order by the same rule."""
+        known = (self.background or BackgroundKnowledge()).constraints(self.names_)
+        fit = self._order(x, known, start)
+        graph, residuals = self._select(x, fit.order.order, known.required, known.forbidden)
+        directed, order = edge_directions(fit, graph, known.before)
+        return _Found(fit.rule, fit.spread, fit.uneven, graph, directed, order, residuals)
 
     @property
     def graph_(self) -> Any:
@@ -220,7 +253,9 @@ class ScoreSchurSort:
                     f"ScoreSchurSort needs {name} of at least 0 and {bound}, got {value:g}. "
                     "Choose a number in that range."
                 )
-        for name, known in (("correction", CORRECTIONS), ("prune", PRUNES), ("score", SCORES)):
+        for name, known in (("correction", CORRECTIONS), ("prune", PRUNES), ("rule", RULES),
+            ("score", SCORES),
+        ):  # fmt: skip
             value = getattr(self, name)
             if value not in known and not (name == "score" and callable(value)):
                 raise InputError(
@@ -251,18 +286,32 @@ class ScoreSchurSort:
             )
         return x / scale
 
+    def _order(
+        self,
+        x: Float[np.ndarray, "n d"],
+        known: Constraints,
+        start: Int[np.ndarray, "d"] | None = None,
+    ) -> RuleFit:
+        n, d = x.shape
+        if self.correction != "regression":
+            # The pivots contain the expectation gap, so nothing is known of the noises.
+            return RuleFit("equal-variance", self._sort(x, known.before), None, 0.0, False)
+        if n <= d:
+            raise InputError(
+                f"ScoreSchurSort.fit needs more rows than columns, got {n} rows and {d} "
+                "columns. Use the score shrinkage or glasso with the correction mean."
+            )
+        allowed = ~known.forbidden & ~np.eye(d, dtype=bool)
+        if known.before is not None:
+            allowed &= ~known.before.T
+        rule = self.rule if start is None else self.rule_
+        return order_by_rule(x, rule, self.rescaled_, self.gamma, known.before, allowed, start)
+
     def _sort(
         self, x: Float[np.ndarray, "n d"], before: Bool[np.ndarray, "d d"] | None
     ) -> SchurOrder:
         n, d = x.shape
         options: dict[str, Any] = {"gamma": self.gamma, "before": before}
-        if self.correction == "regression":
-            if n <= d:
-                raise InputError(
-                    f"ScoreSchurSort.fit needs more rows than columns, got {n} rows and {d} "
-                    "columns. Use the score shrinkage or glasso with the correction mean."
-                )
-            return spline_sort(x, **options)
         if isinstance(self.score, str) and self.correction == "mean":
             return schur_sort(information(x, self.score), ridge=self.ridge, **options)
         if callable(self.score):
@@ -279,22 +328,19 @@ class ScoreSchurSort:
     def _select(
         self,
         x: Float[np.ndarray, "n d"],
+        order: Int[np.ndarray, "d"],
         required: Bool[np.ndarray, "d d"],
         forbidden: Bool[np.ndarray, "d d"],
-    ) -> Bool[np.ndarray, "d d"]:
-        """The graph along the order."""
-        order = self.order_
+    ) -> tuple[Bool[np.ndarray, "d d"], Float[np.ndarray, "n d"] | None]:
+        """The graph along the order; with ``cam`` the residuals too."""
         if self.prune == "cam":
-            graph, residuals = prune(x, order, self.level, forbidden=forbidden, required=required)
-            self.uneven_noise_ = uneven_noise(x, residuals, graph)
-            warn_of_noise(self.uneven_noise_)
-            return graph
+            return prune(x, order, self.level, forbidden=forbidden, required=required)
         if self.prune == "slopes":
             edges = parent_slopes(x, order) > self.threshold
         else:
             named = self.score if isinstance(self.score, str) else "precision"
             edges = threshold_edges(information(x, named), order, self.threshold)
-        return np.asarray(edges & ~forbidden | required)
+        return np.asarray(edges & ~forbidden | required), None
 
 
 def _mean_information(values: np.ndarray, n: int, d: int) -> Float[np.ndarray, "d d"]:

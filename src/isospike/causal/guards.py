@@ -11,6 +11,8 @@ from isospike.causal.scores import precision
 from isospike.causal.simulate import topological_order
 from isospike.errors import InputError, ShapeError
 
+SCALE_WORDS = ("The columns look standardised.", "The residuals differ in size.")
+
 
 class ScaleWarning(UserWarning):
     """The columns look rescaled: the equal noise that the order relies on is lost."""
@@ -166,29 +168,28 @@ def uneven_scale(variances: Float[np.ndarray, "d"], rows: int) -> bool:
     return bool(noise_spread(variances) > 0.08 + 2 * (2 / rows) ** 0.5)
 
 
-def warn_of_scale(rescaled: bool, uneven: bool) -> None:
+def warn_of_scale(rescaled: bool, uneven: bool, rule: str) -> None:
     """Warn if the columns look rescaled, or else if the noises differ in size.
 
     Args:
         rescaled: Result of :func:`looks_rescaled`.
         uneven: Result of :func:`uneven_scale`.
+        rule: The rule that the order was made by.
     """
-    if rescaled:
-        warnings.warn(
-            "The columns look standardised. The order relies on noise of one scale in the columns' "
-            "own units: on standardised data it is near chance or worse. Give the data in their "
-            "units, or each noise's scale as noise_scale.",
-            ScaleWarning,
-            stacklevel=3,
-        )
-    elif uneven:
-        warnings.warn(
-            "The residuals differ in size. The order relies on noise of one scale in the columns' "
-            "own units: were the columns rescaled, each in its own way, or do their units differ? "
-            "Give each noise's scale as noise_scale if it is known.",
-            ScaleWarning,
-            stacklevel=3,
-        )
+    if not (rescaled or uneven):
+        return
+    what = SCALE_WORDS[0] if rescaled else SCALE_WORDS[1]
+    then = {
+        "equal-variance": "The order relies on noises of one variance in the columns' own units, "
+        "so it is near chance or worse. Use rule='auto', or give each noise's scale as "
+        "noise_scale.",
+        "curvature": "Directions come from curved functions instead of equal variances.",
+        "independence": "Directions come from noises that are not Gaussian instead of equal "
+        "variances.",
+        "partial": "The functions are lines and the noises Gaussian, so only arrows that follow "
+        "from independences have a direction.",
+    }
+    warnings.warn(f"{what} {then[rule]}", ScaleWarning, stacklevel=3)
 
 
 def uneven_noise(

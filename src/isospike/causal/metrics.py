@@ -38,6 +38,7 @@ def compare_to_truth(
     adjacency: Bool[np.ndarray, "d d"],
     truth: Bool[np.ndarray, "d d"],
     sid: bool = False,
+    directed: Bool[np.ndarray, "d d"] | None = None,
 ) -> Comparison:
     """Compute every distance between an estimate and the true graph.
 
@@ -52,6 +53,8 @@ def compare_to_truth(
         truth: The true graph, acyclic.
         sid: Whether to compute the structural intervention distance too, which takes d^2 searches
             of the graph.
+        directed: The edges of the graph whose direction is claimed; all by default. Any other edge
+            is right, for ``shd``, ``tpr`` and ``fdr``, if the truth has it in either direction.
 
     Returns:
         The distances.
@@ -61,12 +64,16 @@ def compare_to_truth(
         ShapeError: The two graphs are not square matrices of one size.
         InputError: With ``sid``, one of the graphs has a cycle.
     """
+    distance = structural_intervention_distance(adjacency, truth) if sid else None
+    if directed is not None:
+        loose = adjacency & ~directed
+        adjacency = adjacency & ~(loose & truth.T) | (loose.T & truth)
     edges, true_edges = int(adjacency.sum()), int(truth.sum())
     right = int((adjacency & truth).sum())
     return Comparison(
         order_divergence(order, truth),
         structural_hamming_distance(adjacency, truth),
-        structural_intervention_distance(adjacency, truth) if sid else None,
+        distance,
         right / true_edges if true_edges else float("nan"),
         1 - right / edges if edges else 0.0,
         edges,
