@@ -1,23 +1,25 @@
-"""Tables and lists of edges in text files of any common format."""
+"""Tables and lists of edges in files of any common format."""
 
 import csv
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from isospike.causal.cells import MISSING, has_decimal_commas, number, numbers
+from isospike.causal.files import open_table
 from isospike.causal.simulate import topological_order
-from isospike.data import read_text, sachs
+from isospike.data import sachs
 from isospike.errors import InputError
 
 # A comma may be a decimal mark and a space may be part of a name: the others are tried first.
 _SEPARATORS = {";": "semicolon", "\t": "tab", "|": "bar", ",": "comma", " ": "space"}
-_MISSING = {"", "na", "nan", "n/a", "null", "none", "?"}
+MISSING_OPTIONS = ("refuse", "drop", "impute")
 
 
 @dataclass(frozen=True)
@@ -29,48 +31,94 @@ class DataTable:
         rows: The values; missing cells are NaN.
         file_format: Description of the file: separator, header, decimal mark.
         truth: The true graph ``[parent, child]`` of a data set that has one.
+        notes: What was left out or changed in reading.
     """
 
     columns: tuple[str, ...]
     rows: Float[np.ndarray, "n d"]
     file_format: str
     truth: Bool[np.ndarray, "d d"] | None = None
+    notes: tuple[str, ...] = ()
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return self.rows if dtype is None else self.rows.astype(dtype, copy=False)
 
 
-def read_table(source: str | Path) -> DataTable:
+def read_table(
+    source: str | Path,
+    *,
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    missing: str = "refuse",
+) -> DataTable:
     """Read a table from a file, or the one that comes with the package.
+
+    Text in UTF-8, UTF-16 or Latin-1, packed by gzip or zip; JSON records; with pandas also Excel
+    and parquet.
 
     >>> table = read_table("sachs")
     >>> table.rows.shape, int(table.truth.sum())
     ((853, 11), 17)
 
     Args:
-        source: Path of a text file, see :func:`parse_table`; or ``sachs``, the 853 unperturbed
+        source: Path of the file, see :func:`parse_table`; or ``sachs``, the 853 unperturbed
             cells of Sachs et al. (2005) with the consensus graph.
+        columns: Columns to keep, in this order; all by default.
+        drop: Columns to leave out.
+        missing: Rows with missing cells: ``refuse`` keeps them as NaN, which a fit refuses;
+            ``drop`` leaves the rows out; ``impute`` puts the column's median in.
 
     Returns:
         The table.
 
     Raises:
-        InputError: The file cannot be read, or is not such a table.
+        InputError: The file cannot be read, is not such a table, or lacks a named column.
+        MissingExtraError: The file needs pandas, or a package that pandas needs.
     """
+    if missing not in MISSING_OPTIONS:
+        raise InputError(
+            f"read_table needs a known way with missing cells, got {missing!r}. Choose one of "
+            f"{', '.join(MISSING_OPTIONS)}."
+        )
     if source == "sachs":
         text, edges = sachs()
         table = parse_table(text, "sachs")
         truth = parse_edges("\n".join(f"{a},{b}" for a, b in edges), table.columns)
-        return DataTable(table.columns, table.rows, table.file_format, truth)
-    return parse_table(read_text(source), str(source))
+        table = replace(table, truth=truth)
+        places = _chosen(table.columns, columns, drop, "sachs")
+        return replace(
+            table,
+            columns=tuple(table.columns[i] for i in places),
+            rows=table.rows[:, places],
+            truth=truth[np.ix_(places, places)],
+        )
+    opened = open_table(source)
+    if isinstance(opened.content, str):
+        table = parse_table(opened.content, str(source), columns=columns, drop=drop)
+    else:
+        names, cells = opened.content
+        table = _select(
+            names, cells, list(range(2, len(cells) + 2)), False, str(source), columns, drop
+        )
+    form = ", ".join(part for part in (opened.file_format, table.file_format) if part)
+    return _fill(replace(table, file_format=form), missing, str(source))
 
 
-def parse_table(text: str, name: str = "the table") -> DataTable:
+def parse_table(
+    text: str,
+    name: str = "the table",
+    *,
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+) -> DataTable:
     """Read a table from text with one row on each line.
 
     The separator is detected: of comma, semicolon, tab, bar and space the one that divides the
     first lines into the same number of cells, more than one. The first line is a header if one of
-    its cells is not a number. Decimal commas are accepted where the separator is another.
+    its cells is not a number, or if its cells count up by one, as years do, and other lines do
+    not. Decimal commas, thousands marks, units and signs of a spreadsheet are accepted. Lines
+    before and after the table, an unnamed column of row numbers and empty columns are left out and
+    noted.
 
     >>> table = parse_table("a;b\\n1,5;2\\n3,5;4\\n")
     >>> table.columns, table.rows.tolist()
@@ -79,15 +127,17 @@ def parse_table(text: str, name: str = "the table") -> DataTable:
     Args:
         text: Contents of the file.
         name: Name of the file, for error messages.
+        columns: Columns to keep, in this order; all by default.
+        drop: Columns to leave out.
 
     Returns:
         The table.
 
     Raises:
-        InputError: There is only one column, there are no rows, rows differ in length, or a cell is
-            not a number.
+        InputError: There is only one column, there are no rows, rows differ in length, or columns
+            hold something else than numbers.
     """
-    lines = _lines(text)
+    lines, numbered, notes = _body(text)
     separator = _separator(lines[:50])
     if separator is None:
         raise InputError(
@@ -95,28 +145,36 @@ def parse_table(text: str, name: str = "the table") -> DataTable:
             "that gives them. Separate the cells by commas, semicolons, tabs, bars or spaces."
         )
     cells = _cut(lines, separator)
+    numbered = numbered if len(cells) == len(numbered) else list(range(1, len(cells) + 1))
+    cells, numbered = _without_titles(cells, numbered, notes)
     width = len(cells[0])
-    for number, row in enumerate(cells, 1):
+    for line, row in zip(numbered, cells, strict=True):
         if len(row) != width:
             raise InputError(
-                f"parse_table needs rows of one length, got {len(row)} cells in line {number} of "
+                f"parse_table needs rows of one length, got {len(row)} cells in line {line} of "
                 f"{name} and {width} in the first. Correct that line."
             )
-    decimal = separator != "," and any(re.fullmatch(r"-?\d*,\d+", c) for r in cells[1:] for c in r)
-    header = any(_number(c, decimal) is None for c in cells[0])
-    names = cells[0] if header else [f"x{i}" for i in range(width)]
-    if len(set(names)) < width:
-        twice = next(n for n in names if names.count(n) > 1)
-        raise InputError(
-            f"parse_table needs different column names, got {twice!r} twice in {name}. Rename one."
-        )
+    body = [c for row in cells[1:] for c in row]
+    decimal = has_decimal_commas(body, separator)
+    header = _has_header(cells, decimal)
+    names = (
+        [c or f"unnamed {j}" for j, c in enumerate(cells[0])]
+        if header
+        else [f"x{i}" for i in range(width)]
+    )
     if len(cells) == header:
         raise InputError(
             f"parse_table needs rows, got only a header in {name}. Add rows of numbers."
         )
-    rows = _numbers(cells[header:], names, decimal, 1 + header, name)
-    file_format = f"{_SEPARATORS[separator]}-separated, " + ("a header" if header else "no header")
-    return DataTable(tuple(names), rows, file_format + (", decimal commas" if decimal else ""))
+    cells, numbered = cells[header:], numbered[header:]
+    if header and len(cells) > 3 and cells[-1][0].strip().lower() in ("total", "sum", "totals"):
+        notes.append("a last line of totals was left out")
+        cells, numbered = cells[:-1], numbered[:-1]
+    names, cells = _without_empty(names, cells, notes)
+    table = _select(names, cells, numbered, decimal, name, columns, drop)
+    form = f"{_SEPARATORS[separator]}-separated, " + ("a header" if header else "no header")
+    form += ", decimal commas" if decimal else ""
+    return replace(table, file_format=form, notes=(*notes, *table.notes))
 
 
 def parse_edges(
@@ -191,7 +249,7 @@ def parse_scales(text: str, columns: Sequence[str], name: str = "the scales") ->
         cells = cells[1:]
     scales: dict[str, float] = {}
     for row in cells:
-        value = _number(row[1], False) if len(row) == 2 else None
+        value = number(row[1], False) if len(row) == 2 else None
         if row[0] not in columns or value is None or not value > 0:
             raise InputError(
                 "parse_scales needs a column and a positive number on each line, got "
@@ -279,26 +337,136 @@ def _separator(lines: list[str]) -> str | None:
     return max(shares, key=lambda s: shares[s], default=None)
 
 
-def _numbers(
-    cells: list[list[str]], names: list[str], decimal_comma: bool, first_line: int, name: str
-) -> Float[np.ndarray, "n d"]:
-    rows = np.empty((len(cells), len(names)))
-    for i, row in enumerate(cells):
-        for j, cell in enumerate(row):
-            value = _number(cell, decimal_comma)
-            if value is None:
-                raise InputError(
-                    f"parse_table needs numbers, got {cell!r} in line {i + first_line}, column "
-                    f"{names[j]} of {name}. Drop or encode columns of text."
-                )
-            rows[i, j] = value
-    return rows
+def _body(text: str) -> tuple[list[str], list[int], list[str]]:
+    """The lines of a table and their numbers, without comments and marks of a spreadsheet."""
+    lines: list[str] = []
+    numbered: list[int] = []
+    notes: list[str] = []
+    for line_number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        if not lines and re.fullmatch(r"sep=.", line.strip()):
+            notes.append("the line sep= was left out")
+        elif line.lstrip().startswith("#") and not re.search(r"^\s*#\s*[,;|\t]", line):
+            notes.append("lines that begin with # were left out")
+        else:
+            lines.append(line)
+            numbered.append(line_number)
+    return lines, numbered, list(dict.fromkeys(notes))
 
 
-def _number(cell: str, decimal_comma: bool) -> float | None:
-    if cell.lower() in _MISSING:
-        return float("nan")
-    try:
-        return float(cell.replace(",", ".") if decimal_comma else cell)
-    except ValueError:
-        return None
+def _without_titles(
+    cells: list[list[str]], numbered: list[int], notes: list[str]
+) -> tuple[list[list[str]], list[int]]:
+    """The table without lines of one cell before it."""
+    widths = [len([c for c in row if c]) for row in cells[:50]]
+    usual = max(set(widths), key=widths.count)
+    first = 0
+    while first < len(cells) - 2 and usual > 1 and widths[first] == 1 and first < 5:
+        first += 1
+    if first:
+        notes.append(f"a title of {first} line{'s' * (first > 1)} was left out")
+    return cells[first:], numbered[first:]
+
+
+def _has_header(cells: list[list[str]], decimal: bool) -> bool:
+    """Whether the first line names the columns."""
+    first = [number(c, decimal) for c in cells[0]]
+    if any(value is None or value != value for value in first):
+        return True
+    if len(first) < 2 or any(not float(v or 0).is_integer() for v in first):
+        return False
+    if not all(b - a == 1 for a, b in zip(first, first[1:], strict=False)):  # type: ignore[operator]
+        return False
+    others = [[number(c, decimal) for c in row] for row in cells[1:20]]
+    return bool(others) and not any(
+        all(b is not None and a is not None and b - a == 1 for a, b in zip(o, o[1:], strict=False))
+        for o in others
+    )
+
+
+def _without_empty(
+    names: list[str], cells: list[list[str]], notes: list[str]
+) -> tuple[list[str], list[list[str]]]:
+    """The table without unnamed columns that are empty or count the rows."""
+    kept = []
+    for j, name in enumerate(names):
+        values = [row[j] for row in cells]
+        unnamed = name.startswith("unnamed ")
+        if unnamed and all(c.lower() in MISSING for c in values):
+            notes.append("an empty column was left out")
+        elif unnamed and j == 0 and _counts(values):
+            notes.append("an unnamed column of row numbers was left out")
+        else:
+            kept.append(j)
+    return [names[j] for j in kept], [[row[j] for j in kept] for row in cells]
+
+
+def _counts(values: list[str]) -> bool:
+    found = [number(c, False) for c in values]
+    return len(found) > 1 and all(
+        a is not None and b is not None and b - a == 1
+        for a, b in zip(found, found[1:], strict=False)
+    )
+
+
+def _select(
+    names: Sequence[str],
+    cells: list[list[str]],
+    numbered: list[int],
+    decimal: bool,
+    name: str,
+    columns: Sequence[str] | None,
+    drop: Sequence[str],
+) -> DataTable:
+    """The chosen columns as numbers."""
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if list(names).count(n) > 1)
+        raise InputError(
+            f"parse_table needs different column names, got {twice!r} twice in {name}. Rename one."
+        )
+    places = _chosen(names, columns, drop, name)
+    chosen = [names[j] for j in places]
+    rows, notes = numbers([[r[j] for j in places] for r in cells], chosen, decimal, numbered, name)
+    return DataTable(tuple(chosen), rows, "", notes=tuple(notes))
+
+
+def _chosen(
+    names: Sequence[str], columns: Sequence[str] | None, drop: Sequence[str], name: str
+) -> list[int]:
+    for wanted in (*(columns or ()), *drop):
+        if wanted not in names:
+            raise InputError(
+                f"read_table needs names of columns, got {wanted!r}, which is not in {name}. The "
+                f"columns are {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}."
+            )
+    kept = list(dict.fromkeys(columns)) if columns is not None else list(names)
+    return [list(names).index(n) for n in kept if n not in drop]
+
+
+def _fill(table: DataTable, missing: str, name: str) -> DataTable:
+    """The table without missing cells, if that was asked for."""
+    gone = np.isnan(table.rows)
+    if missing == "refuse" or not gone.any():
+        return table
+    if missing == "drop":
+        kept = table.rows[~gone.any(1)]
+        note = (
+            f"{len(table.rows) - len(kept)} of {len(table.rows)} rows with missing cells left out"
+        )
+        if not len(kept):
+            raise InputError(
+                f"read_table needs rows without missing cells, got none in {name}. Drop the "
+                "columns that are mostly empty, or impute."
+            )
+        return replace(table, rows=kept, notes=(*table.notes, note))
+    empty = gone.all(0)
+    if empty.any():
+        column = table.columns[int(np.flatnonzero(empty)[0])]
+        raise InputError(
+            f"read_table needs values to impute from, got none in column {column} of {name}. Drop "
+            "that column."
+        )
+    rows = np.where(gone, np.nanmedian(table.rows, axis=0), table.rows)
+    note = f"{int(gone.sum())} missing cells are the medians of their columns"
+    return replace(table, rows=rows, notes=(*table.notes, note))
