@@ -269,7 +269,7 @@ def test_it_is_an_estimator_to_scikit_learn():
     assert other.get_params() == one.get_params()
     assert repr(other) == "ScoreSchurSort(correction='mean', gamma=0.1)"
     assert other.set_params(gamma=0.2).gamma == 0.2
-    with pytest.raises(InputError, match="an argument of ScoreSchurSort, got 'delta'"):
+    with pytest.raises(ValueError, match="Invalid parameter 'delta'"):
         other.set_params(delta=1)
 
 
@@ -309,14 +309,22 @@ def test_unusable_tables_are_refused(table, error, got):
 @pytest.mark.parametrize(
     ("options", "error", "got"),
     [
-        ({"score": "neural"}, InputError, "a known score, got 'neural'. Choose one of precision"),
+        (
+            {"information": "neural"},
+            InputError,
+            "a known information, got 'neural'. Choose one of precision",
+        ),
         (
             {"correction": "none"},
             InputError,
             "a known correction, got 'none'. Choose one of regression",
         ),
         ({"prune": "das"}, InputError, "a known prune, got 'das'. Choose one of cam, row, slopes"),
-        ({"score": "stein"}, UnsupportedError, "score='precision' with correction='regression'"),
+        (
+            {"information": "stein"},
+            UnsupportedError,
+            "information='precision' with correction='regression'",
+        ),
         ({"correction": "per-sample"}, UnsupportedError, "a score that gives Jacobians"),
         ({"gamma": 2.0}, RangeError, r"gamma of at least 0 and below 1, got 2"),
         ({"gamma": math.nan}, RangeError, r"gamma of at least 0 and below 1, got nan"),
@@ -325,7 +333,7 @@ def test_unusable_tables_are_refused(table, error, got):
         ({"level": math.nan}, RangeError, r"level of at least 0 and below 1, got nan"),
         ({"level": 0.0}, RangeError, r"a level in \(0, 1\), got 0"),
         (
-            {"score": lambda v: v[0], "correction": "mean"},
+            {"information": lambda v: v[0], "correction": "mean"},
             ShapeError,
             r"scores \(50, 3\), a matrix",
         ),

@@ -1,6 +1,7 @@
 """The errors isospike raises: one line, what was needed, what was got, what to do."""
 
 import errno
+import sys
 
 
 class IsospikeError(ValueError):
@@ -25,6 +26,20 @@ class UnsupportedError(IsospikeError):
 
 class MissingExtraError(ImportError):
     """An optional package is not installed; the message names the extra."""
+
+
+class NotFittedError(IsospikeError, AttributeError):
+    """A result was asked for before there was one."""
+
+
+def not_fitted(owner: str, name: str) -> AttributeError:
+    """The error for a result that is not there yet; scikit-learn's too where that is loaded."""
+    text = f"{owner} needs a fit before {name}, got none. Call fit first."
+    theirs = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", None)
+    if theirs is None:
+        return NotFittedError(text)
+    both: type[AttributeError] = type("NotFittedError", (NotFittedError, theirs), {})
+    return both(text)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """Background knowledge: edges that are known, and groups of variables in a known order."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,9 +125,12 @@ def _edges(edges: Edges, names: Sequence[str], what: str) -> Bool[np.ndarray, "d
 
 
 def _index(variable: Any, names: Sequence[str], what: str) -> int:
-    if variable in names:
-        return names.index(variable)
-    if isinstance(variable, int | np.integer) and 0 <= variable < len(names):
+    if str(variable) in names:
+        return names.index(str(variable))
+    # Where labels are numbers, a number that is no label is no place either.
+    labelled = any(re.fullmatch(r"-?\d+", name) for name in names)
+    whole = isinstance(variable, int | np.integer) and not isinstance(variable, bool)
+    if whole and not labelled and 0 <= variable < len(names):
         return int(variable)
     raise InputError(
         f"BackgroundKnowledge needs {what} with names of columns, got {variable!r}. The columns "

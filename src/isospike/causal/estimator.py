@@ -1,6 +1,5 @@
 """The estimator: data in, order, layers, margins and graph out."""
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -15,6 +14,7 @@ from isospike.causal.denoising import denoising_score
 from isospike.causal.edges import parent_slopes, prune, threshold_edges
 from isospike.causal.guards import (
     check_data,
+    in_range,
     looks_rescaled,
     sortability,
     uneven_noise,
@@ -30,11 +30,17 @@ from isospike.errors import (
     RangeError,
     ShapeError,
     UnsupportedError,
+    not_fitted,
 )
 
 CORRECTIONS = ("regression", "mean", "per-sample", "winsorised")
 PRUNES = ("cam", "row", "slopes")
 WINSORISED_SHARE = 0.1
+
+try:
+    from sklearn.base import BaseEstimator
+except ImportError:  # fits do not need it; cloning and pipelines do
+    BaseEstimator = object
 
 Score = Callable[[Float[np.ndarray, "n d"]], np.ndarray]
 
@@ -51,7 +57,7 @@ class _Found(NamedTuple):
     residuals: Float[np.ndarray, "n d"] | None
 
 
-class ScoreSchurSort:
+class ScoreSchurSort(BaseEstimator):  # type: ignore[misc]
     """Causal order of observational data by Schur complements, and a graph along it.
 
     Assumes additive noise and no hidden causes. The default first tries the rule of equal
@@ -79,7 +85,7 @@ class ScoreSchurSort:
     ('equal-variance', [1, 0, 2], [[0, 2], [1, 0]])
 
     Args:
-        score: Method for the information matrix: ``precision``, ``shrinkage``, ``glasso``,
+        information: Method for the information matrix: ``precision``, ``shrinkage``, ``glasso``,
             ``stein`` or ``denoising``; or a function of the rows that returns scores ``[n, d]``
             (their covariance is used), the matrix ``[d, d]``, or negated Jacobians ``[n, d, d]``.
             ``per-sample`` and ``winsorised`` need Jacobians, from a function or ``denoising``;
@@ -108,7 +114,7 @@ class ScoreSchurSort:
             loss of log likelihood for each row if the variable changes places with the next.
         adjacency_: The graph ``[parent, child]`` along the order.
         directed_: Its edges whose direction the data carry. The others may point either way.
-        names_: Names of the columns.
+        names_: Names of the columns; ``feature_names_in_`` too if the data have names.
         sortability_: Var-, R2- and score-sortability along the estimated graph.
         rescaled_: Whether all columns have one standard deviation or one range.
         noise_spread_: How much the residual variances differ
@@ -119,7 +125,7 @@ class ScoreSchurSort:
 
     def __init__(
         self,
-        score: str | Score = "precision",
+        information: str | Score = "precision",
         correction: str = "regression",
         prune: str = "cam",
         *,
@@ -132,7 +138,7 @@ class ScoreSchurSort:
         rule: str = "auto",
     ) -> None:
         self.rule = rule
-        self.score, self.correction, self.prune = score, correction, prune
+        self.information, self.correction, self.prune = information, correction, prune
         self.level, self.threshold, self.ridge, self.gamma = level, threshold, ridge, gamma
         self.noise_scale, self.background = noise_scale, background
 
@@ -156,11 +162,18 @@ class ScoreSchurSort:
         self._check_options()
         columns = getattr(X, "columns", None)
         names = None if columns is None else [str(c) for c in columns]
-        x = check_data(X, names, "ScoreSchurSort.fit")
+        # As scikit-learn has it: only where all names are text.
+        vars(self).pop("feature_names_in_", None)
+        if columns is not None and all(isinstance(c, str) for c in columns):
+            self.feature_names_in_ = np.array(names, object)
+        given = check_data(X, names, "ScoreSchurSort.fit")
+        x = in_range(given)
         self.n_features_in_ = x.shape[1]
         self.names_ = names or [f"x{i}" for i in range(x.shape[1])]
         x = self._scaled(x)
-        self.rescaled_ = self.noise_scale is None and looks_rescaled(x)
+        # Sizes sixty decades apart are no units to compare either.
+        own_units = np.ptp(np.log2(np.ptp(given / 2, axis=0))) < 200
+        self.rescaled_ = self.noise_scale is None and (looks_rescaled(x) or not own_units)
         found = self._find(x)
         self.rule_, self.noise_spread_ = found.rule, found.spread
         warn_of_scale(self.rescaled_, found.uneven, found.rule)
@@ -202,45 +215,14 @@ class ScoreSchurSort:
         )
         return graph
 
-    # scikit-learn's interface. Its BaseEstimator would make every import of this file load
-    # scikit-learn, which only two of the scores need.
+    def __getattr__(self, name: str) -> Any:
+        """Only asked for what is not there: an attribute of a fit, before one."""
+        if name.endswith("_") and not name.startswith("_"):
+            raise not_fitted(type(self).__name__, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002
-        """The arguments by name, for scikit-learn.
-
-        Args:
-            deep: Not used; no argument is an estimator.
-
-        Returns:
-            A dictionary of the arguments.
-        """
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def set_params(self, **params: Any) -> "ScoreSchurSort":
-        """Change arguments by name.
-
-        Args:
-            params: The new values.
-
-        Returns:
-            The estimator itself.
-
-        Raises:
-            InputError: There is no argument of that name.
-        """
-        for name, value in params.items():
-            if name not in self.get_params():
-                raise InputError(
-                    f"set_params needs an argument of ScoreSchurSort, got {name!r}. Use one of "
-                    f"{', '.join(self.get_params())}."
-                )
-            setattr(self, name, value)
-        return self
-
-    def __repr__(self) -> str:
-        default = {k: p.default for k, p in inspect.signature(type(self)).parameters.items()}
-        changed = {k: v for k, v in self.get_params().items() if v is not default[k]}
-        return f"ScoreSchurSort({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
+    def __sklearn_is_fitted__(self) -> bool:
+        return "order_" in vars(self)
 
     def _check_options(self) -> None:
         for name, value, most in (
@@ -254,24 +236,24 @@ class ScoreSchurSort:
                     "Choose a number in that range."
                 )
         for name, known in (("correction", CORRECTIONS), ("prune", PRUNES), ("rule", RULES),
-            ("score", SCORES),
+            ("information", SCORES),
         ):  # fmt: skip
             value = getattr(self, name)
-            if value not in known and not (name == "score" and callable(value)):
+            if value not in known and not (name == "information" and callable(value)):
                 raise InputError(
                     f"ScoreSchurSort needs a known {name}, got {value!r}. Choose one of "
                     f"{', '.join(known)}."
                 )
-        if self.correction == "regression" and self.score != "precision":
+        if self.correction == "regression" and self.information != "precision":
             raise UnsupportedError(
-                f"ScoreSchurSort needs score='precision' with correction='regression', got "
-                f"{self.score!r}. Use correction='mean' with other scores."
+                f"ScoreSchurSort needs information='precision' with correction='regression', got "
+                f"{self.information!r}. Use correction='mean' with others."
             )
-        gives = callable(self.score) or self.score == "denoising"
+        gives = callable(self.information) or self.information == "denoising"
         if self.correction in CORRECTIONS[2:] and not gives:
             raise UnsupportedError(
                 f"ScoreSchurSort needs a score that gives Jacobians with correction="
-                f"{self.correction!r}, got {self.score!r}. Use denoising, or a function."
+                f"{self.correction!r}, got {self.information!r}. Use denoising, or a function."
             )
 
     def _scaled(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
@@ -299,7 +281,7 @@ class ScoreSchurSort:
         if n <= d:
             raise InputError(
                 f"ScoreSchurSort.fit needs more rows than columns, got {n} rows and {d} "
-                "columns. Use the score shrinkage or glasso with the correction mean."
+                "columns. Use information='shrinkage' or 'glasso' with correction='mean'."
             )
         allowed = ~known.forbidden & ~np.eye(d, dtype=bool)
         if known.before is not None:
@@ -312,10 +294,10 @@ class ScoreSchurSort:
     ) -> SchurOrder:
         n, d = x.shape
         options: dict[str, Any] = {"gamma": self.gamma, "before": before}
-        if isinstance(self.score, str) and self.correction == "mean":
-            return schur_sort(information(x, self.score), ridge=self.ridge, **options)
-        if callable(self.score):
-            values = np.asarray(self.score(x), np.float64)
+        if isinstance(self.information, str) and self.correction == "mean":
+            return schur_sort(information(x, self.information), ridge=self.ridge, **options)
+        if callable(self.information):
+            values = np.asarray(self.information(x), np.float64)
         else:
             draw = torch.Generator().manual_seed(0)
             values = denoising_score(x, generator=draw).jacobians(x)
@@ -338,7 +320,7 @@ class ScoreSchurSort:
         if self.prune == "slopes":
             edges = parent_slopes(x, order) > self.threshold
         else:
-            named = self.score if isinstance(self.score, str) else "precision"
+            named = self.information if isinstance(self.information, str) else "precision"
             edges = threshold_edges(information(x, named), order, self.threshold)
         return np.asarray(edges & ~forbidden | required), None
 

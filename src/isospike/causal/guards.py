@@ -85,40 +85,102 @@ def check_data(x: Any, names: Sequence[str] | None = None, who: str = "fit") -> 
         InputError: There are values that are not finite numbers, or a column that is constant or a
             multiple of another.
     """
-    try:
-        table = np.asarray(x, np.float64)
-    except (TypeError, ValueError):
-        raise InputError(
-            f"{who} needs numbers, got values that are not. Drop or encode columns of text."
-        ) from None
+    table = _as_numbers(x, who)
     if table.ndim != 2 or table.shape[1] < 2 or table.shape[0] < 3:
         raise ShapeError(
-            f"{who} needs a table of at least 3 rows and 2 columns, got shape {table.shape}. Give "
-            "one row for each observation and one column for each variable."
+            f"{who} needs a table of at least 3 rows and 2 columns, got shape {table.shape}"
+            f"{_in_words(table)}. Give one row for each observation and one column for each "
+            "variable."
         )
     names = list(names) if names is not None else [f"x{i}" for i in range(table.shape[1])]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"{who} needs different column names, got {twice!r} twice. Rename one of the columns."
+        )
     bad = ~np.isfinite(table)
     if bad.any():
         row, column = (int(i[0]) for i in np.nonzero(bad))
         kind = "missing" if np.isnan(table[row, column]) else "infinite"
+        columns = np.flatnonzero(bad.any(0)).tolist()
+        others = f" (and in {_some(names, columns[1:])})" if len(columns) > 1 else ""
         raise InputError(
-            f"{who} needs finite numbers, got {int(bad.sum())} that are not, the first {kind} in "
-            f"row {row + 1}, column {names[column]}. Drop those rows."
+            f"{who} needs finite numbers, got {int(bad.sum())} that are not (NaN or inf), the "
+            f"first {kind} in row {row + 1}, column {names[column]}{others}. Drop those rows."
         )
     constant = np.flatnonzero(np.ptp(table, axis=0) <= 1e-12 * np.abs(table).max(0))
     if len(constant):
+        plural = "s" if len(constant) > 1 else ""
         raise InputError(
-            f"{who} needs columns that vary, got the constant column {names[constant[0]]}. Drop it."
+            f"{who} needs columns that vary, got the constant column{plural} "
+            f"{_some(names, constant.tolist())}. Drop {'them' if plural else 'it'}."
         )
-    z = (table - table.mean(0)) / table.std(0)
+    z = in_range(table, apart=True)
+    z = (z - z.mean(0)) / z.std(0)
     same = np.triu(np.abs(z.T @ z) / len(z) > 1 - 1e-10, 1)
     if same.any():
         a, b = (int(i[0]) for i in np.nonzero(same))
+        more = np.unique(np.nonzero(same)[1])
+        others = (
+            f" (so are {_some(names, [int(c) for c in more if c != b])})" if len(more) > 1 else ""
+        )
         raise InputError(
-            f"{who} needs different columns, got {names[b]}, which is a multiple of {names[a]}. "
-            "Drop one of them."
+            f"{who} needs different columns, got {names[b]}, which is a multiple of {names[a]}"
+            f"{others}. Drop one of them."
         )
     return table
+
+
+def in_range(x: Float[np.ndarray, "n d"], apart: bool = False) -> Float[np.ndarray, "n d"]:
+    """Rows in units whose squares can be computed: divided by a power of two, which is exact.
+
+    Args:
+        x: The rows, no column constant.
+        apart: Whether each column has a unit of its own; else only if sizes are 60 decades apart.
+
+    Returns:
+        The rows.
+    """
+    size = np.frexp(x.max(0) / 2 - x.min(0) / 2)[1]
+    if not apart and size.max() - size.min() < 200:
+        size = np.full_like(size, size.max())
+    return np.asarray(np.ldexp(x, -size))
+
+
+def _as_numbers(x: Any, who: str) -> np.ndarray:
+    """An array of float64; missing values of any kind are NaN."""
+    if np.iscomplexobj(x) or getattr(getattr(x, "dtype", None), "kind", "") == "c":
+        raise InputError(
+            f"{who} needs real numbers, got complex ones. Complex data not supported; give real "
+            "and imaginary parts as columns."
+        )
+    if hasattr(x, "toarray"):
+        raise InputError(
+            f"{who} needs a dense table, got a sparse one. Sparse data not supported; call "
+            "toarray() first."
+        )
+    if np.ma.isMaskedArray(x):
+        x = np.ma.filled(x.astype(np.float64), np.nan)
+    if hasattr(x, "requires_grad"):
+        x = x.detach()
+    try:
+        if hasattr(x, "iloc"):  # pandas: its missing values have no float
+            return np.asarray(x.to_numpy(dtype=np.float64, na_value=np.nan))
+        return np.asarray(x, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{who} needs numbers, got values that are not. Drop or encode columns of text."
+        ) from None
+
+
+def _in_words(table: np.ndarray) -> str:
+    """The size of a table in scikit-learn's words."""
+    return f" (n_samples={len(table)}, n_features={table.shape[1]})" if table.ndim == 2 else ""
+
+
+def _some(names: Sequence[str], places: Sequence[int]) -> str:
+    more = f" and {len(places) - 8} more" if len(places) > 8 else ""
+    return ", ".join(names[j] for j in places[:8]) + more
 
 
 def looks_rescaled(x: Float[np.ndarray, "n d"]) -> bool:

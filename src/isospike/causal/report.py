@@ -4,13 +4,22 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
 
 from isospike.causal.baselines import MethodRow, compare_methods
+from isospike.causal.checks import check_rows
 from isospike.causal.estimator import ScoreSchurSort
-from isospike.causal.guards import SCALE_WORDS, NoiseWarning, ScaleWarning, Sortability, check_data
+from isospike.causal.guards import (
+    SCALE_WORDS,
+    NoiseWarning,
+    ScaleWarning,
+    Sortability,
+    check_data,
+    in_range,
+)
 from isospike.causal.page import dot_text, draw_graph, graphml_text
 from isospike.causal.stability import resample_order
 from isospike.causal.table import DataTable
@@ -80,9 +89,8 @@ class OrderReport(Report):
             self.warnings and self.rule == "equal-variance"
         ):
             return f"{text} The data seem to break an assumption, so the order may be wrong."
-        sorted_by = self.sortability.var
-        if self.rule == "equal-variance" and self.edges and sorted_by > 0.95:
-            return f"{text} Sorting the columns by variance gives the same directions."
+        if self.edges and self.sortability.var > 0.95:
+            text += " Sorting the columns by variance gives the same directions."
         return f"{text} The data show no sign of a broken assumption."
 
     def _against_truth(self) -> str:
@@ -260,7 +268,7 @@ def order_causes(
     """
     columns = getattr(table, "columns", None)
     names = None if columns is None else [str(c) for c in columns]
-    x = check_data(table, names, "order_causes")
+    x = in_range(check_data(table, names, "order_causes"))
     graph = _true_graph(table, truth, x.shape[1])
     update("order", 0, 1)
     fit = estimator or ScoreSchurSort()
@@ -276,7 +284,10 @@ def order_causes(
     return OrderReport(
         title=f"Causal order of {len(known)} variables",
         provenance=Provenance.of(_parameters(fit), seed, PACKAGES),
-        warnings=tuple(str(w.message) for w in ours),
+        warnings=(
+            *(str(w.message) for w in ours),
+            *check_rows(check_data(table, known, "order_causes"), known),
+        ),
         names=tuple(known),
         rows=len(x),
         order=tuple(known[i] for i in fit.order_),
@@ -287,7 +298,7 @@ def order_causes(
         undirected=tuple((known[i], known[j]) for i, j in loose),
         sortability=fit.sortability_,
         methods=() if graph is None else compare_methods(x, graph, fit, seed),
-        file_format=table.file_format if isinstance(table, DataTable) else "",
+        file_format=_origin(table),
         **_stability(fit, table, (edges, loose), resamples, seed),
     )
 
@@ -309,6 +320,13 @@ def _stability(
     }
 
 
+def _origin(table: Any) -> str:
+    """What is known of the file that a table was read from."""
+    if not isinstance(table, DataTable):
+        return ""
+    return "; ".join((table.file_format, *table.notes))
+
+
 def _true_graph(table: Any, truth: Any, variables: int) -> np.ndarray | None:
     """The truth that was given, or else that of the table."""
     if truth is None and isinstance(table, DataTable):
@@ -326,9 +344,10 @@ def _true_graph(table: Any, truth: Any, variables: int) -> np.ndarray | None:
 
 def _parameters(fit: ScoreSchurSort) -> dict[str, Any]:
     """The estimator's arguments as JSON can hold them."""
-    parameters = fit.get_params()
-    if callable(fit.score):
-        parameters["score"] = getattr(fit.score, "__name__", type(fit.score).__name__)
+    parameters = {name: getattr(fit, name) for name in signature(ScoreSchurSort).parameters}
+    if callable(fit.information):
+        name = getattr(fit.information, "__name__", type(fit.information).__name__)
+        parameters["information"] = name
     if fit.noise_scale is not None:
         parameters["noise_scale"] = [float(s) for s in fit.noise_scale]
     if fit.background is not None:

@@ -104,7 +104,8 @@ def spline_sort(
         The order; its ``pivots`` are the residual variances.
 
     Raises:
-        RangeError: ``count`` or ``level`` is out of range.
+        RangeError: ``count`` or ``level`` is out of range, or a variance is too small or too large
+            to be computed.
         InputError: ``before`` has a cycle.
         MissingExtraError: SciPy is not installed.
     """
@@ -114,6 +115,11 @@ def spline_sort(
     ahead = np.zeros((d, d), bool) if before is None else before.T
     waiting = ahead.sum(1)
     elimination = _Elimination(x, count, level)
+    if not (elimination.regressions.variance > 0).all():
+        raise RangeError(
+            "spline_sort needs columns whose variance is a positive number, got one of "
+            f"{elimination.regressions.variance.min():g}. Multiply the data by a constant."
+        )
     layers: list[tuple[int, ...]] = []
     while elimination.left.any():
         free = elimination.left & (waiting == 0)

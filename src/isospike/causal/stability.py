@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from isospike.causal.estimator import ScoreSchurSort
-from isospike.causal.guards import check_data
+from isospike.causal.guards import check_data, in_range
 from isospike.errors import InputError, RangeError
 from isospike.progress import update
 
@@ -58,7 +58,7 @@ def resample_order(
     """
     if resamples < 1:
         raise RangeError(f"resample_order needs resamples >= 1, got {resamples}. Use 100.")
-    x = fit._scaled(check_data(X, fit.names_, "resample_order"))
+    x = fit._scaled(in_range(check_data(X, fit.names_, "resample_order")))
     n, d = x.shape
     half = n // 2
     if half <= d + 1:

@@ -136,6 +136,11 @@ def order(
     required: Path | None = None,
     forbidden: Path | None = None,
     tiers: Path | None = None,
+    rule: str = "auto",
+    columns: str | None = None,
+    drop: str | None = None,
+    missing: str = "refuse",
+    resamples: int = 100,
     seed: int = 0,
     out: Path = Path("out/order"),
 ) -> Outcome:
@@ -145,8 +150,8 @@ def order(
     variance, random orders and the empty graph are compared with the result.
 
     Args:
-        file (FILE): A table of numbers, one row a line, separator and header found out; or
-            ``sachs``, which comes with isospike.
+        file (FILE): A table of numbers, one row a line, separator and header found out; JSON
+            records; with pandas an Excel or parquet file; or ``sachs``, which comes with isospike.
         truth: True edges, a cause and an effect on each line.
         correction: ``regression``: splines, from the roots (default). ``mean``: the mean
             information matrix, from the leaves (default with another --score). ``per-sample``,
@@ -163,22 +168,41 @@ def order(
         required: Edges that are known, as --truth.
         forbidden: Edges that cannot be, as --truth.
         tiers: Names of columns, a tier on each line, earlier ones first.
+        rule: Where directions come from: ``auto``, what the data allow; ``equal-variance``;
+            ``curvature``; ``independence``; ``partial``, arrows that follow from independences.
+        columns (NAMES): Columns to keep, separated by commas.
+        drop (NAMES): Columns to leave out, separated by commas.
+        missing: Rows with missing cells: ``refuse``, ``drop`` them, or ``impute`` medians.
+        resamples: Random halves of the rows that say how often each edge comes again; 0 for none.
         out (DIR): Where to write.
     """
     check_destination(out)
+    if resamples < 0:
+        raise RangeError(f"order needs resamples of at least 0, got {resamples}. Try 100.")
     if correction is None:
         correction = "regression" if score == "precision" else "mean"
     options: dict[str, Any] = {
-        "score": score, "correction": correction, "prune": prune, "level": level,
-        "threshold": threshold, "gamma": gamma,
+        "information": score, "correction": correction, "prune": prune, "level": level,
+        "threshold": threshold, "gamma": gamma, "rule": rule,
     }  # fmt: skip
-    table, graph, known = _known(
-        file, truth, noise_scale, required=required, forbidden=forbidden, tiers=tiers
+    from isospike.causal.table import read_table
+
+    table = read_table(file, columns=_names(columns), drop=_names(drop) or (), missing=missing)
+    shape = f"{len(table.rows):,} rows, {len(table.columns)} columns"
+    note("read", "; ".join((f"{file}: {shape}, {table.file_format}", *table.notes)))
+    graph, known = _known(
+        table.columns, truth, noise_scale, required=required, forbidden=forbidden, tiers=tiers
     )
     from isospike.causal.estimator import ScoreSchurSort
     from isospike.causal.report import order_causes
 
-    report = order_causes(table, graph, estimator=ScoreSchurSort(**options, **known), seed=seed)
+    report = order_causes(
+        table,
+        graph,
+        estimator=ScoreSchurSort(**options, **known),
+        resamples=resamples,
+        seed=seed,
+    )
     return Outcome.of(report, out)
 
 
@@ -199,21 +223,23 @@ def _load(source: Source) -> TextModel:
     return load_text_port(source.place) if source.is_port else load(source)
 
 
+def _names(text: str | None) -> list[str] | None:
+    """Names separated by commas."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _known(
-    file: str, truth: Path | None, scale: Path | None, **background: Path | None
-) -> tuple[Any, Any, dict[str, Any]]:
-    """The table, the true graph if a file has it, and options from the other files."""
+    columns: tuple[str, ...], truth: Path | None, scale: Path | None, **background: Path | None
+) -> tuple[Any, dict[str, Any]]:
+    """The true graph if a file has it, and options from the other files."""
     from isospike.causal.background import read_background
-    from isospike.causal.table import parse_edges, parse_scales, read_table
+    from isospike.causal.table import parse_edges, parse_scales
     from isospike.data import read_text
 
-    table = read_table(file)
-    columns = table.columns
     options: dict[str, Any] = {}
-    note("read", f"{file}: {len(table.rows):,} rows, {len(columns)} columns, {table.file_format}")
     graph = None if truth is None else parse_edges(read_text(truth), columns, str(truth))
     if any(background.values()):
         options["background"] = read_background(columns, **background)
     if scale is not None:
         options["noise_scale"] = parse_scales(read_text(scale), columns, str(scale))
-    return table, graph, options
+    return graph, options

@@ -28,8 +28,10 @@ CHOICES = {
     "correction": "isospike.causal.estimator:CORRECTIONS",
     "execution": "isospike.porting.run:EXECUTIONS",
     "functions": "isospike.porting.run:FUNCTIONS",
+    "missing": "isospike.causal.table:MISSING_OPTIONS",
     "precision": "isospike.porting.run:PRECISIONS",
     "prune": "isospike.causal.estimator:PRUNES",
+    "rule": "isospike.causal.rules:RULES",
     "score": "isospike.causal.scores:SCORES",
     "unit": "isospike.data.sequences:UNITS",
 }
