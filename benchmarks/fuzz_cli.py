@@ -81,20 +81,23 @@ COMMANDS = {
     "generate": (1, "--prompt --tokens --temperature --seed --execution"),
     "dimension": (1, "--text --share --sentences --seed --out"),
     "rank": (1, "--text --tokens --sequences --seed --out --no-controls"),
-    "learn": (1, "--unit --limit --seed --out"),
+    "learn": (1, "--unit --limit --context --depth --synapses --when-full --seed --out"),
+    "watch": (1, "--unit --low --high --seed"),
     "recall": (1, "--prompt --symbols"),
-    "order": (1, "--truth --correction --score --prune --level --threshold --gamma --noise-scale "
-                 "--required --forbidden --tiers --seed --out"),
+    "order": (1, "--truth --correction --information --prune --level --threshold --gamma --noise-scale "
+                 "--required --forbidden --tiers --rule --columns --drop --missing --resamples --seed "
+                 "--out"),
     "reproduce": (1, "--preset --studies --data --workers --out"),
     "positions": (0, "--tasks --encodings --seeds --workers --out"),
 }  # fmt: skip
 NUMERIC = set(
     "--steps --max-error --sentences --seed --tokens --temperature --share --sequences --limit "
-    "--symbols --level --threshold --gamma --workers --seeds".split()
+    "--symbols --level --threshold --gamma --workers --seeds --depth --synapses --low --high "
+    "--resamples".split()
 )
 SWITCHES = {"--per-channel", "--no-curve", "--no-controls", "--json", "--quiet"}
-CHOSEN = set("--code --execution --precision --functions --unit --correction --score --prune "
-             "--preset".split())  # fmt: skip
+CHOSEN = set("--code --execution --precision --functions --unit --correction --information --prune "
+             "--preset --context --when-full --rule --missing".split())  # fmt: skip
 
 
 def make_models(folder):

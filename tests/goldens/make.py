@@ -210,7 +210,7 @@ MISTAKES = (
     "machine.safetensors", "recall missing.safetensors", "recall text.txt",
     "recall machine.safetensors --prompt Z", "recall machine.safetensors --symbols -1",
     "order missing.csv", "order lines.txt", "order empty.txt", "order data.csv --truth missing.csv",
-    "order data.csv --truth lines.txt", "order data.csv --score best", "order data.csv --gamma 2",
+    "order data.csv --truth lines.txt", "order data.csv --information best", "order data.csv --gamma 2",
     "order data.csv --level 2", "order data.csv --correction per-sample", "reproduce nothing",
     "reproduce geometry --preset huge", "reproduce geometry --workers 0", "positions --tasks chess",
     "positions --encodings rotary", "positions --preset huge", "positions --seeds 0",

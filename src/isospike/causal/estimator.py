@@ -163,7 +163,7 @@ class ScoreSchurSort(BaseEstimator):  # type: ignore[misc]
         columns = getattr(X, "columns", None)
         names = None if columns is None else [str(c) for c in columns]
         # As scikit-learn has it: only where all names are text.
-        vars(self).pop("feature_names_in_", None)
+        self.__dict__.pop("feature_names_in_", None)
         if columns is not None and all(isinstance(c, str) for c in columns):
             self.feature_names_in_ = np.array(names, object)
         given = check_data(X, names, "ScoreSchurSort.fit")

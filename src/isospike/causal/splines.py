@@ -114,12 +114,15 @@ def spline_sort(
     _check_options(count, n, level)
     ahead = np.zeros((d, d), bool) if before is None else before.T
     waiting = ahead.sum(1)
-    elimination = _Elimination(x, count, level)
-    if not (elimination.regressions.variance > 0).all():
+    with np.errstate(over="ignore"):
+        variance = x.var(0)
+    possible = (variance > 0) & np.isfinite(variance)
+    if not possible.all():
         raise RangeError(
             "spline_sort needs columns whose variance is a positive number, got one of "
-            f"{elimination.regressions.variance.min():g}. Multiply the data by a constant."
+            f"{variance[~possible][0]:g}. Multiply the data by a constant."
         )
+    elimination = _Elimination(x, count, level)
     layers: list[tuple[int, ...]] = []
     while elimination.left.any():
         free = elimination.left & (waiting == 0)

@@ -127,7 +127,7 @@ def order(
     *,
     truth: Path | None = None,
     correction: str | None = None,
-    score: str = "precision",
+    information: str = "precision",
     prune: str = "cam",
     level: float = 0.001,
     threshold: float = 0.3,
@@ -154,10 +154,10 @@ def order(
             records; with pandas an Excel or parquet file; or ``sachs``, which comes with isospike.
         truth: True edges, a cause and an effect on each line.
         correction: ``regression``: splines, from the roots (default). ``mean``: the mean
-            information matrix, from the leaves (default with another --score). ``per-sample``,
+            information matrix, from the leaves (default with another --information). ``per-sample``,
             ``winsorised``: every row's Jacobian; with denoising only.
-        score: Information matrix of the other corrections: ``precision``, ``shrinkage``,
-            ``glasso``, ``stein`` or ``denoising``, a network.
+        information: Matrix of the other corrections: ``precision``, ``shrinkage``, ``glasso``,
+            ``stein`` or ``denoising``, a network.
         prune: Edges: ``cam``, F-tests of splines; ``row``, linear weights; ``slopes``, root mean
             squared slopes.
         level (SHARE): Target false discovery rate of --prune cam.
@@ -180,9 +180,9 @@ def order(
     if resamples < 0:
         raise RangeError(f"order needs resamples of at least 0, got {resamples}. Try 100.")
     if correction is None:
-        correction = "regression" if score == "precision" else "mean"
+        correction = "regression" if information == "precision" else "mean"
     options: dict[str, Any] = {
-        "information": score, "correction": correction, "prune": prune, "level": level,
+        "information": information, "correction": correction, "prune": prune, "level": level,
         "threshold": threshold, "gamma": gamma, "rule": rule,
     }  # fmt: skip
     from isospike.causal.table import read_table

@@ -28,11 +28,11 @@ CHOICES = {
     "correction": "isospike.causal.estimator:CORRECTIONS",
     "execution": "isospike.porting.run:EXECUTIONS",
     "functions": "isospike.porting.run:FUNCTIONS",
+    "information": "isospike.causal.scores:SCORES",
     "missing": "isospike.causal.table:MISSING_OPTIONS",
     "precision": "isospike.porting.run:PRECISIONS",
     "prune": "isospike.causal.estimator:PRUNES",
     "rule": "isospike.causal.rules:RULES",
-    "score": "isospike.causal.scores:SCORES",
     "unit": "isospike.data.sequences:UNITS",
 }
 """Names that the library knows for the value of an option."""
