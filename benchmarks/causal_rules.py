@@ -138,7 +138,7 @@ def checks(p, ctx):
                 f"{100 * np.mean([bool(check_rows(x, names)) for x in spoilt]):.1f} %",
             )
         )
-    alarms = max(float(r[2][:-2]) for r in rows[:5])
+    alarms = max(float(r[2][:-2]) for r in rows[: len(kinds)])
     goals = {"false alarms, %": Goal(alarms, 1.0)} if p.tables >= 1000 else {}
     table = Table("Checks", ("noise", "fault", "warned"), tuple(rows), "Faults are announced.")
     return Findings({}, [table], goals)

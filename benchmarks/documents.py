@@ -59,7 +59,7 @@ PAGES = {
     "causal": ("Causal order", (
         "causal-linear", "causal-extraction", "causal-fit", "causal-curved", "causal-dagma",
         "causal-large", "causal-scores", "causal-bnlearn", "causal-edges", "causal-gap",
-        "causal-guards", "causal-sachs",
+        "causal-guards", "causal-sachs", "causal-rules", "causal-checks", "causal-two-columns",
     )),
     "ranks": ("Ranks of a transformer", (
         "rank-cost", "rank-tolerance", "rank-noise", "rank-heads", "rank-spikes", "gated-output",

@@ -84,9 +84,9 @@ COMMANDS = {
     "learn": (1, "--unit --limit --context --depth --synapses --when-full --seed --out"),
     "watch": (1, "--unit --low --high --seed"),
     "recall": (1, "--prompt --symbols"),
-    "order": (1, "--truth --correction --information --prune --level --threshold --gamma --noise-scale "
-                 "--required --forbidden --tiers --rule --columns --drop --missing --resamples --seed "
-                 "--out"),
+    "order": (1, "--truth --correction --information --prune --level --threshold --gamma "
+                 "--noise-scale --required --forbidden --tiers --rule --columns --drop --missing "
+                 "--resamples --seed --out"),
     "reproduce": (1, "--preset --studies --data --workers --out"),
     "positions": (0, "--tasks --encodings --seeds --workers --out"),
 }  # fmt: skip

@@ -280,6 +280,14 @@ def test_independent_rows_are_no_reason_for_a_warning():
     assert np.mean(alarms) <= 0.02
 
 
+def test_a_heavy_tail_is_no_outlier_unless_a_cell_lies_apart():
+    x = np.random.default_rng(3).lognormal(size=(2000, 5))
+    assert (x > np.quantile(x, 0.75) * 8).any()  # far, but not apart
+    assert check_rows(x, list("abcde")) == ()
+    x[7, 2] = -9999
+    assert "Column c has 1 cell of -9999" in check_rows(x, list("abcde"))[0]
+
+
 def test_a_report_lists_what_speaks_against_its_order():
     x = np.cumsum(np.random.default_rng(0).normal(size=(200, 3)), 0)
     report = isospike.order_causes(x)

@@ -12,7 +12,8 @@ from jaxtyping import Float
 
 _ROWS_EACH = 10  # rows of a column below which an order is a guess
 _ALIKE_Z = 3.3  # one table in a thousand, before the number of columns counts
-_FAR = 20.0  # robust standard deviations that are no chance, even with heavy tails
+_FAR = 20.0  # robust standard deviations that are no chance in most columns
+_APART = 8.0  # times as far as the next cell, which a heavy tail hardly has
 _CODES = {-1.0, 9.0, 99.0, 999.0, 9999.0, 99999.0, -9.0, -99.0, -999.0, -9999.0, -99999.0, 0.0}
 _FEW_VALUES = 10
 _SHOWN = 5
@@ -68,8 +69,9 @@ def _row_numbers(x: Float[np.ndarray, "n d"], names: Sequence[str]) -> str:
 def _far_cells(x: Float[np.ndarray, "n d"], names: Sequence[str]) -> str:
     low, middle, high = np.quantile(x, [0.25, 0.5, 0.75], axis=0)
     spread = (high - low) / 1.349
-    with np.errstate(divide="ignore", invalid="ignore"):
-        far = np.abs(x - middle) > _FAR * spread
+    distance = np.abs(x - middle)
+    ranked = np.sort(distance, axis=0)
+    far = distance > np.maximum(_FAR * spread, _last_gap(ranked))
     # A column that hardly varies in its middle has no scale to measure a distance by.
     far &= (spread > 0) & (far.mean(0) < 0.05)
     places = np.flatnonzero(far.any(0)).tolist()
@@ -85,6 +87,14 @@ def _far_cells(x: Float[np.ndarray, "n d"], names: Sequence[str]) -> str:
         f"Column {names[first]} has {cells}, far from all others.{code}{more} One such cell can "
         "turn an order round."
     )
+
+
+def _last_gap(ranked: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d"]:
+    """The largest distance of each column above which there is none for a while; or infinity."""
+    tail = ranked[-max(2, len(ranked) // 20) :]
+    apart = tail[1:] > _APART * tail[:-1]
+    below = np.where(apart, tail[:-1], np.inf)
+    return np.asarray(below.min(0))
 
 
 def _alike_rows(x: Float[np.ndarray, "n d"], names: Sequence[str]) -> str:

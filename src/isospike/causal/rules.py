@@ -173,7 +173,7 @@ def _search(
     if independent or (rule == "auto" and shape > max(0.0, bends)):
         independent = True
         lines.count_shape()
-        order = lines.search(first, 0, 2 * effort)
+        order = lines.search(first, 0, 6 * effort)
     if rule != "curvature" and not (count > 1 and curves.is_curved(order)):
         if independent:
             return "independence", lines, order

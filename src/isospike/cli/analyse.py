@@ -154,7 +154,7 @@ def order(
             records; with pandas an Excel or parquet file; or ``sachs``, which comes with isospike.
         truth: True edges, a cause and an effect on each line.
         correction: ``regression``: splines, from the roots (default). ``mean``: the mean
-            information matrix, from the leaves (default with another --information). ``per-sample``,
+            information matrix, from the leaves (default with others). ``per-sample``,
             ``winsorised``: every row's Jacobian; with denoising only.
         information: Matrix of the other corrections: ``precision``, ``shrinkage``, ``glasso``,
             ``stein`` or ``denoising``, a network.
