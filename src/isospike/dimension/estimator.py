@@ -92,6 +92,28 @@ class Moments:
         for part in torch.split(rows, max(1, BLOCK // self.width)):
             self._add(part.to(torch.float64, copy=True), *self._sums)
 
+    def include(self, other: "Moments") -> None:
+        """Add the rows that another has seen.
+
+        Args:
+            other: Of the same width; it is not changed.
+        """
+        if other._sums is None:
+            for each in other._few[1:]:
+                self.update(each)
+            return
+        mean, scatter = other._sums
+        if self._sums is None:
+            few, self.rows = self._few[1:], other.rows
+            self._sums, self._few = (mean.clone(), scatter.clone()), []
+            for each in few:
+                self.update(each)
+            return
+        total, step = self.rows + other.rows, mean - self._sums[0]
+        self._sums[1].add_(scatter).addr_(step, step, alpha=self.rows * other.rows / total)
+        self._sums[0].add_(step * (other.rows / total))
+        self.rows = total
+
     def _add(self, centred: Tensor, mean: Tensor, scatter: Tensor) -> None:
         """(7), in place."""
         own = centred.mean(0)

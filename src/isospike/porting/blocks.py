@@ -19,6 +19,7 @@ from torch import nn
 
 from isospike.hf.attention import configs_of
 from isospike.kernels.runtime.buffers import trim
+from isospike.porting import parallel
 from isospike.porting.run import Run
 
 Result = TypeVar("Result")
@@ -70,12 +71,15 @@ class OutOfOrderError(Exception):
 
 
 def by_block(blocks: Sequence[str], work: Callable[[Sequence[str]], Result]) -> Result:
-    """``work(blocks)``, or without blocks where batches run them in different orders.
+    """``work(blocks)``, or without blocks where batches run them in different orders or there are
+    several processes.
 
     Args:
         blocks: Their names.
         work: Begins anew when it is called again.
     """
+    if parallel.processes() > 1:
+        return work(())  # each process runs blocks in its own time
     if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
         return work(())  # modes of torch belong to a thread, and blocks wait in threads
     try:

@@ -21,6 +21,7 @@ from isospike.hf.batches import (
     token_masks,
 )
 from isospike.kernels.runtime.buffers import cache_blocks
+from isospike.porting import parallel
 from isospike.porting.axes import Axes
 from isospike.porting.blocks import in_step, part_of, without_cache
 from isospike.porting.choices import Choice, Choices, changed
@@ -88,6 +89,22 @@ class SiteSums:
     moments: Moments | None = None
     spread: "Spread | None" = None
 
+    def include(self, other: "SiteSums") -> None:
+        """Add the values that another process has seen."""
+        for name in (
+            "values",
+            "spikes",
+            "synaptic_ops",
+            "macs",
+            "squared_error",
+            "squared",
+            "gain_ops",
+        ):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        if other.moments is not None:
+            self.moments = self.moments or Moments(other.moments.width, other.moments.mean.device)
+            self.moments.include(other.moments)
+
     def close(self) -> None:
         """Keep of the moments what is reported of them."""
         if self.moments is not None:
@@ -145,6 +162,12 @@ class SpikeMeter(Watcher):
 
     def on_circuit(self, stats: CircuitStats) -> None:
         self.circuits.append(stats.spikes)
+
+    def join(self) -> None:
+        every, self.sites = parallel.from_all(self.sites), {}
+        for name, spikes in (item for sites in every for item in sites.items()):
+            self.sites[name] = self.sites.get(name, 0.0) + spikes
+        self.circuits = [each for circuits in parallel.from_all(self.circuits) for each in circuits]
 
 
 class Meter(Watcher):
@@ -211,6 +234,12 @@ class Meter(Watcher):
     def on_circuit(self, stats: CircuitStats) -> None:
         self.circuits.append(stats)
 
+    def join(self) -> None:
+        every, self.sites = parallel.from_all(self.sites), {}
+        for name, sums in (item for sites in every for item in sites.items()):
+            self.sites.setdefault(name, SiteSums()).include(sums)
+        self.circuits = [each for circuits in parallel.from_all(self.circuits) for each in circuits]
+
     def close(self, block: str) -> None:
         """Nothing more will pass the sites of a block."""
         for name, sums in self.sites.items():
@@ -276,9 +305,11 @@ def compare(
     Raises:
         OutOfOrderError: A batch runs the blocks in another order.
     """
-    run, total = ported.run, _Totals()
+    run = ported.run
     choices = () if expected else run.choices
     others = {} if expected else _outputs_of_streams(run)
+    found: dict[int, _Totals] = {}
+    before = {site.name: site.outside for site in ported.sites}
 
     def both(number: int) -> None:
         batch = batches[number]
@@ -290,31 +321,51 @@ def compare(
             with _seeing(ported.model, choices) as also_chosen:
                 got = ported.model(**batch)
         also_named, got = _named(got, others), first_output(got)
+        total = found[number] = _Totals()
         total.add(true, got, run.axes.get("", Axes(0)), masks, logits)
         total.add_choices(chosen, also_chosen, masks)
         for stream in run.streams.names:
             total.positions[stream] = total.positions.get(stream, 0) + positions(batch, stream)
         for name, x in named.items():
-            others[name][1].add(x, also_named[name], run.axes[f"->{name}"], masks, False)
+            totals = total.streams.setdefault(others[name], _Totals())
+            totals.add(x, also_named[name], run.axes[f"->{name}"], masks, False)
 
     def left(number: int) -> None:
         if isinstance(meter, Meter) and number >= len(blocks):
             meter.close(blocks[number - len(blocks)])
 
     parts = [each.get_submodule(name) for each in (model, ported.model) for name in blocks]
+    passes = [partial(both, number) for number in parallel.own(len(batches))]
     with without_cache(model), without_cache(ported.model):
-        in_step([ported.run], parts, [partial(both, n) for n in range(len(batches))], left)
-    streams = {s: one.comparison() for s, one in others.values() if one.inputs}
+        parallel.together(partial(in_step, [ported.run], parts, passes, left))
+    _join(ported, meter, before)
+    total = _Totals()
+    for each in parallel.by_number(found):
+        total.include(each)
+    streams = {stream: one.comparison() for stream, one in total.streams.items() if one.inputs}
     return replace(total.comparison(), streams=streams)
 
 
-def _outputs_of_streams(run: Run) -> "dict[str, tuple[str, _Totals]]":
-    """By name of an output: the stream that it is made of, and sums over it; not of the first."""
-    found: dict[str, tuple[str, _Totals]] = {}
+def _join(ported: Ported, meter: Watcher | None, before: Mapping[str, Tensor]) -> None:
+    """Add what the meter and the sites have counted in the other processes."""
+    if parallel.processes() == 1:
+        return
+    if meter is not None:
+        meter.join()
+    own = {s.name: (s.outside - before[s.name].to(s.outside)).cpu() for s in ported.sites}
+    every = parallel.from_all(own)
+    for site in ported.sites:
+        counted = torch.stack([each[site.name] for each in every]).sum(0)
+        site.outside = before[site.name] + counted.to(before[site.name])
+
+
+def _outputs_of_streams(run: Run) -> dict[str, str]:
+    """By name of an output, the stream that it is made of; not of the first."""
+    found: dict[str, str] = {}
     for stream in run.streams.names if run.streams.several else ():
         name = run.streams.output(stream)
         if stream != run.streams.first and name is not None:
-            found[name] = stream, _Totals()
+            found[name] = stream
     return found
 
 
@@ -344,6 +395,22 @@ class _Totals:
     single: list[Tensor] = field(default_factory=list)
     choices: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
+    streams: dict[str, "_Totals"] = field(default_factory=dict)
+
+    def include(self, other: "_Totals") -> None:
+        """Add those of further batches."""
+        for name in ("difference", "power", "cosine", "pooled", "agreement", "tokens", "inputs"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.vectors &= other.vectors
+        self.logits &= other.logits
+        self.single += other.single
+        for name, (chosen, tokens, changes) in other.choices.items():
+            _, known, count = self.choices.get(name, (0, 0, 0))
+            self.choices[name] = chosen, known + tokens, count + changes
+        for stream, count in other.positions.items():
+            self.positions[stream] = self.positions.get(stream, 0) + count
+        for stream, totals in other.streams.items():
+            self.streams.setdefault(stream, _Totals()).include(totals)
 
     def add_choices(
         self, expected: Choices | None, got: Choices | None, masks: Mapping[str, Tensor]

@@ -245,7 +245,7 @@ class SpikingProduct(nn.Module):
             moments: Of the site's integers, with its twins; for the rounding to few bits.
         """
         site = self.site
-        inputs = torch.cat(sample.images) if self.kind == "conv" else sample.some(REACH_ROWS)
+        inputs = sample.first_images if self.kind == "conv" else sample.some(REACH_ROWS)
         integers, gain = site.read(inputs.to(self.weight.dtype))
         wanted = self._mean(inputs, self.weight)
         if self.conv is None:

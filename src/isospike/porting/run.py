@@ -156,6 +156,9 @@ class Watcher:
     def on_circuit(self, stats: CircuitStats) -> None:
         """Take note of what a circuit did in a spiking pass."""
 
+    def join(self) -> None:
+        """Add what was seen in the other processes: :mod:`isospike.porting.parallel`."""
+
 
 @dataclass(frozen=True)
 class Origin:

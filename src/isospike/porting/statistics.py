@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from isospike import progress
 from isospike.errors import InputError, IsospikeError
 from isospike.hf.batches import Batch, count_tokens, token_masks
+from isospike.porting import parallel
 from isospike.porting.blocks import OutOfOrderError, in_step, without_cache
 from isospike.porting.fidelity import same_draws
 from isospike.porting.gains import fit_scales
@@ -46,13 +47,14 @@ class Sample:
 
     Attributes:
         parts: Rows, ``[rows, *groups, channels]``, in parts, by the number of their batch.
-        images: Inputs of a convolution, ``[batch, channels, height, width]``, in parts.
+        images: Inputs of a convolution, ``[batch, channels, height, width]``, in parts, by the
+            number of their batch.
         high, low: Largest and smallest value of each channel, over all rows.
         counts: Rows seen of each batch, with the number of the first and the share to keep.
     """
 
     parts: dict[int, list[Tensor]] = field(default_factory=dict)
-    images: list[Tensor] = field(default_factory=list)
+    images: dict[int, list[Tensor]] = field(default_factory=dict)
     high: Tensor | None = None
     low: Tensor | None = None
     counts: dict[int, tuple[int, int, float]] = field(default_factory=dict)
@@ -78,6 +80,38 @@ class Sample:
         self.counts[batch] = seen + len(rows), first, share
         kept = rows[(place * GOLDEN % 1 < share).to(rows.device)]
         self.parts.setdefault(batch, []).append(kept)
+
+    def add_images(self, images: Tensor, batch: int) -> None:
+        """Keep some inputs of a convolution: the first ones, of the size of the very first.
+
+        Args:
+            images: They.
+            batch: Number of their batch.
+        """
+        kept = [each for parts in self.images.values() for each in parts]
+        if not kept or kept[0].shape[1:] == images.shape[1:]:
+            few = images[: max(0, MOST_IMAGES - sum(map(len, kept)))]
+            self.images.setdefault(batch, []).append(few)
+
+    @property
+    def first_images(self) -> Tensor:
+        """The inputs that were kept."""
+        every = [each for batch in sorted(self.images) for each in self.images[batch]]
+        alike = [each for each in every if each.shape[1:] == every[0].shape[1:]]
+        return torch.cat(alike)[:MOST_IMAGES]
+
+    def include(self, other: "Sample") -> None:
+        """Add what another process has seen, of other batches.
+
+        Args:
+            other: Of the same site; it is not changed.
+        """
+        self.parts.update(other.parts)
+        self.images.update(other.images)
+        self.counts.update(other.counts)
+        if other.high is not None and other.low is not None:
+            self.high = other.high if self.high is None else torch.maximum(self.high, other.high)
+            self.low = other.low if self.low is None else torch.minimum(self.low, other.low)
 
     @property
     def rows(self) -> Tensor:
@@ -155,11 +189,22 @@ class Statistics:
             progress.update("calibrate", number, parts)
             finished(blocks[number], self)
 
+        passes = [partial(pass_of, number) for number in parallel.own(len(batches))]
+        parts_of_model = [model.get_submodule(name) for name in blocks]
         with without_cache(model):
-            passes = [partial(pass_of, number) for number in range(len(batches))]
-            in_step([run], [model.get_submodule(name) for name in blocks], passes, told)
+            parallel.together(partial(in_step, [run], parts_of_model, passes, told))
+        self._join()
         finished("", self)
         progress.update("calibrate", parts, parts)
+
+    def _join(self) -> None:
+        """Add what the other processes have seen."""
+        if parallel.processes() == 1:
+            return
+        every, self.samples = parallel.from_all(self.samples), {}
+        for samples in every:
+            for name, sample in samples.items():
+                self.samples.setdefault(name, Sample()).include(sample)
 
     def sample(self, name: str) -> Sample:
         """What was seen of a site or a circuit.
@@ -216,9 +261,7 @@ class _Seen(Watcher):
     def on_input(self, site: Site, x: Tensor) -> Tensor:
         if self._readings.is_new(site, x):
             if site.kind == "conv":
-                images = self.samples.setdefault(site.name, Sample()).images
-                if not images or images[0].shape[1:] == x.shape[1:]:  # of one size
-                    images.append(x[: max(0, MOST_IMAGES - sum(map(len, images)))])
+                self.samples.setdefault(site.name, Sample()).add_images(x, self._place[0])
                 self._add(site.name, x.movedim(1, -1).flatten(0, -2))
             else:
                 self._add(site.name, self._rows(site, x))

@@ -1,0 +1,74 @@
+"""Ports made in two processes of torch.distributed, beside those of one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+import sys
+import torch
+import isospike
+from benchmarks.models import random_batches, small_bert
+
+torch.set_num_threads(1)
+if sys.argv[2] == "two":
+    torch.distributed.init_process_group("gloo")
+batches = random_batches(5, 3, 7)
+batches[1]["attention_mask"][:, 4:] = 0
+if sys.argv[3] == "broken" and torch.distributed.get_rank() == 1:
+    batches[1] = {"input_ids": batches[1]["input_ids"] + 10_000}
+steps = isospike.Target(0.02) if sys.argv[3] == "target" else 6
+port = isospike.port(small_bert(), batches[:3], steps=steps, evaluation=batches[3:])
+rank = torch.distributed.get_rank() if sys.argv[2] == "two" else 0
+report = port.report
+torch.save({
+    "state": port.model.state_dict(), "sites": [(s.usual_outside, s.code.name, s.code.steps)
+    for s in isospike.porting.ported.Ported.of(port.model).sites],
+    "texts": [(t.error, t.median, t.worst) for t in report.texts], "steps": report.steps,
+    "spikes": report.counts.spikes, "dimension": [s.participation or 0.0 for s in report.sites],
+}, f"{sys.argv[1]}/{sys.argv[2]}-{rank}.pt")
+"""
+
+
+def ported(folder, processes, case):
+    """Run the program; what it saved, and its end."""
+    script = folder / "program.py"
+    script.write_text(PROGRAM, encoding="utf-8")
+    start = [] if processes == "one" else ["-m", "torch.distributed.run", "--standalone",
+                                           "--nproc-per-node", "2"]  # fmt: skip
+    command = [sys.executable, *start, str(script), str(folder), processes, case]
+    paths = {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **paths}
+    )
+    return [torch.load(path) for path in sorted(folder.glob(f"{processes}-*.pt"))], done
+
+
+@pytest.mark.parametrize("case", ["steps", pytest.param("target", marks=pytest.mark.slow)])
+def test_two_processes_make_the_port_of_one_bit_for_bit(tmp_path, case):
+    (one,), done = ported(tmp_path, "one", case)
+    assert done.returncode == 0, done.stderr
+    two, done = ported(tmp_path, "two", case)
+    assert done.returncode == 0, done.stderr
+    assert len(two) == 2
+    for each in two:
+        assert each["state"].keys() == one["state"].keys()
+        for name, value in one["state"].items():
+            assert torch.equal(each["state"][name], value), name
+        assert each["sites"] == one["sites"]
+        assert each["texts"] == one["texts"]
+        assert each["steps"] == one["steps"]
+        assert each["spikes"] == pytest.approx(one["spikes"], rel=1e-12)
+        assert each["dimension"] == pytest.approx(one["dimension"], rel=1e-9)
+
+
+def test_what_fails_in_one_process_is_an_error_in_both(tmp_path):
+    found, done = ported(tmp_path, "two", "broken")
+    assert not found
+    assert done.returncode
+    assert "Process 1 of 2 failed: port needs batches that the model takes" in done.stderr
