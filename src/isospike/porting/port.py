@@ -168,8 +168,8 @@ def port(
     :mod:`isospike.porting.calls`. *Error* is the relative root-mean-square error of the first
     output over the unpadded tokens of evaluation batches. The copy is first compared with the
     original, in float. A port runs in float32 or float64, whatever autocast says, and has no
-    gradients. Where torchrun has started several processes, each calls this with all batches and runs
-    its share of them: :mod:`isospike.porting.parallel`.
+    gradients. Where torchrun has started several processes, each calls this with all batches and
+    runs its share of them: :mod:`isospike.porting.parallel`.
 
     Args:
         model: A PyTorch transformer, usually from Hugging Face; it is not changed. One that is
