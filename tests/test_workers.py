@@ -11,9 +11,11 @@ from functools import partial
 import models
 import pytest
 import torch
+from folders import call, said
 
 import isospike
-from isospike.experiments.grid import TrainingRun, train_all
+from isospike.experiments.grid import TrainingRun, train_all, train_one
+from isospike.porting.sweep import _point
 from isospike.workers import check_workers, map_cells
 
 
@@ -148,7 +150,92 @@ def without_time(results):
     return [{key: value for key, value in r.items() if key != "seconds"} for r in results]
 
 
+def spare(where):
+    """Kills its worker the first time, once another cell is written down."""
+    marker = where / "died"
+    if marker.exists():
+        return
+    while not list(where.rglob("*.json")):
+        time.sleep(0.01)
+    marker.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_or_die(where, run):
+    if run == RUNS[2]:
+        spare(where)
+    return train_one(run)
+
+
+def point_or_die(where, builder, few, cell):
+    if cell[0] == CURVE[1]:
+        spare(where)
+    return _point(builder, few, cell)
+
+
+@pytest.mark.slow
+def test_training_whose_worker_was_killed_goes_on_with_what_is_missing(tmp_path, monkeypatch):
+    whole = train_all(RUNS, tmp_path / "whole", 1)
+    cells = tmp_path / "cells"
+    cells.mkdir()
+    monkeypatch.setattr("isospike.experiments.grid.train_one", partial(train_or_die, cells))
+    with pytest.raises(isospike.InputError, match="got one that was killed") as caught:
+        train_all(RUNS, cells, 2)
+    assert "\n" not in str(caught.value)
+    kept = {path: path.stat().st_mtime_ns for path in cells.rglob("*.json")}
+    assert 1 <= len(kept) < len(RUNS)
+    assert without_time(train_all(RUNS, cells, 2)) == without_time(whole)
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+
+
+@pytest.mark.slow
+def test_a_curve_whose_worker_was_killed_goes_on_with_what_is_missing(
+    port, curve, tmp_path, monkeypatch
+):
+    point = partial(point_or_die, tmp_path)
+    monkeypatch.setattr("isospike.porting.sweep._point", point)
+    with pytest.raises(isospike.InputError, match="got one that was killed"):
+        port.sweep(CURVE, workers=2, folder=tmp_path)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    assert 1 <= len(kept) < len(curve)
+    assert port.sweep(CURVE, workers=2, folder=tmp_path).report.curve == curve
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+
+
 # Ray.
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["port", "nothing", "--text", "nothing"],
+        ["reproduce", "geometry", "--preset", "tiny"],
+        ["positions", "--tasks", "copy-1", "--encodings", "none", "--preset", "tiny"],
+    ],
+)
+def test_a_command_whose_cluster_does_not_answer_says_so_before_it_works(
+    line, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("isospike.workers._ray", lambda who: None)  # as if it were installed
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    error = said(call(*line, "--workers", f"ray:{address}", "--out", tmp_path / "out"))
+    expected = (
+        f"error: {line[0]} needs --workers of a Ray that answers, got Connection refused from "
+    )
+    assert error.startswith(expected + address)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ray_that_is_not_installed_is_said_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    error = said(call("reproduce", "geometry", "--workers", "ray", "--out", tmp_path / "out"))
+    assert error.endswith(
+        "needs the package ray for these workers, got none. Install isospike[ray]."
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_address_where_nothing_answers_is_one_line_at_once():

@@ -53,6 +53,29 @@ def check_workers(who: str, workers: Workers) -> Workers:
     return count
 
 
+def reach_workers(who: str, workers: Workers) -> Workers:
+    """The same, once Ray is there and something answers at its address: before long work begins.
+
+    Args:
+        who: The function that the user called.
+        workers: See :func:`check_workers`.
+
+    Raises:
+        InputError: It is something else, or nothing answers.
+        RangeError: A number below 1.
+        MissingExtraError: Ray is not installed.
+
+    >>> reach_workers("sweep", "2")
+    2
+    """
+    workers = check_workers(who, workers)
+    if isinstance(workers, str):
+        _ray(who)
+        if address := workers.partition(":")[2]:
+            _check_answers(who, address)
+    return workers
+
+
 def map_cells(
     function: Callable[[C], R],
     cells: Sequence[C],
@@ -78,7 +101,7 @@ def map_cells(
     >>> found
     [1, 2]
     """
-    workers = check_workers("map_cells", workers)
+    workers = reach_workers("map_cells", workers)
     if isinstance(workers, str):
         _on_ray(function, cells, workers.partition(":")[2], finish)
     elif workers == 1 or len(cells) < 2:
@@ -174,12 +197,7 @@ def _on_ray(
     address: str,
     finish: Callable[[C, R], object],
 ) -> None:
-    try:
-        import ray
-    except ImportError:
-        raise MissingExtraError(
-            "map_cells needs the package ray for these workers, got none. Install isospike[ray]."
-        ) from None
+    ray = _ray("map_cells")
     own = not ray.is_initialized()
     if own:
         _join_ray(ray, address)
@@ -212,13 +230,21 @@ def _call_on_one_thread(function: Callable[[Any], Any], cell: Any) -> Any:
         return function(cell)
 
 
+def _ray(who: str) -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise MissingExtraError(
+            f"{who} needs the package ray for these workers, got none. Install isospike[ray]."
+        ) from None
+    return ray
+
+
 def _join_ray(ray: Any, address: str) -> None:
     """Join a cluster, or start one on this machine; raise if it does not answer in 20 seconds."""
     import os
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address:
-        _check_answers(address)
     settings = {"address": address} if address else {"include_dashboard": False}
     failed: list[BaseException] = []
 
@@ -233,23 +259,23 @@ def _join_ray(ray: Any, address: str) -> None:
     joining.join(START_S if address else None)
     if joining.is_alive() or failed:
         why = type(failed[0]).__name__ if failed else f"nothing within {START_S:g} s"
-        raise _no_ray(address or "of its own", why)
+        raise _no_ray("map_cells", address or "of its own", why)
 
 
-def _check_answers(address: str) -> None:
+def _check_answers(who: str, address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address == "auto":
         return
     if not host or not port.isdecimal():
-        raise _no_ray(address, "no HOST:PORT")
+        raise _no_ray(who, address, "no HOST:PORT")
     try:
         socket.create_connection((host, int(port)), ANSWER_S).close()
     except (OSError, OverflowError) as error:
-        raise _no_ray(address, getattr(error, "strerror", None) or str(error)) from error
+        raise _no_ray(who, address, getattr(error, "strerror", None) or str(error)) from error
 
 
-def _no_ray(address: str, why: str) -> InputError:
+def _no_ray(who: str, address: str, why: str) -> InputError:
     return InputError(
-        f"map_cells needs workers of a Ray that answers, got {why} from {address}. Check the "
+        f"{who} needs workers of a Ray that answers, got {why} from {address}. Check the "
         "address, or start a cluster with ray start --head."
     )

@@ -14,7 +14,7 @@ from isospike.cli.emit import NOT_REACHED, Outcome
 from isospike.errors import InputError, RangeError
 from isospike.hf.load import MAX_SENTENCES, Source, TextModel, find_model, find_port
 from isospike.report.files import check_destination
-from isospike.workers import check_workers
+from isospike.workers import reach_workers
 
 DEFAULT_STEPS = 8
 STATUS = {"spikes": 0, "float": 1, "refused": 2}
@@ -127,7 +127,7 @@ def port(
     """
     _check(steps, max_error, per_channel, sentences)
     if workers is not None:
-        check_workers("port", workers)
+        reach_workers("port", workers)
     _check_device(device, offload)
     source = find_model(model)
     folder = out or Path("out") / source.label

@@ -8,7 +8,7 @@ from isospike.cli.app import command
 from isospike.cli.emit import Outcome
 from isospike.errors import InputError, RangeError
 from isospike.report.files import check_destination, check_file, write_folder
-from isospike.workers import Workers, check_workers
+from isospike.workers import Workers, reach_workers
 
 MOST_SEEDS = 1000
 KEPT = "what was computed is kept; the same command goes on from there."
@@ -148,4 +148,4 @@ def _list(given: str | None, known: list[str], option: str) -> list[str]:
 def _workers(who: str, given: str | None) -> Workers:
     """The workers that were asked for, or a process for each core."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return check_workers(who, cores if given is None else given)
+    return reach_workers(who, cores if given is None else given)

@@ -22,7 +22,7 @@ from isospike.report.files import write_file
 from isospike.report.numbers import Number, interval, number
 from isospike.report.result import Provenance, Report
 from isospike.report.table import Table
-from isospike.workers import Workers, check_workers
+from isospike.workers import Workers, reach_workers
 
 HOLDS, CORRECTED, FAILS = "holds", "holds corrected", "fails"
 PRESETS = ("tiny", "small", "full")
@@ -479,7 +479,7 @@ def reproduce(
     >>> reproduce("lemma-1", "tiny").decision
     'holds corrected'
     """
-    workers = check_workers("reproduce", workers)
+    workers = reach_workers("reproduce", workers)
     data = data or os.environ.get("ISOSPIKE_DATA")
     context = Context(Path(folder), None if data is None else Path(data), workers)
     return find_study(name, package).run(preset, context)

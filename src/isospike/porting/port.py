@@ -63,7 +63,7 @@ from isospike.porting.synapses import Synapses
 from isospike.progress import update
 from isospike.report.files import check_destination, write_folder
 from isospike.report.result import Provenance
-from isospike.workers import Workers, check_workers
+from isospike.workers import Workers, reach_workers
 
 AUDIT_ROWS = 2
 
@@ -101,7 +101,7 @@ class Port:
         """
         for code in codes:
             check_code(code)
-        workers = None if workers is None else check_workers("sweep", workers)
+        workers = None if workers is None else reach_workers("sweep", workers)
         points = sweep_codes(
             self._builder, codes, workers, None if folder is None else Path(folder)
         )
