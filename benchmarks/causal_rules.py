@@ -167,7 +167,7 @@ def two_columns(p, ctx):
         folder = ctx.file("pairs")
         files = sorted(folder.glob("pair*"))[: p.most]
         turned = set(ctx.file("pairs", "turned.txt").read_text().split())
-    rows = []
+    rows, goals = [], {}
     for form in ("raw", "z-scores"):
         right, decided, by_size = [], [], []
         for file in files:
@@ -180,7 +180,11 @@ def two_columns(p, ctx):
             right.append(float(fit.order_[0] == cause) if decided[-1] else 0.5)
             by_size.append(float(x[:, cause].var() < x[:, 1 - cause].var()))
         if files:
-            rows.append((form, *(f"{np.mean(v):.2f}" for v in (right, decided, by_size))))
-    head = ("columns", "right, ties half", "decided", "sorted by variance")
+            sure = [r for r, known in zip(right, decided, strict=True) if known]
+            shares = (right, decided, sure, by_size)
+            rows.append((form, *(f"{np.mean(v):.2f}" for v in shares)))
+            goals[f"right, ties half, {form}"] = Goal(float(np.mean(right)), 0.65, at_least=True)
+    head = ("columns", "right, ties half", "decided", "right of these", "sorted by variance")
     meaning = "Pairs of real causes and effects; chance is 0.5."
-    return Findings({}, [Table("Two columns", head, tuple(rows), meaning)])
+    goals = goals if p.most > 1000 else {}
+    return Findings({}, [Table("Two columns", head, tuple(rows), meaning)], goals)

@@ -21,13 +21,15 @@ from isospike.causal.directions import chain_components, directed_edges
 from isospike.causal.guards import noise_spread, uneven_scale
 from isospike.causal.schur import SchurOrder
 from isospike.causal.search import SHAPE_ROWS, LikelihoodSearch
-from isospike.causal.splines import affordable_features, spline_sort
+from isospike.causal.splines import affordable_features, orthonormal, scipy, spline_sort
 from isospike.kernels.growth import negentropy
 
 RULES = ("auto", "equal-variance", "curvature", "independence", "partial")
 MAX_REFINED = 100  # variables of an order by equal variances that is improved by a search
 _MAX_THOROUGH, _MAX_HOPPED = 30, 60  # variables of a search that tries harder
+_MAX_BOTH = 8  # variables for which curves are sought from the start
 _SHAPE_LEVEL = 0.001  # probability that Gaussian noises count as something else
+_NOISE_LEVEL = 0.001  # probability that the noise of two columns counts as dependent
 _MAX_RATIO = 1e6  # of standard deviations, for a rule that compares variances
 
 
@@ -122,11 +124,35 @@ def edge_directions(
         return search.reversal_cost(i, j, [int(v) for v in others if v != i]) > least
 
     directed = directed_edges(graph, fixed, carried)
+    if len(graph) == 2:
+        directed &= fixed | _is_additive(search, fit.order.order)
     layers = chain_components(graph, directed, fit.order.order)
     if all(len(layer) == 1 for layer in layers):
         return directed, fit.order
     order = np.array([v for layer in layers for v in layer], np.int64)
     return directed, fit.order._replace(order=order, layers=layers)
+
+
+def _is_additive(search: LikelihoodSearch, order: Int[np.ndarray, "d"]) -> bool:
+    """Whether the second variable is a function of the first and a noise independent of it.
+
+    Of two variables nothing else speaks for a direction, and where neither direction is additive
+    the likelier one is a coin. The ranks of the noise and of its size must have no regression on a
+    spline of the cause, by an F-test each.
+    """
+    cause = search.basis[:, order[0] * search.count]
+    noise = search.residuals(order.tolist())[:, order[1]]
+    n = len(noise)
+    count = max(affordable_features(n, 2), min(3, n // 10), 1)
+    basis = orthonormal(cause, count)
+    tail = scipy("special", "ScoreSchurSort.fit").fdtrc  # P(F > f)
+    for value in (noise, np.abs(noise)):
+        rank = value.argsort().argsort() - (n - 1) / 2
+        share = float(((basis.T @ rank) ** 2).sum() / (rank @ rank))
+        ratio = share / count / ((1 - share) / (n - count - 1))
+        if tail(count, n - count - 1, ratio) < _NOISE_LEVEL / 2:
+            return False
+    return True
 
 
 def _refined(
@@ -168,13 +194,18 @@ def _search(
     first = lines.search(None, 1, 0)
     count = affordable_features(n, d) if rule in ("auto", "curvature") else 1
     curves = lines if count == 1 else LikelihoodSearch(z, count, before=before, allowed=allowed)
-    bends, shape = lines.cost(first) - curves.cost(first), _shape(lines, first)
+    # An order of lines may be one of several; the others may be the curved ones.
+    both = count > 1 and d <= _MAX_BOTH
+    other = curves.climb(first) if both else first
+    bends, shape = lines.cost(first) - curves.cost(other), _shape(lines, first)
     order, independent = first, rule == "independence"
     if independent or (rule == "auto" and shape > max(0.0, bends)):
         independent = True
         lines.count_shape()
         order = lines.search(first, 0, 6 * effort)
-    if rule != "curvature" and not (count > 1 and curves.is_curved(order)):
+    if rule != "curvature" and not (
+        count > 1 and (curves.is_curved(order) or (both and curves.is_curved(other)))
+    ):
         if independent:
             return "independence", lines, order
         return "partial", lines, lines.search(order, effort, 10 * effort)

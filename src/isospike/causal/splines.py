@@ -68,7 +68,8 @@ def affordable_features(rows: int, variables: int) -> int:
         The number of features.
     """
     total = min(max(rows, 1000), _MAX_TOTAL_FEATURES)
-    return max(1, min(MAX_FEATURES, rows // 40, total // variables))
+    most = max(rows // 40, min(5, rows // 20)) if variables == 2 else rows // 40
+    return max(1, min(MAX_FEATURES, most, total // variables))
 
 
 def spline_sort(
