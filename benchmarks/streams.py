@@ -141,7 +141,8 @@ def nab(p, ctx):
     scores, rows, start = {}, 0, time.perf_counter()
     for done, (name, numbers, _) in enumerate(files):
         update("nab", done, len(files))
-        watcher = Watcher(min(numbers), max(numbers))
+        low, high = min(numbers), max(numbers)
+        watcher = Watcher(low, high if high > low else low + 1)
         scores[name] = np.array([moment.bits for moment in watcher.take_all(numbers)])
         rows += len(numbers)
     cost = 1e6 * (time.perf_counter() - start) / rows
