@@ -1,5 +1,6 @@
 """Watching a stream: surprise, overlapping tilings, the command."""
 
+import io
 import json
 import math
 
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from isospike.cli import app
+from isospike.cli.sequence import _symbols
 from isospike.errors import InputError, RangeError
 from isospike.memory import Mixed, SequenceMachine, Watcher, line_template
 
@@ -85,6 +87,21 @@ def test_watch_prints_one_line_a_symbol_of_a_file_and_of_a_pipe(tmp_path):
     moments = [json.loads(line) for line in piped.stdout.splitlines()]
     assert len(moments) == len(shown.stdout.splitlines()) == 31
     assert max(moments[5:], key=lambda m: m["anomaly"])["symbol"] == "10:31 disk failure"
+
+
+def test_a_pipe_of_other_bytes_is_refused_whatever_the_locale(monkeypatch):
+    done = CliRunner().invoke(app, ["watch", "-"], input=b"good\n\xff\xfe\x80\n")
+    assert done.exit_code == 2
+    assert "watch needs UTF-8 text, got other bytes in '-'" in done.stderr
+    pipe = io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="ascii", errors="surrogateescape")
+    monkeypatch.setattr("sys.stdin", pipe)
+    with pytest.raises(InputError, match="needs UTF-8 text"):
+        list(_symbols("-", "line"))
+
+
+def test_a_line_sends_no_codes_to_the_terminal():
+    shown = call("watch", "-", text="red \x1b[31m alert\n").stdout
+    assert shown.endswith("red \\x1b[31m alert\n")
 
 
 def test_watch_takes_numbers_of_a_csv(tmp_path):

@@ -1,5 +1,6 @@
 """``isospike learn``, ``recall`` and ``watch``: the sequence machine on a file or a pipe."""
 
+import io
 import json
 import math
 import sys
@@ -181,7 +182,8 @@ def _watch(watcher: Any, file: str, unit: str, as_json: bool) -> None:
             about = {"symbol": shown, "bits": moment.bits, "anomaly": moment.anomaly}
             print(json.dumps(about), flush=True)
         else:
-            print(f"{count}\t{moment.bits:.2f}\t{moment.anomaly:.3f}\t{shown}", flush=True)
+            safe = shown if shown.isprintable() else repr(shown)[1:-1]  # no codes for the terminal
+            print(f"{count}\t{moment.bits:.2f}\t{moment.anomaly:.3f}\t{safe}", flush=True)
 
 
 def _symbols(file: str, unit: str) -> Iterator[tuple[Any, str]]:
@@ -189,6 +191,8 @@ def _symbols(file: str, unit: str) -> Iterator[tuple[Any, str]]:
     from isospike.data import read_text
     from isospike.memory.watch import line_template
 
+    if file == "-" and isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")  # whatever the locale says
     lines: Any = sys.stdin if file == "-" else read_text(file).splitlines()
     try:
         for count, line in enumerate(iter(partial(lines.readline, MOST_LINE), "")
