@@ -1,5 +1,6 @@
 """The mixed context: probabilities, a store that grows, is full and forgets, files, the command."""
 
+import fcntl
 import json
 import math
 
@@ -202,3 +203,19 @@ def test_learn_takes_context_depth_and_synapses_and_says_when_the_store_is_full(
     assert "learn needs --context to be one of combined, layer" in done.stderr
     done = call("learn", text, "--depth", 4, "--out", tmp_path / "m")
     assert "needs no settings of a machine that has learned" in done.stderr
+
+
+def test_a_machine_is_learned_by_one_process_at_a_time(tmp_path):
+    text, out = tmp_path / "t.txt", tmp_path / "m.safetensors"
+    text.write_text("abcabc" * 20)
+    line = ["learn", str(text), "--out", str(out)]
+    assert CliRunner().invoke(app, line).exit_code == 0
+    before = out.read_bytes()
+    with out.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as the other process does
+        done = CliRunner().invoke(app, line)
+    assert done.exit_code == 2
+    assert "learn needs a machine that no other process learns with" in done.stderr
+    assert out.read_bytes() == before
+    assert CliRunner().invoke(app, line).exit_code == 0
+    assert out.read_bytes() != before

@@ -1,5 +1,6 @@
 """``isospike learn``, ``recall`` and ``watch``: the sequence machine on a file or a pipe."""
 
+import contextlib
 import io
 import json
 import math
@@ -14,6 +15,11 @@ from isospike.cli.app import command
 from isospike.cli.emit import Outcome, note
 from isospike.errors import InputError, RangeError
 from isospike.report.files import check_file
+
+try:
+    import fcntl
+except ImportError:  # no Unix: nothing is locked
+    fcntl = None  # type: ignore[assignment]
 
 CHUNK = 2000  # symbols between two looks at the progress
 NGRAM = 5
@@ -60,19 +66,20 @@ def learn(
     if limit is not None and limit < 1:
         raise RangeError(f"learn needs limit of at least 1, got {limit}. Leave it out for all.")
     check_file(out, Path(file))
-    chosen = {"depth": depth, "synapses": synapses, "when_full": when_full}
-    machine = _machine(context, {k: v for k, v in chosen.items() if v is not None}, seed, out)
-    from isospike.data import read_sequences
+    with _locked(out):
+        chosen = {"depth": depth, "synapses": synapses, "when_full": when_full}
+        machine = _machine(context, {k: v for k, v in chosen.items() if v is not None}, seed, out)
+        from isospike.data import read_sequences
 
-    sequences = read_sequences(file, unit, limit)
-    melodies = file == "chorales" or Path(file).suffix.lower() == ".json"
-    _take_unit(machine, "melody" if melodies else unit, out)
-    if out.exists():
-        note("note", "the machine has learned before, the n-gram has not: do not compare them.")
-    else:
-        _tell_memory(machine.settings.context)
-    accuracy, ngram = _learn(machine, sequences)
-    machine.save(out)
+        sequences = read_sequences(file, unit, limit)
+        melodies = file == "chorales" or Path(file).suffix.lower() == ".json"
+        _take_unit(machine, "melody" if melodies else unit, out)
+        if out.exists():
+            note("note", "the machine has learned before, the n-gram has not: do not compare them.")
+        else:
+            _tell_memory(machine.settings.context)
+        accuracy, ngram = _learn(machine, sequences)
+        machine.save(out)
     total, alphabet = sum(map(len, sequences)), len(machine.symbols)
     found = {
         "symbols": total, "alphabet": alphabet, "accuracy": accuracy, f"ngram_{NGRAM}": ngram,
@@ -220,6 +227,23 @@ def _symbols(file: str, unit: str) -> Iterator[tuple[Any, str]]:
         raise InputError(
             f"watch needs UTF-8 text, got other bytes in {file!r}. Convert it to UTF-8."
         ) from None
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes from learning with a machine that is there; what they learn is lost."""
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None and path.is_file():
+            with contextlib.suppress(OSError):  # a file system without locks
+                file = stack.enter_context(path.open("rb"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise InputError(
+                        f"learn needs a machine that no other process learns with, got {path}. "
+                        "Wait, or name another --out."
+                    ) from None
+        yield
 
 
 def _machine(context: str | None, chosen: dict[str, Any], seed: int, path: Path) -> Any:
