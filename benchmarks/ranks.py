@@ -1,8 +1,10 @@
 """Ranks of transformers: the rules for a tolerance, heads, a model on spikes, cost of a report."""
 
 import copy
+import json
 import resource
 import time
+from pathlib import Path
 from types import SimpleNamespace as P
 
 import torch
@@ -172,6 +174,96 @@ def spikes(p, ctx):
                   tuple(alike), "Few steps make attention sharper and tokens more alike."),
         ],
     )  # fmt: skip
+
+
+SUMS = 1e-5
+"""A difference between the heads' sum and the attention's output that is rounding, in float32."""
+
+
+def rank_one(entry):
+    """Heads, layers and calls of one model, the largest difference of a sum, or what was said."""
+    from benchmarks.zoo.registry import draw, make
+    from isospike.errors import IsospikeError
+    from isospike.ranks.measure import measure_forward
+
+    model, batch = make(entry), draw(entry.inputs, 2, 1)
+    family = getattr(getattr(model, "config", None), "model_type", "") or entry.name
+    try:
+        found = measure_forward(model, batch)
+    except IsospikeError as error:
+        return family, None, None, " ".join(str(error).split()).partition(". ")[0][:160]
+    layers = len(dict.fromkeys(s.layer for s in found.sites if s.site == "output"))
+    # In units of what the model's type rounds to, where that is coarser.
+    unit = max(1.0, max(torch.finfo(getattr(torch, s.dtype)).eps for s in found.sites) / 2**-20)
+    worst = max((row.summed / unit for row in found.layers), default=None)
+    left = f"without projection: {', '.join(found.left_out)}" if found.left_out else ""
+    return family, layers, worst, left[:160]
+
+
+def ported_names(names):
+    """Those of some models that the study of architectures has ported."""
+    stored = Path(__file__).parents[1] / "results" / "architectures-full.json"
+    if not stored.exists():
+        return set(names)
+    tables = json.loads(stored.read_text(encoding="utf-8"))["results"]
+    failed = [t for t in tables if t["title"] == "Models that do not work"]
+    return set(names) - {row[0] for table in failed for row in table["rows"]}
+
+
+@study(
+    "rank-architectures",
+    question="In which architectures are layers and heads found, and do the heads sum to what the "
+    "attention gives?",
+    presets={"tiny": P(names=("BERT", "GPT-2", "MLP only")), "small": P(names=("T5", "ALBERT",
+             "Falcon (new decoder)", "Mixtral", "XLNet", "Swin", "nn.TransformerEncoder seq-first",
+             "Mamba")), "full": P(names=())},
+)  # fmt: skip
+def rank_architectures(p, ctx):
+    """Small random models, two rows of inputs; float32."""
+    import benchmarks.zoo.models  # noqa: F401, registers them
+    from benchmarks.zoo.registry import ENTRIES
+    from isospike.progress import update
+
+    entries = [ENTRIES[name] for name in p.names or ENTRIES]
+    ported = ported_names(e.name for e in entries)
+    families, others, ranked, summed, heads = {}, [], 0, 0, 0
+    for done, entry in enumerate(entries, 1):
+        try:
+            family, layers, worst, said = rank_one(entry)
+        except Exception as error:  # noqa: BLE001 - a package that is not installed, or a crash
+            family, layers, worst = entry.name, None, None
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        ports = entry.name in ported
+        good = worst is not None and worst < SUMS
+        ranked += ports and layers is not None
+        heads += ports and worst is not None
+        summed += ports and good
+        row = families.setdefault((entry.kind, family), [0, 0, 0, 0, 0.0])
+        for i, count in enumerate((1, ports, layers is not None, good)):
+            row[i] += count
+        row[4] = max(row[4], worst or 0.0)
+        if said or (worst is not None and not good):
+            others.append((entry.name, "yes" if ports else "no", said or f"{worst:.1e}"))
+        update("rank models", done, len(entries))
+    rows = [(kind, family, *row[:4], f"{row[4]:.1e}" if row[4] else "no attention")
+            for (kind, family), row in families.items()]  # fmt: skip
+    head = ("kind", "family", "models", "port", "ranked", "heads sum", "largest difference")
+    meaning = (
+        "Heads sum: models whose heads' outputs sum to their attention's within 1e-5 of its "
+        "largest value, in every layer."
+    )
+    tables = [Table("Ranks by family", head, tuple(rows), meaning)]
+    if others:
+        meaning = "Models that are not ranked, or of which a part is left out."
+        head = ("model", "ports", "said")
+        tables.append(Table("What else was said", head, tuple(others), meaning))
+    numbers = {"models": len(entries), "port": len(ported), "ranked of these": int(ranked),
+               "with attention": int(heads), "heads sum": int(summed)}  # fmt: skip
+    goals = {} if p.names else {
+        "models that port and are not ranked": Goal(len(ported) - int(ranked), 0),
+        "of these, heads that do not sum": Goal(int(heads) - int(summed), 0),
+    }  # fmt: skip
+    return Findings(numbers, tables, goals)
 
 
 CASES = ("import", "forward", "report", "report without controls")
