@@ -62,7 +62,8 @@ PAGES = {
         "causal-guards", "causal-sachs", "causal-rules", "causal-checks", "causal-two-columns",
     )),
     "ranks": ("Ranks of a transformer", (
-        "rank-cost", "rank-tolerance", "rank-noise", "rank-heads", "rank-spikes", "gated-output",
+        "rank-architectures", "rank-cost", "rank-tolerance", "rank-noise", "rank-heads",
+        "rank-spikes", "gated-output",
     )),
 }  # fmt: skip
 """Title and studies of each page, by its name; a name without a result is a note alone."""

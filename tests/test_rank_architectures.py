@@ -176,6 +176,24 @@ def test_a_model_without_attention_has_layers_and_no_heads():
     assert "Which heads" not in report.html()
 
 
+def test_heads_whose_values_are_joined_have_no_ov_circuit():
+    sizes = {**SMALL, "num_hidden_layers": 2, "num_key_value_heads": 2}
+    report = measure_ranks(build("DiffLlamaModel", **sizes), text(), controls=False)
+    assert len(report.projections) == 2
+    assert {row.ov_norm for row in report.circuits} == {None}
+    assert max(row.summed for row in report.layers) < 1e-5
+
+
+def test_a_compiled_model_has_the_ranks_of_the_model_that_was_compiled():
+    model = make("bert")
+    reports = [
+        measure_ranks(m, text(), controls=False)
+        for m in (model, torch.compile(model, backend="eager"))
+    ]
+    assert reports[0].depth == reports[1].depth
+    assert reports[0].name == reports[1].name == "BertModel"
+
+
 # Logits.
 
 

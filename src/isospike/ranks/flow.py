@@ -171,8 +171,6 @@ class Flow(TorchFunctionMode):
         self.closed = 0  # modules that run whose functions are not to be followed
         self.multiplier = _Again(self)
 
-    # What a recorder says of the modules.
-
     def enter(self, x: Tensor) -> None:
         """A layer begins, which reads ``x``."""
         self.layers.append(_Layer())
@@ -187,7 +185,8 @@ class Flow(TorchFunctionMode):
         """Functions that are called inside are not followed."""
         self.closed += 1
         try:
-            yield
+            with torch._C.DisableTorchFunction():  # or each of them would ask first
+                yield
         finally:
             self.closed -= 1
 
@@ -239,8 +238,6 @@ class Flow(TorchFunctionMode):
         layer.attentions += 1
         self.marks[y] = Mark(True, heads=numbers, attention=attention)
         self.listener.attended(attention)
-
-    # The functions of torch.
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -160,7 +160,12 @@ def _circuits(found: Projected) -> list[Circuit]:
         else:
             channels = made.channels[entries].flatten().long().to(made.weight.device)
             weights.append(made.weight[:, channels].detach())
-    weights += [None] * (3 - len(weights))
+    q, k, v = *weights, *[None] * (3 - len(weights))
+    if q is None or k is None or q.shape != k.shape:
+        q = k = None
+    if v is not None and v.shape[1] != len(found.weight):
+        v = None  # heads that are made of several, as a difference of two is
+    weights = [q, k, v]
     return head_circuits(weights, found.weight.detach(), found.heads)
 
 

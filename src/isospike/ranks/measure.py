@@ -203,6 +203,7 @@ def measure_forward(
         InputError: A sequence has fewer than two unpadded tokens.
         RangeError: An activation of an unpadded token is NaN or infinite.
     """
+    model = getattr(model, "_orig_mod", model)
     total = getattr(getattr(model, "config", None), "num_hidden_layers", None) or 0
     rows = _Rows()
     done = 0

@@ -287,6 +287,7 @@ def measure_ranks(
             without weights, or no dictionary of tensors.
         RangeError: An activation is NaN or infinite; the message names its site.
     """
+    model = getattr(model, "_orig_mod", model)  # of a compiled one, what was compiled
     measured = measure_forward(model, batch)
     tokens: dict[int, int] = {}
     for site in measured.sites:  # a decoder may have fewer than its encoder
