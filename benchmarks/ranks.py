@@ -238,16 +238,18 @@ def rank_architectures(p, ctx):
         ranked += ports and layers is not None
         heads += ports and worst is not None
         summed += ports and good
-        row = families.setdefault((entry.kind, family), [0, 0, 0, 0, 0.0])
-        for i, count in enumerate((1, ports, layers is not None, good)):
+        row = families.setdefault((entry.kind, family), [0, 0, 0, 0.0])
+        for i, count in enumerate((1, layers is not None, good)):
             row[i] += count
-        row[4] = max(row[4], worst or 0.0)
+        row[3] = max(row[3], worst or 0.0)
         if said or (worst is not None and not good):
             others.append((entry.name, "yes" if ports else "no", said or f"{worst:.1e}"))
         update("rank models", done, len(entries))
-    rows = [(kind, family, *row[:4], f"{row[4]:.1e}" if row[4] else "no attention")
-            for (kind, family), row in families.items()]  # fmt: skip
-    head = ("kind", "family", "models", "port", "ranked", "heads sum", "largest difference")
+    rows = []
+    for (kind, family), row in families.items():
+        else_said = "no attention" if row[1] else "not ranked"
+        rows.append((kind, family, *row[:3], f"{row[3]:.1e}" if row[3] else else_said))
+    head = ("kind", "family", "models", "ranked", "heads sum", "largest difference")
     meaning = (
         "Heads sum: models whose heads' outputs sum to their attention's within 1e-5 of its "
         "largest value, in every layer."

@@ -160,7 +160,7 @@ def _circuits(found: Projected) -> list[Circuit]:
         else:
             channels = made.channels[entries].flatten().long().to(made.weight.device)
             weights.append(made.weight[:, channels].detach())
-    q, k, v = *weights, *[None] * (3 - len(weights))
+    q, k, v = (weights[i] if i < len(weights) else None for i in range(3))
     if q is None or k is None or q.shape != k.shape:
         q = k = None
     if v is not None and v.shape[1] != len(found.weight):
