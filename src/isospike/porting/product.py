@@ -94,7 +94,7 @@ class SpikingProduct(nn.Module):
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.site: Site = Site(name, "linear", PLACEHOLDER, ())
         self.register_buffer("step", torch.zeros_like(zeros))
-        self.register_buffer("share", zeros.new_empty(len(zeros), 0))
+        self.register_buffer("share", zeros.new_empty(len(zeros), 0, dtype=torch.uint8))
         self.register_buffer("twins", torch.empty(0, dtype=torch.long, device=weight.device))
         self.weight_bits = 16
         self._kept: dict[str, tuple[object, Any]] = {}
@@ -280,7 +280,8 @@ class SpikingProduct(nn.Module):
         """Rounded; the step of each output is at least ``reach``."""
         flat = weight.flatten(1)
         if self.weight_bits < 16:
-            flat, self.step, self.share = round_weight(flat, reach, self.weight_bits, moments)
+            flat, self.step, share = round_weight(flat, reach, self.weight_bits, moments)
+            self.share = share.to(torch.uint8)
             return flat.view_as(weight)
         finest = flat.abs().amax(1) / MAX_WEIGHT
         self.step = torch.exp2(torch.maximum(reach, finest).clamp_min(1e-30).log2().ceil())
