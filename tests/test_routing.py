@@ -120,6 +120,27 @@ def test_a_sum_over_one_key_runs_on_spikes_where_longer_ones_do():
         assert not torch.equal(port(x[:, :1]), x[:, :1])
 
 
+class Banded(nn.Module):
+    """Attention whose mask is spread by the line that multiplies queries and keys."""
+
+    @staticmethod
+    def _scores(a, b):
+        return torch.einsum("bic,bjc->bij", a, b)
+
+    def forward(self, x):
+        far = torch.zeros(len(x), x.shape[1], 1)
+        far[:, 4:] = torch.finfo(x.dtype).min
+        scores = self._scores(x, x) + self._scores(torch.ones_like(far), far)
+        return torch.einsum("bij,bjc->bic", scores.softmax(-1), x)
+
+
+def test_a_mask_that_the_line_of_the_scores_spreads_is_no_product():
+    x = torch.randn(24, 6, 16, generator=torch.Generator().manual_seed(0))
+    port = isospike.port(Banded(), [{"x": x}])
+    assert len(port.report.sites) == 4
+    assert port.report.error < 0.02
+
+
 class Sorted(nn.Module):
     """One expert for each token, and a text of two tokens that reaches an expert of its own."""
 

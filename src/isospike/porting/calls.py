@@ -388,8 +388,10 @@ class Runner(Multiplier):
 
     def matmul_of_one(self, a: Tensor, b: Tensor) -> Any:
         place = running.place if not running.count else f"{running.place}.{running.count + 1}"
-        known = self._calls is not None and self._calls.at(place) is not None
-        return self.matmul(a, b) if known and min(a.dim(), b.dim()) > 1 else NotImplemented
+        found = None if self._calls is None else self._calls.at(place)
+        if found is None or not found[0].keyed or min(a.dim(), b.dim()) < 2:
+            return NotImplemented  # of a line that sums over channels, as some masks are made
+        return self.matmul(a, b)
 
     def multiply(self, a: Tensor, b: Tensor) -> Any:
         found = None if self._calls is None else self._calls.at(next_place())

@@ -77,7 +77,7 @@ class Multiplier(ABC):
 
     def matmul_of_one(self, a: Tensor, b: Tensor) -> Any:
         """The same where one product is summed; NotImplemented unless it is known that elsewhere
-        several are, as over the keys of a longer text."""
+        other numbers are, as over the keys of a longer text."""
         return NotImplemented
 
     @abstractmethod
