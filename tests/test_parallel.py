@@ -71,4 +71,4 @@ def test_what_fails_in_one_process_is_an_error_in_both(tmp_path):
     found, done = ported(tmp_path, "two", "broken")
     assert not found
     assert done.returncode
-    assert "Process 1 of 2 failed: port needs batches that the model takes" in done.stderr
+    assert "an error in process 1 of 2. port needs batches that the model takes" in done.stderr

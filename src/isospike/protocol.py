@@ -131,7 +131,7 @@ class MachineOperations(FiveOperations):
         >>> machine.context(machine.encode("a"))
         >>> machine.store(machine.encode("b"))
         >>> machine.decode(machine.retrieve()).round(3).tolist()
-        [0.003, 0.993, 0.003]
+        [0.126, 0.748, 0.126]
     """
 
     def __init__(self, machine: SequenceMachine, floor: float = 0.01) -> None:

@@ -133,7 +133,7 @@ def _frame(kind: str, packed: bytes, name: str) -> Cells:
         frame = getattr(pandas, f"read_{kind}")(io.BytesIO(packed))
     except ImportError as error:
         raise MissingExtraError(
-            f"read_table needs pandas and its reader for {kind} files, got: "
+            f"read_table needs pandas and its reader for {kind} files, got "
             f"{first_sentence(error)} Install pandas, and openpyxl for Excel or pyarrow for "
             "parquet."
         ) from None

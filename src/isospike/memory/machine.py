@@ -56,7 +56,7 @@ class Prediction(NamedTuple):
         >>> machine.reset_context()
         >>> prediction = machine.predict()
         >>> prediction.symbol, round(prediction.similarity, 2), prediction.accepted
-        ('a', 0.47, False)
+        ('a', 0.54, False)
     """
 
     symbol: Hashable | None
@@ -110,7 +110,7 @@ class SequenceMachine:
         >>> from isospike import SequenceMachine
         >>> machine = SequenceMachine(grow=True)
         >>> machine.learn_sequence("abracadabra").tolist().count(True)  # predicted in one pass
-        3
+        5
         >>> "".join(machine.generate("abr", 8))
         'acadabra'
 

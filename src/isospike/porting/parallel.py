@@ -75,4 +75,7 @@ def together(work: Callable[[], None]) -> None:
         raise error
     for rank, message in enumerate(errors):
         if message is not None:
-            raise InputError(f"Process {rank} of {len(errors)} failed: {message}")
+            raise InputError(
+                "port needs every process to run its batches, got an error in process "
+                f"{rank} of {len(errors)}. {message}"
+            )
