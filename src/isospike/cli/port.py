@@ -99,6 +99,7 @@ def port(
     The model is not changed.
 
     Args:
+        text: UTF-8 text like what the model will read. [default: texts of many kinds, included]
         code (CODE): Spike code: signed-digit, half-octave, phase, rate, bernoulli or latency.
         steps: Time steps. More are more exact and cost more. [default: 8, without --max-error]
         max_error (E): In place of --steps: find the fewest steps with at most this error, e.g.
@@ -312,6 +313,7 @@ def compare(
     steps, and the port is not kept.
 
     Args:
+        text: UTF-8 text like what the model will read. [default: texts of many kinds, included]
         a (A): A folder of isospike port, or MODEL@STEPS.
         b (B): Another one.
         out (DIR): Where to write a page, JSON and tables.
