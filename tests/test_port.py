@@ -297,7 +297,9 @@ def test_fast_precision_is_near_exact_and_its_error_is_reported(name):
     fast = quick(name=name, precision="fast")
     inputs = models.batch(name, seed=9)
     a, b = models.run(exact.model, inputs), models.run(fast.model, inputs)
-    assert 0 < models.relative(a, b) < 0.1
+    assert models.relative(a, b) < 0.1
+    # Where bfloat16 is emulated, which takes ten times as long, the products stay exact.
+    assert torch.equal(a, b) != torch.ops.mkldnn._is_mkldnn_bf16_supported()
     assert b.dtype == a.dtype == torch.float32
     assert fast.report.error == exact.report.error
     assert fast.report.error_fast is not None

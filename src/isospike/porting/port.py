@@ -187,7 +187,8 @@ def port(
             reported side by side; all other figures are of the first.
         execution: ``collapsed`` (one product on the integers that spikes carry) or ``stepped`` (the
             specification); up to 255 levels the same bits.
-        precision: ``exact``, or ``fast`` for bfloat16 products (collapsed, up to 256 levels).
+        precision: ``exact``, or ``fast`` for bfloat16 products (collapsed, up to 256 levels); on a
+            processor without a bfloat16 unit both are exact.
         functions: What is not a product, in ``float`` or ``spiking``; then what no circuit computes
             stays in float and is listed in the report.
         ranges: ``dynamic``, a gain for each token and site that follows the input; or ``static``,

@@ -42,10 +42,9 @@ PLACEHOLDER = PhaseCode(1)
 # larger ones are added up in float64, so that a stepped and a collapsed run still agree.
 EXACT_LEVELS = 255
 REACH_ROWS = 1024  # of a site's sample, that the largest sums and the mean error are taken of
-# oneDNN has a bfloat16 product only on processors with AVX-512 or the like.
-_HAS_ONEDNN = (
-    hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-)
+# Without AVX-512 or the like, a processor's bfloat16 product takes ten times as long as float32's.
+_HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+_HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and _HAS_BFLOAT16
 
 
 class SpikingProduct(nn.Module):
@@ -172,7 +171,7 @@ class SpikingProduct(nn.Module):
         if run.mode.stepped:
             words, gain = site.words(x)
             return self._stepped(self._channels_last(self._wired(words)), gain)
-        if run.mode.fast:
+        if run.mode.fast and (_HAS_BFLOAT16 or x.device.type != "cpu"):
             integers, gain = site.read(x, torch.bfloat16, into=Purpose.LINEAR)
             return self._fast(self._wired(integers), gain)
         dtype = accumulation_dtype(self.weight, site)
