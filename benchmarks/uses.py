@@ -53,9 +53,8 @@ def use(group: str, name: str, refusal: str = "") -> Callable[[Use], Use]:
     return register
 
 
-@functools.cache
 def tokenizer() -> Any:
-    """One token a word."""
+    """One token a word; a new one each time, since a pipeline sets the side that it pads."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     known = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
