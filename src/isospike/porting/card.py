@@ -56,7 +56,7 @@ def model_card(report: PortReport, original: nn.Module) -> str:
         "Without `import isospike`, transformers refuses this folder: its weights are folded into "
         "a network of spikes and give wrong numbers in any other.", "",
         "## How it was made", "",
-        f"From {report.model}, without training, by isospike "
+        f"From {report.model}, {_training(report)}, by isospike "
         f"{report.provenance.versions.get('isospike', '')}"
         + (f": `{report.provenance.command}`." if report.provenance.command else "."),
         f"It was calibrated on {report.calibration_tokens:,} tokens and measured on "
@@ -92,6 +92,11 @@ def _usage(task: str) -> list[str]:
         f"from transformers import {auto}", "",
         f'model = {auto}.from_pretrained("this folder, or its name on the hub")',
     ]  # fmt: skip
+
+
+def _training(report: PortReport) -> str:
+    trained = report.provenance.parameters.get("trained", False)
+    return "trained further as a port" if trained else "without training"
 
 
 def _parameters(report: PortReport) -> str:

@@ -250,15 +250,20 @@ class SpikingGatedMLP(nn.Module):
         gate, up = act(gate_part(x)), up_part(x)
         if run.phase == "float":
             run.show(self.name, gate)
-            return down(gate * up)  # type: ignore[no-any-return]
-        y = gated(self.digits, gate, up, run.mode.stepped)
-        if watcher := run.circuit_watcher:
+        y = self.product(gate, up)
+        if run.phase == "run" and (watcher := run.circuit_watcher):
             g, u = run.rows(gate, self.name), run.rows(up, self.name)
             spikes = float(SignedDigitFormat.count(self.digits.integers(g.to(wide(g)))).sum())
             n = float(g.numel())
             watcher.on_circuit(make_stats(self.name, "product", 2 * n, 2 * n * self.digits.steps,
                                       spikes, spikes, run.rows(y, self.name), g * u))  # fmt: skip
         return down(y)  # type: ignore[no-any-return]
+
+    def product(self, gate: Tensor, up: Tensor) -> Tensor:
+        """``gate * up``."""
+        if self.run.phase == "float":
+            return gate * up
+        return gated(self.digits, gate, up, self.run.mode.stepped)
 
     def fit(self, sample: Sample) -> None:
         """Set the digits of the gate, from float values."""

@@ -233,7 +233,8 @@ def _before(module: nn.Module, args: Any, keywords: dict[str, Any]) -> None:
             "which rounds its integers. Port or load it again; for bfloat16 products, with "
             "precision='fast'."
         )
-    stack.enter_context(torch.no_grad())
+    if run.learning is None:
+        stack.enter_context(torch.no_grad())
     for device in {"cpu", weight.device.type} - {"meta"}:  # offloaded weights are nowhere yet
         if torch.is_autocast_enabled(device):  # its products are exact in float32 only
             stack.enter_context(torch.autocast(device, enabled=False))
@@ -248,6 +249,8 @@ def _after(module: nn.Module, args: Any, output: Any) -> Any:
         _entered.stacks.pop().close()
     # A fast run computes in bfloat16; what the model returns keeps its type.
     output = as_float32(output)
+    if run.learning is not None:
+        return output
     trained = torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
     if run.phase == "run" and trained and not torch.compiler.is_compiling():
         return _each(output, _untrained)
@@ -265,7 +268,7 @@ class _Untrained(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         raise UnsupportedError(
             "a port needs passes without a gradient, which spikes have not, got a backward pass. "
-            "Train the float model and port it again, or freeze the port by requires_grad_(False)."
+            "Train what Port.trainable returns, or freeze the port by requires_grad_(False)."
         )
 
 

@@ -42,6 +42,7 @@ from isospike.porting.per_token import (
 from isospike.porting.plan import (
     Builder,
     Built,
+    Plan,
     Steps,
     Target,
     check_code,
@@ -60,6 +61,7 @@ from isospike.porting.saving import own_saving
 from isospike.porting.skeleton import layers_of
 from isospike.porting.sweep import sweep as sweep_codes
 from isospike.porting.synapses import Synapses
+from isospike.porting.training import settled, trainable
 from isospike.progress import update
 from isospike.report.files import check_destination, write_folder
 from isospike.report.result import Provenance
@@ -106,6 +108,45 @@ class Port:
             self._builder, codes, workers, None if folder is None else Path(folder)
         )
         return replace(self, report=replace(self.report, curve=points))
+
+    def trainable(self) -> nn.Module:
+        """A copy of the model that gradients pass: :func:`isospike.porting.training.trainable`.
+
+        Give it to an optimizer, to transformers' Trainer, or to PEFT with ``target_parameters``;
+        then :meth:`trained` makes a port of it. This one is not changed.
+
+        Raises:
+            UnsupportedError: The weights are offloaded.
+        """
+        return trainable(self.model)
+
+    def trained(self, model: nn.Module) -> "Port":
+        """The port that a trained model is: weights on their grid, everything measured anew.
+
+        Args:
+            model: What :meth:`trainable` returned; it is not changed. Adapters are merged before.
+
+        Returns:
+            A port with the codes, ranges and bits of this one. Its error is against the same float
+            model, on the same inputs.
+
+        Raises:
+            UnsupportedError: The model is of no :meth:`trainable`.
+        """
+        builder, before, ported = self._builder, self.report, Ported.of(settled(model))
+        steps: Steps = before.steps if before.max_error is None else Target(before.max_error)
+        kind = CODES[before.code]
+        plan = Plan(kind, lambda site, _: site.code, before.steps, None, before.law,
+                    before.error_predicted)  # fmt: skip
+        run, mode = ported.run, ported.run.mode
+        run.mode = Mode(functions=mode.functions)
+        measured = _measure(builder, ported)
+        report = _report(builder, Built(ported, plan), *measured, before.code, steps)
+        how = Provenance.of({**before.provenance.parameters, "trained": True})
+        report = replace(report, model=before.model, title=before.title, provenance=how)
+        run.origin = replace(run.origin, card=model_card(report, builder.discovery.model))
+        saturation_of(ported.model).reset()
+        return Port(ported.model, report, builder)
 
     def labelled(self, tokenizer: Any) -> "Port":
         """The same port with the words of the tokens in its report's raster.
@@ -168,8 +209,8 @@ def port(
     :mod:`isospike.porting.calls`. *Error* is the relative root-mean-square error of the first
     output over the unpadded tokens of evaluation batches. The copy is first compared with the
     original, in float. A port runs in float32 or float64, whatever autocast says, and has no
-    gradients. Where torchrun has started several processes, each calls this with all batches and
-    runs its share of them: :mod:`isospike.porting.parallel`.
+    gradients but those of :meth:`Port.trainable`. Where torchrun has started several processes,
+    each calls this with all batches and runs its share: :mod:`isospike.porting.parallel`.
 
     Args:
         model: A PyTorch transformer, usually from Hugging Face; it is not changed. One that is

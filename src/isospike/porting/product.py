@@ -162,7 +162,7 @@ class SpikingProduct(nn.Module):
         if self.run.phase == "run":
             return self._run(x)
         x = self.run.seen(self.site, x.to(self.weight.dtype))
-        return self._product(x, self.weight) + self._along(self.bias)
+        return self._product(self._wired(x), self.weight) + self._along(self.bias)
 
     def _run(self, x: Tensor) -> Tensor:
         run, site = self.run, self.site
@@ -300,6 +300,14 @@ class SpikingProduct(nn.Module):
         each = len(self.weight) // self.conv.groups
         grouped = x.view(self.conv.groups, 1, -1).expand(-1, each, -1)
         return grouped.flatten(0, 1).view(*self.weight.shape[:2], *[1] * self.conv.dims)
+
+    def by_column(self, x: Tensor) -> Tensor:
+        """A value of each input channel, for each column of the weights.
+
+        Args:
+            x: In the shape of the site's channels.
+        """
+        return torch.cat([x, x[self.twins]]) if self.twins.numel() else self._by_input(x)
 
     @property
     def by_input(self) -> Tensor:

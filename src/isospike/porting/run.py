@@ -191,6 +191,8 @@ class Run:
         wants_maps: Whether attention shall give its maps, as ``output_attentions=True`` asks.
         multiplier: What computes the products that modules call; None if none call any.
         origin: What is saved with it.
+        learning: How it will run once it is trained; None while it is not
+            (:mod:`isospike.porting.training`).
     """
 
     mode: Mode = Mode()
@@ -204,6 +206,7 @@ class Run:
     wants_maps: bool = False
     multiplier: Any = None
     origin: Origin = Origin()
+    learning: Mode | None = None
 
     @contextmanager
     def watching(
