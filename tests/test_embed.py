@@ -165,6 +165,9 @@ def test_a_port_without_its_tokenizer_or_with_another_is_refused(ported, tmp_pat
     make_tokenizer(words=[*WORDS, "cats"], pad_token="[PAD]").save_pretrained(folder)
     with pytest.raises(isospike.InputError, match="needs the tokenizer that the port was saved w"):
         load_text_port(folder)
+    make_tokenizer(words=["a", "b"], pad_token="[PAD]").save_pretrained(folder)  # all unknown
+    with pytest.raises(isospike.InputError, match="needs the tokenizer that the port was saved w"):
+        load_text_port(folder)
     for name in ("tokenizer_config.json", "tokenizer.json"):
         (folder / name).unlink()
     with pytest.raises(isospike.InputError, match="needs a tokenizer beside the port, got none"):

@@ -113,6 +113,10 @@ def test_bits_and_names_that_there_are_not_are_refused(model):
         isospike.port(model, batches(1), weight_bits=5)
     with pytest.raises(InputError, match=r"got 'lm_head' which matches none of 3 such as down\."):
         isospike.port(model, batches(1), weight_bits=8, keep=["lm_head"])
+    with pytest.raises(InputError, match=r"list of names to keep, got 'head'. Give \['head'\]"):
+        isospike.port(model, batches(1), weight_bits=8, keep="head")
+    with pytest.raises(RangeError, match="weight_bits among 16, 8, 4, got True"):
+        isospike.port(model, batches(1), weight_bits=True)
 
 
 def test_a_table_that_is_multiplied_keeps_its_numbers():

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from folders import make_tokenizer
-from ports import default, one_line
+from ports import default, edit, one_line
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import isospike
@@ -189,6 +189,19 @@ def test_what_may_be_asked_of_outputs_is_followed(saved):
         assert len(model(**models.batch("bert")).hidden_states) == 3
 
 
+@pytest.mark.parametrize("name", ["gpt2", "vit"])
+def test_automodel_loads_what_the_head_of_a_port_reads(name, tmp_path):
+    port, inputs = default(name).model, models.batch(name, seed=9)
+    port.save_pretrained(tmp_path / "head")
+    base = transformers.AutoModel.from_pretrained(tmp_path / "head")
+    assert type(base) is type(port.base_model)
+    expected = models.run(port.base_model, inputs)
+    assert torch.equal(models.run(base, inputs), expected)
+    base.save_pretrained(tmp_path / "base")
+    again = transformers.AutoModel.from_pretrained(tmp_path / "base")
+    assert torch.equal(models.run(again, inputs, "stepped"), expected)
+
+
 def test_a_port_is_saved_with_arguments_it_can_follow(tmp_path):
     save = default().model.save_pretrained
     save(tmp_path / "none", is_main_process=False)
@@ -323,3 +336,24 @@ def test_a_setting_that_port_has_not_is_refused():
         isospike.UnsupportedError, match="needs arguments of isospike.port, got 'bi"
     ):
         IsospikeConfig(bits=8)
+
+
+# ------------------------------------------------------------------------- bad folders
+
+
+@pytest.mark.parametrize(
+    ("harm", "line"),
+    [
+        (lambda f: edit(f, lambda c: c["isospike"].update(format=99)), "Update isospike"),
+        (lambda f: (f / "config.json").unlink(), "Unrecognized model"),
+        (lambda f: (f / "isospike.json").unlink(), "without a readable isospike.json"),
+        (lambda f: (f / "isospike.safetensors").unlink(), "got a folder without it"),
+        (lambda f: (f / "isospike.safetensors").write_bytes(b"half"), "as it was saved"),
+    ],
+    ids=["of a newer version", "without its config", "half pushed", "no weights", "half of them"],
+)
+def test_a_folder_that_is_no_whole_port_is_one_line_of_error(harm, line, saved):
+    harm(saved)
+    with pytest.raises(Exception, match=line) as caught:
+        transformers.AutoModel.from_pretrained(saved)
+    one_line(caught)

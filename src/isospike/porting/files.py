@@ -148,7 +148,8 @@ def _tokenizer_files(tokenizer: Any) -> dict[str, Content]:
 
 
 def reads_probe(tokenizer: Any) -> list[int]:
-    """The tokens of :data:`isospike.porting.spec.PROBE`; none for what reads no text alone.
+    """The tokens of :data:`isospike.porting.spec.PROBE` and the size of the vocabulary, which may
+    not know the probe; none for what reads no text alone.
 
     Args:
         tokenizer: Of transformers; None for none.
@@ -156,7 +157,8 @@ def reads_probe(tokenizer: Any) -> list[int]:
     if not hasattr(tokenizer, "get_vocab"):
         return []
     with wrap_foreign_errors("save needs a tokenizer that reads text", "Save it by itself."):
-        return [int(token) for token in tokenizer(PROBE, verbose=False)["input_ids"]]
+        read = tokenizer(PROBE, verbose=False)["input_ids"]
+        return [*(int(token) for token in read), int(tokenizer.vocab_size)]
 
 
 # --------------------------------------------------------------------------- load

@@ -249,6 +249,8 @@ def port(
     """
     model = in_python(model)
     mode = _check_request(code, steps, Mode(execution, precision, functions))
+    if isinstance(keep, str):
+        raise InputError(f"port needs a list of names to keep, got {keep!r}. Give [{keep!r}].")
     synapses = Synapses(weight_bits, tuple(keep))
     synapses.check()
     model = offload(model) if is_offloaded(model) else model

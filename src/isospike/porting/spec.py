@@ -23,7 +23,7 @@ from isospike.report import codec
 
 FORMAT = 4
 PROBE = "The 3 cats' naïve café: 'Hello, World!'\n\t1,024 + 0.5 = ?"
-"""Two tokenizers that read it alike are taken for the same."""
+"""Two tokenizers of as many words that read it alike are taken for the same."""
 DIGITS = ("digits",)  # attributes of a circuit
 Plain = bool | int | float | str | None
 
@@ -65,7 +65,8 @@ class PortSpec:
         operands: Names of the products of two activations.
         calls: The products and functions that modules call, by module.
         circuits: The modules that circuits stand for.
-        tokenizer: How the tokenizer that was saved with it reads :data:`PROBE`; empty for none.
+        tokenizer: How the tokenizer that was saved with it reads :data:`PROBE`, and the size
+            of its vocabulary; empty for none.
         attributes: What :func:`changed_attributes` found.
         layers: Where no configuration builds the float model, the class of each of its modules.
     """

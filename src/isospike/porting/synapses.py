@@ -65,7 +65,7 @@ class Synapses:
             RangeError: No weights have so many bits.
             InputError: A name that no product has.
         """
-        if self.bits not in WEIGHT_BITS:
+        if type(self.bits) is not int or self.bits not in WEIGHT_BITS:
             raise RangeError(
                 f"port needs weight_bits among {', '.join(map(str, WEIGHT_BITS))}, got "
                 f"{self.bits!r}. Choose one of them."

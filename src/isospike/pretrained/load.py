@@ -1,14 +1,19 @@
 """``from_pretrained`` of a port."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from isospike.errors import InputError, UnsupportedError
 from isospike.hf.hub import fetch_folder
-from isospike.porting.files import load_from, read_config
+from isospike.porting.calls import Calls
+from isospike.porting.files import load_from, port_files, read_config
+from isospike.porting.instrument import attach_run
 from isospike.porting.port import port
-from isospike.porting.saving import OWN
+from isospike.porting.run import run_of
+from isospike.porting.saturation import saturation_of
+from isospike.porting.saving import OWN, own_saving
 from isospike.report.files import open_folder
 
 HUB = ("cache_dir", "token", "local_files_only", "force_download", "revision", "subfolder")
@@ -41,7 +46,8 @@ def load_port(
             :func:`isospike.load`.
 
     Returns:
-        The ported model; with ``output_loading_info=True`` also a dictionary without findings.
+        The ported model, or for AutoModel the part of it that its head reads; with
+        ``output_loading_info=True`` also a dictionary without findings.
 
     Raises:
         InputError: There is no such folder, or the port is of another kind of model.
@@ -55,8 +61,9 @@ def load_port(
     _check(auto, given)
     with open_folder(folder) as snapshot:
         spec, plain = read_config(snapshot)
-        _check_class(auto, classes, spec.model)
+        whole = _check_class(auto, classes, spec.model)
         model: Any = load_from(snapshot, ours.get("execution"), ours.get("precision"))
+        model = model if whole else _below_head(auto, classes, model)
     _take_changes(auto, model, config, plain)
     model.name_or_path = model.config._name_or_path = str(place)
     if device_map is not None:
@@ -87,16 +94,45 @@ def _check(auto: str, given: dict[str, Any]) -> None:
         )
 
 
-def _check_class(auto: str, classes: Sequence[type], place: str) -> None:
-    """Refuse a port of a model that this AutoModel class does not load."""
+def _check_class(auto: str, classes: Sequence[type], place: str) -> bool:
+    """Whether a port is of a model that this AutoModel class loads; False if a part of it may be.
+
+    Raises:
+        InputError: It is of another, and so is every part of it.
+    """
     name = place.rpartition(":")[2]
-    library = place.startswith("transformers.")
-    names = [cls.__name__ for cls in classes]
-    if library and name not in names:
-        raise InputError(
-            f"{auto} needs a port of {' or '.join(names)}, got one of {name}. Load it with the "
-            "AutoModel class of that, or port the other."
-        )
+    if not place.startswith("transformers.") or name in {cls.__name__ for cls in classes}:
+        return True
+    if auto != "AutoModel":
+        raise _of_another(auto, classes, name)
+    return False
+
+
+def _below_head(auto: str, classes: Sequence[type], model: Any) -> Any:
+    """The part of a port that its head reads, a port of its own."""
+    prefix = getattr(model, "base_model_prefix", "")
+    base = getattr(model, prefix, None) if prefix else None
+    if not isinstance(base, tuple(classes)):
+        raise _of_another(auto, classes, type(model).__name__)
+    start = f"{prefix}."
+    for module in base.modules():
+        if isinstance(vars(module).get("name"), str):
+            module.name = module.name.removeprefix(start)
+        if isinstance(module, Calls):
+            module.calls = [
+                replace(call, module=call.module.removeprefix(start)) for call in module.calls
+            ]
+    attach_run(base, run_of(model))
+    own_saving(base, port_files)
+    saturation_of(base).reset()
+    return base
+
+
+def _of_another(auto: str, classes: Sequence[type], name: str) -> InputError:
+    return InputError(
+        f"{auto} needs a port of {' or '.join(cls.__name__ for cls in classes)}, got one of "
+        f"{name}. Load it with the AutoModel class of that, or port the other."
+    )
 
 
 def _take_changes(auto: str, model: Any, config: Any, plain: dict[str, Any]) -> None:
