@@ -8,6 +8,7 @@ which take a plain copy of the blocks. What is not installed has a row that says
 import copy
 import importlib
 import io
+import warnings
 from collections import Counter
 from itertools import groupby
 from types import SimpleNamespace as P
@@ -67,7 +68,9 @@ def saved_bytes(model):
 
 def dynamic(model, p):
     """torch's eight-bit products with a scale for each tensor of activations."""
-    made = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated in favour of torchao
+        made = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
     return Way(made, saved_bytes(made), None)
 
 

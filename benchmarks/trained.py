@@ -192,12 +192,9 @@ def trained_port(p, ctx):
     spikes = [None, port.report.spikes, trained.report.spikes, longer.report.spikes]
     found = {name: logits_of(each, texts.measured) for name, each in ways.items()}
     numbers = {"minutes of training": seconds / 60}
-    rows = []
-    for (way, logits), count in zip(found.items(), spikes, strict=True):
+    for way, logits in found.items():
         each = scores(logits, true, texts.measured)
         numbers |= {f"{what}, {way}": value for what, value in each.items()}
-        rows.append((way, *(f"{value:.3f}" for value in each.values()),
-                     None if count is None else f"{count:,.0f}"))  # fmt: skip
     goals = {}
     if p.sentences is not None:
         goals["minutes of training"] = Goal(seconds / 60, MINUTES)
@@ -208,14 +205,41 @@ def trained_port(p, ctx):
             share = 1 - (best - numbers[f"{what}, {left}"]) / gone if gone else 1.0
             numbers[f"won back, {what}"] = share
             goals[f"won back, {what}"] = Goal(share, HALF, at_least=True)
-    head = ("model", *each, "spikes/token")
-    meaning = (
-        "Accuracy on labelled sentences; on all texts the share of sentences that are given the "
-        "float model's class, and the error of the logits over their size: training wins back more "
-        "than half of what four steps lose."
+    return Findings(
+        numbers, tables(numbers, list(each), dict(zip(ways, spikes, strict=True))), goals
     )
-    return Findings(numbers, [Table("MiniLM on SST-2, trained as a port", head, tuple(rows),
-                                    meaning)], goals)  # fmt: skip
+
+
+def tables(numbers, scored, spikes):
+    """Classes, and errors of the logits, of every way.
+
+    Args:
+        numbers: Of the study.
+        scored: Names of the scores.
+        spikes: Of each way, a token.
+    """
+
+    def lines(names, more=None):
+        return tuple(
+            (
+                way,
+                *(f"{numbers[f'{name}, {way}']:.3f}" for name in names),
+                *(more or {}).get(way, ()),
+            )
+            for way in spikes
+        )
+
+    errors = [name for name in scored if name.startswith("error")]
+    classes = [name for name in scored if name not in errors]
+    counts = {way: (None if n is None else f"{n:,.0f}",) for way, n in spikes.items()}
+    return [
+        Table("MiniLM on SST-2, trained as a port", ("model", *classes, "spikes/token"),
+              lines(classes, counts),
+              "Accuracy on labelled sentences, and the share of sentences that are given the float "
+              "model's class: minutes of training win back what four steps lose."),
+        Table("Errors of the logits", ("model", *errors), lines(errors),
+              "The difference from the float model's logits over their size."),
+    ]  # fmt: skip
 
 
 def scores(logits, true, measured):
