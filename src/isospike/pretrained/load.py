@@ -111,7 +111,7 @@ def _check_class(auto: str, classes: Sequence[type], place: str) -> bool:
 def _below_head(auto: str, classes: Sequence[type], model: Any) -> Any:
     """The part of a port that its head reads, a port of its own."""
     prefix = getattr(model, "base_model_prefix", "")
-    base = getattr(model, prefix, None) if prefix else None
+    base: Any = getattr(model, prefix, None) if prefix else None
     if not isinstance(base, tuple(classes)):
         raise _of_another(auto, classes, type(model).__name__)
     start = f"{prefix}."
