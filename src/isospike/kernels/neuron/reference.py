@@ -50,3 +50,26 @@ def run_steps(
         v = (1 - r) * h + reset * r if hard else h - reset * r  # (3)
         spikes.append(s.to(dtype))
     return torch.stack(spikes), v
+
+
+def integrate_steps(
+    x: Tensor, v: Tensor | None, params: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The recurrence without its spike: ``v[t] = decay v[t-1] + gain x[t] + bias``, line (1).
+
+    Args:
+        x: Input ``[steps, *shape]``.
+        v: First value ``[*shape]``; None is 0.
+        params: Decay, gain and bias, as for :func:`run_steps`.
+
+    Returns:
+        The values of every step ``[steps, *shape]``, and the last.
+    """
+    decay, gain, bias = params
+    if v is None:
+        v = torch.zeros(x.shape[1:], dtype=decay.dtype, device=x.device)
+    values = []
+    for current in x.to(decay.dtype):
+        v = decay * v + gain * current + bias
+        values.append(v)
+    return torch.stack(values), v

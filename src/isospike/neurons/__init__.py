@@ -1,0 +1,51 @@
+"""Spiking neurons, synaptic currents, leaky integrators and delays, with explicit state.
+
+:mod:`isospike.neurons.spiking` has the recurrence of IF, LIF and PLIF; without its spike it is the
+integrator of :mod:`isospike.neurons.currents`, which is a synaptic current before a neuron.
+"""
+
+from isospike.neurons.currents import (
+    CubaLIF,
+    CubaState,
+    Delay,
+    DelayState,
+    Integrator,
+    IntegratorParams,
+    delay,
+    integrate,
+)
+from isospike.neurons.spiking import (
+    IF,
+    LIF,
+    PLIF,
+    Neuron,
+    NeuronParams,
+    NeuronState,
+    compile_neuron,
+    fold_norm,
+    run,
+    scale_and_shift,
+    step,
+)
+
+__all__ = [
+    "IF",
+    "LIF",
+    "PLIF",
+    "CubaLIF",
+    "CubaState",
+    "Delay",
+    "DelayState",
+    "Integrator",
+    "IntegratorParams",
+    "Neuron",
+    "NeuronParams",
+    "NeuronState",
+    "compile_neuron",
+    "delay",
+    "fold_norm",
+    "integrate",
+    "run",
+    "scale_and_shift",
+    "step",
+]
