@@ -86,7 +86,7 @@ class Run:
         x = self.summed(name, t)
         if kind == "Output":
             return x
-        return getattr(self, f"do_{kind.lower()}")(name, {k: v for k, v in node.items()}, x)
+        return getattr(self, f"do_{kind.lower()}")(name, dict(node), x)
 
     def delayed(self, name, t):
         steps = np.rint(self.nodes[name]["delay"] / self.dt).astype(int)

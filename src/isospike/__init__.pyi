@@ -4,6 +4,7 @@ from isospike import (
     causal as causal,
     codes as codes,
     data as data,
+    deploy as deploy,
     energy as energy,
     memory as memory,
     models as models,

@@ -9,10 +9,9 @@ transformer's. What has numbers on both sides does not: softmax, ``q k^T v``, a 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from isospike.deploy.network import Network, Port, Shape
-from isospike.deploy.order import Edge
+from isospike.deploy.build import Builder, convolution
 from isospike.errors import RangeError
 from isospike.neurons import LIF, NeuronParams
 
@@ -43,40 +42,6 @@ def spike_or() -> LIF:
 def _forgetful(threshold: float) -> LIF:
     kept = 1 - FORGETS
     return LIF(NeuronParams(FORGETS, kept, threshold=threshold * kept, reset_to=0.0))
-
-
-class Builder:
-    """A network that is built node by node, images channels first.
-
-    Args:
-        dt: Duration of a step in seconds.
-    """
-
-    def __init__(self) -> None:
-        self.nodes: dict[str, nn.Module] = {}
-        self.edges: list[Edge] = []
-        self.inputs: dict[str, Shape] = {}
-        self.outputs: list[str] = []
-
-    def add(self, name: str, layer: nn.Module, *sources: str) -> str:
-        """Add a layer that reads the sum of these nodes, and give its name."""
-        self.nodes[name] = layer
-        self.edges += [(source, name) for source in sources]
-        return name
-
-    def input(self, name: str, shape: Sequence[int]) -> str:
-        """Add an input of this shape, and give its name."""
-        self.inputs[name] = tuple(shape)
-        return self.add(name, Port())
-
-    def output(self, name: str, *sources: str) -> str:
-        """Add an output, the sum of these nodes, and give its name."""
-        self.outputs.append(name)
-        return self.add(name, Port(), *sources)
-
-    def network(self, dt: float = 1e-4) -> Network:
-        """The network."""
-        return Network(self.nodes, self.edges, self.inputs, self.outputs, dt=dt).eval()
 
 
 def token_attention(
@@ -144,18 +109,3 @@ def mask_attention(
     spread = build.add(f"{name}_spread", convolution(whole, padding=around), fires)
     passed = build.add(f"{name}_query", convolution(same), q)
     return build.add(name, spike_and(), spread, passed)
-
-
-def convolution(
-    weight: Tensor, bias: Tensor | None = None, *, stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0), groups: int = 1,
-) -> nn.Conv2d:  # fmt: skip
-    """A convolution of these weights ``[outputs, inputs / groups, height, width]``."""
-    layer = nn.Conv2d(
-        weight.shape[1] * groups, weight.shape[0], (weight.shape[2], weight.shape[3]),
-        (stride[0], stride[1]), (padding[0], padding[1]), groups=groups, bias=bias is not None,
-    ).requires_grad_(False)  # fmt: skip
-    layer.weight.copy_(weight)
-    if bias is not None and layer.bias is not None:
-        layer.bias.copy_(bias)
-    return layer

@@ -6,7 +6,7 @@ Every node has explicit state, so a network may be cut anywhere in time.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class Chain(nn.Module):
         """Run ``x [steps, batch, *shape]`` from a state."""
         after = []
         for layer, before in zip(self.layers, state or [None] * len(self.layers), strict=True):
-            x, kept = layer.run(x, before) if hasattr(layer, "run") else (apply(layer, x), None)
+            x, kept = run_layer(layer, x, before)
             after.append(kept)
         return x, after
 
@@ -129,9 +129,7 @@ class SumPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Sum windows of ``x [images, channels, height, width]``."""
-        return nn.functional.avg_pool2d(
-            x, self.size, self.stride, self.padding, divisor_override=1
-        )
+        return nn.functional.avg_pool2d(x, self.size, self.stride, self.padding, divisor_override=1)
 
 
 class Reshape(nn.Module):
@@ -193,7 +191,7 @@ class Network(nn.Module):
         self.shapes = dict(shapes or {})
         self._check()
         self.order, self.closing, shorter = order_nodes(dict(nodes), self.edges, list(inputs))
-        self.shorter = {name: Delay(nodes[name].steps - 1) for name in shorter}
+        self.shorter = {name: Delay(cast(Delay, nodes[name]).steps - 1) for name in shorter}
         self.feeds = {name: self.sources(name) for name in self.places}
         if unknown := [a for a, _ in self.closing if a not in self.shapes]:
             raise InputError(
@@ -275,10 +273,7 @@ class Network(nn.Module):
             for part in parts[1:]:
                 x = x + part
             module = self.shorter.get(name) or self.node(name)
-            if hasattr(module, "run"):
-                values[name], after[name] = module.run(x, state.nodes.get(name))
-            else:
-                values[name] = apply(module, x)
+            values[name], after[name] = run_layer(module, x, state.nodes.get(name))
         return values, NetworkState(after, {a: values[a] for a, _ in self.closing})
 
     def trace_shapes(self) -> dict[str, Shape]:
@@ -318,10 +313,12 @@ class Network(nn.Module):
         return {name: found[name] for name in self.outputs}
 
 
-def apply(module: nn.Module, x: Tensor) -> Tensor:
-    """A module without state on ``x [steps, batch, *shape]``."""
-    if not isinstance(module, IMAGES):
-        y: Tensor = module(x)
-        return y
-    y = module(x.flatten(0, 1))
-    return y.view(*x.shape[:2], *y.shape[1:])
+def run_layer(layer: nn.Module, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    """A layer on ``x [steps, batch, *shape]``, from its state if it has one."""
+    if hasattr(layer, "run"):
+        y, after = cast(Any, layer).run(x, state)
+        return y, after
+    if not isinstance(layer, IMAGES):
+        return layer(x), None
+    y = layer(x.flatten(0, 1))
+    return y.view(*x.shape[:2], *y.shape[1:]), None

@@ -27,7 +27,9 @@ MOST_BYTES = 2**32
 SAME = 1e-9  # relative difference of two durations that are one
 
 
-def read_nir(path: str | os.PathLike[str], *, dt: float | None = None, strict: bool = False) -> Network:
+def read_nir(
+    path: str | os.PathLike[str], *, dt: float | None = None, strict: bool = False
+) -> Network:
     """Read a network from a NIR file.
 
     Args:
@@ -97,7 +99,9 @@ def from_nir(graph: Any, *, dt: float | None = None, strict: bool = False) -> Ne
 
 
 def write_nir(
-    network: Network, path: str | os.PathLike[str], metadata: Mapping[str, str | float] | None = None
+    network: Network,
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str | float] | None = None,
 ) -> None:
     """Write a network as a NIR file, whole or not at all.
 
@@ -141,12 +145,15 @@ def to_nir(network: Network, metadata: Mapping[str, str | float] | None = None) 
             nodes[name] = nir.Output(np.array(shapes[name]))
         else:
             sources = network.feeds[name]
-            nodes[name] = writer.write(
-                name, network.node(name), shapes[sources[0]], shapes[name]
-            )
+            nodes[name] = writer.write(name, network.node(name), shapes[sources[0]], shapes[name])
     said = {"dt": network.dt, "scheme": "euler", "writer": "isospike", **(metadata or {})}
-    grouped = any(getattr(node, "groups", 1) != 1 for node in nodes.values())
-    return nir.NIRGraph(nodes, list(network.edges), metadata=said, type_check=not grouped)
+    # The package's own shapes are wrong for groups of channels and for oblong kernels.
+    plain = all(
+        getattr(node, "groups", 1) == 1
+        and len({*getattr(node, "weight", np.ones((1, 1))).shape[2:]}) < 2
+        for node in nodes.values()
+    )
+    return nir.NIRGraph(nodes, list(network.edges), metadata=said, type_check=plain)
 
 
 def spread_resets(network: Network) -> Network:
@@ -253,8 +260,8 @@ def _flat(graph: Any, prefix: str = "") -> tuple[dict[str, Any], list[Edge]]:
         into[full], out[full] = (f"{full}.{found[0]}" for found in ends)
         nodes |= inner
         edges += within
-    for a, b in graph.edges:
-        a, b = f"{prefix}{a}", f"{prefix}{b}"
+    for edge in graph.edges:
+        a, b = (f"{prefix}{end}" for end in edge)
         edges.append((out.get(a, a), into.get(b, b)))
     return nodes, edges
 

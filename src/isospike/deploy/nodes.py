@@ -7,6 +7,7 @@ below ours, so that both give our spikes.
 """
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -72,10 +73,13 @@ class Reader:
                 f"read_nir needs nodes that it knows, got {name!r} of kind {kind}. It knows "
                 f"{', '.join(self.kinds)}."
             )
+        held = {n: array(v) if isinstance(v, Tensor) else v for n, v in vars(node).items()}
         try:
-            return self.kinds[kind](node)
+            return self.kinds[kind](SimpleNamespace(**held))
         except IsospikeError as error:
-            raise type(error)(f"read_nir cannot take the node {name!r}, a {kind}: {error}") from None
+            raise type(error)(
+                f"read_nir cannot take the node {name!r}, a {kind}: {error}"
+            ) from None
         except (AttributeError, TypeError, ValueError, IndexError) as error:
             raise InputError(
                 f"read_nir needs the parameters of a {kind} in {name!r}, got others: {error}. Look "
@@ -108,7 +112,10 @@ class Reader:
         return Chain([membrane, Shift(tensor(n.v_leak))]) if np.any(n.v_leak) else membrane
 
     def _cuba_li(self, n: Any) -> nn.Module:
-        parts = [Integrator(self._leaky(n.tau_syn, n.w_in)), Integrator(self._leaky(n.tau_mem, n.r))]
+        parts = [
+            Integrator(self._leaky(n.tau_syn, n.w_in)),
+            Integrator(self._leaky(n.tau_mem, n.r)),
+        ]
         return Chain([*parts, Shift(tensor(n.v_leak))] if np.any(n.v_leak) else parts)
 
     def _params(self, n: Any, decay: Array, gain: Array, leak: Array) -> NeuronParams:
@@ -164,7 +171,7 @@ def _linear(n: Any) -> nn.Module:
 
 def _conv(n: Any) -> nn.Module:
     weight = tensor(n.weight)
-    kind = nn.Conv1d if weight.dim() == 3 else nn.Conv2d
+    kind: Any = nn.Conv1d if weight.dim() == 3 else nn.Conv2d
     axes = weight.dim() - 2
     padding = n.padding if isinstance(n.padding, str) else _sizes(n.padding, axes)
     groups = int(n.groups)
@@ -241,7 +248,9 @@ class Writer:
             if len(before) != 1:
                 raise refused(name, f"a linear layer of one axis, got {before}", "Flatten first")
             weight = array(layer.weight)
-            return nir.Linear(weight) if layer.bias is None else nir.Affine(weight, array(layer.bias))
+            return (
+                nir.Linear(weight) if layer.bias is None else nir.Affine(weight, array(layer.bias))
+            )
         if isinstance(layer, nn.Conv1d | nn.Conv2d):
             return self._conv(name, layer, before)
         if isinstance(layer, nn.AvgPool2d | SumPool2d):
@@ -322,7 +331,9 @@ class Writer:
             return self.nir.SumPool2d(*(np.array(v) for v in (size, stride, padding)))
         plain = layer.count_include_pad or not np.any(layer.padding)
         if layer.ceil_mode or layer.divisor_override is not None or not plain:
-            raise refused(name, "an average of whole windows", "Leave the options at their defaults")
+            raise refused(
+                name, "an average of whole windows", "Leave the options at their defaults"
+            )
         values = (layer.kernel_size, layer.stride, layer.padding)
         return self.nir.AvgPool2d(*(np.array(_sizes(v)) for v in values))
 

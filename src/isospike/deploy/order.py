@@ -28,9 +28,9 @@ def order_nodes(
     """Nodes in the order of a step, and the edges that carry the value of the step before.
 
     Every edge into a delay on a cycle carries the value of the step before, and the delay runs with
-    one step less, which is the same. In another cycle it is the edge that a walk from the inputs finds to
-    lead back; or, where only single nodes without state lie before it, the edge into the first of
-    them, so that what they add is added from the first step on.
+    one step less, which is the same. In another cycle it is the edge that a walk from the inputs
+    finds to lead back; or, where only single nodes without state lie before it, the edge into the
+    first of them, so that what they add is added from the first step on.
 
     Args:
         nodes: Modules by name.

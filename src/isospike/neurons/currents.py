@@ -236,9 +236,7 @@ class CubaLIF(nn.Module):
     tensor([0., 1., 1., 1.])
     """
 
-    def __init__(
-        self, params: NeuronParams = DEFAULT, synapse: IntegratorParams = CURRENT
-    ) -> None:
+    def __init__(self, params: NeuronParams = DEFAULT, synapse: IntegratorParams = CURRENT) -> None:
         super().__init__()
         self.neurons = LIF(params)
         self.synapse = Integrator(synapse)

@@ -52,9 +52,7 @@ def run_steps(
     return torch.stack(spikes), v
 
 
-def integrate_steps(
-    x: Tensor, v: Tensor | None, params: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def integrate_steps(x: Tensor, v: Tensor | None, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The recurrence without its spike: ``v[t] = decay v[t-1] + gain x[t] + bias``, line (1).
 
     Args:
