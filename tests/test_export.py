@@ -1,0 +1,138 @@
+"""Ports as files of other programs: ONNX and NIR."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from folders import call, quiet_transformers, said  # noqa: F401 - the last but one is a fixture
+from torch import nn
+
+import isospike
+from isospike.codes import PhaseCode, RateCode, SignedDigitCode
+from isospike.deploy.onnx import write_onnx
+from isospike.deploy.ports import port_network
+from isospike.errors import MissingExtraError, RangeError, UnsupportedError
+from isospike.porting.sites import Site
+
+
+@pytest.fixture(scope="module")
+def port(request):
+    return isospike.load(request.getfixturevalue("ported"))
+
+
+def batch(rows, length, seed=0):
+    ids = torch.randint(4, 20, (rows, length), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    mask[0, 3:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def integers_of(port, inputs, monkeypatch):
+    """The integers of every site, and the output."""
+    found, read = {}, Site.read
+
+    def kept(site, x, dtype=torch.float32, *, into=None):
+        reading = read(site, x, dtype, into=into)
+        found[site.name] = reading.value.float().numpy().copy()
+        return reading
+
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(Site, "read", kept)
+        return found, port(**inputs)
+
+
+def test_a_runtime_computes_the_integers_of_a_collapsed_port(port, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    write_onnx(port, tmp_path / "a.onnx", integers=True)
+    session = runtime.InferenceSession(tmp_path / "a.onnx")
+    names = [end.name for end in session.get_outputs()]
+    differ = total = 0
+    for rows, length in ((3, 7), (1, 1), (5, 12)):
+        inputs = batch(rows, length) if length > 3 else batch(rows, 8, 1)
+        right, output = integers_of(port, inputs, monkeypatch)
+        made = session.run(None, {n: x.numpy() for n, x in inputs.items()})
+        got = dict(zip(names, made, strict=True))
+        assert set(right) <= set(got)
+        differ += sum(int((got[n] != right[n]).sum()) for n in right)
+        total += sum(value.size for value in right.values())
+        np.testing.assert_allclose(got["last_hidden_state"], output[0].numpy(), atol=2e-2)
+    # A function's last bit may move a value that stands between two whole numbers, no more.
+    assert differ <= 5e-4 * total
+
+
+def test_what_onnx_cannot_hold_is_refused(port, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    place = tmp_path / "a.onnx"
+    with pytest.raises(RangeError, match="an opset from 17, got 9"):
+        write_onnx(port, place, opset=9)
+    with pytest.raises(UnsupportedError, match="no functions in float for strict, got softmax"):
+        write_onnx(port, place, strict=True)
+    with pytest.raises(UnsupportedError, match="a port of a BertModel, got a Linear that is no po"):
+        write_onnx(nn.Linear(2, 2), place)
+    site = port.encoder.layer[0].intermediate.dense.site
+    with monkeypatch.context() as patch:
+        patch.setattr(site, "code", SignedDigitCode(9))
+        with pytest.raises(RangeError, match="at most 255 levels, got 511 at 'encoder.layer.0.int"):
+            write_onnx(port, place)
+    assert not place.exists()
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingExtraError, match=r"the package onnx, got none\. Install isospike"):
+        write_onnx(port, place)
+
+
+@pytest.mark.parametrize("code", [SignedDigitCode(6), PhaseCode(5), RateCode(7)], ids=str)
+def test_the_products_of_a_port_add_up_step_by_step(code, port, monkeypatch):
+    product = port.encoder.layer[0].output.dense
+    with monkeypatch.context() as patch:
+        for module in port.modules():
+            if isinstance(module, Site):
+                patch.setattr(module, "code", code)
+        network, refused = port_network(port, partial=True)
+        network.eval()
+    levels = code.levels
+    low = -levels if code.neurons == 2 else 0
+    n = torch.randint(low, levels + 1, (4, product.weight.shape[1]),
+                      generator=torch.Generator().manual_seed(0)).float()  # fmt: skip
+    spikes = code.encode_integers(n)
+    x = spikes[:, 0] - spikes[:, 1] if code.neurons == 2 else spikes
+    name = "encoder.layer.0.output.dense"
+    zeros = {k: torch.zeros(code.steps, 4, *shape) for k, shape in network.inputs.items()}
+    y = network({**zeros, f"{name}_spikes": x.float()})[name][-1]
+    assert torch.equal(y, n @ product.weight.T)
+    assert {part.kind for part in refused} >= {"SpikingAttention", "LayerNorm", "Embedding", "gain"}
+
+
+def test_a_port_without_partial_is_refused_by_its_first_part(port):
+    with pytest.raises(UnsupportedError, match="parts that NIR has, got .* others; the first is"):
+        port_network(port)
+    with pytest.raises(UnsupportedError, match="port_network needs a port, got a Linear"):
+        port_network(nn.Linear(2, 2))
+
+
+def test_the_command_writes_what_it_says(ported, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("nir")
+    from isospike.deploy.nir import read_nir
+
+    done = call("export", ported, "--to", "onnx", "--out", tmp_path / "a.onnx")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "a.onnx").stat().st_size > 1000
+    done = call("export", ported, "--to", "nir", "--partial", "--out", tmp_path / "a.nir")
+    assert done.exit_code == 0, done.output
+    assert "SpikingAttention" in done.output
+    network = read_nir(tmp_path / "a.nir")
+    assert "encoder.layer.0.output.dense" in network.outputs
+
+
+@pytest.mark.parametrize(("arguments", "line"), [
+    (("--to", "csv"), "export needs --to nir or onnx, got 'csv'"),
+    (("--to", "nir", "--out", "."), "export needs a file for --out, got the folder"),
+])  # fmt: skip
+def test_a_mistake_in_the_command_is_one_line(arguments, line, ported):
+    assert line in said(call("export", ported, *arguments))
+
+
+def test_a_folder_that_is_no_port_is_refused(tmp_path):
+    assert "export needs" in said(call("export", tmp_path, "--to", "nir"))
