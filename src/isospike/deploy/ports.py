@@ -52,7 +52,8 @@ def port_network(
         raise UnsupportedError(
             f"port_network needs a port, got a {type(model).__name__}. Port it first."
         )
-    build, shapes = Builder(), {}
+    build = Builder()
+    shapes: dict[str, Any] = {}
     for name, module in model.named_modules():
         if not isinstance(module, SpikingProduct):
             if (reason := _reason(module)) is not None:
