@@ -44,6 +44,7 @@ PAGES = {
     "neurons": ("Neurons and spike products", (
         "lif", "spike-linear", "spike-attention", "spikformer", "neuron-start",
     )),
+    "deploy": ("Off this machine", ("nir-attention", "nir-files", "onnx")),
     "gpu": ("On a GPU", ("gpu-parity", "gpu-ports", "gpu-neurons", "gpu-models")),
     "positions": ("Positional encodings", (
         "encodings", "published-table", "spike-timing", "frequency-compression", "learned-rank",
