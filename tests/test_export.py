@@ -13,6 +13,8 @@ from isospike.codes import PhaseCode, RateCode, SignedDigitCode
 from isospike.deploy.onnx import write_onnx
 from isospike.deploy.ports import port_network
 from isospike.errors import MissingExtraError, RangeError, UnsupportedError
+from isospike.porting.product import SpikingProduct
+from isospike.porting.run import ATTRIBUTE
 from isospike.porting.sites import Site
 
 
@@ -136,3 +138,44 @@ def test_a_mistake_in_the_command_is_one_line(arguments, line, ported):
 
 def test_a_folder_that_is_no_port_is_refused(tmp_path):
     assert "export needs" in said(call("export", tmp_path, "--to", "nir"))
+
+
+# Chips.
+
+
+def test_a_product_needs_the_cores_that_its_limits_say(port):
+    from isospike.deploy.chips import Chip, _fit
+
+    product = SpikingProduct("a", getattr(port, ATTRIBUTE), torch.zeros(30, 10), None)
+    product.site.code = SignedDigitCode(8)
+    chip = Chip("x", 4, 16, 8, 100, 8, "")
+    # 20 lines on 8 axons: 3 parts; 30 neurons on 16: 2; 600 synapses on 100: 6
+    fit = _fit("a", product, chip)
+    assert (fit.axons, fit.neurons, fit.synapses, fit.cores) == (20, 30, 600, 6)
+    assert fit.limit == "synapses, 6.0 times"
+    assert _fit("a", product, chip._replace(synapses=None, axons=None)).cores == 2
+    roomy = chip._replace(neurons=None, axons=100, synapses=1000)
+    assert (_fit("a", product, roomy).cores, _fit("a", product, roomy).limit) == (1, "")
+
+
+def test_a_port_is_compared_with_a_chip_product_by_product(port):
+    from isospike.deploy.chips import CHIPS, check_chip
+
+    report = check_chip(port, "loihi2")
+    products = [n for n, m in port.named_modules() if hasattr(m, "twins")]
+    assert [layer.name for layer in report.layers] == products
+    assert report.needed == len(products)  # of a tiny model, each fits on a core
+    assert any("--weight-bits 8" in change for change in report.change)
+    assert any(why.startswith("a product of two") for _, why in report.refused)
+    assert "cores" in report.verdict()
+    assert all(chip.source for chip in CHIPS.values())
+    with pytest.raises(UnsupportedError, match="check needs a port for a target, got a Linear"):
+        check_chip(nn.Linear(2, 2), "loihi2")
+
+
+def test_the_command_names_the_chips_it_knows(ported):
+    done = call("check", ported, "--target", "truenorth")
+    assert done.exit_code == 0, done.output
+    assert "TrueNorth" in done.stdout
+    line = said(call("check", ported, "--target", "abacus"))
+    assert "a chip that is described, got 'abacus'. Choose one of loihi2, spinnaker2" in line

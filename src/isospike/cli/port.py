@@ -26,31 +26,45 @@ HEADLINE = (
 
 @command(
     "Port",
-    examples=("isospike check minilm", "isospike check ./my-model --json"),
+    examples=("isospike check minilm", "isospike check out/minilm --target loihi2"),
     exits=(
         "0    everything can run on spikes",
         "1    something stays in float",
         "2    the model cannot be ported, or a mistake",
     ),
 )
-def check(model: str, *, out: Path | None = None) -> Outcome:
+def check(model: str, *, target: str | None = None, out: Path | None = None) -> Outcome:
     """Say what of a model would run on spikes, module by module.
 
     Nothing is calibrated. Products run on spikes in every port; functions (softmax, normalisation,
     activations, gates) with --functions spiking.
 
     Args:
+        target (CHIP): Say instead what of a port's folder fits on loihi2, spinnaker2, truenorth or
+            speck, by their published limits.
         out (DIR): Where to write a page, JSON and tables.
     """
-    source = find_model(model)
     if out is not None:
         check_destination(out)
+    if target is not None:
+        return Outcome.of(_on_chip(model, target), out)
+    source = find_model(model)
     from isospike.hf.load import load
     from isospike.porting.check import check as check_model
 
     text_model = load(source)
     report = check_model(text_model.model, name=source.name)
     return replace(Outcome.of(report, out), status=STATUS[report.outcome])
+
+
+def _on_chip(folder: str, target: str) -> Any:
+    """What of a port fits on a chip; an unknown one is refused before the port is loaded."""
+    from isospike.deploy.chips import check_chip, find_chip
+    from isospike.porting.files import load
+
+    find_chip(target)
+    find_port(folder)
+    return check_chip(load(folder), target)
 
 
 @command(
