@@ -1,6 +1,6 @@
-"""Make transformers know ports once both are imported, whichever comes first.
+"""Make transformers know ports and our models once both are imported, whichever comes first.
 
-Importing isospike imports no transformers. It leaves a finder that waits for the two modules of
+Importing isospike imports no transformers. It leaves a finder that waits for the modules of
 transformers that keep its lists, and adds to these lists when they are made.
 """
 
@@ -13,8 +13,12 @@ from types import ModuleType
 from typing import Any
 
 WAITING = {
-    "transformers.models.auto.configuration_auto": "isospike.pretrained.config",
-    "transformers.quantizers.auto": "isospike.pretrained.quantizer",
+    "transformers.models.auto.configuration_auto": (
+        "isospike.pretrained.config",
+        "isospike.models.configs",
+    ),
+    "transformers.models.auto.modeling_auto": ("isospike.models.auto",),
+    "transformers.quantizers.auto": ("isospike.pretrained.quantizer",),
 }
 """The modules of transformers that keep lists, and ours that add to them when they are imported."""
 
@@ -25,15 +29,20 @@ def install() -> None:
     for name in WAITING:
         if name in sys.modules:
             importlib.import_module(name)  # another thread may be at it
-            importlib.import_module(later.pop(name))
+            _import(later.pop(name))
     if later:
         sys.meta_path.insert(0, _Finder(later))
+
+
+def _import(ours: tuple[str, ...]) -> None:
+    for name in ours:
+        importlib.import_module(name)
 
 
 class _Finder(MetaPathFinder):
     """Finds no module; imports ours once those it waits for are there."""
 
-    def __init__(self, waiting: dict[str, str]) -> None:
+    def __init__(self, waiting: dict[str, tuple[str, ...]]) -> None:
         self.waiting = waiting
 
     def find_spec(
@@ -50,7 +59,7 @@ class _Finder(MetaPathFinder):
 
         def then_register(module: ModuleType) -> None:
             execute(module)
-            importlib.import_module(ours)
+            _import(ours)
 
         loader.exec_module = then_register
         return spec

@@ -1,0 +1,207 @@
+"""The configurations of the spiking transformers, for ``AutoConfig``.
+
+transformers reads and writes each like its own: ``config.json``, ``num_labels``, ``id2label``.
+``steps`` is what a call without steps takes; it changes no weight.
+"""
+
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.configuration_auto import AutoConfig
+
+from isospike.errors import InputError, RangeError
+
+FORMS = ("cifar", "imagenet", "dvs")
+
+
+class SpikingConfig(PreTrainedConfig):  # type: ignore[misc]
+    """What all of them have."""
+
+    # transformers makes a dataclass of each, whose __init__ takes more than its fields.
+    __no_type_check__ = True
+
+    def check(self) -> None:
+        """Raise unless a model of these sizes can be built."""
+        raise NotImplementedError
+
+
+class QKFormerConfig(SpikingConfig):
+    """Sizes of a :class:`~isospike.models.QKFormer`, by default 4-384 for 32 x 32 images.
+
+    Attributes:
+        form: ``cifar``, ``imagenet`` or ``dvs``: where the embeddings pool, 4, 16 and 16 times in
+            all.
+        channels: Of the last stage; each stage has twice those of the one before.
+        depths: Blocks of each stage. The last has self-attention, the others token attention.
+        heads: Attention heads of each stage.
+        expansion: Hidden neurons of the perceptron per channel.
+        num_channels: Channels of the input.
+        steps: Time steps of a call that gives none.
+        published_leak: Whether membranes go on from image to image in the last stage, as in the
+            authors' code: for comparisons only, since an answer then depends on the batch.
+    """
+
+    model_type = "isospike-qkformer"
+    form: str = "cifar"
+    channels: int = 384
+    depths: list[int] | tuple[int, ...] = (1, 1, 2)
+    heads: list[int] | tuple[int, ...] = (8, 8, 8)
+    expansion: int = 4
+    num_channels: int = 3
+    steps: int = 4
+    published_leak: bool = False
+
+    def check(self) -> None:
+        if self.form not in FORMS:
+            raise InputError(
+                f"QKFormerConfig needs a known form, got {self.form!r}. Use one of "
+                f"{', '.join(FORMS)}."
+            )
+        check_stages("QKFormerConfig", self, 8)
+
+
+class MSQKFormerConfig(SpikingConfig):
+    """Sizes of an :class:`~isospike.models.MSQKFormer`, by default 4-384.
+
+    Attributes:
+        channels, depths, heads, expansion, num_channels, steps: As of :class:`QKFormerConfig`.
+    """
+
+    model_type = "isospike-ms-qkformer"
+    channels: int = 384
+    depths: list[int] | tuple[int, ...] = (1, 1, 2)
+    heads: list[int] | tuple[int, ...] = (8, 8, 8)
+    expansion: int = 4
+    num_channels: int = 3
+    steps: int = 4
+
+    def check(self) -> None:
+        check_stages("MSQKFormerConfig", self, 2)
+
+
+class MaxFormerConfig(SpikingConfig):
+    """Sizes of a :class:`~isospike.models.MaxFormer`, by default 4-384 for 32 x 32 images.
+
+    Attributes:
+        form: ``cifar`` or ``imagenet``: an embedding that keeps the image's size, or quarters it.
+        kernels: Side of the convolution that mixes tokens in each stage but the last; 0 for none.
+        channels, depths, heads, expansion, num_channels, steps: As of :class:`QKFormerConfig`; only
+            the heads of the last stage are used.
+    """
+
+    model_type = "isospike-max-former"
+    form: str = "cifar"
+    channels: int = 384
+    depths: list[int] | tuple[int, ...] = (1, 1, 2)
+    kernels: list[int] | tuple[int, ...] = (0, 3)
+    heads: list[int] | tuple[int, ...] = (8, 8, 8)
+    expansion: int = 4
+    num_channels: int = 3
+    steps: int = 4
+
+    def check(self) -> None:
+        check_stages("MaxFormerConfig", self, 2)
+        if self.form not in FORMS[:2]:
+            raise InputError(
+                f"MaxFormerConfig needs a known form, got {self.form!r}. Use one of cifar, "
+                "imagenet."
+            )
+        odd = all(k == 0 or k % 2 for k in self.kernels)
+        if len(self.kernels) != len(self.depths) - 1 or not odd:
+            raise RangeError(
+                "MaxFormerConfig needs an odd kernel, or 0, for each stage but the last, got "
+                f"{tuple(self.kernels)}. Choose kernels=(0, 3)."
+            )
+
+
+class SpikeDrivenConfig(SpikingConfig):
+    """Sizes of a :class:`~isospike.models.SpikeDrivenTransformer`, by default 2-512 for 32 x 32.
+
+    Attributes:
+        channels: Of a token, a multiple of 8.
+        blocks: Number of blocks.
+        expansion: Hidden neurons of the perceptron per channel.
+        pools: Whether each of the four convolutions of the stem pools.
+        num_channels: Channels of the input.
+        steps: Time steps of a call that gives none.
+    """
+
+    model_type = "isospike-spike-driven"
+    channels: int = 512
+    blocks: int = 2
+    expansion: int = 4
+    pools: list[bool] | tuple[bool, ...] = (False, False, True, True)
+    num_channels: int = 3
+    steps: int = 4
+
+    def check(self) -> None:
+        check_positive("SpikeDrivenConfig", self, ("blocks", "expansion", "num_channels", "steps"))
+        if self.channels < 8 or self.channels % 8 or len(self.pools) != 4:
+            raise RangeError(
+                "SpikeDrivenConfig needs channels a multiple of 8 and four pools, got "
+                f"channels={self.channels}, pools={tuple(self.pools)}. Choose channels=512 and "
+                "pools=(False, False, True, True)."
+            )
+
+
+class IntegerNetConfig(SpikingConfig):
+    """Sizes of an :class:`~isospike.models.IntegerNet`.
+
+    Attributes:
+        stem: Channels of the convolution that reads the image.
+        channels: Of each stage; a stage halves the image's sides.
+        levels: D, the largest integer of a neuron and the steps of a run on spikes; 0 for
+            rectifiers, which have no spikes.
+        num_channels: Channels of the input.
+        steps: Time steps of a call that gives none: 1, on integers, or D.
+    """
+
+    model_type = "isospike-integer-net"
+    stem: int = 32
+    channels: list[int] | tuple[int, ...] = (64, 128, 256)
+    levels: int = 4
+    num_channels: int = 3
+    steps: int = 1
+
+    def check(self) -> None:
+        check_positive("IntegerNetConfig", self, ("stem", "num_channels", "steps"))
+        if not self.channels or min(self.channels) < 1 or not 0 <= self.levels <= 255:
+            raise RangeError(
+                "IntegerNetConfig needs channels of at least 1 and levels from 0 to 255, got "
+                f"channels={tuple(self.channels)}, levels={self.levels}. Choose channels=(64, 128, "
+                "256) and levels=4."
+            )
+
+
+def check_positive(owner: str, config: SpikingConfig, names: tuple[str, ...]) -> None:
+    """Raise RangeError unless these sizes are at least 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise RangeError(
+                f"{owner} needs {name} >= 1, got {getattr(config, name)}. Give a positive number."
+            )
+
+
+def check_stages(owner: str, config: SpikingConfig, divisor: int) -> None:
+    """Raise RangeError unless stages, heads and channels fit each other."""
+    check_positive(owner, config, ("expansion", "num_channels", "steps", "channels"))
+    stages = len(config.depths)
+    widths = [config.channels >> (stages - 1 - i) for i in range(stages)]
+    fits = stages >= 1 and len(config.heads) == stages and min(*config.depths, *config.heads) >= 1
+    whole = fits and config.channels % (divisor << (stages - 1)) == 0
+    if not whole or any(w % h for w, h in zip(widths, config.heads, strict=True)):
+        raise RangeError(
+            f"{owner} needs one depth and one number of heads for each stage, channels a multiple "
+            f"of {divisor} in the first and of the heads in each, got channels={config.channels}, "
+            f"depths={tuple(config.depths)}, heads={tuple(config.heads)}. Choose channels=384, "
+            "depths=(1, 1, 2), heads=(8, 8, 8)."
+        )
+
+
+CONFIGS = (
+    IntegerNetConfig,
+    MSQKFormerConfig,
+    MaxFormerConfig,
+    QKFormerConfig,
+    SpikeDrivenConfig,
+)
+for _config in CONFIGS:
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)

@@ -1,0 +1,10 @@
+"""Training of the spiking transformers: data, recipes, and a run by transformers' own Trainer."""
+
+from isospike.train.data import Batches, Data, Part, load_data
+from isospike.train.fit import Fitted, accuracy, build, fit
+from isospike.train.recipe import Recipe, read_recipe
+
+__all__ = [
+    "Batches", "Data", "Fitted", "Part", "Recipe", "accuracy", "build", "fit", "load_data",
+    "read_recipe",
+]  # fmt: skip

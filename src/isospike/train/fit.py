@@ -1,0 +1,207 @@
+"""Training by transformers' own Trainer: checkpoints, resuming, several processes are its work."""
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageClassification
+from transformers.trainer import Trainer
+from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint, set_seed
+from transformers.training_args import TrainingArguments
+
+from isospike import progress
+from isospike.errors import InputError, RangeError
+from isospike.report.files import write_file
+from isospike.train.data import Batches, Data
+from isospike.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training gave.
+
+    Attributes:
+        model: In ``eval`` mode.
+        accuracy: Share of the test images that are classified right.
+        losses: Mean loss of the training steps, as logged.
+        seconds: Of the clock.
+        cpu_seconds: Of the processors.
+    """
+
+    model: Any
+    accuracy: float
+    losses: tuple[float, ...]
+    seconds: float
+    cpu_seconds: float
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """Reports progress, counts epochs for the data, and stops at a loss that is no number."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        self.losses: list[float] = []
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self.batches.epoch = int(state.epoch + 1e-6)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        progress.update("train", state.global_step, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+        if logs and "loss" in logs:
+            self.losses.append(float(logs["loss"]))
+
+
+class _Trainer(Trainer):  # type: ignore[misc]
+    """A Trainer that stops by name at a loss that is no number."""
+
+    def training_step(self, *args: Any, **keywords: Any) -> Tensor:
+        loss: Tensor = super().training_step(*args, **keywords)
+        if not loss.isfinite():
+            raise RangeError(
+                f"train needs a finite loss, got {loss.item()} at step {self.state.global_step}. "
+                "The last checkpoint is kept; lower the rate."
+            )
+        return loss
+
+
+def build(recipe: Recipe, data: Data) -> Any:
+    """The model of a recipe for a data set, with random weights of its seed.
+
+    Raises:
+        InputError: The type of model is unknown.
+        RangeError: Its sizes do not fit.
+    """
+    set_seed(recipe.seed)
+    shape = data.train.images.shape
+    sizes = {"num_channels": shape[-3], "num_labels": len(data.classes), "steps": recipe.steps}
+    try:
+        config = AutoConfig.for_model(recipe.model, **{**sizes, **recipe.config})
+    except ValueError:
+        raise InputError(
+            f"train needs a model of isospike.models, got {recipe.model!r}. Use "
+            "isospike-integer-net, for example."
+        ) from None
+    config.id2label = dict(enumerate(data.classes))
+    config.label2id = {name: i for i, name in enumerate(data.classes)}
+    return AutoModelForImageClassification.from_config(config)
+
+
+def fit(recipe: Recipe, data: Data, out: Path, *, resume: bool = False) -> Fitted:
+    """Train a model by a recipe, and save both in a folder.
+
+    Args:
+        recipe: How.
+        data: On what.
+        out: Folder for checkpoints, the model and ``recipe.toml``.
+        resume: Whether to go on from the last checkpoint there.
+
+    Returns:
+        The model and how good it is.
+
+    Raises:
+        InputError: The type of model is unknown, or there is no checkpoint to resume from.
+        RangeError: A number of the recipe is out of range, or the loss is not finite.
+        MissingExtraError: The package accelerate is missing.
+    """
+    recipe.check()
+    model = build(recipe, data)
+    if model.config.num_labels != len(data.classes):
+        raise InputError("train needs num_labels of the data, got another. Leave it out.")
+    last = get_last_checkpoint(str(out)) if resume and out.is_dir() else None
+    if resume and last is None:
+        raise InputError(f"train needs a checkpoint to resume from, got none in {out}. Start anew.")
+    train, test = batches(recipe, data)
+    watch = _Watch(train)
+    decayed, others = _groups(model)
+    sgd = {"lr": recipe.rate, "momentum": 0.9, "nesterov": True}
+    kind: Any = torch.optim.SGD if recipe.optimiser == "sgd" else torch.optim.AdamW
+    optimiser = kind(
+        [
+            {"params": decayed, "weight_decay": recipe.decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        **(sgd if recipe.optimiser == "sgd" else {"lr": recipe.rate}),
+    )
+    trainer = _Trainer(
+        model,
+        _arguments(recipe, out, math.ceil(len(data.train) / recipe.batch)),
+        train_dataset=train,
+        data_collator=_whole,
+        optimizers=(optimiser, None),
+        callbacks=[watch],
+    )
+    start, used = time.perf_counter(), time.process_time()
+    trainer.train(resume_from_checkpoint=last)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - used
+    model.eval()
+    model.save_pretrained(out)
+    write_file(out / "recipe.toml", recipe.toml().encode())
+    return Fitted(model, accuracy(model, test), tuple(watch.losses), seconds, cpu)
+
+
+def _arguments(recipe: Recipe, out: Path, steps: int) -> TrainingArguments:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return TrainingArguments(
+        str(out),
+        per_device_train_batch_size=max(1, recipe.batch // processes),
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.rate,
+        lr_scheduler_type="linear",
+        warmup_steps=int(recipe.warmup * steps * recipe.epochs),
+        label_smoothing_factor=recipe.smoothing,
+        max_grad_norm=0.0 if recipe.optimiser == "sgd" else 1.0,
+        save_strategy="epoch",
+        save_total_limit=1,
+        logging_steps=max(1, steps // 4),
+        seed=recipe.seed,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        log_level="error",
+    )
+
+
+def _groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters that multiply, and biases and normalisations."""
+    every = list(model.parameters())
+    return [p for p in every if p.dim() > 1], [p for p in every if p.dim() <= 1]
+
+
+def _whole(batch: Any) -> Any:
+    """A batch as the data made it."""
+    return batch
+
+
+def batches(recipe: Recipe, data: Data) -> tuple[Batches, Batches]:
+    """Batches to train on, and to judge by."""
+    axes = [i for i in range(data.train.images.dim()) if i != data.train.images.dim() - 3]
+    some = data.train.images[:: max(1, len(data.train) // 5000)].float()
+    mean, deviation = some.mean(axes), some.std(axes).clamp(min=1e-3)
+    if data.train.images.dim() == 5:  # counts of events keep their zero
+        mean = torch.zeros_like(mean)
+    varied = Batches(
+        data.train, mean, deviation, seed=recipe.seed, shift=recipe.shift, flip=recipe.flip
+    )
+    return varied, Batches(data.test, mean, deviation)
+
+
+@torch.no_grad()
+def accuracy(model: Any, part: Batches, size: int = 250, steps: int | None = None) -> float:
+    """Share of the images that a model classifies right."""
+    right = 0
+    for i in range(0, len(part), size):
+        batch = part.__getitems__(list(range(i, min(i + size, len(part)))))
+        right += int(
+            (model(batch["pixel_values"], steps=steps).logits.argmax(1) == batch["labels"]).sum()
+        )
+        progress.update("test", min(i + size, len(part)), len(part))
+    return right / len(part)

@@ -1,0 +1,96 @@
+"""What makes a trained model again: a file ``recipe.toml`` beside it."""
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from isospike.errors import InputError, RangeError
+from isospike.report.reading import read_file
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained.
+
+    Attributes:
+        model: Type of its configuration, such as ``isospike-integer-net``.
+        config: What is set in its configuration.
+        epochs: Passes over the training data.
+        batch: Images of one step of the optimiser, over all processes.
+        optimiser: ``sgd`` (momentum .9, Nesterov) or ``adamw``.
+        rate: The largest learning rate.
+        warmup: Share of the steps in which the rate rises to it; then it falls to 0 in a line.
+        decay: Weight decay, of weights that multiply.
+        smoothing: Of labels.
+        shift: Pixels by which an image is moved at most; None for no variation.
+        flip: Whether images are mirrored in every other epoch.
+        steps: Time steps of the model, and frames of a recording.
+        seed: Of all random draws.
+    """
+
+    model: str
+    config: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 10
+    batch: int = 128
+    optimiser: str = "sgd"
+    rate: float = 0.1
+    warmup: float = 0.2
+    decay: float = 5e-4
+    smoothing: float = 0.1
+    shift: int | None = 2
+    flip: bool = True
+    steps: int = 4
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise unless a training can follow this."""
+        for name in ("epochs", "batch", "steps"):
+            if getattr(self, name) < 1:
+                raise RangeError(
+                    f"train needs {name} >= 1, got {getattr(self, name)}. Give a positive number."
+                )
+        if not 0 < self.rate < float("inf"):
+            raise RangeError(f"train needs rate above 0, got {self.rate}. Use 0.1.")
+        if self.optimiser not in ("sgd", "adamw"):
+            raise InputError(
+                f"train needs an optimiser of sgd, adamw, got {self.optimiser!r}. Choose one."
+            )
+
+    def toml(self) -> str:
+        """The text of ``recipe.toml``, which :func:`read_recipe` reads."""
+        plain = {k: v for k, v in asdict(self).items() if v is not None and k != "config"}
+        lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
+        lines += ["", "[config]"]
+        lines += [f"{name} = {json.dumps(value)}" for name, value in self.config.items()]
+        return "\n".join(lines) + "\n"
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a ``recipe.toml``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        InputError: There is no such file, or it is no recipe.
+    """
+    try:
+        values = tomllib.loads(read_file(path, "read_recipe").decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(
+            f"read_recipe needs a TOML file, got {str(path)!r} ({error}). Correct it there."
+        ) from None
+    known = {f.name for f in fields(Recipe)}
+    unknown = sorted(values.keys() - known)
+    if unknown or "model" not in values:
+        wrong = unknown[0] if unknown else "no model"
+        raise InputError(
+            f"read_recipe needs a model and names that it knows, got {wrong!r} in "
+            f"{str(path)!r}. Use {', '.join(sorted(known))}."
+        )
+    return Recipe(**{"shift": None, **values})

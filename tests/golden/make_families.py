@@ -1,0 +1,186 @@
+"""Run the authors' networks on drawn weights, and write what they say to families.json.
+
+    python tests/golden/make_families.py FOLDER
+
+FOLDER holds checkouts of the repositories below, at these commits. Nothing of them is kept but
+names, shapes and numbers. SpikingJelly's old ``clock_driven`` and timm are replaced by what of them
+is used: a neuron, and decorators.
+"""
+
+import importlib.util
+import json
+import sys
+import types
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from published import images, weights
+
+SOURCES = {
+    "qkformer": "zhouchenlin2096/QKFormer@c2a00e8e54538e76f5954614a60c1d53824bbee9",
+    "spike_driven": "BICLab/Spike-Driven-Transformer@3faa82272eb499e4d56ea77707d4536e7c69a54b",
+    "max_former": "bic-L/MaxFormer@6ddd4ccde2cc9c4b965059403868e57803b9b6b0",
+    "resformer": "xyshi2000/SpikingResformer@3f751275dedfda8b0a4ed0bf50e85e02a4335f3e",
+}
+
+
+class Neuron(nn.Module):
+    """SpikingJelly's multi-step LIF neuron: ``v += (x - v) / tau``, reset to 0."""
+
+    def __init__(self, tau=2.0, v_threshold=1.0, **ignored):
+        super().__init__()
+        self.tau, self.threshold, self.spikes = tau, v_threshold, 0
+
+    def forward(self, x):
+        v, spikes = torch.zeros_like(x[0]), []
+        for current in x:
+            v = v + (current - v) / self.tau
+            spikes.append((v >= self.threshold).to(x.dtype))
+            v = v * (1 - spikes[-1])
+        y = torch.stack(spikes)
+        self.spikes = int(y.sum())
+        return y
+
+
+def pretend():
+    """Put what the authors import in the place of the packages."""
+    parts = {
+        "spikingjelly": {},
+        "spikingjelly.clock_driven": {"layer": None},
+        "spikingjelly.clock_driven.neuron": {
+            "MultiStepLIFNode": Neuron, "MultiStepParametricLIFNode": Neuron,
+        },
+        "einops": {},
+        "einops.layers": {},
+        "einops.layers.torch": {"Rearrange": None},
+        "timm": {},
+        "timm.models": {"create_model": None},
+        "timm.models.layers": {
+            "to_2tuple": lambda x: (x, x), "DropPath": nn.Identity, "trunc_normal_":
+            nn.init.trunc_normal_,
+        },
+        "timm.models.registry": {"register_model": lambda f: f},
+        "timm.models.vision_transformer": {"_cfg": dict},
+    }  # fmt: skip
+    for name, content in parts.items():
+        module = types.ModuleType(name)
+        vars(module).update(content)
+        sys.modules[name] = module
+
+
+def load(folder, path, *beside):
+    """A module of a checkout; ``beside`` are the names of its neighbours, loaded afresh."""
+    sys.path.insert(0, str((folder / path).parent if not beside else folder))
+    for name in ("mixer_hub", "embedding_hub", "module", "module.sps", "module.ms_conv"):
+        sys.modules.pop(name, None)
+    spec = importlib.util.spec_from_file_location(path.replace("/", "_"), folder / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path.pop(0)
+    return module
+
+
+def answer(network, shape):
+    """What a network says to drawn weights and images; its own rule for time has 3 steps."""
+    network = network.eval()
+    shapes = {name: list(t.shape) for name, t in network.state_dict().items()}
+    network.load_state_dict(weights(shapes))
+    with torch.no_grad():
+        logits = network(images(shape))
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    spikes = sum(m.spikes for m in network.modules() if isinstance(m, Neuron))
+    return {"shapes": shapes, "images": shape, "logits": logits.tolist(), "spikes": spikes}
+
+
+def count(network):
+    """Parameters and entries of the state."""
+    return [sum(p.numel() for p in network.parameters()), len(network.state_dict())]
+
+
+def qkformer(folder):
+    cifar = load(folder, "cifar10/model.py").spiking_transformer
+    imagenet = load(folder, "imagenet/qkformer.py").hierarchical_spiking_transformer
+    dvs = load(folder, "cifar10-dvs/model.py").vit_snn
+    small = {
+        "img_size_h": 16,
+        "img_size_w": 16,
+        "patch_size": 4,
+        "T": 3,
+        "num_classes": 5,
+        "depths": 4,
+        "embed_dims": 64,
+    }
+    at = {
+        "cifar": cifar(mlp_ratios=2, in_channels=3, **small),
+        "imagenet": imagenet(num_heads=4, mlp_ratios=2, in_channels=3, **small),
+        "dvs": dvs(mlp_ratios=1, in_channels=2, **small),
+    }  # fmt: skip
+    shapes = {"cifar": [1, 3, 16, 16], "imagenet": [1, 3, 32, 32], "dvs": [1, 3, 2, 32, 32]}
+    answers = {form: answer(network, shapes[form]) for form, network in at.items()}
+    answers["leaking"] = answer(at["cifar"], [3, 3, 16, 16])
+    full = {
+        "cifar": cifar(embed_dims=384, mlp_ratios=4, in_channels=3, num_classes=10, depths=4),
+        "imagenet": imagenet(embed_dims=384, num_heads=6, mlp_ratios=4, in_channels=3,
+                             num_classes=1000, depths=10),
+        "dvs": dvs(embed_dims=256, mlp_ratios=1, in_channels=2, num_classes=10, depths=4),
+    }  # fmt: skip
+    return answers, {form: count(network) for form, network in full.items()}
+
+
+def spike_driven(folder):
+    network = load(folder, "model/spikeformer.py", "module").SpikeDrivenTransformer
+    small = {
+        "in_channels": 3,
+        "num_heads": 2,
+        "num_classes": 5,
+        "depths": 2,
+        "T": 3,
+        "patch_size": 4,
+    }
+    answers = {
+        "wide": answer(network(embed_dims=32, mlp_ratios=2, pooling_stat="0011", **small),
+                       [1, 3, 16, 16]),
+        "narrow": answer(network(embed_dims=32, mlp_ratios=1, pooling_stat="1111", **small),
+                         [1, 3, 32, 32]),
+    }  # fmt: skip
+    full = network(embed_dims=512, in_channels=3, num_classes=10, depths=2, pooling_stat="0011")
+    return answers, {"2-512": count(full)}
+
+
+def max_former(folder):
+    small = {"in_channels": 3, "num_classes": 5, "T": 3, "embed_dims": 64, "mlp_ratios": 2}
+    full = {"in_channels": 3, "num_classes": 10, "embed_dims": 384, "mlp_ratios": 4}
+    answers, counts = {}, {}
+    for name, path, shape in (
+        ("max", "cifar10-100/max_former.py", [1, 3, 16, 16]),
+        ("ms-qkformer", "cifar10-100/ms_qkformer.py", [1, 3, 16, 16]),
+        ("max, imagenet", "imagenet/max_former.py", [1, 3, 32, 32]),
+    ):
+        module = load(folder, path)
+        network = module.MS_QKformer if name.startswith("ms") else module.Max_Former
+        answers[name] = answer(network(**small), shape)
+        counts[name] = count(network(**full))
+    return answers, counts
+
+
+FAMILIES = {"qkformer": qkformer, "spike_driven": spike_driven, "max_former": max_former}
+
+
+def main():
+    pretend()
+    written = {}
+    for name, make in FAMILIES.items():
+        source = SOURCES[name]
+        folder = Path(sys.argv[1]) / source.partition("@")[0].replace("/", "+")
+        answers, counts = make(folder)
+        written[name] = {"source": source, "torch": torch.__version__, "answers": answers,
+                         "counts": counts}  # fmt: skip
+    path = Path(__file__).parent / "families.json"
+    path.write_text(json.dumps(written, separators=(",", ":")) + "\n")
+
+
+if __name__ == "__main__":
+    main()
