@@ -5,8 +5,8 @@ A folder holds one of these, each with a training and a test part:
 - class folders: ``train/CLASS/*.png`` and ``test/CLASS/*.png`` (or ``.jpg``, ...);
 - MNIST's files: ``train-images-idx3-ubyte.gz``, ``train-labels-idx1-ubyte.gz``, ``t10k-...``;
 - two archives of arrays, ``*train.npz`` and ``*test.npz``: JPEG files end to end (``blob``), where
-  each ends (``offset``), their classes (``label``); or events (``x, y, p, t_us``), where each recording
-  ends (``offset``), its class (``label``).
+  each ends (``offset``), their classes (``label``); or events (``x, y, p, t_us``), where each
+  recording ends (``offset``), its class (``label``).
 """
 
 import gzip
@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from isospike.errors import InputError, MissingExtraError, RangeError, ShapeError
 
+Array = Shaped[np.ndarray, "..."]
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 
@@ -126,7 +128,7 @@ def _check(data: Data) -> Data:
     return data
 
 
-def _decode(packed: bytes, where: str) -> np.ndarray[Any, Any]:
+def _decode(packed: bytes, where: str) -> Array:
     try:
         from PIL import Image
     except ImportError:
@@ -147,7 +149,7 @@ def _decode(packed: bytes, where: str) -> np.ndarray[Any, Any]:
 
 
 def _class_folders(folder: Path, names: Sequence[str], skip_broken: bool) -> Part:
-    images: list[np.ndarray[Any, Any]] = []
+    images: list[Array] = []
     labels: list[int] = []
     if folder.is_dir():
         other = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in names)
@@ -177,7 +179,7 @@ def _class_folders(folder: Path, names: Sequence[str], skip_broken: bool) -> Par
 
 
 def _idx(folder: Path, part: str, ending: str) -> Part:
-    def read(name: str, axes: int) -> np.ndarray[Any, Any]:
+    def read(name: str, axes: int) -> Array:
         path = folder / f"{part}-{name}-idx{axes}-ubyte{ending}"
         try:
             packed = path.read_bytes()
@@ -220,9 +222,7 @@ def _archive(path: Path, steps: int) -> Part:
     return Part(_frames(arrays, pairs, steps), labels)
 
 
-def _frames(
-    arrays: dict[str, np.ndarray[Any, Any]], pairs: Sequence[tuple[int, int]], steps: int
-) -> Tensor:
+def _frames(arrays: dict[str, Array], pairs: Sequence[tuple[int, int]], steps: int) -> Tensor:
     """Recordings as frames of counts: as many events in each of ``steps`` frames."""
     side = (-(-(int(max(arrays["x"].max(), arrays["y"].max())) + 1) // 4)) * 4
     frames = np.zeros((len(pairs), steps, 2, side, side), np.uint8)
@@ -275,7 +275,7 @@ class Batches(Dataset[Any]):
             images = self._vary(images, np.array(indices, dtype=np.uint64))
         return {"pixel_values": images, "labels": self.part.labels[at]}
 
-    def _vary(self, images: Tensor, indices: np.ndarray[Any, Any]) -> Tensor:
+    def _vary(self, images: Tensor, indices: Array) -> Tensor:
         shift = int(self.shift or 0)
         first = _mix(indices + np.uint64(self.seed << 32))
         mirrored = (first + np.uint64(self.epoch)) % np.uint64(2) == 1
@@ -294,11 +294,11 @@ class Batches(Dataset[Any]):
         return out
 
 
-def _mix(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _mix(x: Array) -> Array:
     """Whole numbers of 64 bits as evenly distributed ones (SplitMix64)."""
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed: np.ndarray[Any, Any] = x ^ (x >> np.uint64(31))
+        mixed: Array = x ^ (x >> np.uint64(31))
         return mixed

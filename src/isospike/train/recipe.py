@@ -94,3 +94,73 @@ def read_recipe(path: str | Path) -> Recipe:
             f"{str(path)!r}. Use {', '.join(sorted(known))}."
         )
     return Recipe(**{"shift": None, **values})
+
+
+FOUR = {"channels": 96, "depths": [1, 1, 2], "heads": [8, 8, 8], "expansion": 2}
+PAPER = {"epochs": 400, "batch": 64, "optimiser": "adamw", "rate": 1e-3, "decay": 0.06}
+SMALL: dict[str, Any] = {
+    "epochs": 10,
+    "optimiser": "adamw",
+    "rate": 4e-3,
+    "decay": 0.01,
+    "steps": 2,
+}
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "integer-net": {
+        "small": Recipe(
+            "isospike-integer-net", {"stem": 32, "channels": [48, 96, 192], "levels": 4},
+            epochs=9, warmup=0.2666, steps=1,
+        ),
+        "full": Recipe(
+            "isospike-integer-net", {"stem": 64, "channels": [128, 256, 512], "levels": 4},
+            epochs=60, steps=1,
+        ),
+    },
+    "qkformer": {
+        "small": Recipe("isospike-qkformer", FOUR, **SMALL),
+        "full": Recipe("isospike-qkformer", **PAPER),
+    },
+    "ms-qkformer": {
+        "small": Recipe("isospike-ms-qkformer", FOUR, **SMALL),
+        "full": Recipe("isospike-ms-qkformer", **PAPER),
+    },
+    "max-former": {
+        "small": Recipe("isospike-max-former", FOUR, **SMALL),
+        "full": Recipe("isospike-max-former", **{**PAPER, "batch": 128, "rate": 1.5e-3}),
+    },
+    "spike-driven": {
+        "small": Recipe(
+            "isospike-spike-driven", {"channels": 128, "blocks": 2, "expansion": 2}, **SMALL
+        ),
+        "full": Recipe("isospike-spike-driven", **{**PAPER, "epochs": 300, "rate": 3e-4}),
+    },
+}  # fmt: skip
+"""By the name of a model, and by size. ``full`` has the papers' optimiser and length; of their
+variation of images it has shifts and mirrors alone."""
+
+
+def find_recipe(name: str, size: str = "small") -> Recipe:
+    """The recipe of a model by name and size, or of a file.
+
+    Args:
+        name: One of :data:`RECIPES`, or the path of a ``recipe.toml``.
+        size: ``small`` or ``full``; of no account for a file.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        InputError: There is none of this name, or the file is no recipe.
+
+    >>> find_recipe("qkformer", "full").epochs
+    400
+    """
+    if name.endswith(".toml"):
+        return read_recipe(name)
+    if name not in RECIPES or size not in RECIPES[name]:
+        wrong = name if name not in RECIPES else size
+        raise InputError(
+            f"train needs a model of {', '.join(RECIPES)}, or a recipe.toml, and a size of small, "
+            f"full, got {wrong!r}. Choose one."
+        )
+    return RECIPES[name][size]

@@ -1,0 +1,104 @@
+"""Spiking networks trained on two cores, and every spike of the unrolled run checked."""
+
+import json
+from types import SimpleNamespace as P
+
+import torch
+
+from isospike.experiments.study import Findings, Goal, study
+from isospike.models import IntegerNet, IntegerNetConfig
+from isospike.models.integer import compare_runs, round_weights
+from isospike.progress import update
+from isospike.report.files import write_file
+from isospike.report.table import Table
+from isospike.train.data import Batches, Data, Part, load_data
+from isospike.train.recipe import RECIPES
+
+ASKED = 0.87
+MINUTES = 60  # of processors: 30 on two cores
+
+
+def drawn(count):
+    """Images of noise, where there are no others."""
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 32, 32), generator=g, dtype=torch.uint8)
+    part = Part(images, torch.arange(count) % 10)
+    return Data("noise", tuple(map(str, range(10))), part, part)
+
+
+def trained(ctx, recipe, data):
+    """The network of a recipe, trained here unless that was done; and the minutes that it took."""
+    from isospike.train.fit import fit
+
+    folder = ctx.folder / "cifar-integers"
+    done = folder / "trained.json"
+    if not done.exists():
+        found = fit(recipe, data, folder, resume=any(folder.glob("checkpoint-*")))
+        write_file(done, json.dumps({"cpu_seconds": found.cpu_seconds}).encode())
+    model = IntegerNet.from_pretrained(folder).eval()
+    return model, json.loads(done.read_bytes())["cpu_seconds"] / 60
+
+
+@torch.no_grad()
+def judge(model, batches, size=100):
+    """Accuracy in one step and in D steps, and what differs between them."""
+    total = {"neurons": 0, "spikes": 0, "differ": 0, "one": 0, "unrolled": 0}
+    for i in range(0, len(batches), size):
+        batch = batches.__getitems__(list(range(i, min(i + size, len(batches)))))
+        x, labels = batch["pixel_values"], batch["labels"]
+        for name, value in compare_runs(model, x).items():
+            total[name] += value
+        for name, steps in (("one", 1), ("unrolled", model.config.levels)):
+            total[name] += int((model(x, steps=steps).logits.argmax(1) == labels).sum())
+        update("test", i + len(labels), len(batches))
+    return total
+
+
+@study(
+    "cifar-integers",
+    question="How well does a network classify that is trained with integers in one step and runs "
+    "on binary spikes, after 30 minutes on two cores?",
+    presets={
+        "tiny": P(data=None, images=20),
+        "full": P(data="cifar10_jpeg", images=10_000),
+    },
+    data=("cifar10_jpeg/cifar10_train.npz", "cifar10_jpeg/cifar10_test.npz"),
+)
+def cifar_integers(ctx, p):
+    recipe = RECIPES["integer-net"]["small"]
+    if p.data is None:
+        data, minutes = drawn(p.images), 0.0
+        model = IntegerNet(IntegerNetConfig(**recipe.config, num_labels=10)).eval()
+        batches = Batches(data.test, torch.full((3,), 128.0), torch.full((3,), 64.0))
+    else:
+        from isospike.train.fit import batches as make
+
+        data = load_data(ctx.file(p.data))
+        model, minutes = trained(ctx, recipe, data)
+        batches = make(recipe, data)[1]
+    round_weights(model)
+    total = judge(model, batches)
+    count = len(batches)
+    numbers = {
+        "parameters": model.num_parameters(),
+        "minutes of processors": minutes,
+        "accuracy in one step": total["one"] / count,
+        f"accuracy in {model.config.levels} steps": total["unrolled"] / count,
+        "neurons compared": total["neurons"],
+        "spikes": total["spikes"],
+        "spikes per neuron": total["spikes"] / total["neurons"],
+        "neurons that differ": total["differ"],
+    }
+    rows = tuple((name, f"{value:.4g}") for name, value in numbers.items())
+    meaning = (
+        "Every neuron of the run on spikes is compared with the integer of the run in one step."
+    )
+    goals = {
+        "neurons that differ": Goal(total["differ"], 0),
+        "accuracy": Goal(total["unrolled"] / count, ASKED, True),
+        "minutes of processors": Goal(minutes, MINUTES),
+    }
+    if p.data is None:
+        goals = {"neurons that differ": goals["neurons that differ"]}
+    table = Table("CIFAR-10 on integers and on spikes", ("", "value"), rows, meaning)
+    return Findings(numbers, (table,), goals)

@@ -1,0 +1,87 @@
+"""``isospike train``: a spiking transformer trained on a folder of images."""
+
+import contextlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from isospike.cli.app import command
+from isospike.cli.emit import Outcome
+from isospike.errors import MissingExtraError
+from isospike.report.files import check_file
+
+
+@command(
+    "Research",
+    examples=(
+        "isospike train integer-net cifar10 --out out/cifar",
+        "isospike train qkformer pictures --epochs 40 --steps 4",
+    ),
+    kept="the last checkpoint is kept; --resume goes on from there.",
+    smaller="--batch",
+)
+def train(
+    model: str,
+    data: str,
+    *,
+    size: str = "small",
+    epochs: int | None = None,
+    batch: int | None = None,
+    rate: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    skip_broken: bool = False,
+    out: Path = Path("out/trained"),
+) -> Outcome:
+    """Train a spiking network on labelled images, and test it.
+
+    Writes the model, which AutoModelForImageClassification loads, its recipe.toml and checkpoints.
+    The accuracy is that on the test part of the data.
+
+    Args:
+        model (NAME): ``integer-net``, ``qkformer``, ``ms-qkformer``, ``max-former``,
+            ``spike-driven``, or a recipe.toml.
+        data (DIR): Class folders in ``train`` and ``test``, the files of MNIST, or two archives
+            ``*train.npz`` and ``*test.npz`` of JPEG files or of events.
+        size (SIZE): ``small`` trains on two cores; ``full`` is the recipe of the paper.
+        epochs: Passes over the training part. [default: as the size says]
+        batch: Images of a step of the optimiser. [default: as the size says]
+        rate: The largest learning rate. [default: as the size says]
+        steps: Time steps of the model. [default: as the size says]
+        resume: Go on from the last checkpoint in --out.
+        skip_broken: Leave files out that hold no image.
+        out (DIR): Where the model goes.
+    """
+    from importlib.util import find_spec
+
+    from isospike.train.data import load_data
+    from isospike.train.recipe import find_recipe
+
+    check_file(out / "recipe.toml")
+    given = {"epochs": epochs, "batch": batch, "rate": rate, "steps": steps}
+    recipe = replace(
+        find_recipe(model, size), seed=seed, **{k: v for k, v in given.items() if v is not None}
+    )
+    recipe.check()
+    if find_spec("accelerate") is None:
+        raise MissingExtraError("train needs the package accelerate. Install isospike[train].")
+    from isospike.train.fit import fit
+
+    with contextlib.redirect_stdout(sys.stderr):  # transformers prints what it logs
+        fitted = fit(
+            recipe, load_data(data, steps=recipe.steps, skip_broken=skip_broken), out, resume=resume
+        )
+    found = {
+        "accuracy": fitted.accuracy,
+        "seconds": fitted.seconds,
+        "cpu_seconds": fitted.cpu_seconds,
+        "parameters": fitted.model.num_parameters(),
+    }
+    text = (
+        f"accuracy    {100 * fitted.accuracy:.1f} %\n"
+        f"parameters  {found['parameters'] / 1e6:.2f} million\n"
+        f"time        {fitted.seconds / 60:.1f} minutes\n"
+        f"processors  {fitted.cpu_seconds / 60:.1f} minutes"
+    )
+    return Outcome(data=found, text=text, saved=out / "recipe.toml")

@@ -1,0 +1,250 @@
+"""Training: data, recipes, a run by transformers' Trainer that goes on where it was killed."""
+
+import gzip
+import json
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+from isospike.errors import InputError, RangeError, ShapeError
+from isospike.train.data import Batches, Data, Part, load_data
+from isospike.train.recipe import RECIPES, Recipe, find_recipe, read_recipe
+
+needs_accelerate = pytest.mark.skipif(
+    find_spec("accelerate") is None, reason="accelerate is not installed"
+)
+needs_pillow = pytest.mark.skipif(find_spec("PIL") is None, reason="pillow is not installed")
+SMALL = Recipe(
+    "isospike-integer-net", {"stem": 4, "channels": [8], "levels": 4}, epochs=3, batch=8, steps=1
+)
+
+
+def parts(count=24, side=8):
+    """Two classes that a small network can tell: bright above, or below."""
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 100, (count, 1, side, side), generator=g, dtype=torch.uint8)
+    labels = torch.arange(count) % 2
+    for image, label in zip(images, labels, strict=True):
+        image[0, : side // 2] += 120 * (1 - int(label))
+        image[0, side // 2 :] += 120 * int(label)
+    return Part(images, labels)
+
+
+def data():
+    return Data("halves", ("above", "below"), parts(), parts(16))
+
+
+def write_idx(folder, part, images, labels):
+    for name, array in (("images", images), ("labels", labels)):
+        head = bytes([0, 0, 8, array.ndim]) + b"".join(
+            int(n).to_bytes(4, "big") for n in array.shape
+        )
+        file = folder / f"{part}-{name}-idx{array.ndim}-ubyte.gz"
+        file.write_bytes(gzip.compress(head + array.astype(np.uint8).tobytes()))
+
+
+def write_events(folder, name, counts):
+    total = sum(counts)
+    np.savez(
+        folder / name, x=np.arange(total) % 8, y=np.arange(total) % 5, p=np.arange(total) % 2,
+        t_us=np.arange(total), offset=np.cumsum([0, *counts]), label=np.arange(len(counts)) % 3,
+    )  # fmt: skip
+
+
+def test_the_files_of_mnist_are_read(tmp_path):
+    images = np.arange(2 * 4 * 4).reshape(2, 4, 4)
+    for part in ("train", "t10k"):
+        write_idx(tmp_path, part, images, np.array([1, 0]))
+    read = load_data(tmp_path)
+    assert torch.equal(read.train.images[:, 0], torch.from_numpy(images).byte())
+    assert read.test.labels.tolist() == [1, 0]
+    assert read.classes == ("0", "1")
+
+
+def test_events_become_frames_of_equal_numbers_of_events(tmp_path):
+    write_events(tmp_path, "train.npz", [9, 0, 40])
+    write_events(tmp_path, "test.npz", [5])
+    read = load_data(tmp_path, steps=4)
+    assert read.train.images.shape == (3, 4, 2, 8, 8)
+    assert read.train.images.sum((2, 3, 4)).tolist() == [[3, 2, 2, 2], [0] * 4, [10] * 4]
+
+
+@needs_pillow
+def test_a_broken_image_is_named_and_left_out_if_asked(tmp_path):
+    from PIL import Image
+
+    for part in ("train", "test"):
+        for name, value in (("cat", 10), ("dog", 200)):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4), (value,) * 3).save(tmp_path / part / name / "a.png")
+    broken = tmp_path / "train" / "cat" / "b.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(InputError, match="b.png, which holds none"):
+        load_data(tmp_path)
+    read = load_data(tmp_path, skip_broken=True)
+    assert read.classes == ("cat", "dog")
+    assert read.train.images[:, 0, 0, 0].tolist() == [10, 200]
+    Image.new("RGB", (5, 4)).save(broken)
+    with pytest.raises(ShapeError, match="images of one size"):
+        load_data(tmp_path)
+    broken.unlink()
+    (tmp_path / "test" / "cow").mkdir()
+    with pytest.raises(InputError, match="got 'cow' in test alone"):
+        load_data(tmp_path)
+
+
+def test_folders_that_hold_no_data_are_refused(tmp_path):
+    with pytest.raises(InputError, match="needs a folder, got"):
+        load_data(tmp_path / "none")
+    with pytest.raises(InputError, match="none of them"):
+        load_data(tmp_path)
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    with pytest.raises(InputError, match="got none in train"):
+        load_data(tmp_path)
+
+
+def test_damaged_files_are_refused_by_name(tmp_path):
+    for part in ("train", "t10k"):
+        write_idx(tmp_path, part, np.zeros((2, 4, 4)), np.array([1, 0]))
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(InputError, match="whole files of MNIST, got .*train-images"):
+        load_data(tmp_path)
+    write_idx(tmp_path, "train", np.zeros((3, 4, 4)), np.array([1, 0]))
+    with pytest.raises(ShapeError, match="3 images and 2 labels in train"):
+        load_data(tmp_path)
+    write_idx(tmp_path, "train", np.zeros((2, 5, 4)), np.array([1, 0]))
+    with pytest.raises(ShapeError, match="parts of one size"):
+        load_data(tmp_path)
+
+
+def test_archives_of_other_arrays_are_refused(tmp_path):
+    np.savez(tmp_path / "train.npz", weights=np.zeros(2))
+    write_events(tmp_path, "test.npz", [5])
+    with pytest.raises(InputError, match="got weights in"):
+        load_data(tmp_path)
+    (tmp_path / "train.npz").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"train\.npz"):
+        load_data(tmp_path)
+
+
+def test_variation_depends_on_seed_epoch_and_image_alone():
+    part = parts(20)
+    make = lambda seed: Batches(part, torch.zeros(1), torch.ones(1), seed=seed, shift=2)  # noqa: E731
+    one, other = make(0), make(1)
+    whole = one.__getitems__(list(range(20)))["pixel_values"]
+    assert torch.equal(one.__getitems__([7, 3])["pixel_values"], whole[[7, 3]])
+    assert not torch.equal(other.__getitems__(list(range(20)))["pixel_values"], whole)
+    one.epoch = 1
+    later = one.__getitems__(list(range(20)))["pixel_values"]
+    assert not torch.equal(later, whole)
+    moved = {tuple(image.sum((0, 1)).tolist()) for image in (*whole, *later)}
+    assert len(moved) > 25, "images are shifted and mirrored"
+
+
+def test_a_recipe_is_read_as_it_was_written(tmp_path):
+    for name, sizes in RECIPES.items():
+        for size, recipe in sizes.items():
+            file = tmp_path / f"{name}-{size}.toml"
+            file.write_text(recipe.toml())
+            assert read_recipe(file) == recipe
+            assert find_recipe(str(file)) == recipe
+    plain = replace(SMALL, shift=None)
+    (tmp_path / "plain.toml").write_text(plain.toml())
+    assert read_recipe(tmp_path / "plain.toml") == plain
+
+
+def test_recipes_that_cannot_be_followed_are_refused(tmp_path):
+    for wrong, message in (
+        ("model = 1 2", "needs a TOML file"),
+        ("epochs = 3", "got 'no model'"),
+        ('model = "a"\nmomentum = 1', "got 'momentum'"),
+    ):
+        (tmp_path / "r.toml").write_text(wrong)
+        with pytest.raises(InputError, match=message):
+            read_recipe(tmp_path / "r.toml")
+    with pytest.raises(InputError, match="got 'resnet'"):
+        find_recipe("resnet")
+    with pytest.raises(InputError, match="got 'huge'"):
+        find_recipe("qkformer", "huge")
+    for wrong in ({"epochs": 0}, {"batch": 0}, {"steps": 0}, {"rate": 0.0}, {"rate": float("nan")}):
+        with pytest.raises(RangeError, match="train needs"):
+            replace(SMALL, **wrong).check()
+    with pytest.raises(InputError, match="an optimiser of sgd, adamw"):
+        replace(SMALL, optimiser="lion").check()
+
+
+@needs_accelerate
+def test_a_network_learns_and_is_saved_with_its_recipe(tmp_path):
+    from transformers import AutoModelForImageClassification
+
+    from isospike.train.fit import accuracy, batches, fit
+
+    found = fit(replace(SMALL, epochs=12, flip=False, shift=None), data(), tmp_path)
+    assert found.accuracy >= 0.9
+    assert found.losses[-1] < found.losses[0]
+    again = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert again.config.id2label == {0: "above", 1: "below"}
+    recipe = read_recipe(tmp_path / "recipe.toml")
+    assert recipe.epochs == 12
+    assert accuracy(again, batches(recipe, data())[1]) == found.accuracy
+
+
+@needs_accelerate
+def test_a_run_that_was_killed_in_mid_epoch_ends_with_the_same_weights(tmp_path, monkeypatch):
+    home = import_module("isospike.train.fit")
+
+    whole = home.fit(SMALL, data(), tmp_path / "whole").model.state_dict()
+    step = home._Trainer.training_step
+    calls = []
+
+    def killed(self, *args, **keywords):
+        calls.append(1)
+        if len(calls) == 5:  # the second of three steps of the second epoch
+            raise KeyboardInterrupt
+        return step(self, *args, **keywords)
+
+    monkeypatch.setattr(home._Trainer, "training_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        home.fit(SMALL, data(), tmp_path / "cut")
+    resumed = home.fit(SMALL, data(), tmp_path / "cut", resume=True).model.state_dict()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@needs_accelerate
+def test_a_loss_that_is_no_number_stops_the_run_by_name(tmp_path):
+    from isospike.train.fit import fit
+
+    with pytest.raises(RangeError, match="needs a finite loss, got nan at step"):
+        fit(replace(SMALL, rate=1e30), data(), tmp_path)
+
+
+@needs_accelerate
+def test_what_cannot_be_trained_is_refused(tmp_path):
+    from isospike.train.fit import fit
+
+    with pytest.raises(InputError, match="a checkpoint to resume from, got none"):
+        fit(SMALL, data(), tmp_path, resume=True)
+    with pytest.raises(InputError, match="a model of isospike.models, got 'resnet-18-tiny'"):
+        fit(replace(SMALL, model="resnet-18-tiny"), data(), tmp_path)
+
+
+@needs_accelerate
+def test_the_command_trains_and_prints_the_accuracy(tmp_path):
+    from typer.testing import CliRunner
+
+    from isospike.cli import app
+
+    for part in ("train", "t10k"):
+        images, labels = parts(16).images[:, 0].numpy(), parts(16).labels.numpy()
+        write_idx(tmp_path, part, images, labels)
+    (tmp_path / "mine.toml").write_text(SMALL.toml())
+    arguments = ["train", str(tmp_path / "mine.toml"), str(tmp_path), "--epochs", "1", "--json"]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert 0 <= json.loads(done.stdout)["accuracy"] <= 1
+    assert read_recipe(tmp_path / "out" / "recipe.toml").epochs == 1
