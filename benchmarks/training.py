@@ -60,11 +60,12 @@ def judge(model, batches, size=100):
     "on binary spikes, after 30 minutes on two cores?",
     presets={
         "tiny": P(data=None, images=20),
+        "small": P(data=None, images=200),
         "full": P(data="cifar10_jpeg", images=10_000),
     },
     data=("cifar10_jpeg/cifar10_train.npz", "cifar10_jpeg/cifar10_test.npz"),
 )
-def cifar_integers(ctx, p):
+def cifar_integers(p, ctx):
     recipe = RECIPES["integer-net"]["small"]
     if p.data is None:
         data, minutes = drawn(p.images), 0.0

@@ -4,6 +4,7 @@ import contextlib
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from isospike.cli.app import command
 from isospike.cli.emit import Outcome
@@ -59,7 +60,7 @@ def train(
     from isospike.train.recipe import find_recipe
 
     check_file(out / "recipe.toml")
-    given = {"epochs": epochs, "batch": batch, "rate": rate, "steps": steps}
+    given: dict[str, Any] = {"epochs": epochs, "batch": batch, "rate": rate, "steps": steps}
     recipe = replace(
         find_recipe(model, size), seed=seed, **{k: v for k, v in given.items() if v is not None}
     )

@@ -97,7 +97,13 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 FOUR = {"channels": 96, "depths": [1, 1, 2], "heads": [8, 8, 8], "expansion": 2}
-PAPER = {"epochs": 400, "batch": 64, "optimiser": "adamw", "rate": 1e-3, "decay": 0.06}
+PAPER: dict[str, Any] = {
+    "epochs": 400,
+    "batch": 64,
+    "optimiser": "adamw",
+    "rate": 1e-3,
+    "decay": 0.06,
+}
 SMALL: dict[str, Any] = {
     "epochs": 10,
     "optimiser": "adamw",
