@@ -21,7 +21,14 @@ from isospike.memory import (
     rdlif_times,
     wheel_times,
 )
-from isospike.models import GatedOutputProjection, Spikformer, Transformer
+from isospike.models import (
+    GatedOutputProjection,
+    QKFormer,
+    QKFormerConfig,
+    Spikformer,
+    Transformer,
+    fold,
+)
 from isospike.neurons import IF, LIF, PLIF, NeuronParams, NeuronState, run, step
 from isospike.positions import POSITIONS, RoPE, Sinusoidal, position
 from isospike.presets import norse_lif_box, snntorch_leaky, spikingjelly_lif
@@ -31,11 +38,14 @@ from isospike.surrogate import Sigmoid, spike
 X = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
 ORDER = torch.tensor([2, 0, 1])
 MEMORY = SparseDistributedMemory((3, 16), (4, 3, 64), (3, 16))
+FAMILY = QKFormer(QKFormerConfig(channels=32, depths=(1, 1), heads=(2, 2), num_channels=1))
 BIASED = [name for name in POSITIONS if position(name, width=8, heads=2, length=9).bias(
     torch.arange(3), torch.arange(3)) is not None]  # fmt: skip
 
 DOORS = {
     "run": lambda x: run(x),
+    "pixel_values": lambda x: FAMILY(x),
+    "pixel_values, folded": lambda x: fold(FAMILY)(x),
     "step": lambda x: step(x),
     "IF": lambda x: IF()(x),
     "LIF": lambda x: LIF()(x),

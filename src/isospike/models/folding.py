@@ -87,7 +87,7 @@ class Folded:
     def __call__(self, pixel_values: Tensor, steps: int | None = None) -> Tensor:
         """``logits [batch, classes]``; see :meth:`SpikingClassifier.forward`."""
         check_tensor("fold", "pixel_values", pixel_values)
-        if pixel_values.device.type != "cpu" or not len(pixel_values):
+        if pixel_values.device.type != "cpu" or not pixel_values.numel() or not pixel_values.dim():
             return cast(Tensor, self.model(pixel_values, steps=steps).logits)
         parts = torch.split(pixel_values, AT_ONCE)
         return torch.cat([self.model(part, steps=steps).logits for part in parts])
