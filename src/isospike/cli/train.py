@@ -28,7 +28,6 @@ def train(
     size: str = "small",
     epochs: int | None = None,
     batch: int | None = None,
-    rate: float | None = None,
     steps: int | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -48,7 +47,6 @@ def train(
         size (SIZE): ``small`` trains on two cores; ``full`` is the recipe of the paper.
         epochs: Passes over the training part. [default: as the size says]
         batch: Images of a step of the optimiser. [default: as the size says]
-        rate: The largest learning rate. [default: as the size says]
         steps: Time steps of the model. [default: as the size says]
         resume: Go on from the last checkpoint in --out.
         skip_broken: Leave files out that hold no image.
@@ -60,7 +58,7 @@ def train(
     from isospike.train.recipe import find_recipe
 
     check_file(out / "recipe.toml")
-    given: dict[str, Any] = {"epochs": epochs, "batch": batch, "rate": rate, "steps": steps}
+    given: dict[str, Any] = {"epochs": epochs, "batch": batch, "steps": steps}
     recipe = replace(
         find_recipe(model, size), seed=seed, **{k: v for k, v in given.items() if v is not None}
     )

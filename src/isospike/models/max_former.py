@@ -74,6 +74,7 @@ class MSQKFormer(MembraneFormer):
     Raises:
         RangeError: The sizes do not fit each other.
 
+    >>> import torch
     >>> config = MSQKFormerConfig(channels=32, depths=(1, 1, 1), heads=(2, 2, 2), num_labels=10)
     >>> MSQKFormer(config)(torch.zeros(2, 3, 16, 16), steps=2).logits.shape
     torch.Size([2, 10])
@@ -106,6 +107,7 @@ class MaxFormer(MembraneFormer):
         InputError: The form is unknown.
         RangeError: The sizes do not fit each other.
 
+    >>> import torch
     >>> config = MaxFormerConfig(channels=32, depths=(1, 1, 1), heads=(2, 2, 2), num_labels=10)
     >>> MaxFormer(config)(torch.zeros(2, 3, 16, 16), steps=2).logits.shape
     torch.Size([2, 10])
@@ -204,6 +206,7 @@ def from_authors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UnsupportedError: A name does not belong to these networks.
 
+    >>> import torch
     >>> list(from_authors({"stage2.0.mixer.conv_bn.weight": torch.zeros(4)}))
     ['stages.1.blocks.0.mixer.norm.weight']
 

@@ -29,6 +29,7 @@ class QKFormer(SpikingClassifier):
         InputError: The form is unknown.
         RangeError: The sizes do not fit each other.
 
+    >>> import torch
     >>> config = QKFormerConfig(channels=32, depths=(1, 1, 1), heads=(2, 2, 2), num_labels=10)
     >>> model = QKFormer(config)
     >>> model(torch.zeros(2, 3, 16, 16), steps=2).logits.shape
@@ -135,6 +136,7 @@ def from_authors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UnsupportedError: A name does not belong to that network.
 
+    >>> import torch
     >>> list(from_authors({"stage1.0.tssa.q_conv.weight": torch.zeros(4, 4, 1)}))
     ['stages.0.blocks.0.mixer.q.conv.weight']
 

@@ -49,6 +49,7 @@ class SpikeDrivenTransformer(SpikingClassifier):
     Raises:
         RangeError: The sizes do not fit each other.
 
+    >>> import torch
     >>> model = SpikeDrivenTransformer(SpikeDrivenConfig(channels=16, blocks=1, num_labels=10))
     >>> model(torch.zeros(2, 3, 16, 16), steps=2).logits.shape
     torch.Size([2, 10])
@@ -114,6 +115,7 @@ def from_authors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UnsupportedError: A name does not belong to that network.
 
+    >>> import torch
     >>> list(from_authors({"patch_embed.proj_conv1.weight": torch.zeros(4, 4, 3, 3)}))
     ['stem.layers.1.conv.weight']
 
