@@ -112,7 +112,8 @@ def _below_head(auto: str, classes: Sequence[type], model: Any) -> Any:
     """The part of a port that its head reads, a port of its own."""
     prefix = getattr(model, "base_model_prefix", "")
     base: Any = getattr(model, prefix, None) if prefix else None
-    if not isinstance(base, tuple(classes)):
+    fits = isinstance(base, tuple(classes))
+    if not fits:
         raise _of_another(auto, classes, type(model).__name__)
     start = f"{prefix}."
     for module in base.modules():
