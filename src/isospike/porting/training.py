@@ -172,6 +172,9 @@ class _Decoded(Watcher):
         return value
 
 
+_TENSOR = object()  # where an argument is one
+
+
 class _Straight:
     """Takes the place of a method of a module that is trained."""
 
@@ -184,18 +187,22 @@ class _Straight:
         own = {n: getattr(module, n) for n in ("weight", "bias") if hasattr(module, n)}
         if isinstance(module, SpikingProduct):
             own["weight"] = _on_grid(module, own["weight"])
-        given = _Given.of([*args, *named.values(), *own.values()])
-        call = partial(self._call, given, len(args), tuple(named), tuple(own))
+        values = [*args, *named.values(), *own.values()]
+        tensors = [x for x in values if isinstance(x, Tensor)]
+        # Without the tensors: a graph is to end with its last reader.
+        blank = [_TENSOR if isinstance(x, Tensor) else x for x in values]
+        call = partial(self._call, blank, len(args), tuple(named), tuple(own))
         if module.run.phase == "float" or not torch.is_grad_enabled():
-            return call(*given.tensors)
-        return _Through.apply(call, partial(self._smooth, call), *given.tensors)  # type: ignore[no-untyped-call]
+            return call(*tensors)
+        return _Through.apply(call, partial(self._smooth, call), *tensors)  # type: ignore[no-untyped-call]
 
     def _call(
-        self, given: "_Given", count: int, names: Sequence[str], own: Sequence[str],
+        self, blank: Sequence[Any], count: int, names: Sequence[str], own: Sequence[str],
         *tensors: Tensor,
     ) -> Any:  # fmt: skip
         """The method with these tensors in place of those it was called with."""
-        values = given.filled(tensors)
+        each = iter(tensors)
+        values = [next(each) if x is _TENSOR else x for x in blank]
         named = dict(zip(names, values[count:], strict=False))
         stand_in = self._with(dict(zip(own, values[count + len(names) :], strict=True)))
         return getattr(stand_in, self.method)(*values[:count], **named)
@@ -219,27 +226,6 @@ class _Straight:
             state["_kept"] = {}
         vars(stand_in).update(state)
         return stand_in
-
-
-class _Given:
-    """Arguments, with the tensors aside."""
-
-    def __init__(self, values: list[Any], places: list[int], tensors: list[Tensor]) -> None:
-        self.values, self.places, self.tensors = values, places, tensors
-
-    @classmethod
-    def of(cls, values: list[Any]) -> "_Given":
-        """These arguments."""
-        places = [i for i, x in enumerate(values) if isinstance(x, Tensor)]
-        blank = [None if isinstance(x, Tensor) else x for x in values]
-        return cls(blank, places, [values[i] for i in places])
-
-    def filled(self, tensors: Sequence[Tensor]) -> list[Any]:
-        """The arguments with these tensors."""
-        values = list(self.values)
-        for place, tensor in zip(self.places, tensors, strict=True):
-            values[place] = tensor
-        return values
 
 
 class _Through(torch.autograd.Function):
