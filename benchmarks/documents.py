@@ -45,7 +45,7 @@ PAGES = {
         "lif", "spike-linear", "spike-attention", "spikformer", "neuron-start",
     )),
     "deploy": ("Off this machine", ("nir-attention", "nir-files", "onnx")),
-    "training": ("Training", ("cifar-integers",)),
+    "training": ("Training", ("cifar-integers", "trained-port", "beside-others")),
     "gpu": ("On a GPU", ("gpu-parity", "gpu-ports", "gpu-neurons", "gpu-models")),
     "positions": ("Positional encodings", (
         "encodings", "published-table", "spike-timing", "frequency-compression", "learned-rank",
