@@ -134,7 +134,7 @@ def test_all_passes_run_through_a_block_before_any_runs_through_the_next():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     passes = [lambda name=name: model(name) for name in "abc"]
-    in_step([Run()], [*model.blocks], passes, left.append)
+    in_step([Run()], [(each,) for each in model.blocks], passes, left.append)
     assert [(n, b) for n, b, _ in seen] == [(n, b) for b in (0, 1) for n in "abc"]
     assert left == [0, 1]
     # Each has the random numbers that it has alone.
@@ -148,7 +148,7 @@ def test_a_pass_that_fails_ends_the_others():
     threads = threading.active_count()
     passes = [lambda: model("a"), lambda: model("b", fail=True), lambda: model("c")]
     with pytest.raises(ValueError, match="b"):
-        in_step([Run()], [*model.blocks], passes)
+        in_step([Run()], [(each,) for each in model.blocks], passes)
     assert threading.active_count() == threads
 
 
@@ -157,7 +157,7 @@ def test_passes_that_run_the_blocks_in_different_orders_run_without_blocks():
     passes = [lambda: model("a"), lambda: model("b", order=(1, 0))]
 
     def work(blocks):
-        in_step([Run()], [model.get_submodule(name) for name in blocks], passes)
+        in_step([Run()], [(model.get_submodule(name),) for name in blocks], passes)
         return len(blocks)
 
     with pytest.raises(OutOfOrderError):

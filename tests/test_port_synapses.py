@@ -66,7 +66,8 @@ def test_every_weight_is_a_whole_number_of_its_bits(port):
     for product in products(port):
         q = product.weight / product.quantum
         assert torch.equal(q, q.round())
-        assert q.abs().max() < 2 ** (product.weight_bits - 1)
+        assert -(2 ** (product.weight_bits - 1)) <= q.min()
+        assert q.max() < 2 ** (product.weight_bits - 1)
 
 
 def test_a_large_channel_has_several_synapses(port):

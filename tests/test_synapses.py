@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from isospike.porting.packing import pack, unpack
-from isospike.porting.synapses import GROUP, Moments, largest, round_weight, wide_channels
+from isospike.porting.synapses import GROUP, Moments, limits, round_weight, wide_channels
 
 
 def drawn(*shape, seed=0):
@@ -28,17 +28,25 @@ def test_weights_are_whole_multiples_of_their_groups_quantum(bits, moments):
     found = round_weight(drawn(10, 96, seed=2), torch.zeros(10), bits, moments)
     q = whole(found, bits, 96)
     assert torch.equal(q, q.round())
-    assert q.abs().max() <= largest(bits)
+    assert limits(bits)[0] <= q.min() < 0 < q.max() <= limits(bits)[1]
     assert torch.equal(found.step, found.step.log2().round().exp2())
     assert torch.equal(found.share, found.share.round())
-    assert 1 <= found.share.min() <= found.share.max() <= {8: 7, 4: 18}[bits]
+    assert 1 <= found.share.abs().min() <= found.share.abs().max() <= 127
 
 
 def test_a_weight_by_hand():
-    found = round_weight(torch.tensor([[7.0, -3.4, 0.6]]), torch.zeros(1), 4, None)
-    # The largest is 7 quanta of 1, as 16 steps of 1 / 16.
-    assert found.weight.tolist() == [[7.0, -3.0, 1.0]]
+    found = round_weight(torch.tensor([[7.0, -7.0, -3.0, 1.0]]), torch.zeros(1), 4, None)
+    # 7 quanta of 1, as 8 steps of 1 / 8; a step of 1 / 15 of a quantum is not a power of two.
+    assert found.weight.tolist() == [[7.0, -7.0, -3.0, 1.0]]
     assert (found.step * found.share).tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_group_has_its_further_number_on_the_side_of_its_largest_weight(sign):
+    weight = sign * torch.tensor([[8.0, -7.0, 3.0]])
+    found = round_weight(weight, torch.zeros(1), 4, None)
+    assert torch.equal(found.weight, weight)
+    assert (found.step * found.share).tolist() == [[-sign]]
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -75,8 +83,8 @@ def test_a_channel_of_larger_weights_gets_further_synapses():
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8, 11, 16])
 @pytest.mark.parametrize("shape", [(0,), (1,), (3, 5), (2, 3, 4)])
 def test_packed_numbers_come_back(bits, shape):
-    top = largest(bits)
-    q = torch.randint(-top, top + 1, shape, generator=torch.Generator().manual_seed(bits))
+    least, most = limits(bits)
+    q = torch.randint(least, most + 1, shape, generator=torch.Generator().manual_seed(bits))
     packed = pack(q, bits)
     assert packed.numel() * packed.element_size() == -(-q.numel() * bits // 8)
     assert torch.equal(unpack(packed, bits, shape), q.short())

@@ -78,14 +78,19 @@ def by_block(blocks: Sequence[str], work: Callable[[Sequence[str]], Result]) -> 
         blocks: Their names.
         work: Begins anew when it is called again.
     """
-    if parallel.processes() > 1:
-        return work(())  # each process runs blocks in its own time
-    if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
-        return work(())  # modes of torch belong to a thread, and blocks wait in threads
+    if not can_wait():
+        return work(())
     try:
         return work(blocks)
     except OutOfOrderError:
         return work(())
+
+
+def can_wait() -> bool:
+    """Whether passes can wait for each other: each process runs blocks in its own time, and modes
+    of torch belong to a thread."""
+    modes = torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()
+    return parallel.processes() == 1 and not modes
 
 
 class _LeftError(BaseException):
@@ -106,17 +111,23 @@ class _Waiting:
 
 def in_step(
     runs: Sequence[Run],
-    blocks: Sequence[nn.Module],
+    blocks: Sequence[Sequence[nn.Module]],
     passes: Sequence[Pass],
     finished: Callable[[int], None] = lambda _: None,
+    arrived: Callable[[nn.Module, Any], None] = lambda *_: None,
+    begins: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Run passes side by side, all of them through one block before any through the next.
 
     Args:
         runs: State of the models that run, of which each pass has its own watcher and masks.
-        blocks: In the order in which a pass comes to them. Without any, each pass runs as a whole.
+        blocks: In the order in which a pass comes to them, each with its module in every model that
+            runs. Without any, each pass runs as a whole.
         passes: They take their turns in this order.
         finished: Told the number of a block that all have left.
+        arrived: Told of each pass that comes to a block: the module, and the arguments it is
+            called with.
+        begins: Told the number of a block that all have come to, before any runs it.
 
     Raises:
         OutOfOrderError: A pass came to a block that the others had left behind.
@@ -125,20 +136,21 @@ def in_step(
         for work in passes:
             work()
         return
-    _InStep(runs, blocks, passes).run(finished)
+    _InStep(runs, blocks, passes, arrived).run(finished, begins)
 
 
 class _InStep:
     def __init__(
-        self, runs: Sequence[Run], blocks: Sequence[nn.Module], passes: Sequence[Pass]
-    ) -> None:
-        self.runs, self.blocks = runs, blocks
+        self, runs: Sequence[Run], blocks: Sequence[Sequence[nn.Module]], passes: Sequence[Pass],
+        arrived: Callable[[nn.Module, Any], None],
+    ) -> None:  # fmt: skip
+        self.runs, self.blocks, self.arrived = runs, blocks, arrived
         self.back = threading.Semaphore(0)
         self.leaving = False
         self.passes = [_Waiting(work) for work in passes]
         self.threads: dict[int, _Waiting] = {}
 
-    def run(self, finished: Callable[[int], None]) -> None:
+    def run(self, finished: Callable[[int], None], begins: Callable[[int], None]) -> None:
         """To the end of all passes."""
         start = self._state()
         workers = []
@@ -147,8 +159,9 @@ class _InStep:
             run = partial(contextvars.copy_context().run, self._work, each)
             workers.append(threading.Thread(target=run, daemon=True))
         hooks = [
-            block.register_forward_pre_hook(partial(self._arrive, number), prepend=True)
+            module.register_forward_pre_hook(partial(self._arrive, number), prepend=True)
             for number, block in enumerate(self.blocks)
+            for module in block
         ]
         try:
             for worker, each in zip(workers, self.passes, strict=True):
@@ -156,6 +169,7 @@ class _InStep:
                 self._resume(each, -1)
             while waiting := [each for each in self.passes if not each.done]:
                 block = min(each.block for each in waiting)
+                begins(block)
                 for each in waiting:
                     if each.block == block:
                         self._resume(each, block)
@@ -201,6 +215,7 @@ class _InStep:
         each = self.threads.get(threading.get_ident())
         if each is None:
             return
+        self.arrived(module, args)
         each.block = block
         self.back.release()
         each.go.acquire()

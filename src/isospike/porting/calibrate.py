@@ -15,7 +15,7 @@ from isospike.porting.calls import Calls
 from isospike.porting.elementary import EVERY
 from isospike.porting.offload import at_hand
 from isospike.porting.ported import Ported
-from isospike.porting.product import SpikingProduct, wire
+from isospike.porting.product import SpikingProduct, moments_of, wire
 from isospike.porting.sites import Site
 from isospike.porting.statistics import Sample, Statistics
 from isospike.porting.synapses import SIXTEEN, Synapses
@@ -41,13 +41,15 @@ class Calibration:
         dynamic: Whether ranges follow the input.
         blocks: Names of the blocks.
         synapses: Bits of the weights.
+        again: Whether :mod:`isospike.porting.reround` follows; weights of few bits are then rounded
+            to the nearest.
     """
 
     def __init__(
         self, ported: Ported, template: Ported, code_of: CodeOf, dynamic: bool,
-        blocks: Sequence[str] = (), synapses: Synapses = SIXTEEN,
+        blocks: Sequence[str] = (), synapses: Synapses = SIXTEEN, again: bool = False,
     ) -> None:  # fmt: skip
-        self.synapses = synapses
+        self.synapses, self.again = synapses, again
         self.ported, self.code_of, self.dynamic = ported, code_of, dynamic
         self.template = template
         self.originals = dict(zip(ported.products, template.products, strict=True))
@@ -132,7 +134,9 @@ class Calibration:
         """Fold the ranges of a site into what reads it, and round the weights."""
         bits = {product: self.synapses.bits_of(product.name) for product in readers}
         few = [product for product, each in bits.items() if each < 16]
-        moments = wire(few, size, sample) if few else None
+        if few:
+            wire(few, size)
+        moments = moments_of(few[0], sample) if few and not self.again else None
         for product, each in bits.items():
             with at_hand(self.template.model, self.paths[product]):
                 product.fold(sample, each, moments)

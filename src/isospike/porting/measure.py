@@ -334,7 +334,7 @@ def compare(
         if isinstance(meter, Meter) and number >= len(blocks):
             meter.close(blocks[number - len(blocks)])
 
-    parts = [each.get_submodule(name) for each in (model, ported.model) for name in blocks]
+    parts = [(each.get_submodule(name),) for each in (model, ported.model) for name in blocks]
     passes = [partial(both, number) for number in parallel.own(len(batches))]
     with without_cache(model), without_cache(ported.model):
         parallel.together(partial(in_step, [ported.run], parts, passes, left))

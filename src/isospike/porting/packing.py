@@ -98,7 +98,7 @@ def pack(q: Tensor, bits: int) -> Tensor:
     """Signed whole numbers of ``bits`` bits, one after the other, the highest bit first.
 
     Args:
-        q: Any shape, ``|q| < 2^(bits - 1)``.
+        q: Any shape, ``-2^(bits - 1) <= q < 2^(bits - 1)``.
         bits: 2 to 16.
 
     Returns:

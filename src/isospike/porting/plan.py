@@ -4,8 +4,9 @@ import fnmatch
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from isospike.errors import InputError, RangeError, UnsupportedError
 from isospike.hf.batches import Batch, batch_size, first_output, token_masks
 from isospike.kernels.runtime.buffers import trim
 from isospike.porting.axes import Axes
-from isospike.porting.blocks import by_block
+from isospike.porting.blocks import OutOfOrderError, by_block, can_wait
 from isospike.porting.calibrate import Calibration, CodeOf
 from isospike.porting.discover import Discovery
 from isospike.porting.fidelity import same_draws
@@ -25,6 +26,7 @@ from isospike.porting.inputs import SAMPLE_ROWS, Inputs
 from isospike.porting.offload import at_hand, shelf_of
 from isospike.porting.ported import Ported
 from isospike.porting.product import EXACT_LEVELS
+from isospike.porting.reround import round_again
 from isospike.porting.run import Mode
 from isospike.porting.sensitivity import assign_amplitudes, max_sensitivity, measure_channels
 from isospike.porting.sites import HEADS, Site
@@ -176,10 +178,21 @@ class Builder:
             once: Whether this is the only port, as far as is known: what the float pass shows is
                 then kept of one block at a time.
         """
+        shelf = shelf_of(self.discovery.model)
+        once = once or shelf is not None
+        blocks = self.discovery.blocks if once else ()
+        if self.synapses.bits < 16 and shelf is None and can_wait():
+            with suppress(OutOfOrderError):
+                built = by_block(blocks, partial(self._calibrated, plan, True))
+                round_again(built.ported, self.discovery.template, self.batches)
+                return built
+        return by_block(blocks, partial(self._calibrated, plan, False))
+
+    def _calibrated(self, plan: Plan, again: bool, blocks: Sequence[str]) -> Built:
         dynamic = self.ranges == "dynamic" and plan.allocation is None and plan.kind.neurons == 2
         template = self.discovery.template
 
-        def calibrated(blocks: Sequence[str]) -> Built:
+        def calibrated() -> Built:
             ported = self.discovery.instrument()
             ported.seed(self.generator)
             if plan.allocation is not None:
@@ -187,7 +200,7 @@ class Builder:
             if shelf_of(self.discovery.model) is None:
                 round_tables(ported.model, self.synapses.bits)
             calibration = Calibration(
-                ported, template, plan.code_of, dynamic, blocks, self.synapses
+                ported, template, plan.code_of, dynamic, blocks, self.synapses, again
             )
             shelf = shelf_of(self.discovery.model)
 
@@ -204,10 +217,8 @@ class Builder:
                 finish("", self.statistics)
             return Built(ported, plan)
 
-        once = once or shelf_of(self.discovery.model) is not None
-        blocks = self.discovery.blocks if once else ()
         try:
-            return by_block(blocks, calibrated)
+            return calibrated()
         except NotReachedError:
             first = self.inputs.calibration[0]
             sample = self.inputs.few(first, SAMPLE_ROWS)
@@ -215,7 +226,7 @@ class Builder:
                 raise
         self._few.append(sample)
         vars(self).pop("statistics", None)
-        return by_block(blocks, calibrated)
+        return calibrated()
 
     def error(self, built: Built) -> float:
         """Error of a port's first output on some of the calibration inputs."""

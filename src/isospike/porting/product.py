@@ -93,7 +93,7 @@ class SpikingProduct(nn.Module):
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.site: Site = Site(name, "linear", PLACEHOLDER, ())
         self.register_buffer("step", torch.zeros_like(zeros))
-        self.register_buffer("share", zeros.new_empty(len(zeros), 0, dtype=torch.uint8))
+        self.register_buffer("share", zeros.new_empty(len(zeros), 0, dtype=torch.int8))
         self.register_buffer("twins", torch.empty(0, dtype=torch.long, device=weight.device))
         self.weight_bits = 16
         self._kept: dict[str, tuple[object, Any]] = {}
@@ -170,16 +170,20 @@ class SpikingProduct(nn.Module):
             run.watcher.on_site(site, self._channels_last(x), fan_out=site.fan_out)
         if run.mode.stepped:
             words, gain = site.words(x)
-            return self._stepped(self._channels_last(self._wired(words)), gain)
+            return self._stepped(self._channels_last(self.wired(words)), gain)
         if run.mode.fast and (_HAS_BFLOAT16 or x.device.type != "cpu"):
             integers, gain = site.read(x, torch.bfloat16, into=Purpose.LINEAR)
-            return self._fast(self._wired(integers), gain)
+            return self._fast(self.wired(integers), gain)
         dtype = accumulation_dtype(self.weight, site)
         integers, gain = site.read(x, dtype, into=Purpose.LINEAR)
-        return self._finish(self._product(self._wired(integers), self.weight.to(dtype)), gain)
+        return self._finish(self._product(self.wired(integers), self.weight.to(dtype)), gain)
 
-    def _wired(self, x: Tensor) -> Tensor:
-        """Spikes or integers of the site, those of ``twins`` once more for each synapse."""
+    def wired(self, x: Tensor) -> Tensor:
+        """Spikes or integers of the site, those of ``twins`` once more for each synapse.
+
+        Args:
+            x: They, ``[..., channels]``, of a convolution ``[batch, channels, ...]``.
+        """
         if not self.twins.numel():
             return x
         axis = x.dim() - 1 if self.conv is None else 1
@@ -231,7 +235,10 @@ class SpikingProduct(nn.Module):
             y = y + self._along(bias) if gain is None else y
         return y if gain is None else gain.times(y) + self._along(bias)
 
-    def fold(self, sample: Sample, bits: int = 16, moments: Moments | None = None) -> None:
+    def fold(
+        self, sample: Sample, bits: int = 16, moments: Moments | None = None,
+        mean: Tensor | None = None,
+    ) -> None:  # fmt: skip
         """Fold the site's offset and amplitude into bias and weight, and round the weights.
 
         Up to ``EXACT_LEVELS`` levels the weights of each output become whole multiples of a power
@@ -242,11 +249,13 @@ class SpikingProduct(nn.Module):
             sample: What calibration saw of the site.
             bits: Of a weight: 16, 8 or 4.
             moments: Of the site's integers, with its twins; for the rounding to few bits.
+            mean: What the product shall give on average, without its bias; what it gives of the
+                sample if None.
         """
         site = self.site
         inputs = sample.first_images if self.kind == "conv" else sample.some(REACH_ROWS)
         integers, gain = site.read(inputs.to(self.weight.dtype))
-        wanted = self._mean(inputs, self.weight)
+        wanted = self._mean(inputs, self.weight) if mean is None else mean.clone()
         if self.conv is None:
             resting = self.weight @ site.offset.flatten()
         else:
@@ -255,7 +264,7 @@ class SpikingProduct(nn.Module):
         wanted -= resting
         # Out of place: an embedding may share the float weight.
         weight = self._split(self.weight * self._by_input(site.amplitude))
-        integers = self._wired(integers)
+        integers = self.wired(integers)
         exact = site.code.levels <= EXACT_LEVELS
         self.weight_bits = bits
         if exact or bits < 16:
@@ -280,7 +289,7 @@ class SpikingProduct(nn.Module):
         flat = weight.flatten(1)
         if self.weight_bits < 16:
             flat, self.step, share = round_weight(flat, reach, self.weight_bits, moments)
-            self.share = share.to(torch.uint8)
+            self.share = share.to(torch.int8)
             return flat.view_as(weight)
         finest = flat.abs().amax(1) / MAX_WEIGHT
         self.step = torch.exp2(torch.maximum(reach, finest).clamp_min(1e-30).log2().ceil())
@@ -360,27 +369,31 @@ class SpikingProduct(nn.Module):
         return float(self.weight.shape[0] * kernel / (stride * self.conv.groups))
 
 
-def wire(readers: Sequence[SpikingProduct], size: Tensor, sample: Sample) -> Moments | None:
+def wire(readers: Sequence[SpikingProduct], size: Tensor) -> None:
     """Give the products of a site that have weights of few bits their synapses.
 
     Args:
         readers: They.
         size: Of each input channel's weights, ``[inputs]``.
-        sample: What calibration saw of the site.
-
-    Returns:
-        What they are rounded by; None before a convolution.
     """
-    first, site = readers[0], readers[0].site
     if any(p.conv is not None and p.conv.groups > 1 for p in readers):
-        return None
-    twins = wide_channels(size * site.amplitude.flatten())
+        return
+    twins = wide_channels(size * readers[0].site.amplitude.flatten())
     for product in readers:
         product.twins = twins
-    if first.conv is not None:
+
+
+def moments_of(reader: SpikingProduct, sample: Sample) -> Moments | None:
+    """What the products of a site, with their synapses, are rounded by; None before a convolution.
+
+    Args:
+        reader: One of them.
+        sample: What was seen of the site.
+    """
+    if reader.conv is not None:
         return None
-    integers, gain = site.read(sample.rows.to(first.weight.dtype))
-    return Moments(first._wired(integers if gain is None else gain.times(integers)))
+    integers, gain = reader.site.read(sample.rows.to(reader.weight.dtype))
+    return Moments(reader.wired(integers if gain is None else gain.times(integers)))
 
 
 def accumulation_dtype(weight: Tensor, *sites: Site) -> torch.dtype:

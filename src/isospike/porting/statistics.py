@@ -51,6 +51,7 @@ class Sample:
             number of their batch.
         high, low: Largest and smallest value of each channel, over all rows.
         counts: Rows seen of each batch, with the number of the first and the share to keep.
+        most: Rows to keep, about.
     """
 
     parts: dict[int, list[Tensor]] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class Sample:
     high: Tensor | None = None
     low: Tensor | None = None
     counts: dict[int, tuple[int, int, float]] = field(default_factory=dict)
+    most: int = MOST_ROWS
 
     def add(self, rows: Tensor, batch: int, before: float, total: float) -> None:
         """Take note of rows, and keep some of them: those whose number times the golden ratio has a
@@ -74,7 +76,7 @@ class Sample:
         high, low = rows.amax(0), rows.amin(0)
         self.high = high if self.high is None else torch.maximum(self.high, high)
         self.low = low if self.low is None else torch.minimum(self.low, low)
-        share = min(1.0, MOST_ROWS / max(1.0, len(rows) * total))
+        share = min(1.0, self.most / max(1.0, len(rows) * total))
         seen, first, share = self.counts.get(batch, (0, round(len(rows) * before), share))
         place = torch.arange(first + seen, first + seen + len(rows), dtype=torch.float64)
         self.counts[batch] = seen + len(rows), first, share
@@ -180,7 +182,7 @@ class Statistics:
             if not blocks:
                 progress.update("calibrate", number, parts)
             before, total = (sum(t) / tokens[number] for t in (tokens[:number], tokens))
-            watcher = _Seen(run, self.samples, number, before, total)
+            watcher = Seen(run, self.samples, number, before, total)
             batch = batches[number]
             with torch.no_grad(), same_draws(), run.watching(watcher, token_masks(batch)):
                 _run(model, batch, number)
@@ -190,7 +192,7 @@ class Statistics:
             finished(blocks[number], self)
 
         passes = [partial(pass_of, number) for number in parallel.own(len(batches))]
-        parts_of_model = [model.get_submodule(name) for name in blocks]
+        parts_of_model = [(model.get_submodule(name),) for name in blocks]
         with without_cache(model):
             parallel.together(partial(in_step, [run], parts_of_model, passes, told))
         self._join()
@@ -241,7 +243,7 @@ class Statistics:
         return bool(torch.minimum(up, down).mean() < ONE_SIDED * torch.maximum(up, down).mean())
 
 
-class _Seen(Watcher):
+class Seen(Watcher):
     """Takes note of what one batch shows.
 
     Args:
@@ -249,23 +251,34 @@ class _Seen(Watcher):
         samples: To add to.
         number: Of the batch.
         before, total: See :meth:`Sample.add`.
+        most: Rows to keep of a site, about.
     """
 
     def __init__(
-        self, run: Run, samples: dict[str, Sample], number: int, before: float, total: float
-    ) -> None:
-        self._run, self.samples = run, samples
+        self, run: Run, samples: dict[str, Sample], number: int, before: float, total: float,
+        most: int = MOST_ROWS,
+    ) -> None:  # fmt: skip
+        self._run, self.samples, self._most = run, samples, most
         self._place = number, before, total
         self._readings = Readings()
 
     def on_input(self, site: Site, x: Tensor) -> Tensor:
         if self._readings.is_new(site, x):
             if site.kind == "conv":
-                self.samples.setdefault(site.name, Sample()).add_images(x, self._place[0])
+                self._sample(site.name).add_images(x, self._place[0])
                 self._add(site.name, x.movedim(1, -1).flatten(0, -2))
             else:
-                self._add(site.name, self._rows(site, x))
+                self.take(site, x)
         return x
+
+    def take(self, site: Site, x: Tensor) -> None:
+        """Take note of what a site reads.
+
+        Args:
+            site: Of no convolution.
+            x: What enters.
+        """
+        self._add(site.name, self._rows(site, x))
 
     def _rows(self, site: Site, x: Tensor) -> Tensor:
         """Unpadded tokens, ``[rows, channels]`` or, in attention, ``[rows, heads, channels]``."""
@@ -283,10 +296,13 @@ class _Seen(Watcher):
     def on_values(self, name: str, x: Tensor) -> None:
         self._add(name, self._run.rows(x, name))
 
+    def _sample(self, name: str) -> Sample:
+        return self.samples.setdefault(name, Sample(most=self._most))
+
     def _add(self, name: str, rows: Tensor) -> None:
         if not bool(rows.isfinite().all()):
             raise InputError(
                 f"port needs finite activations, got NaN or infinity at {name}. Check the "
                 "model's weights and inputs."
             )
-        self.samples.setdefault(name, Sample()).add(rows.detach(), *self._place)
+        self._sample(name).add(rows.detach(), *self._place)

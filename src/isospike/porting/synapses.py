@@ -2,11 +2,12 @@
 
 A weight that reads the spikes of input channel c and excites output o is
 
-(1)  W[o, c] = step[o] share[o, g] q[o, c],   |q| <= 2^(bits - 1) - 1,   g the group of c
+(1)  W[o, c] = step[o] share[o, g] q[o, c],   -2^(bits - 1) <= q < 2^(bits - 1),   g the group of c
 
 with ``step`` a power of two and ``share`` a whole number, so that a product of spikes adds whole
-multiples of the step and its order of addition cannot matter. At eight bits an output is one group;
-at four, a group has 32 inputs.
+multiples of the step and its order of addition cannot matter. A share may be negative: q has one
+number more below zero than above, and each group puts it where it helps. At eight bits an output is
+one group; at four, a group has 32 inputs.
 
 The sum over the calibration's integers N of the squared error of an output is, with D its row of
 rounding errors and the mean left out, which the bias takes up,
@@ -35,8 +36,8 @@ from isospike.errors import InputError, RangeError
 
 WEIGHT_BITS = (16, 8, 4)
 GROUP = 32  # inputs that share a quantum, at four bits
-# Largest share, by bits: at 8 the eighth of an octave, at 4 what keeps share * q in one byte.
-_MOST_SHARE = {8: 7, 4: 18}
+MOST_SHARE = 127
+PARTS = tuple(n / 20 for n in range(21, 9, -1))  # of the quantum that reaches the largest weight
 BLOCK = 128  # channels rounded before the others hear of their errors
 DAMPING = 0.1  # of the mean of H's diagonal: a sample has few rows, and other inputs differ
 SWEEPS = 2  # in which every channel is rounded anew
@@ -97,7 +98,7 @@ class Rounded(NamedTuple):
     Attributes:
         weight: It, ``[outputs, inputs]``.
         step: ``[outputs]``.
-        share: ``[outputs, groups]``.
+        share: ``[outputs, groups]``, not 0.
     """
 
     weight: Tensor
@@ -105,9 +106,9 @@ class Rounded(NamedTuple):
     share: Tensor
 
 
-def largest(bits: int) -> int:
-    """The largest whole number of so many bits, in either sign."""
-    return (1 << (bits - 1)) - 1
+def limits(bits: int) -> tuple[int, int]:
+    """The least and the largest whole number of so many bits."""
+    return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
 
 
 def wide_channels(size: Tensor) -> Tensor:
@@ -162,10 +163,10 @@ def round_weight(weight: Tensor, reach: Tensor, bits: int, moments: Moments | No
     step, share = _shares(wide, power, reach.double(), bits, group)
     quantum = (step[:, None] * share).repeat_interleave(group, 1)[:, :width]
     if moments is None:
-        q = (wide / quantum).round().clamp(-largest(bits), largest(bits))
+        q = (wide / quantum).round().clamp(*limits(bits))
     else:
-        q = _round_in_order(wide, quantum, largest(bits), moments)
-        _round_anew(q, wide, quantum, largest(bits), moments)
+        q = _round_in_order(wide, quantum, limits(bits), moments)
+        _round_anew(q, wide, quantum, limits(bits), moments)
     return Rounded((q * quantum).to(weight.dtype), step.to(weight.dtype), share.to(weight.dtype))
 
 
@@ -173,23 +174,35 @@ def _shares(
     weight: Tensor, power: Tensor, reach: Tensor, bits: int, group: int
 ) -> tuple[Tensor, Tensor]:
     """The step of each output, and of each group the share that errs least."""
-    most, top = _MOST_SHARE[bits], largest(bits)
+    ends = limits(bits)
     pad = -weight.shape[1] % group
     grouped = F.pad(weight, (0, pad)).view(len(weight), -1, group)
     counts = F.pad(power, (0, pad)).view(-1, group)
-    peak = grouped.abs().amax((1, 2)) / top
-    step = torch.maximum(reach, peak / most).clamp_min(1e-30).log2().ceil().exp2()
-    share, least = torch.ones_like(grouped[..., 0]), torch.full_like(grouped[..., 0], torch.inf)
-    for candidate in range(1, most + 1):
-        quantum = (candidate * step)[:, None, None]
-        rounded = (grouped / quantum).round_().clamp_(-top, top).mul_(quantum)
-        error = (rounded.sub_(grouped).square_() * counts).sum(-1)
+    largest = grouped.abs().amax(-1) / ends[1]
+    step = torch.maximum(reach, largest.amax(-1) / MOST_SHARE)
+    step = step.clamp_min(1e-30).log2().ceil().exp2()
+    share, least = torch.ones_like(largest), torch.full_like(largest, torch.inf)
+    for part in (*PARTS, *(-part for part in PARTS)):
+        q = (
+            (grouped / torch.where(largest > 0, part * largest, 1.0)[..., None])
+            .round_()
+            .clamp_(*ends)
+        )
+        both = (counts * grouped * q).sum(-1)
+        own = (counts * q.square_()).sum(-1)
+        # With these q, the share that errs least; then the error less what no share changes.
+        found = (both / (own * step[:, None]).clamp_min(1e-300)).round()
+        found = torch.where(found == 0, 1, found).clamp(-MOST_SHARE, MOST_SHARE)
+        quantum = found * step[:, None]
+        error = (own * quantum - 2 * both) * quantum
         better = error < least
-        share[better], least[better] = candidate, error[better]
+        share[better], least[better] = found[better], error[better]
     return step, share
 
 
-def _round_in_order(weight: Tensor, quantum: Tensor, top: int, moments: Moments) -> Tensor:
+def _round_in_order(
+    weight: Tensor, quantum: Tensor, ends: tuple[int, int], moments: Moments
+) -> Tensor:
     """q of (1), each channel's error made up for by those that follow."""
     order, inverse = moments.order, moments.inverse
     left, quantum = weight[:, order], quantum[:, order]
@@ -198,7 +211,7 @@ def _round_in_order(weight: Tensor, quantum: Tensor, top: int, moments: Moments)
         stop = min(start + BLOCK, left.shape[1])
         errors = torch.empty_like(left[:, start:stop])
         for c in range(start, stop):
-            q[:, c] = (left[:, c] / quantum[:, c]).round().clamp(-top, top)
+            q[:, c] = (left[:, c] / quantum[:, c]).round().clamp(*ends)
             error = (left[:, c] - q[:, c] * quantum[:, c]) / inverse[c, c]
             left[:, c:stop].addr_(error, inverse[c, c:stop], alpha=-1)
             errors[:, c - start] = error
@@ -208,12 +221,14 @@ def _round_in_order(weight: Tensor, quantum: Tensor, top: int, moments: Moments)
     return back
 
 
-def _round_anew(q: Tensor, weight: Tensor, quantum: Tensor, top: int, moments: Moments) -> None:
+def _round_anew(
+    q: Tensor, weight: Tensor, quantum: Tensor, ends: tuple[int, int], moments: Moments
+) -> None:
     """Lower (2), channel by channel: each is best at its weight less its share of the slope D H."""
     slope = (q * quantum - weight) @ moments.h
     for c in [*moments.order.tolist()] * SWEEPS:
         best = q[:, c] - slope[:, c] / (moments.h[c, c] * quantum[:, c])
-        change = best.round().clamp(-top, top) - q[:, c]
+        change = best.round().clamp(*ends) - q[:, c]
         if bool(change.any()):
             q[:, c] += change
             slope.addr_(change * quantum[:, c], moments.h[c])

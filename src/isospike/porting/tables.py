@@ -1,6 +1,7 @@
 """Tables of embeddings as whole numbers: no synapses, but most of a small model's file.
 
 A row is a whole multiple of its own quantum, its largest number over the largest of its bits.
+Numbers are as large below zero as above.
 """
 
 from collections.abc import Mapping
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from isospike.porting.calls import Calls
-from isospike.porting.synapses import largest
 
 TABLE_BITS = {8: 8, 4: 6}
 """Bits of a table by those of the weights."""
@@ -79,6 +79,6 @@ def whole_rows(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         weight: ``[rows, channels]``, float32.
         bits: Of a number.
     """
-    quantum = weight.abs().amax(1, keepdim=True) / largest(bits)
+    quantum = weight.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
     quantum = torch.where(quantum > 0, quantum, torch.ones_like(quantum))
     return (weight / quantum).round(), quantum
