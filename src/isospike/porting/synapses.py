@@ -39,7 +39,7 @@ GROUP = 32  # inputs that share a quantum, at four bits
 MOST_SHARE = 127
 PARTS = tuple(n / 20 for n in range(21, 9, -1))  # of the quantum that reaches the largest weight
 BLOCK = 128  # channels rounded before the others hear of their errors
-DAMPING = 0.1  # of the mean of H's diagonal: a sample has few rows, and other inputs differ
+DAMPING = 0.3  # of the mean of H's diagonal: a sample has few rows, and other inputs differ
 SWEEPS = 2  # in which every channel is rounded anew
 WIDE = 2.0  # times the usual size of a channel's weights, for each synapse
 
@@ -181,13 +181,10 @@ def _shares(
     largest = grouped.abs().amax(-1) / ends[1]
     step = torch.maximum(reach, largest.amax(-1) / MOST_SHARE)
     step = step.clamp_min(1e-30).log2().ceil().exp2()
+    usual = torch.where(largest > 0, largest, 1.0)[..., None]
     share, least = torch.ones_like(largest), torch.full_like(largest, torch.inf)
     for part in (*PARTS, *(-part for part in PARTS)):
-        q = (
-            (grouped / torch.where(largest > 0, part * largest, 1.0)[..., None])
-            .round_()
-            .clamp_(*ends)
-        )
+        q = (grouped / (part * usual)).round_().clamp_(*ends)
         both = (counts * grouped * q).sum(-1)
         own = (counts * q.square_()).sum(-1)
         # With these q, the share that errs least; then the error less what no share changes.
