@@ -9,7 +9,7 @@ already, on the same tokens and both without their means, a reader with the weig
 W' is rounded by the moments of what enters it in the port (:mod:`isospike.porting.synapses`), and
 the bias takes up the mean of W X - W' Y. The ridge r keeps K to what many tokens share; it is as
 large as the mean of the diagonal of Y^T Y, for a sample has few tokens and other inputs differ
-(compare Lin and others 2025, GPTAQ, which has no ridge).
+(compare Li, Yin, Lee, Xiao, Panda 2025, GPTAQ, without a ridge).
 
 The batches of both models wait at each site until all are there, so that one pass does it all.
 """
