@@ -162,7 +162,7 @@ class SpikingProduct(nn.Module):
         if self.run.phase == "run":
             return self._run(x)
         x = self.run.seen(self.site, x.to(self.weight.dtype))
-        return self._product(self._wired(x), self.weight) + self._along(self.bias)
+        return self._product(self.wired(x), self.weight) + self._along(self.bias)
 
     def _run(self, x: Tensor) -> Tensor:
         run, site = self.run, self.site

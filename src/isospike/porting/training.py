@@ -42,7 +42,7 @@ from isospike.porting.product import SpikingProduct
 from isospike.porting.run import Mode, Watcher, run_of
 from isospike.porting.saving import own_saving
 from isospike.porting.sites import Site
-from isospike.porting.synapses import largest
+from isospike.porting.synapses import limits
 from isospike.porting.tables import tables_of
 
 SLACK = 1 + 2.0**-20  # of a range: its largest value may lie above it by a rounding
@@ -133,8 +133,9 @@ def _on_grid(product: SpikingProduct, master: Tensor) -> Tensor:
     weight = master * _unit(product)
     if not bool((product.step > 0).all()):
         return weight
-    top = MAX_WEIGHT if product.weight_bits == 16 else largest(product.weight_bits)
-    rounded: Tensor = _Round.apply(weight, product.quantum, top)  # type: ignore[no-untyped-call]
+    bits = product.weight_bits
+    ends = (-MAX_WEIGHT, MAX_WEIGHT) if bits == 16 else limits(bits)
+    rounded: Tensor = _Round.apply(weight, product.quantum, ends)  # type: ignore[no-untyped-call]
     return rounded
 
 
@@ -142,10 +143,10 @@ class _Round(torch.autograd.Function):
     """(2)."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, quantum: Tensor, top: int) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, quantum: Tensor, ends: tuple[int, int]) -> Tensor:
         whole = weight / quantum
-        ctx.save_for_backward(whole.abs() <= top)
-        return whole.round_().clamp_(-top, top).mul_(quantum)
+        ctx.save_for_backward((whole >= ends[0]) & (whole <= ends[1]))
+        return whole.round_().clamp_(*ends).mul_(quantum)
 
     @staticmethod
     @once_differentiable
