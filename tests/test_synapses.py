@@ -76,7 +76,7 @@ def test_outputs_and_channels_that_are_zero_stay_zero():
 
 
 def test_a_channel_of_larger_weights_gets_further_synapses():
-    assert wide_channels(torch.tensor([1.0, 1, 1, 5, 1, 2.5])).tolist() == [3, 3, 5]
+    assert wide_channels(torch.tensor([1.0, 1, 1, 5, 1, 2.5])).tolist() == [3, 3, 3, 5]
     assert wide_channels(torch.zeros(3)).tolist() == []
 
 

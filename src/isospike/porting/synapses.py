@@ -40,8 +40,8 @@ MOST_SHARE = 127
 PARTS = tuple(n / 20 for n in range(21, 9, -1))  # of the quantum that reaches the largest weight
 BLOCK = 128  # channels rounded before the others hear of their errors
 DAMPING = 0.3  # of the mean of H's diagonal: a sample has few rows, and other inputs differ
-SWEEPS = 2  # in which every channel is rounded anew
-WIDE = 2.0  # times the usual size of a channel's weights, for each synapse
+SWEEPS = 4  # in which every channel is rounded anew
+WIDE = 1.5  # times the usual size of a channel's weights, for each synapse
 
 
 @dataclass(frozen=True)
