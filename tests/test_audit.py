@@ -519,3 +519,13 @@ def test_the_report_says_how_much_is_not_on_spikes():
     assert report.verdict().startswith(
         "1 of the 2 matrix products of Sequential do not read spikes, "
     )
+
+
+def test_weights_that_wrap_others_are_weights():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    layer = nn.Linear(4, 3).eval()
+    whole = layer.weight.detach()
+    layer.weight = nn.Parameter(TwoTensor(whole, whole.clone()), requires_grad=False)
+    found = isospike.audit(layer, {"input": torch.randn(2, 4)})
+    assert [(p.left, p.right) for p in found.products] == [("float", "weight")]

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 from isospike.porting.operands import counts_spikes, operand_kind
 
@@ -228,7 +228,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors = [*model.parameters(), *model.buffers()]
         for module in model.modules():  # tensors kept as plain attributes are weights too
             tensors += [v for v in vars(module).values() if isinstance(v, Tensor)]
-        self.stored = {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+        self.stored = {place for t in tensors if t.numel() and (place := _place(t))}
         # What is stored, and what is made of nothing else, such as a weight times its scale.
         self.constant = {0, *self.stored}
         # What is made of those and of whole numbers and switches of the input: masks, factors of a
@@ -544,7 +544,10 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
 
 
 def _place(x: Tensor) -> int:
-    """Address of a tensor's storage; 0 for packed weights, which have none."""
+    """Address of a tensor's storage, or of the first that a wrapper holds, as quantised weights of
+    torchao; 0 for packed weights, which have none."""
+    while is_traceable_wrapper_subclass(x):
+        x = getattr(x, x.__tensor_flatten__()[0][0])
     return x.untyped_storage().data_ptr() if x.layout == torch.strided else 0
 
 
