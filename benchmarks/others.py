@@ -55,7 +55,8 @@ def needed(package):
         return importlib.import_module(package)
     except ImportError as error:
         raise MissingExtraError(
-            f"beside-others needs the package {package}. Install it with pip install --no-deps."
+            f"beside-others needs the package {error.name or package}. Install it with pip install "
+            "--no-deps."
         ) from error
 
 
@@ -154,7 +155,7 @@ def _converted(model, p, recipe):
     functional = importlib.import_module("spikingjelly.activation_based.functional")
     heads = model.config.num_attention_heads
     blocks = nn.Sequential(*(Block(layer, heads) for layer in model.encoder.layer)).eval()
-    converted = recipes.Converter(recipe=recipe)(blocks)
+    converted = recipes.Converter(recipe=recipe).convert(blocks)
     functional.set_step_mode(converted, "m")
     return Way(Replayed(model.embeddings, converted, p.steps).eval(), float_bytes(model), None)
 
