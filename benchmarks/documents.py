@@ -27,7 +27,7 @@ RESULTS, DOCS = ROOT / "results", ROOT / "docs"
 PAGES = {
     "port": ("Ports of real models", (
         "stsb", "stories", "foreign", "foreign-captions", "foreign-lengths", "foreign-models",
-        "synapses", "whisper", "masked-lm", "allocation", "port-speed", "port-memory", "port-large",
+        "synapses", "beside-others", "whisper", "masked-lm", "allocation", "port-speed", "port-memory", "port-large",
         "demo", "stepped",
     )),
     "architectures": ("Which models can be ported", ("architectures", "generation")),
@@ -45,7 +45,7 @@ PAGES = {
         "lif", "spike-linear", "spike-attention", "spikformer", "neuron-start",
     )),
     "deploy": ("Off this machine", ("nir-attention", "nir-files", "onnx")),
-    "training": ("Training", ("cifar-integers", "trained-port", "beside-others")),
+    "training": ("Training", ("cifar-integers", "trained-port")),
     "gpu": ("On a GPU", ("gpu-parity", "gpu-ports", "gpu-neurons", "gpu-models")),
     "positions": ("Positional encodings", (
         "encodings", "published-table", "spike-timing", "frequency-compression", "learned-rank",
