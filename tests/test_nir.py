@@ -282,8 +282,8 @@ def test_shapes_that_do_not_fit_and_a_graph_without_ends_are_refused(nir):
 
 def test_a_layer_that_nir_does_not_have_is_refused_by_its_name(nir):  # noqa: ARG001
     for layer, shape, says in (
-        (nn.Softmax(-1), (3,), "a layer that NIR has, got a Softmax, in 'layer'"),
-        (LIF(HARD._replace(bias=0.5)), (3,), "neurons without a bias, in 'layer'"),
+        (nn.Softmax(-1), (3,), "a layer that NIR has in 'layer', got a Softmax"),
+        (LIF(HARD._replace(bias=0.5)), (3,), "neurons without a bias in 'layer', got one"),
         (nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), (1, 4, 4), "zeros as padding"),
         (nn.AvgPool2d(2, ceil_mode=True), (1, 5, 5), "an average of whole windows"),
         (nn.Linear(4, 2), (3, 4), "a linear layer of one axis"),

@@ -64,7 +64,9 @@ def train(
     )
     recipe.check()
     if find_spec("accelerate") is None:
-        raise MissingExtraError("train needs the package accelerate. Install isospike[train].")
+        raise MissingExtraError(
+            "train needs the package accelerate, got none. Install isospike[train]."
+        )
     from isospike.train.fit import fit
 
     with contextlib.redirect_stdout(sys.stderr):  # transformers prints what it logs

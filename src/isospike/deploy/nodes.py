@@ -246,7 +246,7 @@ class Writer:
             return self._integrator(name, layer.params, after)
         if isinstance(layer, nn.Linear):
             if len(before) != 1:
-                raise refused(name, f"a linear layer of one axis, got {before}", "Flatten first")
+                raise refused(name, "a linear layer of one axis", before, "Flatten first")
             weight = array(layer.weight)
             return (
                 nir.Linear(weight) if layer.bias is None else nir.Affine(weight, array(layer.bias))
@@ -264,13 +264,18 @@ class Writer:
             return nir.Scale(np.array(np.broadcast_to(array(layer.factor), after)))
         if isinstance(layer, Threshold):
             return nir.Threshold(below(np.broadcast_to(array(layer.threshold), after)))
-        raise refused(name, f"a layer that NIR has, got a {type(layer).__name__}", "Leave it out")
+        raise refused(name, "a layer that NIR has", f"a {type(layer).__name__}", "Leave it out")
 
     def _neuron(self, name: str, params: NeuronParams, shape: Shape) -> Any:
         if params.reset_to is None:
-            raise refused(name, "neurons that reset to a value", "Pass through spread_resets first")
+            raise refused(
+                name,
+                "neurons that reset to a value",
+                "some that subtract",
+                "Pass through spread_resets",
+            )
         if np.any(array(params.bias)):
-            raise refused(name, "neurons without a bias", "Put it into the layer before")
+            raise refused(name, "neurons without a bias", "one", "Put it into the layer before")
         values = {
             "v_threshold": below(self._full(params.threshold, shape)),
             "v_reset": self._full(params.reset_to, shape),
@@ -282,7 +287,7 @@ class Writer:
 
     def _leak(self, name: str, decay: Array, gain: Array) -> dict[str, Array]:
         if np.any(decay == 1):
-            raise refused(name, "leaks everywhere or nowhere", "Split the layer")
+            raise refused(name, "leaks everywhere or nowhere", "both", "Split the layer")
         kept = gain == 1 - decay
         return {"tau": self.dt / (1 - decay), "r": np.where(kept, 1.0, gain / (1 - decay))}
 
@@ -290,7 +295,9 @@ class Writer:
         neuron = self._neuron(name, layer.neurons.params, shape)
         synapse = layer.synapse.params
         if not hasattr(neuron, "tau") or np.any(array(synapse.bias)):
-            raise refused(name, "membranes that leak, and currents without a bias", "Change them")
+            raise refused(
+                name, "membranes that leak, and currents without a bias", "others", "Change them"
+            )
         leak = self._leak(name, self._full(synapse.decay, shape), self._full(synapse.gain, shape))
         return self.nir.CubaLIF(
             tau_syn=leak["tau"], w_in=leak["r"], tau_mem=neuron.tau, r=neuron.r,
@@ -300,7 +307,9 @@ class Writer:
     def _integrator(self, name: str, params: IntegratorParams, shape: Shape) -> Any:
         decay, gain = self._full(params.decay, shape), self._full(params.gain, shape)
         if np.any(array(params.bias)):
-            raise refused(name, "an integrator without a bias", "Put it into the layer before")
+            raise refused(
+                name, "an integrator without a bias", "one", "Put it into the layer before"
+            )
         if np.all(decay == 1):
             return self.nir.I(r=gain / self.dt)
         return self.nir.LI(**self._leak(name, decay, gain), v_leak=np.zeros(shape))
@@ -310,7 +319,7 @@ class Writer:
 
     def _conv(self, name: str, layer: Any, before: Shape) -> Any:
         if layer.padding_mode != "zeros":
-            raise refused(name, f"zeros as padding, got {layer.padding_mode}", "Pad before")
+            raise refused(name, "zeros as padding", layer.padding_mode, "Pad before")
         axes = before[1:]
         one = len(axes) == 1
 
@@ -332,7 +341,10 @@ class Writer:
         plain = layer.count_include_pad or not np.any(layer.padding)
         if layer.ceil_mode or layer.divisor_override is not None or not plain:
             raise refused(
-                name, "an average of whole windows", "Leave the options at their defaults"
+                name,
+                "an average of whole windows",
+                "another",
+                "Leave the options at their defaults",
             )
         values = (layer.kernel_size, layer.stride, layer.padding)
         return self.nir.AvgPool2d(*(np.array(_sizes(v)) for v in values))
@@ -343,7 +355,7 @@ class Writer:
             left += 1
         right = len(before) - (len(layer.shape) - left - 1)
         if layer.shape[left + 1 :] != before[right:] or right <= left:
-            raise refused(name, f"axes that are joined, got {before} to {layer.shape}", "Flatten")
+            raise refused(name, "axes that are joined", f"{before} to {layer.shape}", "Flatten")
         return self.nir.Flatten(
             input_type={"input": np.array(before)}, start_dim=left, end_dim=right - 1
         )
@@ -360,6 +372,6 @@ def below(threshold: Array) -> Array:
     return np.nextafter(value, np.float32(-np.inf)).astype(np.float64)
 
 
-def refused(name: str, needs: str, advice: str) -> UnsupportedError:
+def refused(name: str, needs: str, got: Any, advice: str) -> UnsupportedError:
     """The error for a layer that no node computes."""
-    return UnsupportedError(f"write_nir needs {needs}, in {name!r}. {advice}.")
+    return UnsupportedError(f"write_nir needs {needs} in {name!r}, got {got}. {advice}.")

@@ -133,7 +133,7 @@ def _decode(packed: bytes, where: str) -> Array:
         from PIL import Image
     except ImportError:
         raise MissingExtraError(
-            "load_data needs the package pillow to read images. Install isospike[train]."
+            "load_data needs the package pillow to read images, got none. Install isospike[train]."
         ) from None
     try:
         with Image.open(io.BytesIO(packed)) as image:
