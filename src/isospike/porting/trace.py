@@ -544,8 +544,7 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
 
 
 def _place(x: Tensor) -> int:
-    """Address of a tensor's storage, or of the first that a wrapper holds, as quantised weights of
-    torchao; 0 for packed weights, which have none."""
+    """Address of a tensor's storage, or of the first that it wraps; 0 for packed weights."""
     while is_traceable_wrapper_subclass(x):
         x = getattr(x, x.__tensor_flatten__()[0][0])
     return x.untyped_storage().data_ptr() if x.layout == torch.strided else 0
