@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import isospike
 from isospike.porting.run import run_of
@@ -237,6 +238,13 @@ def test_an_operator_of_another_library_is_taken_for_a_product():
     found = [p.op for p in trace_products(quantised, inputs(1)[0])]
     assert found == ["addmm", "quantized::linear_dynamic"]
     refused(quantised, r"got a quantised module in b \(Linear\). Port the model as it was before")
+
+
+def test_weights_that_wrap_others_are_refused_before_the_work():
+    model = small()
+    weight = model.b.weight.detach()
+    model.b.weight = nn.Parameter(TwoTensor(weight, weight.clone()), requires_grad=False)
+    refused(model, r"got weights that wrap others in b \(Linear\). Port the model before it is")
 
 
 # Weights.

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from isospike.errors import RangeError, ShapeError
 from isospike.kernels.neuron.reference import integrate_steps
+from isospike.neurons.checks import check_steps
 from isospike.neurons.spiking import (
     DEFAULT,
-    INPUTS,
     LIF,
     NeuronParams,
     NeuronState,
     _check_param,
     _check_state,
 )
-from isospike.tensors import check_kind, check_tensor
+from isospike.tensors import check_kind
 
 __all__ = [
     "CubaLIF", "CubaState", "Delay", "DelayState", "Integrator", "IntegratorParams", "delay",
@@ -115,26 +115,13 @@ def integrate(
 def _integrate(
     owner: str, x: Tensor, state: NeuronState | None, params: IntegratorParams
 ) -> tuple[Tensor, NeuronState]:
-    _check_steps(owner, x)
+    check_steps(owner, x)
     check_kind(owner, "params", params, IntegratorParams, "IntegratorParams(decay=0.9)")
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     values = [_check_param(owner, n, v, x, kind) for n, v in params._asdict().items()]
     v = None if state is None else _check_state(owner, state, x, kind)
     found, last = integrate_steps(x, v, values)
     return found, NeuronState(last)
-
-
-def _check_steps(owner: str, x: Tensor) -> None:
-    check_tensor(owner, "x", x)
-    if x.dtype not in INPUTS:
-        raise RangeError(
-            f"{owner} needs float32, bfloat16 or float64 input, got {x.dtype}. Convert x first."
-        )
-    if x.dim() == 0 or len(x) == 0:
-        raise ShapeError(
-            f"{owner} needs at least one step along axis 0, got shape {tuple(x.shape)}. Time is "
-            "axis 0; one step is x[None]."
-        )
 
 
 def delay(
@@ -161,7 +148,7 @@ def delay(
     >>> delay(torch.tensor([[1.0], [2.0], [3.0]]), 1)[0].flatten()
     tensor([0., 1., 2.])
     """
-    _check_steps("delay", x)
+    check_steps("delay", x)
     wait = _check_wait("delay", steps).to(x.device)
     shape = x.shape[1:]
     try:

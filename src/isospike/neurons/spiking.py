@@ -24,6 +24,7 @@ from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.kernels.neuron.engine import broadcast_param, neuron
 from isospike.kernels.neuron.ranges import check_compiled, check_range
 from isospike.kernels.neuron.reference import run_steps
+from isospike.neurons.checks import INPUTS, check_steps
 from isospike.surrogate import Sigmoid, Surrogate
 from isospike.tensors import check_kind, check_tensor, is_transformed
 
@@ -41,7 +42,6 @@ __all__ = [
 ]
 
 ENGINES = ("auto", "reference", "cpu", "gpu")
-INPUTS = (torch.float32, torch.bfloat16, torch.float64)
 SPIKES = (*INPUTS, torch.uint8, torch.bool)
 
 
@@ -262,16 +262,7 @@ def _run(
     engine: str,
     keep: bool,
 ) -> tuple[Tensor, NeuronState]:
-    check_tensor(owner, "x", x)
-    if x.dtype not in INPUTS:
-        raise RangeError(
-            f"{owner} needs float32, bfloat16 or float64 input, got {x.dtype}. Convert x first."
-        )
-    if x.dim() == 0 or len(x) == 0:
-        raise ShapeError(
-            f"{owner} needs at least one step along axis 0, got shape {tuple(x.shape)}. "
-            "Time is axis 0; one step is x[None]."
-        )
+    check_steps(owner, x)
     dtype = x.dtype if dtype is None else dtype
     if dtype not in SPIKES:
         raise RangeError(

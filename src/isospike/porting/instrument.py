@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from isospike import codes
 from isospike.circuits.digits import SignedDigitFormat
@@ -38,7 +39,7 @@ def in_python(model: nn.Module) -> nn.Module:
     """A model that Python runs, module by module; of a compiled one, what was compiled.
 
     Raises:
-        UnsupportedError: A part of it is compiled, scripted or quantised.
+        UnsupportedError: A part is compiled, scripted or quantised, or its weights wrap others.
     """
     model = getattr(model, "_orig_mod", model)
     for name, module in model.named_modules():
@@ -48,6 +49,8 @@ def in_python(model: nn.Module) -> nn.Module:
             kind, way = "a scripted module", "Port the module that was scripted"
         elif type(module).__module__.startswith(("torch.ao.nn", "torch.nn.quantized")):
             kind, way = "a quantised module", "Port the model as it was before it was quantised"
+        elif any(is_traceable_wrapper_subclass(p) for p in module.parameters(recurse=False)):
+            kind, way = "weights that wrap others", "Port the model before it is quantised or split"
         else:
             continue
         raise UnsupportedError(
