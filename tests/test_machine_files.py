@@ -98,6 +98,7 @@ HOSTILE = {
 @pytest.mark.parametrize("part", HOSTILE)
 def test_settings_that_ask_for_too_much_or_are_of_another_kind_are_refused(tmp_path, part):
     name, (*path, last), values = HOSTILE[part]
+    whole = file_of(name)
     for value in values:
 
         def change(about, _):
@@ -106,9 +107,9 @@ def test_settings_that_ask_for_too_much_or_are_of_another_kind_are_refused(tmp_p
                 place = place[step]
             place[last] = value  # noqa: B023
 
-        start = time.monotonic()
-        refused(rewritten(file_of(name), tmp_path / "m", change), "load needs")
-        assert time.monotonic() - start < 5
+        start = time.process_time()  # of this process: a busy machine does not count
+        refused(rewritten(whole, tmp_path / "m", change), "load needs")
+        assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

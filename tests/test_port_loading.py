@@ -178,9 +178,9 @@ def site_of(config):
 )
 def test_a_config_at_odds_with_itself_is_one_line_of_error(saved, change):
     edit(saved, change)
-    start = time.monotonic()
+    start = time.process_time()  # of this process: a busy machine does not count
     refused(saved, "load needs")
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_what_would_fetch_or_run_code_is_dropped(saved):
