@@ -15,7 +15,7 @@ MAX_DRAWN = 60
 WIDE, HIGH, LANE = 160, 46, 20  # distance of two layers, of two variables, of two passing edges
 _SWEEPS = 8
 _BOX = Markup(
-    '<rect x="{:.0f}" y="{:.0f}" width="104" height="28" rx="6" fill="white" stroke="{}"/>'
+    '<rect x="{:.0f}" y="{:.0f}" width="104" height="28" rx="6" fill="var(--paper)" stroke="{}"/>'
     '<text x="{:.0f}" y="{:.0f}" text-anchor="middle" fill="{}" font-size="13">{}</text>'
 )
 _LINE = Markup('<path d="{}" fill="none" stroke="{}" stroke-width="{:.1f}" {}/>')

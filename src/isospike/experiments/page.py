@@ -18,11 +18,11 @@ from isospike.experiments.grid import (
     mean,
 )
 from isospike.positions import POSITIONS, Additive, RandomizedOrdered, position
-from isospike.report.figures import Axis, Figure, Series, heatmap, line, matrix
+from isospike.report.figures import INK, Axis, Figure, Series, heatmap, line, matrix
 from isospike.report.page import Details, Grid, Section, legend, render
 
 COLOURS = {
-    "none": "#22303a", "sinusoidal": "#c8553d", "spike-timing": "#e0a458",
+    "none": INK, "sinusoidal": "#c8553d", "spike-timing": "#e0a458",
     "frequency-compressed": "#a23b72", "rank-learned": "#7f4f24", "rank-significance": "#d08c60",
     "cpg": "#e5989b", "rope": "#1f6f8b", "alibi": "#5b8c5a", "t5": "#2a9d8f", "fire": "#7b5ea7",
     "log-distance": "#8ab17d", "gray-code": "#5a7dcf", "randomized": "#b5179e",
@@ -111,7 +111,6 @@ def _overview(runs: Runs, tasks: Sequence[str], variants: Sequence[str], factor:
         "plot-overview" if factor == "x1" else f"plot-overview-{factor}",
         f"Accuracy at length {factor}", values, list(tasks), list(variants), limits=(0, 1),
         title=f"length {factor}", texts=".2f",
-        scale=((0, "#f6f1ea"), (0.8, "#a9cdd2"), (1, "#1f6f8b")),
     )  # fmt: skip
 
 

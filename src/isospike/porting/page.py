@@ -13,7 +13,7 @@ from isospike.porting.records import CurvePoint, LayerSum, Raster, SiteReport
 from isospike.report.figures import INK, MUTED, OFF, ON, Axis, Figure, Series, bar, line, scatter
 from isospike.report.figures import raster as raster_figure
 from isospike.report.numbers import number, si
-from isospike.report.page import Block, Details, Items, Note, Section
+from isospike.report.page import Block, Details, Items, Note, Section, Slider, swatch
 from isospike.report.table import Columns, Table
 
 Points = list[tuple[int, float, str]]
@@ -42,7 +42,7 @@ DIMENSION_MARKS: Marks = {
 def curve_section(
     curve: Sequence[CurvePoint],
     law: Law | None,
-    this_port: tuple[int, float],
+    this_port: tuple[str, int, float],
     max_error: float | None,
 ) -> Section:
     """Error against steps of every code, the fitted law, and this port's own steps and error.
@@ -50,7 +50,7 @@ def curve_section(
     Args:
         curve: Error of each code and number of steps.
         law: The fitted law, if any.
-        this_port: Steps and error of the port.
+        this_port: Code, steps and error of the port.
         max_error: The error that was asked for, if any.
 
     Returns:
@@ -66,7 +66,30 @@ def curve_section(
     )
     if law is not None:
         meaning += _law_meaning(law)
-    return Section(heading, meaning, (_curve_figure(curve, law, this_port, max_error),))
+    code, steps, error = this_port
+    figure = _curve_figure(curve, law, (steps, error), max_error)
+    return Section(heading, meaning, (figure, *_steps_slider(curve, law, code)))
+
+
+def _steps_slider(curve: Sequence[CurvePoint], law: Law | None, code: str) -> tuple[Block, ...]:
+    """Error and spikes at other numbers of steps, as measured or by the law."""
+    points = {p.steps: p for p in curve if p.code == code}
+    if len(points) < 2:
+        return ()
+    steps = sorted(points)
+    fitted = law if law is not None and law.code == code and law.code in CODES else None
+    if fitted is not None:
+        steps = list(range(min(steps), max(steps) + 1))
+    options = {}
+    for t in steps:
+        cards = {}
+        if t in points:
+            cards = {"Error": f"{number(points[t].error)}\nmeasured",
+                     "Spikes": f"{si(points[t].spikes)}\nper token"}  # fmt: skip
+        elif fitted is not None:
+            cards = {"Error": f"{number(fitted.error(t))}\nby the law"}
+        options[str(t)] = {"Steps": f"{t}\n{code}", **cards}
+    return (Slider("Time steps", options, str(steps[-1])),)
 
 
 def _law_meaning(law: Law) -> Markup:
@@ -212,9 +235,8 @@ def raster_section(raster: Raster | None, code: str) -> Section:
     colours = Markup("Each row is one neuron.")
     if paired:
         colours = Markup(
-            '<b style="color:{}">ON</b> neurons carry positive digits, <b style="color:{}">OFF</b> '
-            "neurons, above the line, negative ones."
-        ).format(ON, OFF)
+            "{} ON neurons carry positive digits, {} OFF neurons, above the line, negative ones."
+        ).format(swatch(ON), swatch(OFF))
     meaning = Markup(
         "Every spike of the first neurons at <code>{}</code> while the model reads “{}”. Each "
         "token is shown for {} steps. {}"

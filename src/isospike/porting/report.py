@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from isospike.codes import Law
 from isospike.energy import TABLES, Counts, estimate_energy
 from isospike.porting import page
+from isospike.porting.advice import fitness, next_step, on_other_inputs, worst_sites
 from isospike.porting.costs import cost_table
 from isospike.porting.records import (
     ChoiceReport,
@@ -18,7 +19,7 @@ from isospike.porting.records import (
     TextErrors,
 )
 from isospike.report.numbers import number, percent, si
-from isospike.report.page import Section
+from isospike.report.page import Items, Section
 from isospike.report.result import Report
 from isospike.report.table import Columns, Table
 
@@ -226,8 +227,11 @@ class PortReport(Report):
 
     def sections(self) -> Sequence[Section]:
         """From the error of the whole model to every site, and how all of it was measured."""
-        this_port = (self.steps, self.error)
-        sections = [page.curve_section(self.curve, self.law, this_port, self.max_error)]
+        this_port = (self.code, self.steps, self.error)
+        sections = [
+            self._advice_section(),
+            page.curve_section(self.curve, self.law, this_port, self.max_error),
+        ]
         if any(s.share is not None for s in self.sites):
             sections.append(page.steps_section(self.sites, self.error_predicted, self.error))
         circuits = self._circuit_table() if self.circuits else None
@@ -252,6 +256,17 @@ class PortReport(Report):
             page.sites_section(self.sites),
             self._method_section(),
         ]
+
+    def _advice_section(self) -> Section:
+        texts = (
+            fitness(self.error, self.cosine_pooled, self.agreement),
+            on_other_inputs(self.texts),
+            worst_sites(self.sites),
+            next_step(self.error, self.steps, self.max_error, self.reached),
+        )
+        return Section(
+            "Is it good enough, and what next?", "", (Items(tuple(filter(None, texts))),)
+        )
 
     def _raster_code(self) -> str:
         """The code of the site that the raster shows."""

@@ -1,22 +1,22 @@
 """A page for people: one HTML file that makes no request and can be read from disk years later."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, ClassVar, Union
+from typing import TYPE_CHECKING, ClassVar, Union
 
 from markupsafe import Markup
 
-from isospike.report import figures
+from isospike.report.drawing import draw
 from isospike.report.figures import Figure
 from isospike.report.table import Table
 
 if TYPE_CHECKING:
     import jinja2
 
-Block = Union[str, "Note", "Items", "Details", "Grid", "Drawing", Table, Figure]
+Block = Union[str, "Note", "Items", "Details", "Grid", "Drawing", "Slider", Table, Figure]
 """A part of a section. Text is escaped; a :class:`markupsafe.Markup` is written as it is."""
 
 
@@ -94,6 +94,23 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class Slider:
+    """A choice of one of several numbers, and what each of them comes to.
+
+    Attributes:
+        label: What is chosen.
+        options: Cards of each choice, value by name, by the choice's own name.
+        start: The one that is shown first.
+    """
+
+    kind: ClassVar[str] = "slider"
+
+    label: str
+    options: Mapping[str, Mapping[str, str]]
+    start: str
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of a page.
 
@@ -119,12 +136,24 @@ def legend(colours: Mapping[str, str], dashed: Collection[str] = ()) -> Note:
         A paragraph for the section, above its figures.
     """
     marks = (
-        Markup('<span style="color:{};white-space:nowrap">{} {}</span>').format(
-            colour, "┄┄" if name in dashed else "━━", name
-        )
+        Markup('<span class="key">{} {}</span>').format(swatch(colour, name in dashed), name)
         for name, colour in colours.items()
     )
     return Note(Markup(" &nbsp; ").join(marks))
+
+
+def swatch(colour: str, dashed: bool = False) -> Markup:
+    """A short line of a colour, for a text that speaks of it.
+
+    Args:
+        colour: Of the line.
+        dashed: Whether it has gaps.
+
+    Returns:
+        The element.
+    """
+    style = "dashed" if dashed else "solid"
+    return Markup('<i class="swatch" style="border-top:3px {} {}"></i>').format(style, colour)
 
 
 def render(
@@ -147,28 +176,14 @@ def render(
         footer: Small print at the end, a line each.
 
     Returns:
-        The page. Every text is escaped. Plotly, 5 MB, is in it only where there is a figure. An
-        error in one of its scripts is added to the attribute ``data-errors`` of the root element.
+        The page. Every text is escaped. Figures are drawn; scripts only save them, show their
+        numbers and move sliders. An error in one of them is added to the attribute
+        ``data-errors`` of the root element.
     """
-    plots = [block for section in sections for block in _figures(section.blocks)]
-    library = ""
-    if plots:
-        from plotly.offline import get_plotlyjs
-
-        library = get_plotlyjs()
     return _template("page.html").render(
         title=title, verdict=verdict, warnings=warnings, cards=cards or {}, sections=sections,
-        footer=footer, plots=plots, library=Markup(library), colours=figures,
+        footer=footer,
     )  # fmt: skip
-
-
-def _figures(blocks: Iterable[Block]) -> Iterator[Figure]:
-    """All figures among the blocks, also inside others."""
-    for block in blocks:
-        if isinstance(block, Figure):
-            yield block
-        elif isinstance(block, Details | Grid):
-            yield from _figures(block.blocks)
 
 
 @cache
@@ -178,11 +193,7 @@ def _template(name: str) -> "jinja2.Template":
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["script_json"] = _script_json
+    environment.globals["draw"] = draw
+    environment.filters["json"] = lambda value: json.dumps(value, allow_nan=False)
     text = files("isospike.report").joinpath(name).read_text(encoding="utf-8")
     return environment.from_string(text)
-
-
-def _script_json(value: Any) -> Markup:
-    """JSON that cannot end the script element it is written into."""
-    return Markup(json.dumps(value, allow_nan=False).replace("<", "\\u003c"))
