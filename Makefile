@@ -2,7 +2,7 @@
 # make test    the whole test suite
 # make check   formatting, lint, types, layers, tests
 # make test-wheel   the tests of the source archive against the wheel, in a clean environment
-# make docs    render results/ into docs/measurements and docs/claims
+# make docs    render results/ and docstrings into docs/, and build the site: out/site/index.html
 # make test-ecosystem   ports through the real sentence-transformers, lm-eval, mteb, accelerate (part of make test-full)
 # make bench   speed, as ratios; make test-full adds the slow tests
 # make bench-kernels   neurons and spike products beside SpikingJelly's and snnTorch's (extra peers)
@@ -12,6 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ECOSYSTEM := $(VENV)/.ecosystem
+SITE := $(VENV)/.site
 # One process a core, one thread a process: the test models are tiny. A process runs tests in their order and shares ports.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 # Without the hook that checks shapes: compiled code does not bear it, and it would refuse bad input first.
@@ -56,8 +57,13 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(MAKE) test
 
-docs: $(READY)
+docs: $(SITE)
 	$(BIN)/python -m benchmarks.documents
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+$(SITE): $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	@touch $@
 
 # Results go to out/: those in results/ are kept for the documents.
 BENCH := -m benchmarks --preset full --results out/results

@@ -1,4 +1,4 @@
-"""Render results/ to docs/measurements/ and docs/claims/: ``make docs``.
+"""Render results/ to docs/measurements/, docs/claims/ and the tables of README: ``make docs``.
 
 A page has a question for a heading, the command that answers it, tables with a sentence above each,
 goals, and notes from results/notes/NAME.md. Claims come from the registry and results/claims.toml.
@@ -10,6 +10,8 @@ import tomllib
 from collections import Counter
 from pathlib import Path
 
+from benchmarks import front
+from benchmarks.reference import reference_pages
 from isospike.experiments.study import (
     CORRECTED,
     FAILS,
@@ -230,7 +232,7 @@ def claim_pages() -> dict[str, str]:
 
 def pages() -> dict[str, str]:
     """Every page that is made, by path in docs/."""
-    return measurement_pages() | claim_pages()
+    return measurement_pages() | claim_pages() | reference_pages() | front.filled()
 
 
 def main() -> int:
@@ -240,7 +242,7 @@ def main() -> int:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-            print(path.relative_to(ROOT))
+            print(path.resolve().relative_to(ROOT))
     return 0
 
 
