@@ -66,7 +66,11 @@ class _Group(_PlainHelp, TyperGroup):
         if not extra.pop("standalone_mode", True):
             return super().main(args, prog_name, standalone_mode=False, **extra)
         try:
-            status = super().main(args, prog_name, standalone_mode=False, **extra)
+            if not (sys.argv[1:] if args is None else args):
+                print(START)
+                status = 0
+            else:
+                status = super().main(args, prog_name, standalone_mode=False, **extra)
             sys.stdout.flush()
         except _UsageError as error:
             say("error", self._usage(error, sys.argv[1:] if args is None else args))
@@ -108,6 +112,26 @@ def _epilog(title: str, lines: Sequence[str]) -> str:
     return "\n".join((f"[bold]{title}[/]", *indented)) + "\n\n" if lines else ""
 
 
+START = """\
+isospike: sequence models that compute with spikes.
+
+See it, each in about a minute:
+  isospike demo port       a sentence model on binary spikes
+  isospike demo train      a spiking network that learns small pictures
+  isospike demo learn      melodies learned in one pass, and continued
+  isospike demo analyse    causes in a table, what collapses in a model
+
+With what you have:
+  isospike check MODEL     what of a model would run on spikes
+  isospike port MODEL      port it, measure it, save it
+  isospike train NAME DIR  train a spiking network on your pictures
+  isospike learn FILE      learn a text or melodies, symbol by symbol
+  isospike order TABLE     order its columns, causes first
+
+All commands: isospike --help\
+"""
+"""What the command prints alone."""
+
 app = typer.Typer(
     name="isospike",
     cls=_Group,
@@ -128,7 +152,6 @@ app = typer.Typer(
         ),
     ),
     rich_markup_mode="rich",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
