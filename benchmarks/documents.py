@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks import front
+from benchmarks.examples import example_pages
 from benchmarks.reference import reference_pages
 from isospike.experiments.study import (
     CORRECTED,
@@ -232,7 +233,8 @@ def claim_pages() -> dict[str, str]:
 
 def pages() -> dict[str, str]:
     """Every page that is made, by path in docs/."""
-    return measurement_pages() | claim_pages() | reference_pages() | front.filled()
+    made = measurement_pages() | claim_pages() | reference_pages() | example_pages()
+    return made | front.filled()
 
 
 def main() -> int:
