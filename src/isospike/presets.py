@@ -1,18 +1,136 @@
-"""Parameters of the neurons of other libraries, for :mod:`isospike.neurons`.
+"""The neurons of other libraries as ours: by their arguments, or from a module of theirs.
 
-Each function takes the arguments of the library's own neuron, with its names and defaults, and the
-spikes are the same: tested against the libraries and against golden files made by them.
+Each function of parameters takes the arguments of the library's own neuron, with its names and
+defaults, and the spikes are the same: tested against the libraries and against golden files made by
+them. :func:`from_module` reads a neuron that is there.
 """
 
+from typing import Any
+
 import numpy as np
+import torch
+from torch import nn
 
 from isospike.errors import RangeError, UnsupportedError
 from isospike.kernels.neuron.ranges import check_range
-from isospike.neurons import NeuronParams
-from isospike.surrogate import ATan, SuperSpike
+from isospike.neurons import IF, LIF, PLIF, Neuron, NeuronParams
+from isospike.surrogate import ATan, Erf, Sigmoid, SuperSpike, Surrogate, Triangle
 from isospike.tensors import check_numbers
 
-__all__ = ["norse_lif_box", "snntorch_leaky", "spikingjelly_lif"]
+__all__ = ["from_module", "norse_lif_box", "snntorch_leaky", "spikingjelly_lif"]
+
+SURROGATES: dict[str, type[Surrogate]] = {
+    "spikingjelly.Sigmoid": Sigmoid, "spikingjelly.ATan": ATan, "spikingjelly.Erf": Erf,
+    "spikingjelly.PiecewiseQuadratic": Triangle, "snntorch.atan": ATan, "snntorch.sigmoid": Sigmoid,
+    "snntorch.fast_sigmoid": SuperSpike,
+}  # fmt: skip
+"""Ours by the library and its name there; the steepness means the same."""
+
+
+def from_module(module: nn.Module) -> Neuron:
+    """Our neuron that fires as another library's does.
+
+    The state of ``module`` is not taken: ours has none, it is an argument of :meth:`Neuron.run`.
+    Its input has time in front, as SpikingJelly's in the step mode ``m``.
+
+    Args:
+        module: SpikingJelly's ``IFNode``, ``LIFNode`` or ``ParametricLIFNode``, snnTorch's
+            ``Leaky`` or Norse's ``LIFBoxCell``.
+
+    Returns:
+        An :class:`IF`, :class:`LIF` or :class:`PLIF` with the parameters as they are now.
+
+    Raises:
+        UnsupportedError: Another module, or a setting or surrogate that ours has not.
+        RangeError: As for the function of its parameters in this module.
+
+    >>> from_module(torch.nn.ReLU())
+    Traceback (most recent call last):
+    ...
+    isospike.errors.UnsupportedError: from_module needs a neuron of SpikingJelly, snnTorch or \
+Norse that it knows, got ReLU. Give one of IFNode, LIFNode, ParametricLIFNode, Leaky, LIFBoxCell.
+    """
+    library, name = type(module).__module__.partition(".")[0], type(module).__name__
+    known: dict[str, Any] = {
+        "spikingjelly.IFNode": _spikingjelly, "spikingjelly.LIFNode": _spikingjelly,
+        "spikingjelly.ParametricLIFNode": _spikingjelly, "snntorch.Leaky": _snntorch,
+        "norse.LIFBoxCell": _norse,
+    }  # fmt: skip
+    read = known.get(f"{library}.{name}")
+    if read is None:
+        raise UnsupportedError(
+            "from_module needs a neuron of SpikingJelly, snnTorch or Norse that it knows, got "
+            f"{name}. Give one of {', '.join(k.partition('.')[2] for k in known)}."
+        )
+    neuron: Neuron = read(module)
+    return neuron
+
+
+def _spikingjelly(node: Any) -> Neuron:
+    kind = type(node).__name__
+    surrogate = node.surrogate_function
+    if not surrogate.spiking:
+        raise UnsupportedError(
+            f"from_module needs a surrogate that spikes, got {surrogate} of {kind}. Build it with "
+            "spiking=True."
+        )
+    ours = _surrogate("spikingjelly", type(surrogate).__name__, getattr(surrogate, "alpha", None))
+    common = {"v_threshold": node.v_threshold, "v_reset": node.v_reset,
+              "detach_reset": node.detach_reset}  # fmt: skip
+    if kind == "LIFNode":
+        return LIF(spikingjelly_lif(node.tau, node.decay_input, **common), surrogate=ours)
+    params = spikingjelly_lif(**common)._replace(gain=1.0, surrogate=ours)
+    if kind == "IFNode":
+        return IF(params)
+    decay = 1 - torch.sigmoid(node.w.detach())
+    return PLIF(params, decay=decay, input_decays=node.decay_input)
+
+
+def _snntorch(leaky: Any) -> Neuron:
+    if leaky.inhibition or float(leaky.graded_spikes_factor) != 1:
+        raise UnsupportedError(
+            "from_module needs a Leaky without inhibition and graded spikes, got "
+            f"inhibition={leaky.inhibition}, graded_spikes_factor={leaky.graded_spikes_factor}. "
+            "Leave them at their defaults."
+        )
+    if leaky.beta.numel() != 1 or leaky.threshold.numel() != 1:
+        raise UnsupportedError(
+            f"from_module needs a Leaky with one beta and one threshold, got {leaky.beta.numel()} "
+            f"and {leaky.threshold.numel()}. Build a LIF with tensors of them."
+        )
+    beta, threshold = (_exact(v) for v in (leaky.beta.clamp(0, 1), leaky.threshold))
+    params = snntorch_leaky(beta, threshold, leaky.reset_mechanism, reset_delay=leaky.reset_delay)
+    grad = leaky.spike_grad
+    name = getattr(grad, "__qualname__", type(grad).__name__).partition(".")[0]
+    alpha = grad.__closure__[0].cell_contents if getattr(grad, "__closure__", None) else None
+    return LIF(params, surrogate=_surrogate("snntorch", name, alpha))
+
+
+def _norse(cell: Any) -> Neuron:
+    p = cell.p
+    if p.method != "super":
+        raise UnsupportedError(
+            f"from_module needs a LIFBoxCell with Norse's method super, got {p.method!r}. "
+            "Build a LIF with a surrogate of isospike."
+        )
+    rate, leak, threshold, reset = map(_exact, (p.tau_mem_inv, p.v_leak, p.v_th, p.v_reset))
+    return LIF(norse_lif_box(rate, leak, threshold, reset, cell.dt))
+
+
+def _exact(value: Any) -> float:
+    """A number as it was written, where a tensor has rounded it."""
+    return float(f"{float(value):.7g}")
+
+
+def _surrogate(library: str, name: str, alpha: Any) -> Surrogate:
+    ours = SURROGATES.get(f"{library}.{name}")
+    if ours is None or alpha is None:
+        names = ", ".join(k.partition(".")[2] for k in SURROGATES if k.startswith(library))
+        raise UnsupportedError(
+            f"from_module needs a surrogate of {names}, got {name}. Choose one of them, or build a "
+            "LIF with a surrogate of isospike."
+        )
+    return ours(float(alpha))
 
 
 def spikingjelly_lif(

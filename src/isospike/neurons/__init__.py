@@ -14,6 +14,7 @@ from isospike.neurons.currents import (
     delay,
     integrate,
 )
+from isospike.neurons.norms import fold_norm, scale_and_shift
 from isospike.neurons.spiking import (
     IF,
     LIF,
@@ -22,9 +23,7 @@ from isospike.neurons.spiking import (
     NeuronParams,
     NeuronState,
     compile_neuron,
-    fold_norm,
     run,
-    scale_and_shift,
     step,
 )
 

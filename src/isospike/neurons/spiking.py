@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from isospike.errors import RangeError, ShapeError, UnsupportedError
+from isospike.errors import InputError, RangeError, ShapeError, UnsupportedError
 from isospike.kernels.neuron.engine import broadcast_param, neuron
 from isospike.kernels.neuron.ranges import check_compiled, check_range
 from isospike.kernels.neuron.reference import run_steps
@@ -36,7 +36,6 @@ __all__ = [
     "NeuronParams",
     "NeuronState",
     "compile_neuron",
-    "fold_norm",
     "run",
     "step",
 ]
@@ -173,57 +172,6 @@ def step(
     check_tensor("step", "x", x)
     spikes, state = _run("step", x[None], state, params, dtype, engine, keep=True)
     return spikes[0], state
-
-
-def fold_norm(params: NeuronParams, norm: nn.Module, axes: int = 0) -> NeuronParams:
-    """Fold the batch normalisation before neurons into their gain and bias.
-
-    ``gain' = gain a`` and ``bias' = bias + gain b``, where the normalisation is ``a x + b`` per
-    channel, so that a layer reads its input once. The rounding differs from that of two steps.
-
-    Args:
-        params: The neurons behind the normalisation.
-        norm: A ``BatchNorm`` with running statistics.
-        axes: Axes behind the channels: 0 for ``[steps, batch, ..., channels]``, 2 for images.
-
-    Returns:
-        Parameters of neurons that read what the normalisation read.
-
-    Raises:
-        UnsupportedError: ``norm`` is something else, or keeps no statistics.
-
-    Gradient: none, for inference.
-
-    >>> fold_norm(NeuronParams(), torch.nn.BatchNorm1d(2, eps=0.0)).gain
-    tensor([1., 1.])
-    """
-    a, b = scale_and_shift(norm)
-    a, b = (n.view(-1, *[1] * axes) for n in (a, b))
-    return params._replace(gain=a * params.gain, bias=b * params.gain + params.bias)
-
-
-def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """``a`` and ``b`` of a batch normalisation in inference, ``a x + b`` per channel.
-
-    Args:
-        norm: A ``BatchNorm`` with running statistics.
-
-    Raises:
-        UnsupportedError: ``norm`` is not a batch normalisation, or keeps no statistics.
-    """
-    mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or mean is None or var is None:
-        raise UnsupportedError(
-            f"fold_norm needs a batch normalisation with running statistics, got {norm}. "
-            "Fold it into the layer before, or run it on its own."
-        )
-    a = (var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        a = a * norm.weight.detach().double()
-    b = -mean.double() * a
-    if norm.bias is not None:
-        b = b + norm.bias.detach().double()
-    return a.to(mean.dtype), b.to(mean.dtype)
 
 
 def compile_neuron(params: NeuronParams, channels: int) -> Callable[[Tensor, torch.dtype], Tensor]:
@@ -392,6 +340,7 @@ class Neuron(nn.Module, ABC):
 
     Args:
         params: Parameters of the neurons. Tensors become buffers, an ``nn.Parameter`` stays one.
+        changes: Single parameters by name, as ``decay=0.9``, in place of those of ``params``.
         dtype: Type of the spikes, see :func:`run`.
         engine: See :func:`run`.
 
@@ -405,13 +354,14 @@ class Neuron(nn.Module, ABC):
         *,
         dtype: torch.dtype | None = None,
         engine: str = "auto",
+        **changes: Any,
     ) -> None:
         super().__init__()
+        params = _changed(type(self).__name__, params, changes)
         self.dtype = dtype
         self.engine = engine
         self._fixed = params
         owner = type(self).__name__
-        check_kind(owner, "params", params, NeuronParams, "NeuronParams(decay=0.9)")
         check_kind(owner, "surrogate", params.surrogate, Surrogate, "Sigmoid()")
         for name, value in params._asdict().items():
             left_out = name in ("reset_by", "reset_to") and value is None
@@ -476,10 +426,22 @@ class Neuron(nn.Module, ABC):
         )
 
 
+def _changed(owner: str, params: NeuronParams, changes: dict[str, Any]) -> NeuronParams:
+    """Parameters with some of them given by name."""
+    check_kind(owner, "params", params, NeuronParams, "NeuronParams(decay=0.9)")
+    unknown = [name for name in changes if name not in NeuronParams._fields]
+    if unknown:
+        raise InputError(
+            f"{owner} needs parameters that it knows, got {unknown[0]!r}. Use "
+            f"{', '.join(NeuronParams._fields)}; for those of other libraries isospike.presets."
+        )
+    return params._replace(**changes)
+
+
 class LIF(Neuron):
     """Leaky integrate-and-fire neurons: the decay is constant, or an ``nn.Parameter``.
 
-    >>> layer = LIF(NeuronParams(decay=0.5, threshold=1.0))
+    >>> layer = LIF(decay=0.5, threshold=1.0)
     >>> layer(torch.full((4, 1), 0.75)).flatten()  # time is axis 0
     tensor([0., 1., 0., 1.])
     """
@@ -509,6 +471,7 @@ class PLIF(Neuron):
 
     Args:
         params: As for :class:`LIF`; ``decay`` strictly between 0 and 1.
+        changes: As for :class:`LIF`.
         input_decays: Whether the input is scaled by ``1 - decay``, times ``params.gain``.
         dtype: Type of the spikes, see :func:`run`.
         engine: See :func:`run`.
@@ -516,7 +479,7 @@ class PLIF(Neuron):
     Raises:
         RangeError: The decay before training is not strictly between 0 and 1.
 
-    >>> layer = PLIF(NeuronParams(decay=0.5))
+    >>> layer = PLIF(decay=0.5)
     >>> [name for name, _ in layer.named_parameters()]
     ['w']
 
@@ -533,7 +496,9 @@ class PLIF(Neuron):
         input_decays: bool = True,
         dtype: torch.dtype | None = None,
         engine: str = "auto",
+        **changes: Any,
     ) -> None:
+        params = _changed("PLIF", params, changes)
         decay = torch.as_tensor(params.decay, dtype=torch.float64)
         if not bool(((decay > 0) & (decay < 1)).all()):
             raise RangeError(
