@@ -58,7 +58,7 @@ def ports() -> Table:
         ))  # fmt: skip
     numbers = result("trained-port").numbers
     rows.append((
-        "MiniLM: accuracy on SST-2", "6, 16 bits",
+        "MiniLM: accuracy on SST-2", "6, 4 bits",
         f"{short(numbers['error, SST-2 dev, port, T=6'])} "
         f"({short(numbers['error, text of other kinds, port, T=6'])})",
         None, None,
