@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from published import generator, images
 from transformers import AutoModelForImageClassification
 
-from isospike.errors import RangeError
+from isospike.errors import RangeError, ShapeError
 from isospike.models import IntegerNet, IntegerNetConfig
-from isospike.models.integer import EXACT, IntegerNeurons, compare_runs, round_weights
+from isospike.models.integer import EXACT, IntegerNeurons, compare_runs, round_weights, whiten
 
 
 def network(levels=4, **settings):
@@ -17,7 +17,7 @@ def network(levels=4, **settings):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = IntegerNet(
-            IntegerNetConfig(stem=8, channels=(16, 32), levels=levels, num_labels=5, **settings)
+            IntegerNetConfig(channels=(16, 32), levels=levels, num_labels=5, **settings)
         )
     model.train()
     for module in model.modules():
@@ -118,3 +118,30 @@ def test_what_cannot_be_run_is_refused():
     model.layers[0].conv.weight.data[0, 0, 0, 0] = float("nan")
     with pytest.raises(RangeError, match="round_weights needs finite weights"):
         round_weights(model)
+
+
+def test_whitened_patches_have_currents_of_one_size_that_do_not_depend_on_each_other():
+    g = generator("whiten")
+    mixing = torch.randn(3, 3, generator=g)
+    x = torch.einsum("ij,bjhw->bihw", mixing, torch.randn(40, 3, 16, 16, generator=g))
+    model = network()
+    whiten(model, x)
+    currents = model.stem.conv(x).transpose(0, 1).flatten(1)
+    half = len(currents) // 2
+    assert torch.equal(currents[:half], -currents[half:])
+    torch.testing.assert_close(currents[:half].cov(), 4 * torch.eye(half), rtol=0.05, atol=0.2)
+
+
+def test_images_without_variance_are_whitened_to_finite_filters():
+    model = network()
+    whiten(model, torch.ones(2, 3, 8, 8))
+    assert model.stem.conv.weight.isfinite().all()
+    with pytest.raises(ShapeError, match="whiten needs images"):
+        whiten(model, torch.ones(2, 1, 8, 8))
+
+
+def test_images_of_any_size_above_the_stages_are_classified():
+    model = network()
+    assert model(torch.zeros(1, 3, 5, 9)).logits.shape == (1, 5)
+    with pytest.raises(ShapeError, match="needs sides above 4 pixels for 2 stages"):
+        model(torch.zeros(1, 3, 4, 9))

@@ -18,9 +18,7 @@ needs_accelerate = pytest.mark.skipif(
     find_spec("accelerate") is None, reason="accelerate is not installed"
 )
 needs_pillow = pytest.mark.skipif(find_spec("PIL") is None, reason="pillow is not installed")
-SMALL = Recipe(
-    "isospike-integer-net", {"stem": 4, "channels": [8], "levels": 4}, epochs=3, batch=8, steps=1
-)
+SMALL = Recipe("isospike-integer-net", {"channels": [8], "levels": 4}, epochs=3, batch=8, steps=1)
 
 
 def parts(count=24, side=8):

@@ -146,7 +146,6 @@ class IntegerNetConfig(SpikingConfig):
     """Sizes of an :class:`~isospike.models.IntegerNet`.
 
     Attributes:
-        stem: Channels of the convolution that reads the image.
         channels: Of each stage; a stage halves the image's sides.
         levels: D, the largest integer of a neuron and the steps of a run on spikes; 0 for
             rectifiers, which have no spikes.
@@ -155,14 +154,13 @@ class IntegerNetConfig(SpikingConfig):
     """
 
     model_type = "isospike-integer-net"
-    stem: int = 32
     channels: list[int] | tuple[int, ...] = (64, 128, 256)
     levels: int = 4
     num_channels: int = 3
     steps: int = 1
 
     def check(self) -> None:
-        check_positive("IntegerNetConfig", self, ("stem", "num_channels", "steps"))
+        check_positive("IntegerNetConfig", self, ("num_channels", "steps"))
         if not self.channels or min(self.channels) < 1 or not 0 <= self.levels <= 255:
             raise RangeError(
                 "IntegerNetConfig needs channels of at least 1 and levels from 0 to 255, got "

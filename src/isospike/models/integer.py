@@ -3,6 +3,10 @@
 (1)  n = floor(clamp(x, 0, D) + 1/2)                 one step, an integer
 (2)  s[t] = floor(n t / D + 1/2) - floor(n (t - 1) / D + 1/2),  t = 1 ... D     D steps, binary
 (3)  sum over t of W s[t] = W n
+(4)  currents of the first neurons = +-(D/2) (L + e)^(-1/2) E^T x, for 2 x 2 pixels x
+
+The first layer is not trained. Its filters whiten patches of training images, whose covariance is
+E L E^T (:func:`whiten`); each has both signs, as cells that fire for more and for less.
 
 Training has no time: the gradient of (1) is 1 inside (0, D). A run of D steps is the same network
 on binary spikes: every layer waits for the D spikes of the layer before, adds what they drive, and
@@ -13,7 +17,8 @@ order, and the two runs agree bit for bit.
 Deviates from the paper: a half is rounded up, as the neuron does, not to the even number.
 
 Reference: Yao, Qiu, Hu, Hu, Chou, Tian, Liao, Leng, Xu, Li (2025), Scaling spike-driven transformer
-with efficient spike firing approximation training.
+with efficient spike firing approximation training. (4) and the order of the convolutions: Jordan
+(2024), 94% on CIFAR-10 in 3.29 seconds on a single GPU.
 """
 
 from typing import Any, cast
@@ -23,11 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isospike.codes import RateCode
-from isospike.errors import RangeError
+from isospike.errors import RangeError, ShapeError
 from isospike.models.classifier import SpikingClassifier
 from isospike.models.configs import IntegerNetConfig
 
 EXACT = 2**24  # whole numbers up to here are exact in float32
+SMALLEST = 5e-3  # e in (4), for images of variance 1
 
 
 class _Integer(torch.autograd.Function):
@@ -72,13 +78,15 @@ class IntegerNeurons(nn.Module):
 
 
 class IntegerLayer(nn.Module):
-    """``norm(pool(conv(x)))``, then integer neurons."""
+    """``norm(pool(conv(x)))``, then integer neurons; the first layer is a fixed ``conv`` alone."""
 
-    def __init__(self, inputs: int, outputs: int, pool: bool, levels: int) -> None:
+    def __init__(self, inputs: int, outputs: int, pool: bool, levels: int, first: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        size, padding = (2, 0) if first else (3, 1)
+        self.conv = nn.Conv2d(inputs, outputs, size, padding=padding, bias=False)
+        self.conv.requires_grad_(not first)
         self.pool = pool
-        self.norm = nn.BatchNorm2d(outputs)
+        self.norm = nn.Identity() if first else nn.BatchNorm2d(outputs)
         self.neurons = IntegerNeurons(levels)
 
     def drive(self, y: Tensor) -> Tensor:
@@ -97,10 +105,10 @@ class IntegerLayer(nn.Module):
 
 
 class IntegerNet(SpikingClassifier):
-    """A small convolutional network of integer neurons, for images of 32 x 32 pixels.
+    """A small convolutional network of integer neurons.
 
-    A convolution reads the image; each stage has one convolution that pools and doubles the
-    channels and one that keeps both.
+    A fixed convolution reads 2 x 2 pixels; each stage has one convolution that pools and one that
+    keeps the size.
 
     Args:
         config: Its sizes.
@@ -119,18 +127,19 @@ class IntegerNet(SpikingClassifier):
     def __init__(self, config: IntegerNetConfig) -> None:
         config.check()
         super().__init__(config)
-        sizes, levels = [config.stem, *config.channels], config.levels
-        self.stem = IntegerLayer(config.num_channels, config.stem, False, levels)
+        inputs, levels = config.num_channels, config.levels
+        sizes = [8 * inputs, *config.channels]
+        self.stem = IntegerLayer(inputs, sizes[0], False, levels, True)
         self.layers = nn.ModuleList()
         for a, b in zip(sizes, sizes[1:], strict=False):
-            self.layers.append(IntegerLayer(a, b, True, levels))
-            self.layers.append(IntegerLayer(b, b, False, levels))
-        self.head = nn.Linear(config.channels[-1], config.num_labels)
+            self.layers.append(IntegerLayer(a, b, True, levels, False))
+            self.layers.append(IntegerLayer(b, b, False, levels, False))
+        self.head = nn.Linear(sizes[-1], config.num_labels)
         self.post_init()
 
     @property
     def stride(self) -> int:
-        return 1 << len(self.config.channels)
+        return 1
 
     def encode(self, frames: Tensor, steps: int) -> Tensor:
         levels = self.config.levels
@@ -140,20 +149,25 @@ class IntegerNet(SpikingClassifier):
                 f"run on integers, {levels} are the same run on spikes."
             )
         x = frames[0].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        if min(x.shape[2:]) <= 1 << len(self.config.channels):
+            raise ShapeError(
+                f"IntegerNet needs sides above {1 << len(self.config.channels)} pixels for "
+                f"{len(self.config.channels)} stages, got {tuple(x.shape[2:])}. Use fewer stages."
+            )
         if steps == 1:
             for layer in self.all_layers():
                 x = layer(x)
             counts = x
         else:
             stem, *layers = self.all_layers()
-            spikes = stem.neurons.fire(stem.drive(stem.conv(x)))
+            spikes = stem.neurons.fire(stem.conv(x))
             for layer in layers:
                 spikes = layer.fire(spikes)
             counts = spikes.sum(0)
         return torch.div(counts.mean((2, 3))[None], max(1, levels))
 
     def all_layers(self) -> list[IntegerLayer]:
-        """The layers in order, that which reads the image first."""
+        """The layers in order, the one that reads the image first."""
         return [self.stem, *cast(list[IntegerLayer], list(self.layers))]
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -162,6 +176,31 @@ class IntegerNet(SpikingClassifier):
             nn.init.kaiming_normal_(module.weight)
         if isinstance(module, nn.BatchNorm2d) and self.config.levels:
             nn.init.constant_(module.weight, self.config.levels / 2)  # so that all levels are used
+
+
+@torch.no_grad()
+def whiten(model: IntegerNet, images: Tensor) -> None:
+    """Set the filters (4) of a network's first layer, in place.
+
+    Args:
+        model: Before it is trained.
+        images: ``[batch, channels, height, width]``, scaled as for training: mean 0, variance 1.
+
+    Raises:
+        ShapeError: The images have other channels.
+    """
+    weight = model.stem.conv.weight
+    if images.dim() != 4 or images.shape[1] != weight.shape[1]:
+        raise ShapeError(
+            f"whiten needs images [batch, {weight.shape[1]}, height, width], got "
+            f"{tuple(images.shape)}. Give those that the network is trained on."
+        )
+    patches = F.unfold(images.to(weight.dtype), 2).transpose(1, 2).flatten(0, 1).double()
+    patches -= patches.mean(0)
+    sizes, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    filters = (vectors / (sizes.clamp(min=0) + SMALLEST).sqrt()).T * max(1, model.config.levels / 2)
+    filters = filters.view(-1, *weight.shape[1:])
+    weight.copy_(torch.cat([filters, -filters]))
 
 
 @torch.no_grad()
@@ -202,7 +241,7 @@ def compare_runs(model: IntegerNet, images: Tensor) -> dict[str, int]:
     """
     found = {"neurons": 0, "spikes": 0, "differ": 0}
     stem, *layers = model.all_layers()
-    y = stem.drive(stem.conv(images))
+    y = stem.conv(images)
     integers, spikes = stem.neurons(y), stem.neurons.fire(y)
     for layer in (*layers, None):
         binary = ((spikes == 0) | (spikes == 1)).all(0)

@@ -270,10 +270,14 @@ class Batches(Dataset[Any]):
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         """The images of these numbers as a batch."""
         at = torch.tensor(indices)
-        images = self.part.images[at].float().sub_(self.mean).div_(self.deviation)
+        images = self.scaled(at)
         if self.shift is not None:
             images = self._vary(images, np.array(indices, dtype=np.uint64))
         return {"pixel_values": images, "labels": self.part.labels[at]}
+
+    def scaled(self, at: Tensor) -> Tensor:
+        """The images of these numbers, scaled and not varied."""
+        return self.part.images[at].float().sub_(self.mean).div_(self.deviation)
 
     def _vary(self, images: Tensor, indices: Array) -> Tensor:
         shift = int(self.shift or 0)

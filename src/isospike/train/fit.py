@@ -17,9 +17,12 @@ from transformers.training_args import TrainingArguments
 
 from isospike import progress
 from isospike.errors import InputError, RangeError
+from isospike.models.integer import IntegerNet, whiten
 from isospike.report.files import write_file
 from isospike.train.data import Batches, Data
 from isospike.train.recipe import Recipe
+
+WHITEN = 2000  # images whose patches the first filters whiten
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,8 @@ def fit(recipe: Recipe, data: Data, out: Path, *, resume: bool = False) -> Fitte
     if resume and last is None:
         raise InputError(f"train needs a checkpoint to resume from, got none in {out}. Start anew.")
     train, test = batches(recipe, data)
+    if isinstance(model, IntegerNet):
+        whiten(model, train.scaled(torch.arange(0, len(train), max(1, len(train) // WHITEN))))
     watch = _Watch(train)
     decayed, others = _groups(model)
     sgd = {"lr": recipe.rate, "momentum": 0.9, "nesterov": True}

@@ -114,12 +114,12 @@ SMALL: dict[str, Any] = {
 RECIPES: dict[str, dict[str, Recipe]] = {
     "integer-net": {
         "small": Recipe(
-            "isospike-integer-net", {"stem": 32, "channels": [48, 96, 192], "levels": 4},
-            epochs=9, warmup=0.2666, steps=1,
+            "isospike-integer-net", {"channels": [48, 128, 192], "levels": 4},
+            epochs=12, batch=250, rate=0.6, decay=1e-3, steps=1,
         ),
         "full": Recipe(
-            "isospike-integer-net", {"stem": 64, "channels": [128, 256, 512], "levels": 4},
-            epochs=60, steps=1,
+            "isospike-integer-net", {"channels": [128, 256, 512], "levels": 4},
+            epochs=60, batch=250, rate=0.6, decay=1e-3, steps=1,
         ),
     },
     "qkformer": {
