@@ -1,7 +1,12 @@
 """Training: data, recipes, a run by transformers' Trainer that goes on where it was killed."""
 
+import errno
 import gzip
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -9,6 +14,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from isospike.errors import InputError, RangeError, ShapeError
 from isospike.train.data import Batches, Data, Part, load_data
@@ -219,6 +225,101 @@ def test_a_loss_that_is_no_number_stops_the_run_by_name(tmp_path):
 
     with pytest.raises(RangeError, match="needs a finite loss, got nan at step"):
         fit(replace(SMALL, rate=1e30), data(), tmp_path)
+
+
+@needs_accelerate
+def test_a_full_disk_within_a_checkpoint_keeps_the_one_before(tmp_path, monkeypatch):
+    home = import_module("isospike.train.fit")
+
+    whole = home.fit(SMALL, data(), tmp_path / "whole").model.state_dict()
+    save = home._Trainer._save_rng_state
+    full = []
+
+    def last_of_a_checkpoint(self, place):
+        if "checkpoint-6" in place and not full:
+            full.append(place)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, place)
+
+    monkeypatch.setattr(home._Trainer, "_save_rng_state", last_of_a_checkpoint)
+    with pytest.raises(InputError, match=r"checkpoint-6, got a full disk\. The checkpoint before"):
+        home.fit(SMALL, data(), tmp_path / "cut")
+    assert [p.name for p in tmp_path.glob("cut/checkpoint-*")] == ["checkpoint-3"]
+    resumed = home.fit(SMALL, data(), tmp_path / "cut", resume=True).model.state_dict()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@needs_accelerate
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path):
+    from isospike.train.fit import find_checkpoint
+
+    assert find_checkpoint(tmp_path) is None
+    for step, state in ((9, "{}"), (10, '{"epoch": 1}'), (100, '{"epo'), (200, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert find_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def command(folder, out, *options, ranks=1):
+    """``isospike train`` in processes of its own."""
+    own = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return subprocess.Popen(
+        [sys.executable, *(start if ranks > 1 else []), "-m", "isospike", "train",
+         str(folder / "mine.toml"), str(folder), "--out", str(out), *options],
+        env=own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def set_up(folder, recipe, count):
+    """Files of a recipe and of its data."""
+    for part in ("train", "t10k"):
+        some = parts(count)
+        write_idx(folder, part, some.images[:, 0].numpy(), some.labels.numpy())
+    (folder / "mine.toml").write_text(recipe.toml())
+
+
+def finish(process):
+    """Wait for the end of a command that is to end well."""
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+
+
+@needs_accelerate
+@pytest.mark.slow
+def test_kill_9_in_mid_epoch_and_then_resume_gives_the_same_weights(tmp_path):
+    set_up(tmp_path, replace(SMALL, epochs=6), 1200)
+    finish(command(tmp_path, tmp_path / "whole"))
+    process = command(tmp_path, tmp_path / "cut")
+    while not (tmp_path / "cut" / "checkpoint-300").exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9, "it was killed before its end"
+    finish(command(tmp_path, tmp_path / "cut", "--resume"))
+    ends = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut")]
+    assert all(torch.equal(ends[1][name], value) for name, value in ends[0].items())
+
+
+@needs_accelerate
+@pytest.mark.slow
+def test_two_processes_train_the_weights_that_one_trains(tmp_path):
+    set_up(tmp_path, replace(SMALL, epochs=2, batch=16, rate=0.02), 80)
+    for ranks in (1, 2):
+        finish(command(tmp_path, tmp_path / str(ranks), ranks=ranks))
+    one, two = (load_file(tmp_path / str(r) / "model.safetensors") for r in (1, 2))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, monkeypatch):
+    from isospike.train.fit import fit
+
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(RangeError, match="3 processes share evenly, got 8"):
+        fit(SMALL, data(), tmp_path)
 
 
 @needs_accelerate

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         MaxFormerConfig,
         MSQKFormerConfig,
         QKFormerConfig,
+        SequenceNetConfig,
         SpikeDrivenConfig,
     )
     from isospike.models.folding import fold
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from isospike.models.integer import IntegerNet
     from isospike.models.max_former import MaxFormer, MSQKFormer
     from isospike.models.qkformer import QKFormer
+    from isospike.models.sequence import SequenceNet
     from isospike.models.spike_driven import SpikeDrivenTransformer
     from isospike.models.spikformer import FoldedSpikformer, Spikformer, from_spikingjelly
     from isospike.models.training import History, train
@@ -38,6 +40,8 @@ _PLACES = {
     "MaxFormerConfig": "configs",
     "QKFormer": "qkformer",
     "QKFormerConfig": "configs",
+    "SequenceNet": "sequence",
+    "SequenceNetConfig": "configs",
     "SpikeDrivenConfig": "configs",
     "SpikeDrivenTransformer": "spike_driven",
     "Spikformer": "spikformer",
@@ -60,6 +64,8 @@ __all__ = [
     "MaxFormerConfig",
     "QKFormer",
     "QKFormerConfig",
+    "SequenceNet",
+    "SequenceNetConfig",
     "SpikeDrivenConfig",
     "SpikeDrivenTransformer",
     "Spikformer",

@@ -169,6 +169,36 @@ class IntegerNetConfig(SpikingConfig):
             )
 
 
+class SequenceNetConfig(SpikingConfig):
+    """Sizes of a :class:`~isospike.models.SequenceNet`.
+
+    Attributes:
+        inputs: Values that are read in a step: pixels of an image, or all of a frame.
+        channels: Neurons of each layer.
+        taps: Weights of a synapse, for spikes of so many different delays.
+        longest: The largest time constant of a layer's neurons, in steps; the smallest is 1.
+        num_channels: Channels of the input.
+        steps: Time steps of a call that gives none: pieces of an image.
+    """
+
+    model_type = "isospike-sequence-net"
+    inputs: int = 28
+    channels: list[int] | tuple[int, ...] = (128, 128, 256)
+    taps: int = 3
+    longest: float = 10.0
+    num_channels: int = 1
+    steps: int = 28
+
+    def check(self) -> None:
+        check_positive("SequenceNetConfig", self, ("inputs", "taps", "num_channels", "steps"))
+        if not self.channels or min(self.channels) < 1 or not 1 <= self.longest < float("inf"):
+            raise RangeError(
+                "SequenceNetConfig needs channels of at least 1 and longest from 1 on, got "
+                f"channels={tuple(self.channels)}, longest={self.longest}. Choose channels=(128, "
+                "128, 256) and longest=10."
+            )
+
+
 def check_positive(owner: str, config: SpikingConfig, names: tuple[str, ...]) -> None:
     """Raise RangeError unless these sizes are at least 1."""
     for name in names:
@@ -199,6 +229,7 @@ CONFIGS = (
     MSQKFormerConfig,
     MaxFormerConfig,
     QKFormerConfig,
+    SequenceNetConfig,
     SpikeDrivenConfig,
 )
 for _config in CONFIGS:

@@ -1,7 +1,10 @@
 """Training by transformers' own Trainer: checkpoints, resuming, several processes are its work."""
 
+import contextlib
+import json
 import math
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +15,15 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.trainer import Trainer
 from transformers.trainer_callback import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint, set_seed
+from transformers.trainer_utils import set_seed
 from transformers.training_args import TrainingArguments
 
 from isospike import progress
-from isospike.errors import InputError, RangeError
+from isospike.errors import InputError, RangeError, is_disk_full
 from isospike.models.integer import IntegerNet, whiten
 from isospike.report.files import write_file
 from isospike.train.data import Batches, Data
+from isospike.train.norms import share_norms
 from isospike.train.recipe import Recipe
 
 WHITEN = 2000  # images whose patches the first filters whiten
@@ -63,7 +67,21 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
-    """A Trainer that stops by name at a loss that is no number."""
+    """A Trainer that says in one line why it stops, and leaves no part of a checkpoint then."""
+
+    def _save_checkpoint(self, *args: Any, **keywords: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **keywords)
+        except Exception as error:
+            place = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            shutil.rmtree(place, ignore_errors=True)
+            if is_disk_full(error) or isinstance(error, OSError):
+                why = "a full disk" if is_disk_full(error) else str(error)
+                raise InputError(
+                    f"train needs to write {place}, got {why}. The checkpoint before is kept: make "
+                    "room and resume."
+                ) from error
+            raise
 
     def training_step(self, *args: Any, **keywords: Any) -> Tensor:
         loss: Tensor = super().training_step(*args, **keywords)
@@ -115,10 +133,16 @@ def fit(recipe: Recipe, data: Data, out: Path, *, resume: bool = False) -> Fitte
         MissingExtraError: The package accelerate is missing.
     """
     recipe.check()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if recipe.batch % processes:
+        raise RangeError(
+            f"train needs a batch that {processes} processes share evenly, got {recipe.batch}. "
+            "Choose a multiple."
+        )
     model = build(recipe, data)
     if model.config.num_labels != len(data.classes):
         raise InputError("train needs num_labels of the data, got another. Leave it out.")
-    last = get_last_checkpoint(str(out)) if resume and out.is_dir() else None
+    last = find_checkpoint(out) if resume else None
     if resume and last is None:
         raise InputError(f"train needs a checkpoint to resume from, got none in {out}. Start anew.")
     train, test = batches(recipe, data)
@@ -137,26 +161,38 @@ def fit(recipe: Recipe, data: Data, out: Path, *, resume: bool = False) -> Fitte
     )
     trainer = _Trainer(
         model,
-        _arguments(recipe, out, math.ceil(len(data.train) / recipe.batch)),
+        _arguments(recipe, out, math.ceil(len(data.train) / recipe.batch), processes),
         train_dataset=train,
         data_collator=_whole,
         optimizers=(optimiser, None),
         callbacks=[watch],
     )
+    if processes > 1:
+        share_norms(model)
     start, used = time.perf_counter(), time.process_time()
     trainer.train(resume_from_checkpoint=last)
     seconds, cpu = time.perf_counter() - start, time.process_time() - used
     model.eval()
-    model.save_pretrained(out)
-    write_file(out / "recipe.toml", recipe.toml().encode())
+    if trainer.is_world_process_zero():
+        model.save_pretrained(out)
+        write_file(out / "recipe.toml", recipe.toml().encode())
     return Fitted(model, accuracy(model, test), tuple(watch.losses), seconds, cpu)
 
 
-def _arguments(recipe: Recipe, out: Path, steps: int) -> TrainingArguments:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+def find_checkpoint(out: Path) -> str | None:
+    """The last whole checkpoint in a folder; one that a kill interrupted is passed over."""
+    places = sorted(out.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    for place in reversed(places):
+        with contextlib.suppress(OSError, ValueError):
+            json.loads((place / "trainer_state.json").read_bytes())  # is written last
+            return str(place)
+    return None
+
+
+def _arguments(recipe: Recipe, out: Path, steps: int, processes: int) -> TrainingArguments:
     return TrainingArguments(
         str(out),
-        per_device_train_batch_size=max(1, recipe.batch // processes),
+        per_device_train_batch_size=recipe.batch // processes,
         num_train_epochs=recipe.epochs,
         learning_rate=recipe.rate,
         lr_scheduler_type="linear",
@@ -168,6 +204,7 @@ def _arguments(recipe: Recipe, out: Path, steps: int) -> TrainingArguments:
         logging_steps=max(1, steps // 4),
         seed=recipe.seed,
         report_to=[],
+        use_cpu=not torch.accelerator.is_available(),  # several processes are not seen otherwise
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,

@@ -122,6 +122,16 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             epochs=60, batch=250, rate=0.6, decay=1e-3, steps=1,
         ),
     },
+    "sequence-net": {
+        "small": Recipe(
+            "isospike-sequence-net",
+            epochs=6, optimiser="adamw", rate=4e-3, decay=0.01, shift=1, flip=False, steps=28,
+        ),
+        "full": Recipe(
+            "isospike-sequence-net", {"channels": [256, 256, 512]},
+            epochs=60, optimiser="adamw", rate=2e-3, decay=0.01, shift=2, flip=False, steps=28,
+        ),
+    },
     "qkformer": {
         "small": Recipe("isospike-qkformer", FOUR, **SMALL),
         "full": Recipe("isospike-qkformer", **PAPER),
