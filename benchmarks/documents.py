@@ -48,7 +48,10 @@ PAGES = {
         "lif", "spike-linear", "spike-attention", "spikformer", "neuron-start",
     )),
     "deploy": ("Off this machine", ("nir-attention", "nir-files", "onnx")),
-    "training": ("Training", ("cifar-integers", "trained-port")),
+    "training": ("Training", (
+        "cifar-integers", "cifar-qkformer", "cifar-max-former", "sequential-mnist", "event-digits",
+        "trained-port",
+    )),
     "gpu": ("On a GPU", ("gpu-parity", "gpu-ports", "gpu-neurons", "gpu-models")),
     "positions": ("Positional encodings", (
         "encodings", "published-table", "spike-timing", "frequency-compression", "learned-rank",

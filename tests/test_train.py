@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from isospike.errors import InputError, RangeError, ShapeError
 from isospike.train.data import Batches, Data, Part, load_data
@@ -312,6 +313,29 @@ def test_two_processes_train_the_weights_that_one_trains(tmp_path):
     one, two = (load_file(tmp_path / str(r) / "model.safetensors") for r in (1, 2))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_shared_normalisation_is_torchs_where_nobody_shares(momentum, monkeypatch):
+    from isospike.train.norms import share_norms
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: None)
+    g = torch.Generator().manual_seed(0)
+    theirs, ours = (nn.BatchNorm2d(3, momentum=momentum) for _ in range(2))
+    share_norms(nn.Sequential(ours))
+    for norm in (theirs, ours):
+        nn.init.uniform_(norm.weight, 1, 2, generator=g.manual_seed(1))
+    x = 5 + torch.randn(4, 3, 2, 2, generator=g)
+    y, z = (v.clone().requires_grad_() for v in (x, x))
+    up = torch.randn(4, 3, 2, 2, generator=g)
+    for norm, value in ((theirs, y), (ours, z)):
+        norm(value)
+        (norm(value) * up).sum().backward()
+    torch.testing.assert_close(z.grad, y.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value)
+    assert torch.equal(ours.eval()(x), nn.BatchNorm2d.forward(ours, x))
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, monkeypatch):

@@ -38,9 +38,10 @@ def share_norms(model: nn.Module) -> None:
             module.forward = partial(_normalise, module)  # type: ignore[method-assign]
 
 
-def _normalise(norm: _BatchNorm, x: Tensor) -> Tensor:
+def _normalise(norm: Any, x: Tensor) -> Tensor:
     if not norm.training:
-        return type(norm).forward(norm, x)
+        plain: Tensor = type(norm).forward(norm, x)
+        return plain
     axes = [0, *range(2, x.dim())]
     shape = [1, -1, *[1] * (x.dim() - 2)]
     total = _Sum.apply  # the number of images may differ

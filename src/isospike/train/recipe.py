@@ -97,6 +97,9 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 FOUR = {"channels": 96, "depths": [1, 1, 2], "heads": [8, 8, 8], "expansion": 2}
+POOLED = {
+    "form": "imagenet", "channels": 176, "depths": [1, 1], "heads": [8, 8], "expansion": 2,
+}  # fmt: skip
 PAPER: dict[str, Any] = {
     "epochs": 400,
     "batch": 64,
@@ -133,7 +136,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
     },
     "qkformer": {
-        "small": Recipe("isospike-qkformer", FOUR, **SMALL),
+        "small": Recipe("isospike-qkformer", POOLED, **{**SMALL, "steps": 1}),
         "full": Recipe("isospike-qkformer", **PAPER),
     },
     "ms-qkformer": {
@@ -141,7 +144,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "full": Recipe("isospike-ms-qkformer", **PAPER),
     },
     "max-former": {
-        "small": Recipe("isospike-max-former", FOUR, **SMALL),
+        "small": Recipe(
+            "isospike-max-former", {**POOLED, "kernels": [3]}, **{**SMALL, "steps": 1}
+        ),
         "full": Recipe("isospike-max-former", **{**PAPER, "batch": 128, "rate": 1.5e-3}),
     },
     "spike-driven": {
