@@ -1,6 +1,7 @@
 """Neurons: one recurrence in three engines, its gradients, its contracts."""
 
 import importlib.util
+import subprocess
 import sys
 
 import pytest
@@ -19,6 +20,7 @@ from isospike.neurons import (
     compile_neuron,
     fold_norm,
     run,
+    spiking,
     step,
 )
 from isospike.presets import spikingjelly_lif
@@ -515,3 +517,28 @@ def test_a_compiled_engine_refuses_a_second_derivative():
         UnsupportedError, match="needs engine='reference' to be differentiated twice"
     ):
         torch.autograd.grad(first.sum(), x)
+
+
+COLD = """
+import sys, torch, isospike
+layer = isospike.LIF()
+first = layer(torch.full((4, 2), 0.75))
+assert "numba" not in sys.modules, "small runs wait for no compiler"
+isospike.neurons.spiking._waits.spent = 1.0
+assert torch.equal(layer(torch.full((4, 2), 0.75)), first)
+assert "numba" in sys.modules, "later runs are compiled"
+"""
+
+
+def test_the_first_neuron_of_a_process_waits_for_no_compiler():
+    subprocess.run([sys.executable, "-c", COLD], check=True)
+
+
+def test_training_uses_one_engine_from_the_first_step_on(monkeypatch):
+    waits = spiking._waits
+    monkeypatch.setattr(waits, "spent", 0.0)
+    x = torch.rand(4, 3, requires_grad=True)
+    LIF()(x).sum().backward()
+    assert waits.spent == 0
+    LIF()(x.detach())
+    assert 0 < waits.spent < 0.5

@@ -13,6 +13,7 @@ of other libraries' neurons are in :mod:`isospike.presets`.
 
 import functools
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -111,7 +112,8 @@ def run(
             ``torch.bool``, which carry no gradient.
         engine: ``reference`` (torch, step by step: the specification), ``cpu`` (Numba, one pass
             over memory), ``gpu`` (Triton, likewise), or ``auto``: the compiled one of the input's
-            device. ``reference`` is the only one for float64 and for other devices.
+            device, once half a second of small runs without gradient has shown that it is worth
+            its start. ``reference`` is the only one for float64 and for other devices.
 
     Returns:
         Spikes in {0, 1}, shape of ``x``, and the state after the last step. The engines give the
@@ -218,7 +220,7 @@ def _run(
             "Leave dtype out for that of x."
         )
     membrane = torch.float64 if x.dtype == torch.float64 else torch.float32
-    engine = _choose(owner, engine, x)
+    chosen, engine = engine == "auto", _choose(owner, engine, x)
     values = _check_params(owner, params, x, membrane)
     v = None if state is None else _check_state(owner, state, x, membrane)
     tensors = [x, *values] + ([] if v is None else [v])
@@ -231,12 +233,42 @@ def _run(
     hard, surrogate = params.reset_to is not None, params.surrogate
     if engine == "reference":
         spikes, last = run_steps(x, v, values, hard, params.detach_reset, surrogate, dtype)
+    elif chosen and engine == "cpu" and not graded and _waits.for_compiler(x):
+        with _waits:
+            spikes, last = run_steps(x, v, values, hard, params.detach_reset, surrogate, dtype)
     else:
         spikes, last = neuron(
             x, v, values, hard, params.detach_reset, surrogate.kind, surrogate.alpha, dtype, keep,
             engine,
         )  # fmt: skip
     return spikes, NeuronState(last)
+
+
+class _Waits:
+    """The reference engine in place of a compiler that takes seconds to start.
+
+    The spikes are the same bit for bit, so nobody sees when the engine changes.
+    """
+
+    PATIENCE = 0.5  # seconds of the reference engine, in all, before the compiled one is loaded
+    SMALL = 2**20  # elements of an input
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+
+    def for_compiler(self, x: Tensor) -> bool:
+        """Whether this input is small and the compiled engine is not worth loading yet."""
+        waits = self.spent < self.PATIENCE and x.numel() <= self.SMALL
+        return waits and not torch.compiler.is_compiling()
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.spent += time.perf_counter() - self.start
+
+
+_waits = _Waits()
 
 
 def _choose(owner: str, engine: str, x: Tensor) -> str:
