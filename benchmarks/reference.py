@@ -24,7 +24,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
          "isospike.surrogate.Surrogate isospike.surrogate.Sigmoid isospike.surrogate.ATan "
          "isospike.surrogate.Triangle isospike.surrogate.Erf isospike.surrogate.SuperSpike "
          "isospike.surrogate.spike isospike.products.spike_linear isospike.products.spike_matmul "
-         "isospike.products.spike_attention"),
+         "isospike.products.spike_attention", "isospike.plot"),
     ),
     "models": ("Models", "Spiking transformers, to train and to run.", ("isospike.models",)),
     "train": ("Training", "Data, recipes, and a run by transformers' Trainer. It needs the extra "
@@ -53,7 +53,10 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "report": (
         "Data, reports and errors", "What every result can do, the data that the package ships, "
         "and the exceptions.",
-        ("isospike.report", "isospike.data", "isospike.reproduce", "isospike.errors"),
+        ("isospike.report", "isospike.data", "isospike.reproduce",
+         "isospike.errors.IsospikeError isospike.errors.InputError isospike.errors.ShapeError "
+         "isospike.errors.RangeError isospike.errors.UnsupportedError "
+         "isospike.errors.MissingExtraError isospike.errors.NotFittedError"),
     ),
 }  # fmt: skip
 """Title, sentence and names of each page. A module stands for all its public names."""
@@ -67,7 +70,9 @@ def public_names(module: ModuleType) -> list[str]:
     return [
         name
         for name, value in vars(module).items()
-        if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+        if not name.startswith("_")
+        and callable(value)
+        and getattr(value, "__module__", "") == module.__name__
     ]
 
 

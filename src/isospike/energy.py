@@ -53,6 +53,14 @@ class Counts:
         spiking_float_ops: Float operations of the spiking network, where its functions run on
             spikes too; None if the same as ``float_ops``.
         weight_bits: Mean bits of a weight of the quantised and of the spiking network.
+
+    >>> counts = Counts(
+    ...     macs=1e6, synaptic_ops=2e6, spikes=2e4, neuron_updates=2e5, neurons=25_000, bits=9,
+    ...     float_ops={"softmax": 1e3}, weights=10**6, activations=12_500, steps=8,
+    ...     tokens_per_input=20,
+    ... )
+    >>> counts.spike_rate
+    0.1
     """
 
     macs: float
@@ -99,6 +107,9 @@ class CostTable:
 
     Raises:
         RangeError: Some figure is negative, infinite or NaN.
+
+    >>> INT8_45NM.synaptic_op_pj, LOIHI_14NM.float_mac_pj
+    (0.1, None)
     """
 
     name: str
@@ -209,6 +220,9 @@ class Traffic:
     Attributes:
         weight_bytes: Weights read.
         state_bytes: Activations or membranes, read and written.
+
+    >>> Traffic(weight_bytes=8.0, state_bytes=4.0).total_bytes
+    12.0
     """
 
     weight_bytes: float
@@ -222,7 +236,16 @@ class Traffic:
 
 @dataclass(frozen=True)
 class MemoryMoved:
-    """The traffic of the three machines, per token."""
+    """The traffic of the three machines, per token.
+
+    Attributes:
+        float32: Traffic of the float network.
+        quantised: Of the quantised network with as many levels.
+        spiking: Of the spiking network.
+
+    >>> MemoryMoved(Traffic(4, 4), Traffic(1, 1), Traffic(2, 1)).spiking.total_bytes
+    3
+    """
 
     float32: Traffic
     quantised: Traffic
@@ -245,6 +268,15 @@ class EnergyRow:
             the quantised one, at the measured fan-out: spiking wins below it. None if no
             rate in [0, 1] does that, if nothing spiked (no fan-out was measured), or without a
             quantised figure.
+
+    >>> counts = Counts(
+    ...     macs=1e6, synaptic_ops=2e6, spikes=2e4, neuron_updates=2e5, neurons=25_000, bits=9,
+    ...     float_ops={"softmax": 1e3}, weights=10**6, activations=12_500, steps=8,
+    ...     tokens_per_input=20,
+    ... )
+    >>> row = estimate_energy(counts, INT8_45NM)
+    >>> row.winner, row.ratio < 1
+    ('spiking', True)
     """
 
     table: CostTable

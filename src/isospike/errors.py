@@ -5,31 +5,75 @@ import sys
 
 
 class IsospikeError(ValueError):
-    """Any mistake in what isospike was given."""
+    """Any mistake in what isospike was given.
+
+    >>> import isospike
+    >>> try:
+    ...     isospike.code("morse", 8)
+    ... except IsospikeError as error:
+    ...     print(type(error).__name__)
+    InputError
+    """
 
 
 class InputError(IsospikeError):
-    """A file, a name or data cannot be used."""
+    """A file, a name or data cannot be used.
+
+    >>> import isospike
+    >>> isospike.code("morse", 8)
+    Traceback (most recent call last):
+    isospike.errors.InputError: code needs one of signed-digit, ...
+    """
 
 
 class ShapeError(IsospikeError):
-    """A tensor has the wrong shape."""
+    """A tensor has the wrong shape.
+
+    >>> import isospike
+    >>> import torch
+    >>> isospike.IF().run(torch.ones(2, 3), isospike.neurons.NeuronState(torch.ones(1)))
+    Traceback (most recent call last):
+    isospike.errors.ShapeError: ...
+    """
 
 
 class RangeError(IsospikeError):
-    """A number is outside its range, or is not a number."""
+    """A number is outside its range, or is not a number.
+
+    >>> import isospike
+    >>> isospike.code("phase", 0)
+    Traceback (most recent call last):
+    isospike.errors.RangeError: PhaseCode needs steps ...
+    """
 
 
 class UnsupportedError(IsospikeError):
-    """The model, code or file is well formed but cannot be handled."""
+    """The model, code or file is well formed but cannot be handled.
+
+    >>> import isospike
+    >>> import torch
+    >>> isospike.code("phase", 4).encode(torch.ones(2, device="meta"))
+    Traceback (most recent call last):
+    isospike.errors.UnsupportedError: ...
+    """
 
 
 class MissingExtraError(ImportError):
-    """An optional package is not installed; the message names the extra."""
+    """An optional package is not installed; the message names the extra.
+
+    >>> issubclass(MissingExtraError, ImportError)
+    True
+    """
 
 
 class NotFittedError(IsospikeError, AttributeError):
-    """A result was asked for before there was one."""
+    """A result was asked for before there was one.
+
+    >>> import isospike
+    >>> isospike.ScoreSchurSort().order_
+    Traceback (most recent call last):
+    isospike.errors.NotFittedError: ScoreSchurSort needs a fit before order_, ...
+    """
 
 
 def not_fitted(owner: str, name: str) -> AttributeError:

@@ -152,6 +152,9 @@ def spikingjelly_lif(
         v_reset: Membrane after a spike; None subtracts the threshold instead.
         detach_reset: Whether the gradient treats the spike of the reset as a constant.
 
+    Returns:
+        Parameters for :func:`isospike.neurons.run` and the layers.
+
     Raises:
         InputError: Something is not a number.
         RangeError: ``tau <= 1``, or the threshold is not above ``v_reset``.
@@ -195,6 +198,9 @@ def snntorch_leaky(
         threshold: Threshold.
         reset_mechanism: ``subtract``, ``zero`` or ``none``.
         reset_delay: Whether the reset comes one step after the spike.
+
+    Returns:
+        Parameters for :func:`isospike.neurons.run` and the layers.
 
     Raises:
         InputError: Something is not a number.
@@ -249,6 +255,9 @@ def norse_lif_box(
         v_th: Threshold.
         v_reset: Membrane after a spike.
         dt: Duration of a step, in seconds.
+
+    Returns:
+        Parameters for :func:`isospike.neurons.run` and the layers.
 
     Raises:
         InputError: Something is not a number.

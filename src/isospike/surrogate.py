@@ -49,6 +49,9 @@ class Surrogate(ABC):
     Attributes:
         alpha: Steepness, above 0; the primitive's slope is steepest at the threshold.
         kind: Its number in the compiled engines.
+
+    >>> isinstance(ATan(), Surrogate), ATan().alpha
+    (True, 2.0)
     """
 
     alpha: float
@@ -68,6 +71,9 @@ class Surrogate(ABC):
 
         Args:
             u: Membrane above the threshold.
+
+        Returns:
+            Its values, in the shape of ``u``.
         """
 
     @abstractmethod
@@ -77,6 +83,9 @@ class Surrogate(ABC):
         Args:
             u: Membrane above the threshold.
 
+        Returns:
+            Its values, in the shape of ``u``.
+
         Gradient: that of the formula, so a spike may be differentiated twice.
         """
 
@@ -84,6 +93,9 @@ class Surrogate(ABC):
 @dataclass(frozen=True)
 class Sigmoid(Surrogate):
     """The logistic function; the default of the spiking transformers.
+
+    Attributes:
+        alpha: Steepness, above 0.
 
     >>> Sigmoid(alpha=4.0).derivative(torch.tensor(0.0))
     tensor(1.)
@@ -104,8 +116,14 @@ class Sigmoid(Surrogate):
 class ATan(Surrogate):
     """The arc tangent, with heavy tails.
 
+    Attributes:
+        alpha: Steepness, above 0.
+
     Reference: Fang, Yu, Chen, Masquelier, Huang, Tian (2021), Incorporating learnable membrane time
     constant to enhance learning of spiking neural networks.
+
+    >>> ATan(alpha=2.0).derivative(torch.tensor(0.0))
+    tensor(1.)
     """
 
     alpha: float = 2.0
@@ -124,8 +142,14 @@ class Triangle(Surrogate):
 
     ``g = max(0, 1 + z)^2 / 2`` for ``z = alpha u <= 0`` and ``1 - max(0, 1 - z)^2 / 2`` beyond.
 
+    Attributes:
+        alpha: Steepness, above 0.
+
     Reference: Bellec, Salaj, Subramoney, Legenstein, Maass (2018), Long short-term memory and
     learning-to-learn in networks of spiking neurons.
+
+    >>> Triangle(alpha=1.0).derivative(torch.tensor([0.0, 0.5, 2.0]))
+    tensor([1.0000, 0.5000, 0.0000])
     """
 
     alpha: float = 1.0
@@ -143,6 +167,12 @@ class Triangle(Surrogate):
 class Erf(Surrogate):
     """The error function: the chance that Gaussian noise of deviation ``1 / (sqrt(2) alpha)``
     lifts the membrane over the threshold.
+
+    Attributes:
+        alpha: Steepness, above 0.
+
+    >>> Erf(alpha=2.0).primitive(torch.tensor(0.0))
+    tensor(0.5000)
     """
 
     alpha: float = 2.0
@@ -160,8 +190,14 @@ class Erf(Surrogate):
 class SuperSpike(Surrogate):
     """The fast sigmoid; its derivative is 1 at the threshold whatever alpha is.
 
+    Attributes:
+        alpha: Steepness, above 0.
+
     Reference: Zenke, Ganguli (2018), SuperSpike: supervised learning in multilayer spiking neural
     networks, section 3.3.2.
+
+    >>> SuperSpike(alpha=1.0).derivative(torch.tensor([0.0, 1.0]))
+    tensor([1.0000, 0.2500])
     """
 
     alpha: float = 25.0

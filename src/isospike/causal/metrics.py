@@ -23,6 +23,9 @@ class Comparison(NamedTuple):
         fdr: False discovery rate: the share of the graph's edges that are not true, reversed ones
             included; 0 for a graph without edges.
         edges: Number of edges in the graph.
+
+    >>> Comparison(divergence=0, shd=0, sid=0, tpr=1.0, fdr=0.0, edges=3).tpr
+    1.0
     """
 
     divergence: int

@@ -25,6 +25,9 @@ class Network:
         truth: The graph, ``[parent, child]``.
         parents: Indices of each variable's parents, in the order of the axes of its probabilities.
         probabilities: Conditional probabilities of each variable, ``[*parents, states]``.
+
+    >>> Network(("a",), (("no", "yes"),), np.zeros((1, 1), bool), ((),), (np.ones(2) / 2,)).names
+    ('a',)
     """
 
     names: tuple[str, ...]

@@ -59,6 +59,12 @@ class OrderReport(Report):
         sortability: Var-, R2- and score-sortability along the estimated graph.
         methods: Comparison with the truth, simple methods included; empty without a truth.
         file_format: Description of the file that the table was read from.
+
+    >>> x = np.random.default_rng(0).normal(size=(200, 3))
+    >>> x[:, 0] += 2 * x[:, 1]
+    >>> report = order_causes(x)
+    >>> report.names, report.rows
+    (('x0', 'x1', 'x2'), 200)
     """
 
     names: tuple[str, ...]

@@ -42,6 +42,9 @@ class SchurOrder(NamedTuple):
         margins: Distance of each variable's diagonal entry to the next larger one at that step,
             relative to the entry; infinite for the last variable. A margin near 0 means that the
             choice was arbitrary.
+
+    >>> SchurOrder(np.array([1, 0]), ((1,), (0,)), np.ones(2), np.ones(2)).order.tolist()
+    [1, 0]
     """
 
     order: Int[np.ndarray, "d"]

@@ -27,6 +27,10 @@ class Simulation:
         noise: Standard deviation of each variable's noise.
         functions: Each variable's mechanism, a function of its parents in order of their indices.
         mechanism: Name of the mechanism.
+
+    >>> simulation = simulate(np.eye(3, k=1, dtype=bool), 100)
+    >>> simulation.mechanism, simulation.noise.tolist()
+    ('linear', [1.0, 1.0, 1.0])
     """
 
     data: Float[np.ndarray, "n d"]

@@ -32,6 +32,10 @@ class DataTable:
         file_format: Description of the file: separator, header, decimal mark.
         truth: The true graph ``[parent, child]`` of a data set that has one.
         notes: What was left out or changed in reading.
+
+    >>> table = parse_table("a,b\\n1,2\\n3,4")
+    >>> table.columns, table.rows.shape
+    (('a', 'b'), (2, 2))
     """
 
     columns: tuple[str, ...]

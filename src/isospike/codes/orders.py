@@ -133,6 +133,12 @@ class Similarity(NamedTuple):
             pairs. NaN with fewer than two.
         cosine: Cosine of the significance vectors. At alpha near 1 it hardly depends on the order:
             for 11 neurons and alpha = 0.99 the reversed order scores .998.
+
+    >>> import torch
+    >>> one, other = torch.tensor([[0, 1, 2]]), torch.tensor([[1, 0, 2]])
+    >>> alike = similarity(one, other, 0.9)
+    >>> alike.set_exact.tolist(), alike.order_exact.tolist()
+    ([True], [False])
     """
 
     matched: Float[Tensor, "*batch"]

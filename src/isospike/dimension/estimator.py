@@ -41,6 +41,10 @@ class Moments:
         width: Of a row.
         scatter: S, ``[width, width]``: the covariance times ``rows``.
 
+    Args:
+        width: Columns of a row.
+        device: Where the sums are kept; the CPU if None.
+
     Reference: Chan, Golub, LeVeque (1979), Updating formulae for computing sample variances.
 
     >>> import torch
@@ -161,7 +165,21 @@ class Estimate(NamedTuple):
 
 
 class AtSize(NamedTuple):
-    """The measures of a random part of the kept rows; None if undefined."""
+    """The measures of a random part of the kept rows; None if undefined.
+
+    Attributes:
+        rows: Rows of the part.
+        pca: Components that hold the share of the variance.
+        participation: Participation ratio.
+        entropy: Spectral entropy, as a number of dimensions.
+        stable_rank: Stable rank.
+        two_nn: TwoNN's estimate.
+        mle: The estimate of maximum likelihood.
+
+    >>> estimator = EffectiveDimension().partial_fit(torch.randn(200, 4))
+    >>> estimator.dimension_.curve[-1].pca
+    4
+    """
 
     rows: int
     pca: int | None
@@ -185,6 +203,11 @@ class Dimension:
         two_nn, mle: (5) and (6); None with too few different rows.
         curve: The measures of the kept rows and of a half, a quarter, ... of them, smallest
             first. Do not trust a measure that still rises at the end.
+
+    >>> rows = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    >>> found = EffectiveDimension().partial_fit(rows).dimension_
+    >>> found.rows, found.width, found.pca.value
+    (200, 4, 4.0)
     """
 
     rows: int

@@ -224,6 +224,9 @@ def is_capped(count: float, rows: int) -> bool:
         count: The measure.
         rows: Number of rows.
 
+    Returns:
+        True if more rows would raise the measure.
+
     >>> is_capped(86.0, rows=100)
     True
     """
@@ -237,6 +240,12 @@ def is_capped_intrinsic(dimension: float, rows: int) -> bool:
         dimension: The dimension.
         rows: Number of rows.
 
+    Returns:
+        True if more rows would raise it.
+
     Reference: Eckmann, Ruelle (1992), Fundamental limitations for estimating dimensions.
+
+    >>> is_capped_intrinsic(7.0, rows=1000)
+    True
     """
     return dimension > 2 * math.log10(rows)

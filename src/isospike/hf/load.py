@@ -58,6 +58,10 @@ class TextModel:
         tokenizer: Its tokenizer, which can pad, on the right.
         name: The name for people.
         pooling: How its outputs become an embedding of a sentence.
+
+    >>> source = load("minilm")  # doctest: +SKIP
+    >>> source.batches(["hello", "good day"])[0]["input_ids"].shape  # doctest: +SKIP
+    torch.Size([2, 4])
     """
 
     model: Any
@@ -335,6 +339,9 @@ def load(model: str | Path | Source, *, mapped: bool = False) -> TextModel:
     Raises:
         InputError: Weights are missing, or the tokenizer has no token to pad with.
         UnsupportedError: The model does not read text, or transformers cannot load it.
+
+    >>> load("minilm").name  # doctest: +SKIP
+    'all-MiniLM-L6-v2'
     """
     source = model if isinstance(model, Source) else find_model(model)
     progress.update(f"load {source.name}", 0, 1)

@@ -66,6 +66,12 @@ class Combined(Recurrent):
     and the code I_n of the symbol. It depends on all symbols before, on the latest most. The
     attributes are those of :class:`Recurrent`.
 
+    Attributes:
+        weight: Share of the old context, in [0, 1].
+        code: Spikes and neurons of a symbol's code.
+        context_code: Spikes and neurons of the context.
+        alpha: Significance of a spike over that of the spike before it.
+
     Example:
         >>> from isospike.memory import Combined, SequenceMachine
         >>> machine = SequenceMachine("abcd", context=Combined(weight=0.3))
@@ -86,6 +92,12 @@ class Layer(Recurrent):
 
     ``C_n = nof_m(weight * P1 C_{n-1} + P2 I_n)``: neither part is scaled, so the part with more
     spikes counts more. The attributes are those of :class:`Recurrent`.
+
+    Attributes:
+        weight: Factor of the old context.
+        code: Spikes and neurons of a symbol's code.
+        context_code: Spikes and neurons of the context.
+        alpha: Significance of a spike over that of the spike before it.
 
     Example:
         >>> from isospike.memory import Layer, SequenceMachine

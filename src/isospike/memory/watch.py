@@ -30,6 +30,9 @@ class Moment(NamedTuple):
         bits: Its surprise: ``-log2`` of the probability it had before it came.
         anomaly: In [0, 1): ``1 - 2**-bits``, and 0 if one of the last hundred values surprised as
             much, so that one event is one alarm.
+
+    >>> Moment(bits=1.0, anomaly=0.5).bits
+    1.0
     """
 
     bits: float

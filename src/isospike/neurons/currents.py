@@ -201,11 +201,26 @@ class Integrator(nn.Module):
         return IntegratorParams(**_held(self, self._fixed))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Integrate ``x [steps, *shape]`` from 0; errors as for :func:`integrate`."""
+        """Integrate ``x [steps, *shape]`` from 0; errors as for :func:`integrate`.
+
+        Args:
+            x: Values ``[steps, *shape]``.
+
+        Returns:
+            The integrated values, in the shape of ``x``.
+        """
         return self.run(x)[0]
 
     def run(self, x: Tensor, state: NeuronState | None = None) -> tuple[Tensor, NeuronState]:
-        """Integrate ``x [steps, *shape]`` from a state; errors as for :func:`integrate`."""
+        """Integrate ``x [steps, *shape]`` from a state; errors as for :func:`integrate`.
+
+        Args:
+            x: Values ``[steps, *shape]``.
+            state: What a call before returned; None for 0.
+
+        Returns:
+            The integrated values, and the state after the last step.
+        """
         return _integrate("Integrator", x, state, self.params)
 
 
@@ -229,11 +244,26 @@ class CubaLIF(nn.Module):
         self.synapse = Integrator(synapse)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Spikes of ``x [steps, *shape]`` from rest; errors as for :func:`integrate`."""
+        """Spikes of ``x [steps, *shape]`` from rest; errors as for :func:`integrate`.
+
+        Args:
+            x: Values ``[steps, *shape]``.
+
+        Returns:
+            Spikes, 0 or 1, in the shape of ``x``.
+        """
         return self.run(x)[0]
 
     def run(self, x: Tensor, state: CubaState | None = None) -> tuple[Tensor, CubaState]:
-        """Spikes of ``x [steps, *shape]`` from a state; errors as for :func:`integrate`."""
+        """Spikes of ``x [steps, *shape]`` from a state; errors as for :func:`integrate`.
+
+        Args:
+            x: Values ``[steps, *shape]``.
+            state: What a call before returned; None for rest.
+
+        Returns:
+            The spikes, and the state after the last step.
+        """
         if state is not None:
             check_kind("CubaLIF", "state", state, CubaState, "CubaState(current, membrane)")
         before = (None, None) if state is None else tuple(NeuronState(v) for v in state)
@@ -262,11 +292,26 @@ class Delay(nn.Module):
         self.register_buffer("steps", _check_wait("Delay", steps))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Delay ``x [time, *shape]``; errors as for :func:`delay`."""
+        """Delay ``x [time, *shape]``; errors as for :func:`delay`.
+
+        Args:
+            x: Values ``[steps, *shape]``.
+
+        Returns:
+            ``x``, later; the first steps are 0.
+        """
         return self.run(x)[0]
 
     def run(self, x: Tensor, state: DelayState | None = None) -> tuple[Tensor, DelayState]:
-        """Delay ``x``, after what was still held; errors as for :func:`delay`."""
+        """Delay ``x``, after what was still held; errors as for :func:`delay`.
+
+        Args:
+            x: Values ``[steps, *shape]``.
+            state: What a call before returned; None if nothing is held.
+
+        Returns:
+            The delayed values, and what is still held.
+        """
         return delay(x, self.steps, state)
 
 

@@ -41,8 +41,15 @@ def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     Args:
         norm: A ``BatchNorm`` with running statistics.
 
+    Returns:
+        ``a`` and ``b``, one value a channel.
+
     Raises:
         UnsupportedError: ``norm`` is not a batch normalisation, or keeps no statistics.
+
+    >>> a, b = scale_and_shift(nn.BatchNorm1d(2, eps=0.0).eval())
+    >>> a.tolist(), b.tolist()
+    ([1.0, 1.0], [0.0, 0.0])
     """
     mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or mean is None or var is None:

@@ -378,6 +378,9 @@ class Neuron(nn.Module, ABC):
 
     Raises:
         RangeError: A parameter is outside its range.
+
+    >>> isinstance(LIF(), Neuron)
+    True
     """
 
     def __init__(

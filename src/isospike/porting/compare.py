@@ -162,6 +162,12 @@ def compare(a: Any, b: Any) -> CompareReport:
 
     Raises:
         InputError: One of them is not a port, or holds no readable report.
+
+    >>> import isospike, torch
+    >>> layer, batches = torch.nn.Linear(4, 2), [{"input": torch.rand(8, 4)} for _ in range(4)]
+    >>> a, b = (isospike.port(layer, batches, steps=steps) for steps in (4, 8))
+    >>> a.report.error > b.report.error, "steps" in compare(a, b).verdict()
+    (True, True)
     """
     one, two = _report_of(a), _report_of(b)
     names = _names(one, two)

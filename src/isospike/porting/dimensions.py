@@ -73,6 +73,11 @@ class DimensionReport(Report):
         share: Share of the variance that the counted principal components hold.
         sites: One entry per site, in order of execution.
         constant: Sites left out: each token has the same values there, as a learned query has.
+
+    >>> import isospike, torch
+    >>> report = isospike.measure_dimension(torch.nn.Linear(4, 2), [{"input": torch.randn(200, 4)}])
+    >>> [site.name for site in report.sites]
+    [':weight']
     """
 
     model: str

@@ -108,6 +108,9 @@ def embed(
             an output is not finite.
         RangeError: ``batch_size`` is below 1, or ``tokens`` not in what the model reads.
         UnsupportedError: The model's embeddings take more than pooling.
+
+    >>> embed("out/minilm", ["hello", "good day"]).shape  # doctest: +SKIP
+    torch.Size([2, 384])
     """
     if isinstance(port, str | Path):
         text_model = load_text_port(port, tokenizer=tokenizer)

@@ -189,10 +189,21 @@ def load(
         precision: ``exact`` or ``fast``; as saved if None.
         revision: On the hub: branch, tag or commit; ``main`` if None.
 
+    Returns:
+        The model, in evaluation mode.
+
     Raises:
         InputError: No port is there, the hub cannot be reached, its files are damaged, or ``model``
             is another one.
         UnsupportedError: The model must be given, or its class is not imported.
+
+    >>> import isospike, tempfile, torch
+    >>> layer, x = torch.nn.Linear(4, 2), torch.rand(8, 4)
+    >>> folder = tempfile.mkdtemp()
+    >>> port = isospike.port(layer, [{"input": x}] * 4)
+    >>> _ = port.save(folder)
+    >>> torch.equal(load(folder, torch.nn.Linear(4, 2))(x), port.model(x))
+    True
     """
     with open_folder(fetch_folder("load", path, revision=revision)) as snapshot:
         return load_from(snapshot, execution, precision, model)

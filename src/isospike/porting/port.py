@@ -77,6 +77,11 @@ class Port:
     Attributes:
         model: Called like the original; returns the same output type.
         report: The measurements.
+
+    >>> layer, batches = nn.Linear(4, 2), [{"input": torch.rand(8, 4)} for _ in range(4)]
+    >>> done = port(layer, batches, steps=6)
+    >>> done.report.steps
+    6
     """
 
     model: nn.Module
@@ -98,6 +103,9 @@ class Port:
                 the numbers do not depend on it. None for this process on all its threads.
             folder: Where points are kept, so that a sweep that was cut short goes on.
 
+        Returns:
+            A port with the same model and a longer report.
+
         Raises:
             InputError: There is no such code.
         """
@@ -114,6 +122,9 @@ class Port:
 
         Give it to an optimizer, to transformers' Trainer, or to PEFT with ``target_parameters``;
         then :meth:`trained` makes a port of it. This one is not changed.
+
+        Returns:
+            The copy, in the mode of the model.
 
         Raises:
             UnsupportedError: The weights are offloaded.
@@ -153,6 +164,9 @@ class Port:
 
         Args:
             tokenizer: Of the model.
+
+        Returns:
+            A port with the same model.
         """
         raster = self.report.raster
         labelled = None if raster is None else raster.labelled(tokenizer)
@@ -246,6 +260,11 @@ def port(
         UnsupportedError: A product, function or module that cannot be ported; a copy that differs.
         InputError: A code, site or batch that does not fit; NaN in weights or activations.
         RangeError: A number out of range, or a target below what the code can reach.
+
+    >>> layer, batches = nn.Linear(4, 2), [{"input": torch.rand(8, 4)} for _ in range(4)]
+    >>> done = port(layer, batches, steps=8)
+    >>> done.model(torch.rand(3, 4)).shape, done.report.error < 0.05
+    (torch.Size([3, 2]), True)
     """
     model = in_python(model)
     mode = _check_request(code, steps, Mode(execution, precision, functions))

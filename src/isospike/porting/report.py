@@ -67,6 +67,12 @@ class PortReport(Report):
         unreached: Modules that no calibration input reached; called, they raise.
         in_float: With ``functions="spiking"``, operators without a circuit, by module.
         calibration_tokens, held_out_tokens: Unpadded tokens used.
+
+    >>> import isospike, torch
+    >>> batches = [{"input": torch.rand(8, 4)} for _ in range(4)]
+    >>> report = isospike.port(torch.nn.Linear(4, 2), batches, steps=8).report
+    >>> report.code, report.steps, report.reached
+    ('signed-digit', 8, True)
     """
 
     model: str

@@ -88,6 +88,9 @@ def position(name: str, *, width: int, heads: int, length: int, causal: bool = T
         length: Length of the sequences it will be trained on.
         causal: Whether attention looks back only.
 
+    Returns:
+        The encoding.
+
     Raises:
         InputError: There is no encoding of this name.
         RangeError: The encoding cannot take this shape.

@@ -83,6 +83,9 @@ class SpikeTiming(Additive):
 
     Raises:
         RangeError: ``width`` is odd, or another number is not above 0.
+
+    >>> SpikeTiming(width=4, length=10).table(torch.arange(2))[0].tolist()
+    [0.0, 0.1..., 0.0, 0.1...]
     """
 
     name = "spike-timing"
@@ -112,6 +115,9 @@ class FrequencyCompressed(Additive):
 
     Raises:
         RangeError: ``width`` is odd, or ``length`` is below 1.
+
+    >>> FrequencyCompressed(width=4, length=10).table(torch.arange(2)).shape
+    torch.Size([2, 4])
     """
 
     name = "frequency-compressed"
@@ -139,6 +145,9 @@ class RankLearned(Additive):
 
     Raises:
         RangeError: A number is below 1.
+
+    >>> RankLearned(width=4, max_length=10).add(torch.zeros(3, 4)).shape
+    torch.Size([3, 4])
     """
 
     name = "rank-learned"
@@ -174,6 +183,10 @@ class RankSignificance(Additive):
 
     Raises:
         RangeError: ``max_length`` is below 1, or there are more spikes than channels.
+
+    >>> encoding = RankSignificance(width=16, max_length=10, spikes=3)
+    >>> (encoding.table(torch.arange(2)) != 0).sum(1).tolist()
+    [3, 3]
     """
 
     name = "rank-significance"
@@ -227,6 +240,9 @@ class CentralPatternGenerator(Additive):
 
     Reference: Lv et al. (2024), Advancing spiking neural networks for sequential modeling with
     central pattern generators.
+
+    >>> CentralPatternGenerator(width=4, pairs=2).spikes(torch.arange(2)).tolist()
+    [[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]]
     """
 
     name = "cpg"
@@ -248,7 +264,14 @@ class CentralPatternGenerator(Additive):
         return cls(width)
 
     def spikes(self, at: At) -> Float[Tensor, "length neurons"]:
-        """The spikes (4) of all neurons at these positions, 0 or 1."""
+        """The spikes (4) of all neurons at these positions, 0 or 1.
+
+        Args:
+            at: Positions, whole numbers.
+
+        Returns:
+            ``[length, neurons]``.
+        """
         return (sinusoid(at, 2 * self.pairs) > self.threshold).float()
 
     def table(self, at: At) -> Float[Tensor, "length width"]:

@@ -30,6 +30,9 @@ class Position(nn.Module, ABC):
         name: Its name on the command line, see :data:`POSITIONS`.
         relative: Whether the shift law holds: scores depend on distances only.
         max_length: Positions it is defined for; None for any number.
+
+    >>> NoPE().index(3)
+    tensor([0, 1, 2])
     """
 
     name: ClassVar[str]
@@ -39,7 +42,17 @@ class Position(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def for_model(cls, width: int, heads: int, length: int, causal: bool) -> "Position":
-        """The encoding for a model of this shape; see :func:`isospike.positions.position`."""
+        """The encoding for a model of this shape; see :func:`isospike.positions.position`.
+
+        Args:
+            width: Channels of the model.
+            heads: Number of attention heads.
+            length: Length of the sequences.
+            causal: Whether attention looks back only.
+
+        Returns:
+            The encoding.
+        """
 
     def index(self, length: int, start: int = 0) -> Int[Tensor, "{length}"]:
         """Positions of ``length`` tokens that follow ``start`` others.
@@ -47,6 +60,9 @@ class Position(nn.Module, ABC):
         Args:
             length: Number of tokens.
             start: Number of tokens before them.
+
+        Returns:
+            The positions.
 
         Raises:
             RangeError: A negative number, or a position past :attr:`max_length`.
@@ -160,11 +176,23 @@ class Position(nn.Module, ABC):
 
 
 class Additive(Position):
-    """An encoding that adds a vector for each position to the input of the first layer."""
+    """An encoding that adds a vector for each position to the input of the first layer.
+
+    >>> from isospike.positions import Sinusoidal
+    >>> isinstance(Sinusoidal(width=4), Additive)
+    True
+    """
 
     @abstractmethod
     def table(self, at: At) -> Float[Tensor, "length width"]:
-        """The vector of each position."""
+        """The vector of each position.
+
+        Args:
+            at: Positions, whole numbers.
+
+        Returns:
+            ``[length, width]``.
+        """
 
     def add(self, x: Vectors, at: At | None = None) -> Vectors:
         table = self.table(self._at(x, at))

@@ -138,6 +138,10 @@ class T5Buckets(Position):
         RangeError: A number is outside its range.
 
     Reference: Raffel et al. (2020), Exploring the limits of transfer learning (T5).
+
+    >>> at = torch.arange(4)
+    >>> T5Buckets(heads=2).bias(at, at).shape
+    torch.Size([2, 4, 4])
     """
 
     name = "t5"
@@ -163,7 +167,15 @@ class T5Buckets(Position):
         return cls(heads, causal)
 
     def bucket(self, queries: Queries, keys: Keys) -> Int[Tensor, "queries keys"]:
-        """The bucket of every pair of a query and a key."""
+        """The bucket of every pair of a query and a key.
+
+        Args:
+            queries: Positions of the queries.
+            keys: Positions of the keys.
+
+        Returns:
+            ``[queries, keys]``, whole numbers from 0.
+        """
         self._check_pair(queries, keys)
         back = queries[:, None] - keys  # how far the key lies behind
         first, count = torch.zeros_like(back), self.buckets
@@ -202,6 +214,10 @@ class FIRE(Position):
 
     Reference: Li et al. (2024), Functional interpolation for relative positions improves long
     context transformers.
+
+    >>> at = torch.arange(4)
+    >>> FIRE(heads=2).bias(at, at).shape
+    torch.Size([2, 4, 4])
     """
 
     name = "fire"
@@ -251,6 +267,10 @@ class LogDistance(Position):
         RangeError: ``heads`` is below 1.
 
     Reference: Lv et al. (2025), Toward relative positional encoding in spiking transformers.
+
+    >>> at = torch.arange(4)
+    >>> LogDistance(heads=2).bias(at, at).shape
+    torch.Size([2, 4, 4])
     """
 
     name = "log-distance"
@@ -287,6 +307,9 @@ class GrayCode(Position):
         RangeError: ``heads`` is below 1, or ``bits`` is outside [1, 62].
 
     Reference: Lv et al. (2025), Toward relative positional encoding in spiking transformers.
+
+    >>> GrayCode(heads=1, bits=3).spikes(torch.arange(3)).int().tolist()
+    [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
     """
 
     name = "gray-code"
@@ -304,7 +327,14 @@ class GrayCode(Position):
         return cls(heads)
 
     def spikes(self, at: At) -> Bool[Tensor, "length bits"]:
-        """The Gray code of each position, lowest bit first."""
+        """The Gray code of each position, lowest bit first.
+
+        Args:
+            at: Positions, whole numbers.
+
+        Returns:
+            ``[length, bits]``.
+        """
         self._check_range(at)
         gray = at ^ (at >> 1)
         return (gray[:, None] >> torch.arange(self.bits, device=at.device) & 1).bool()

@@ -88,6 +88,9 @@ class Circuit(NamedTuple):
     Attributes:
         ov: W_V W_O: what it moves; None if the weight of its values is not known.
         qk: W_Q W_K^T: where it looks; None likewise.
+
+    >>> Circuit(ov=None, qk=None).ov is None
+    True
     """
 
     ov: Factored | None

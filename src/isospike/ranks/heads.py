@@ -51,6 +51,10 @@ class HeadAmbiguity:
         noise_gains: Noise gain (5) of each head; infinite where (3) is not 0.
         angles: Smallest principal angle between the row spaces of two heads, in degrees.
         rounding: Unit roundoff of the weights' type.
+
+    >>> ambiguity = head_ambiguity(torch.eye(8), heads=2)
+    >>> ambiguity.rank.rank, ambiguity.contributions
+    (8, (0, 0))
     """
 
     heads: int

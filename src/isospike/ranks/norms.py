@@ -54,6 +54,10 @@ class NormRank:
             H1 to H4 of the published theorem hold; None where a rank was undetermined. H1 and H2 do
             not apply to RMSNorm and are None; H4 is then about col(X).
         ones_not_in_columns: Whether H5 holds, which the theorem lacks.
+
+    >>> x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    >>> norm_rank(x, "rms").rank_out.rank
+    4
     """
 
     kind: str

@@ -49,6 +49,9 @@ class NumericalRank(NamedTuple):
             the tolerance if there is none below.
         tolerance: Tolerance in the units of (2), in which the rounding error has size 1.
         determined: Whether the gap is at least 10.
+
+    >>> numerical_rank(torch.diag(torch.tensor([1.0, 1.0, 0.0]))).rank
+    2
     """
 
     rank: int

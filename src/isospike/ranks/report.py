@@ -97,6 +97,12 @@ class RankReport(Report, ForwardMeasurements):
         depth: Summary of each layer.
         weights: The spectrum of each weight.
         controls: The same for baselines.
+
+    >>> import torch
+    >>> layer = nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16, batch_first=True).eval()
+    >>> report = measure_ranks(layer, {"src": torch.randn(2, 6, 8)}, controls=False)
+    >>> report.tokens
+    (6, 6)
     """
 
     name: str
@@ -128,6 +134,9 @@ class RankReport(Report, ForwardMeasurements):
             layer: As for :meth:`shares`.
             head: Its index.
 
+        Returns:
+            Both as factors; one is None if a weight is not known.
+
         Raises:
             InputError: As for :meth:`shares`.
             RangeError: There is no such head.
@@ -146,6 +155,9 @@ class RankReport(Report, ForwardMeasurements):
 
         Args:
             tokens: Whose logits, one for each row or one for all; the likeliest by default.
+
+        Returns:
+            The shares, which sum to the logits.
 
         Raises:
             InputError: The report was read from a file.

@@ -114,6 +114,9 @@ class LogitShares(NamedTuple):
         tokens: The token of the logit, ``[rows]``.
         places: The position that predicts it, ``[rows]``.
         logits: ``[rows]``.
+
+    >>> LogitShares._fields
+    ('names', 'values', 'tokens', 'places', 'logits')
     """
 
     names: tuple[str, ...]

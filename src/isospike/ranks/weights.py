@@ -50,6 +50,9 @@ class PowerLaw(NamedTuple):
         low, high: Its 95 % interval.
         tail: Number of values k that it was fitted to.
         distance: Between their distribution and the law, 0 to 1.
+
+    >>> PowerLaw(alpha=2.5, low=2.0, high=3.0, tail=40, distance=0.1).alpha
+    2.5
     """
 
     alpha: float
@@ -70,6 +73,10 @@ class Spectrum(NamedTuple):
         stable: Stable rank (1).
         law: The power law (2); None for fewer than 20 eigenvalues.
         above: Eigenvalues above the noise edge (3).
+
+    >>> import torch
+    >>> spectrum(torch.eye(4)).stable
+    4.0
     """
 
     rows: int

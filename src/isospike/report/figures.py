@@ -153,6 +153,9 @@ class Figure:
         levels: Horizontal dotted lines, by their label.
         bands: Shaded ranges of x.
         legend: Whether to explain the colours above the figure.
+
+    >>> Figure("rates", "Firing rates.", 200, (Series("rate", (0, 1), (0.2, 0.3)),)).kind
+    'figure'
     """
 
     kind: ClassVar[str] = "figure"

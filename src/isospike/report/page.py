@@ -118,6 +118,9 @@ class Section:
         heading: Its heading.
         meaning: One paragraph: what it shows and how to read it.
         blocks: What it shows.
+
+    >>> Section("Cost", "What it costs.").heading
+    'Cost'
     """
 
     heading: str

@@ -38,6 +38,9 @@ class Provenance:
         seed: Of the random numbers; None where there were none.
         command: Command line that makes the result again; empty if it was made in Python.
         machine: System, processor and number of its cores.
+
+    >>> Provenance.of({"steps": 8}, seed=0).parameters
+    {'steps': 8}
     """
 
     versions: dict[str, str]
@@ -103,6 +106,11 @@ class Report(ABC):
         title: Of the report and its page.
         provenance: Where the numbers come from.
         warnings: What to beware of, a sentence each.
+
+    >>> import isospike, torch
+    >>> report = isospike.check(torch.nn.Linear(2, 2), {"input": torch.ones(1, 2)})
+    >>> isinstance(report, Report), type(report).from_json(report.to_json()) == report
+    (True, True)
     """
 
     title: str

@@ -165,6 +165,10 @@ def softmax_subtractive(
 
     Raises:
         RangeError: Scores not finite, ``steps < 1``, or a decay outside [0, 1].
+
+    >>> rates = softmax_subtractive(torch.tensor([0.0, 2.0]), 64, decay=0.5, drive=4.0)
+    >>> rates.shape
+    torch.Size([2])
     """
     _check(scores, steps, "softmax_subtractive")
     if not 0 <= decay <= 1:
@@ -189,6 +193,9 @@ class Coincidence(NamedTuple):
         bias: ``value`` less exp(z).
         variance: Variance of one step; T steps have 1 / T of it.
         spikes: Mean spikes of one step, of the trains and of the coincidence detectors together.
+
+    >>> Coincidence(value=1.0, bias=0.0, variance=0.5, spikes=3.0).variance
+    0.5
     """
 
     value: float
@@ -286,6 +293,10 @@ def exp_by_coincidence(
 
     Raises:
         RangeError: A number is outside its range.
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> abs(exp_by_coincidence(0.0, 1.0, 4000, generator=generator) - 1.0) < 0.1
+    True
     """
     r, c = _series(z, reach, order, "exp_by_coincidence")
     if steps < 1:

@@ -110,6 +110,9 @@ class Choice:
         steps: The fewest steps that reach it.
         spikes: Spikes per value at these steps.
         error: Predicted error at these steps.
+
+    >>> Choice("phase", steps=8, spikes=4.0, error=0.001).steps
+    8
     """
 
     code: str
