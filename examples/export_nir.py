@@ -7,14 +7,12 @@ import isospike
 from isospike.deploy.nir import read_nir, write_nir
 from isospike.deploy.sequential import sequential_network
 from isospike.errors import MissingExtraError
-from isospike.neurons import NeuronParams
 
 
 def main() -> None:
     torch.manual_seed(0)
-    neurons = NeuronParams(decay=0.9)
     layers = nn.Sequential(
-        nn.Linear(16, 32), isospike.LIF(neurons), nn.Linear(32, 4), isospike.LIF(neurons)
+        nn.Linear(16, 32), isospike.LIF(decay=0.9), nn.Linear(32, 4), isospike.LIF(decay=0.9)
     )
     network, left_out = sequential_network(layers, [16])
     x = 2 * torch.rand(20, 1, 16)  # steps, batch, channels
