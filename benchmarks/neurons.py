@@ -313,7 +313,7 @@ def start(p, ctx):
     times = ctx.timing(runs, p.rounds)
     rows = tuple((name, f"{times.seconds(name):.2f}") for name in runs)
     extra = times.seconds("one LIF") - times.seconds("import torch")
-    meaning = ("Small runs without gradient wait for no compiler, nor on a fresh machine; the first "
+    meaning = ("Small runs without gradient wait for no compiler, on any machine; the first "
                "gradient loads Numba, and compiles five seconds more where it was not compiled "
                "before.")  # fmt: skip
     table = Table("A new process", ("process", "s"), rows, meaning)

@@ -25,7 +25,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.values += [(tag, name, value) for name, value in attrs]
-        if tag not in ("meta", "link", "input"):
+        if tag not in ("meta", "link", "input", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
