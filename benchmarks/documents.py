@@ -4,6 +4,7 @@ A page has a question for a heading, the command that answers it, tables with a 
 goals, and notes from results/notes/NAME.md. Claims come from the registry and results/claims.toml.
 """
 
+import math
 import re
 import sys
 import tomllib
@@ -86,6 +87,7 @@ SECTIONS = {
     "causal order": "Causal order",
     "ranks": "Ranks of a transformer",
 }
+WIDTH = 6  # columns of a table
 VERDICTS = (HOLDS, CORRECTED, FAILS, "depends")
 MADE = "<!-- Made by `make docs` from results/; edit that. -->"
 
@@ -127,6 +129,20 @@ def goals_of(report: StudyReport) -> Table | None:
     return Table("Goals", ("goal", "measured", "asked", "verdict"), rows)
 
 
+def narrow(table: Table) -> str:
+    """A table of at most six columns; a wider one in parts, each with its first column."""
+    parts, columns = [], len(table.head) - 1
+    each = math.ceil(columns / math.ceil(columns / (WIDTH - 1))) if columns else 1
+    for start in range(1, columns + 1, each) if columns else (1,):
+        kept = (0, *range(start, min(start + each, columns + 1)))
+        rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
+        formats = tuple(table.formats[i] for i in kept) if table.formats else ()
+        strong = tuple((r, kept.index(c)) for r, c in table.strong if c in kept)
+        head = tuple(table.head[i] for i in kept)
+        parts.append(Table(table.title, head, rows, formats=formats, strong=strong).markdown())
+    return "\n\n".join(parts)
+
+
 def section(name: str, tables: int | None = None) -> list[str]:
     """The part of a page about one study."""
     report = best_result(name)
@@ -136,7 +152,7 @@ def section(name: str, tables: int | None = None) -> list[str]:
     if report.statement:
         parts.append(f"The claim: {report.statement} **{report.decision.capitalize()}.**")
     for table in report.results[:tables]:
-        parts += [f"**{table.title}.** {table.meaning}", table.markdown()]
+        parts += [f"**{table.title}.** {table.meaning}", narrow(table)]
     if tables is not None and len(report.results) > tables:
         parts.append(f"All {len(report.results)} tables: [{name}.md]({name}.md).")
     goals = goals_of(report)
