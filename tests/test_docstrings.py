@@ -15,15 +15,13 @@ import isospike
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # for benchmarks
 
-LATER = ("isospike.models.", "isospike.train.", "isospike.deploy.")
-
 
 def public_names():
     if not (ROOT / "benchmarks").is_dir():
         return []  # the package is tested without its documents
     reference = import_module("benchmarks.reference")
     names = {name for page in reference.PAGES for name in reference.names_of(page)}
-    return sorted(name for name in names if not name.startswith(LATER))
+    return sorted(names)
 
 
 def find(name):

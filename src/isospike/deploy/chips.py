@@ -98,6 +98,13 @@ class ChipReport(Report):
         layers: The products.
         refused: Parts that it cannot compute, and what to change.
         change: What would make more of it fit.
+
+    >>> import isospike, torch
+    >>> layer, x = torch.nn.Linear(8, 4), torch.rand(8, 8)
+    >>> port = isospike.port(layer, [{"input": x}] * 4, ranges="static", weight_bits=8)
+    >>> report = check_chip(port.model, "loihi2")
+    >>> report.needed, report.layers[0].neurons
+    (1, 4)
     """
 
     chip: str
@@ -153,6 +160,12 @@ def check_chip(model: nn.Module, target: str) -> ChipReport:
     Raises:
         InputError: Nobody described the chip.
         UnsupportedError: The model is no port.
+
+    >>> import isospike, torch
+    >>> layer, x = torch.nn.Linear(8, 4), torch.rand(8, 8)
+    >>> port = isospike.port(layer, [{"input": x}] * 4, ranges="static", weight_bits=8)
+    >>> check_chip(port.model, "truenorth").change[0]
+    'Weights have 8 bits and the chip 1: train for it.'
     """
     chip = find_chip(target)
     if getattr(model, ATTRIBUTE, None) is None:

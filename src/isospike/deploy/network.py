@@ -200,11 +200,25 @@ class Network(nn.Module):
             )
 
     def node(self, name: str) -> nn.Module:
-        """The module of this name."""
+        """The module of this name.
+
+        Args:
+            name: Of the node.
+
+        Returns:
+            The module.
+        """
         return self.layers[self.places[name]]
 
     def sources(self, name: str) -> list[str]:
-        """Nodes whose edges end in this one, in order."""
+        """Nodes whose edges end in this one, in order.
+
+        Args:
+            name: Of the node.
+
+        Returns:
+            Their names.
+        """
         return [a for a, b in self.edges if b == name]
 
     def _check(self) -> None:
@@ -222,7 +236,14 @@ class Network(nn.Module):
             )
 
     def forward(self, x: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
-        """Run from rest; see :meth:`run`."""
+        """Run from rest; see :meth:`run`.
+
+        Args:
+            x: ``[steps, batch, *shape]``; with several inputs, one for each name.
+
+        Returns:
+            The output, or one for each name if there are several.
+        """
         return self.run(x)[0]
 
     def run(

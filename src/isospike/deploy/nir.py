@@ -50,6 +50,10 @@ def read_nir(
         UnsupportedError: A node that no module computes, by name, or a cycle without memory.
         RangeError: ``dt`` is not above 0.
         MissingExtraError: The package nir is not installed.
+
+    >>> network = read_nir("net.nir")  # doctest: +SKIP
+    >>> network(torch.rand(10, 1, 3)).shape  # steps, batch, outputs  # doctest: +SKIP
+    torch.Size([10, 1, 2])
     """
     nir = find_nir("read_nir")
     data = read_file(path, "read_nir", MOST_BYTES)
@@ -77,6 +81,10 @@ def from_nir(graph: Any, *, dt: float | None = None, strict: bool = False) -> Ne
 
     Raises:
         InputError, UnsupportedError, RangeError: As for :func:`read_nir`.
+
+    >>> network = from_nir(nir.read("net.nir"))  # doctest: +SKIP
+    >>> network.outputs  # doctest: +SKIP
+    ['output']
     """
     dt = _duration(dt, getattr(graph, "metadata", None) or {})
     nodes, edges = _flat(graph)
@@ -117,6 +125,10 @@ def write_nir(
         UnsupportedError: A node that NIR does not have, by name.
         InputError: The file cannot be written.
         MissingExtraError: The package nir is not installed.
+
+    >>> layers = nn.Sequential(nn.Linear(3, 2), LIF())  # doctest: +SKIP
+    >>> network, _ = sequential_network(layers, [3])  # doctest: +SKIP
+    >>> write_nir(network, "net.nir")  # doctest: +SKIP
     """
     nir = find_nir("write_nir")
     held = io.BytesIO()
@@ -127,11 +139,20 @@ def write_nir(
 def to_nir(network: Network, metadata: Mapping[str, str | float] | None = None) -> Any:
     """Make a graph of the package nir of a network; see :func:`write_nir`.
 
+    Args:
+        network: The network.
+        metadata: Kept in the graph, beside ``dt``, the step.
+
     Returns:
         A ``nir.NIRGraph``.
 
     Raises:
         UnsupportedError, MissingExtraError: As for :func:`write_nir`.
+
+    >>> layers = nn.Sequential(nn.Linear(3, 2), LIF())  # doctest: +SKIP
+    >>> network, _ = sequential_network(layers, [3])  # doctest: +SKIP
+    >>> sorted(to_nir(network).nodes)  # doctest: +SKIP
+    ['0', '1', 'input', 'output']
     """
     nir = find_nir("write_nir")
     network = spread_resets(network)

@@ -90,6 +90,9 @@ def write_onnx(
         RangeError: The opset is too old, or a code has more levels than float32 sums hold.
         InputError: The file cannot be written.
         MissingExtraError: The package onnx is not installed.
+
+    >>> port = isospike.port(model, batches)  # doctest: +SKIP
+    >>> write_onnx(port.model, "port.onnx")  # doctest: +SKIP
     """
     try:
         onnx = import_module("onnx")

@@ -47,6 +47,13 @@ def port_network(
     Raises:
         UnsupportedError: The model is no port, it has parts without nodes and ``partial`` is not
             set, or none that has any.
+
+    >>> import isospike
+    >>> layer, x = nn.Sequential(nn.Linear(8, 4)), torch.rand(8, 8)
+    >>> port = isospike.port(layer, [{"input": x}] * 4, ranges="static")
+    >>> network, left_out = port_network(port.model)
+    >>> left_out
+    []
     """
     if getattr(model, ATTRIBUTE, None) is None:
         raise UnsupportedError(

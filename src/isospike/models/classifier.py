@@ -15,6 +15,10 @@ class SpikingClassifier(PreTrainedModel):  # type: ignore[misc]
     """What all of them do: check the input, repeat it, classify the rate of the last spikes.
 
     A subclass builds ``head`` and says what ``encode`` does and by how much it shrinks an image.
+
+    >>> from isospike.models import IntegerNet
+    >>> issubclass(IntegerNet, SpikingClassifier)
+    True
     """
 
     main_input_name = "pixel_values"
@@ -32,6 +36,12 @@ class SpikingClassifier(PreTrainedModel):  # type: ignore[misc]
         Args:
             frames: ``[1 or steps, batch, height, width, channels]``.
             steps: Number of time steps.
+
+        Returns:
+            What the head reads, ``[steps, batch, channels]``.
+
+        Raises:
+            NotImplementedError: The subclass does not say.
         """
         raise NotImplementedError
 

@@ -37,6 +37,9 @@ class QKFormerConfig(SpikingConfig):
         steps: Time steps of a call that gives none.
         published_leak: Whether membranes go on from image to image in the last stage, as in the
             authors' code: for comparisons only, since an answer then depends on the batch.
+
+    >>> QKFormerConfig(num_labels=10).num_labels
+    10
     """
 
     model_type = "isospike-qkformer"
@@ -63,6 +66,9 @@ class MSQKFormerConfig(SpikingConfig):
 
     Attributes:
         channels, depths, heads, expansion, num_channels, steps: As of :class:`QKFormerConfig`.
+
+    >>> MSQKFormerConfig(num_labels=10).num_labels
+    10
     """
 
     model_type = "isospike-ms-qkformer"
@@ -85,6 +91,9 @@ class MaxFormerConfig(SpikingConfig):
         kernels: Side of the convolution that mixes tokens in each stage but the last; 0 for none.
         channels, depths, heads, expansion, num_channels, steps: As of :class:`QKFormerConfig`; only
             the heads of the last stage are used.
+
+    >>> MaxFormerConfig(num_labels=10).num_labels
+    10
     """
 
     model_type = "isospike-max-former"
@@ -122,6 +131,9 @@ class SpikeDrivenConfig(SpikingConfig):
         pools: Whether each of the four convolutions of the stem pools.
         num_channels: Channels of the input.
         steps: Time steps of a call that gives none.
+
+    >>> SpikeDrivenConfig(num_labels=10).num_labels
+    10
     """
 
     model_type = "isospike-spike-driven"
@@ -151,6 +163,9 @@ class IntegerNetConfig(SpikingConfig):
             rectifiers, which have no spikes.
         num_channels: Channels of the input.
         steps: Time steps of a call that gives none: 1, on integers, or D.
+
+    >>> IntegerNetConfig(channels=(32, 64)).levels
+    4
     """
 
     model_type = "isospike-integer-net"
@@ -179,6 +194,9 @@ class SequenceNetConfig(SpikingConfig):
         longest: The largest time constant of a layer's neurons, in steps; the smallest is 1.
         num_channels: Channels of the input.
         steps: Time steps of a call that gives none: pieces of an image.
+
+    >>> SequenceNetConfig().steps
+    28
     """
 
     model_type = "isospike-sequence-net"

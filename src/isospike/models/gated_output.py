@@ -86,6 +86,9 @@ class GatedOutputProjection(nn.Module):
             heads_out: Outputs of the heads, side by side.
             x: The input of attention: the normalised stream of a pre-norm block.
 
+        Returns:
+            The gated outputs, side by side.
+
         Raises:
             ShapeError: The last axes are not those of the layer.
         """

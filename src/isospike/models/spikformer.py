@@ -264,7 +264,17 @@ class Folded(NamedTuple):
 
 
 class FoldedSpikformer:
-    """A Spikformer for inference, made by :func:`fold`; it is called like the original."""
+    """A Spikformer for inference, made by :func:`fold`; it is called like the original.
+
+    Args:
+        model: The network, in inference.
+        precision: ``exact``, or ``fast`` for weights in bfloat16.
+
+    >>> from isospike.models import fold
+    >>> model = Spikformer(steps=2, channels=16, heads=2, blocks=1).eval()
+    >>> isinstance(fold(model), FoldedSpikformer)
+    True
+    """
 
     def __init__(self, model: Spikformer, precision: str) -> None:
         stages = [cast(Convolution, stage) for stage in model.stages]

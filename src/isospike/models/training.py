@@ -33,6 +33,9 @@ class History:
     Attributes:
         bits: Cross-entropy of each step's batch, bits per scored position.
         watched: ``(steps done, value)`` of each call of ``watch``.
+
+    >>> History([3.1, 2.9], [(2, 0.4)]).bits[-1]
+    2.9
     """
 
     bits: list[float] = field(default_factory=list)
@@ -71,6 +74,15 @@ def train(
     Raises:
         RangeError: ``steps``, ``rate`` or ``every`` out of range, or the loss is not finite.
         InputError: The checkpoint is of another model or run, or damaged.
+
+    >>> def draw(generator):
+    ...     x = torch.randn(8, 4, generator=generator)
+    ...     return x, (x[:, 0] > 0).long()
+    >>> history = train(
+    ...     nn.Linear(4, 2), draw, steps=3, rate=0.01, generator=torch.Generator().manual_seed(0)
+    ... )
+    >>> len(history.bits)
+    3
     """
     for name, value in {"steps": steps, "every": every, "save_every": save_every}.items():
         if value < 1:

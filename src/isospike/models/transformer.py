@@ -28,6 +28,10 @@ class Cache(NamedTuple):
     Attributes:
         keys, values: Of each layer, ``[batch, heads, length, head width]``; keys are rotated.
         at: Their positions, ``[length]``.
+
+    >>> none = torch.zeros(0)
+    >>> Cache((none,), (none,), torch.arange(0)).at.shape
+    torch.Size([0])
     """
 
     keys: tuple[Tensor, ...]
@@ -165,6 +169,9 @@ class Transformer(nn.Module):
             tokens: Token numbers, in [0, vocabulary).
             start: Number of tokens before them.
 
+        Returns:
+            The embedded tokens, and their positions.
+
         Raises:
             ShapeError: Not ``[batch, length]``.
             RangeError: A token out of range, or more tokens than the encoding has positions.
@@ -233,7 +240,14 @@ class Transformer(nn.Module):
     def read(
         self, x: Float[Tensor, "batch length width"]
     ) -> Float[Tensor, "batch length vocabulary"]:
-        """The logits (4)."""
+        """The logits (4).
+
+        Args:
+            x: What the last block gives.
+
+        Returns:
+            A logit for each token of the vocabulary.
+        """
         logits: Tensor = self.out(self.norm(x))
         return logits
 

@@ -37,6 +37,10 @@ class Part:
         images: Bytes ``[count, channels, height, width]``, or ``[count, steps, channels, height,
             width]`` for events.
         labels: Class numbers ``[count]``.
+
+    >>> part = Part(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+    >>> len(part)
+    4
     """
 
     images: Tensor
@@ -55,6 +59,10 @@ class Data:
         classes: Names of the classes.
         train: To train on.
         test: To judge by.
+
+    >>> part = Part(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+    >>> Data("dots", ("no", "yes"), part, part).classes
+    ('no', 'yes')
     """
 
     name: str
@@ -80,6 +88,10 @@ def load_data(folder: str | Path, *, steps: int = 4, skip_broken: bool = False) 
         ShapeError: Images differ in size, or the parts do.
         RangeError: A label is not one of the classes.
         MissingExtraError: Images in files without the package pillow.
+
+    >>> data = load_data("cifar10")  # doctest: +SKIP
+    >>> data.classes[:2]  # doctest: +SKIP
+    ('airplane', 'automobile')
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -246,6 +258,11 @@ class Batches(Dataset[Any]):
         seed: Of the variation.
         shift: Pixels by which an image is moved at most, its edge mirrored; None for no variation.
         flip: Whether every other epoch mirrors an image.
+
+    >>> part = Part(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+    >>> batches = Batches(part, torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+    >>> batches.scaled(torch.tensor([0, 1])).shape
+    torch.Size([2, 1, 8, 8])
     """
 
     def __init__(
@@ -276,7 +293,14 @@ class Batches(Dataset[Any]):
         return {"pixel_values": images, "labels": self.part.labels[at]}
 
     def scaled(self, at: Tensor) -> Tensor:
-        """The images of these numbers, scaled and not varied."""
+        """The images of these numbers, scaled and not varied.
+
+        Args:
+            at: Their numbers.
+
+        Returns:
+            The images, as floats.
+        """
         return self.part.images[at].float().sub_(self.mean).div_(self.deviation)
 
     def _vary(self, images: Tensor, indices: Array) -> Tensor:

@@ -39,6 +39,9 @@ class Fitted:
         losses: Mean loss of the training steps, as logged.
         seconds: Of the clock.
         cpu_seconds: Of the processors.
+
+    >>> Fitted(model=None, accuracy=0.9, losses=(1.2, 0.4), seconds=3.0, cpu_seconds=2.5).accuracy
+    0.9
     """
 
     model: Any
@@ -96,9 +99,23 @@ class _Trainer(Trainer):  # type: ignore[misc]
 def build(recipe: Recipe, data: Data) -> Any:
     """The model of a recipe for a data set, with random weights of its seed.
 
+    Args:
+        recipe: Which model, of which size.
+        data: Its images and classes.
+
+    Returns:
+        The model.
+
     Raises:
         InputError: The type of model is unknown.
         RangeError: Its sizes do not fit.
+
+    >>> from isospike.train import Part
+    >>> part = Part(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+    >>> data = Data("dots", ("no", "yes"), part, part)
+    >>> recipe = Recipe("isospike-integer-net", {"stem": 4, "channels": [4]}, steps=1)
+    >>> build(recipe, data).config.num_labels
+    2
     """
     set_seed(recipe.seed)
     shape = data.train.images.shape
@@ -131,6 +148,10 @@ def fit(recipe: Recipe, data: Data, out: Path, *, resume: bool = False) -> Fitte
         InputError: The type of model is unknown, or there is no checkpoint to resume from.
         RangeError: A number of the recipe is out of range, or the loss is not finite.
         MissingExtraError: The package accelerate is missing.
+
+    >>> fitted = fit(recipe, data, Path("out/cifar"))  # doctest: +SKIP
+    >>> fitted.accuracy  # doctest: +SKIP
+    0.87
     """
     recipe.check()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -238,7 +259,24 @@ def batches(recipe: Recipe, data: Data) -> tuple[Batches, Batches]:
 
 @torch.no_grad()
 def accuracy(model: Any, part: Batches, size: int = 250, steps: int | None = None) -> float:
-    """Share of the images that a model classifies right."""
+    """Share of the images that a model classifies right.
+
+    Args:
+        model: In ``eval`` mode.
+        part: The images.
+        size: Images at once.
+        steps: Time steps; None for the usual.
+
+    Returns:
+        In [0, 1].
+
+    >>> from isospike.train import Part
+    >>> part = Part(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+    >>> data = Data("dots", ("no", "yes"), part, part)
+    >>> recipe = Recipe("isospike-integer-net", {"stem": 4, "channels": [4]}, steps=1)
+    >>> 0 <= accuracy(build(recipe, data).eval(), batches(recipe, data)[1]) <= 1
+    True
+    """
     right = 0
     for i in range(0, len(part), size):
         batch = part.__getitems__(list(range(i, min(i + size, len(part)))))

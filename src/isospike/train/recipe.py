@@ -28,6 +28,9 @@ class Recipe:
         flip: Whether images are mirrored in every other epoch.
         steps: Time steps of the model, and frames of a recording.
         seed: Of all random draws.
+
+    >>> Recipe("isospike-integer-net", epochs=3).toml().splitlines()[0]
+    'model = "isospike-integer-net"'
     """
 
     model: str
@@ -45,7 +48,12 @@ class Recipe:
     seed: int = 0
 
     def check(self) -> None:
-        """Raise unless a training can follow this."""
+        """Raise unless a training can follow this.
+
+        Raises:
+            RangeError: A number is out of range.
+            InputError: The optimiser is unknown.
+        """
         for name in ("epochs", "batch", "steps"):
             if getattr(self, name) < 1:
                 raise RangeError(
@@ -78,6 +86,12 @@ def read_recipe(path: str | Path) -> Recipe:
 
     Raises:
         InputError: There is no such file, or it is no recipe.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "recipe.toml"
+    >>> _ = path.write_text(Recipe("isospike-integer-net", epochs=3).toml())
+    >>> read_recipe(path).epochs
+    3
     """
     try:
         values = tomllib.loads(read_file(path, "read_recipe").decode())
