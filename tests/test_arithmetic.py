@@ -34,7 +34,7 @@ def randn(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
 
 
-def spelled(digits, x):
+def encode_count(digits, x):
     """Value and number of spikes of the stepped digits."""
     n, count = torch.zeros_like(x), torch.zeros_like(x)
     for w, on, off in digits.spikes(x):
@@ -48,7 +48,7 @@ def spelled(digits, x):
 
 def test_digits_by_hand():
     # 7 = 8 - 1: two spikes; -2.5 rounds up to -2; 100 saturates at 15.
-    n, count = spelled(SignedDigitFormat(1.0, 4), torch.tensor([7.0, -2.5, 0.4, 100.0]))
+    n, count = encode_count(SignedDigitFormat(1.0, 4), torch.tensor([7.0, -2.5, 0.4, 100.0]))
     assert n.tolist() == [7, -2, 0, 15]
     assert count.tolist() == [2, 1, 0, 4]
 
@@ -58,7 +58,7 @@ def test_the_digits_of_a_membrane_spell_its_nearest_whole_number(steps):
     digits = SignedDigitFormat(2.0**-3, steps)
     x = randn(5000, dtype=torch.float64) * 2.0 ** (steps - 3)
     x[:64] = torch.arange(-32, 32) / 16  # at and between the thresholds
-    n, count = spelled(digits, x)
+    n, count = encode_count(digits, x)
     assert torch.equal(n, digits.integers(x))
     inside = n.abs() <= 2 ** (steps - 1)
     assert torch.equal(count[inside].long(), SignedDigitFormat.count(n)[inside])

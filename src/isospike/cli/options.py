@@ -87,7 +87,7 @@ def option_name(name: str) -> str:
 
 
 def _info(parameter: inspect.Parameter, text: str) -> Any:
-    """What Typer is told of a parameter."""
+    """The settings that Typer gets for a parameter."""
     name, default = parameter.name, parameter.default
     kinds = getattr(parameter.annotation, "__args__", (parameter.annotation,))
     metavar = METAVARS[kinds[0]]

@@ -46,10 +46,10 @@ from isospike.porting.functions import (
     SpikingActivation,
     SpikingNorm,
     digits_for,
+    encoded_integers,
     gated,
     make_stats,
     softmax_stats,
-    spelled,
     wide,
 )
 from isospike.porting.run import CircuitStats, Run
@@ -76,7 +76,7 @@ class SpikingGate(nn.Module):
     Attributes:
         name: Of the call it stands for.
         run: That of the model.
-        digits: What the values are spelled in; calibration sets it.
+        digits: How the values are encoded; calibration sets it.
     """
 
     def __init__(self, name: str, run: Run) -> None:
@@ -123,7 +123,7 @@ class SpikingRelay(nn.Module):
         source: The relay whose spikes these are, if another part of the rotation sends them.
 
     Attributes:
-        digits: What the values are spelled in; calibration sets it.
+        digits: How the values are encoded; calibration sets it.
     """
 
     def __init__(self, name: str, run: Run, side: str, source: str = "") -> None:
@@ -150,7 +150,7 @@ class SpikingRelay(nn.Module):
             run.show(self.name, _unpadded(run, x))
             return x
         z = x.to(wide(x))
-        n = spelled(self.digits, z) if run.mode.stepped else self.digits.integers(z)
+        n = encoded_integers(self.digits, z) if run.mode.stepped else self.digits.integers(z)
         sent = n * self.digits.grid
         if (watcher := run.circuit_watcher) and not self.source:
             spikes, rows = (

@@ -150,7 +150,7 @@ class SpikingNorm(nn.Module):
         norm: What it computes; of width 0 for rows of any width, without a gain of its own.
 
     Attributes:
-        digits: What its inputs are spelled in; calibration sets it.
+        digits: How its inputs are encoded; calibration sets it.
     """
 
     def __init__(self, name: str, run: Run, norm: Norm) -> None:
@@ -232,7 +232,7 @@ class SpikingGatedMLP(nn.Module):
     """``down(act(gate(x)) * up(x))``: the digits of the activated gate let ``up`` in.
 
     Attributes:
-        digits: What the gate is spelled in; calibration sets it.
+        digits: How the gate is encoded; calibration sets it.
     """
 
     def __init__(self, name: str, run: Run, module: nn.Module, parts: GatedMLP) -> None:
@@ -274,7 +274,7 @@ def gated(digits: SignedDigitFormat, gate: Tensor, up: Tensor, stepped: bool) ->
     """``grid sum_t w[t] (on[t] - off[t]) up``: additions of what ``up`` has accumulated.
 
     Args:
-        digits: What the gate is spelled in.
+        digits: How the gate is encoded.
         gate: One operand.
         up: The other one.
         stepped: Whether spike by spike.
@@ -306,7 +306,7 @@ def _sizes(x: Tensor, centre: bool) -> Tensor:
     return torch.stack([spread, rows.abs().amax(-1)], -1)
 
 
-def spelled(digits: SignedDigitFormat, x: Tensor) -> Tensor:
+def encoded_integers(digits: SignedDigitFormat, x: Tensor) -> Tensor:
     """``digits.integers(x)``, spike by spike."""
     n = torch.zeros_like(x)
     for w, on, off in digits.spikes(x.double()):
@@ -339,7 +339,7 @@ def softmax_stats(
         name: The attention.
         scores: In cells, ``[batch, heads, queries, keys]``.
         e: What the circuit made of them.
-        total: Their sum as spelled, ``[batch, heads, queries, 1]``.
+        total: Their sum as encoded, ``[batch, heads, queries, 1]``.
         channels: Of a value.
         live: Pairs that exist, likewise; False throughout in the rows of padding.
     """

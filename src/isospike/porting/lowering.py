@@ -86,7 +86,7 @@ class Multiplier(ABC):
 
     @abstractmethod
     def compute(self, form: str, x: Tensor, *others: Any, **how: Any) -> Any:
-        """A function of ``x`` that is no product; NotImplemented to have torch compute it."""
+        """A function of ``x`` that is not a product; NotImplemented to have torch compute it."""
 
     @abstractmethod
     def convolve(self, x: Tensor, weight: Tensor, how: Convolution) -> Tensor:

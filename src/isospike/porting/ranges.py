@@ -21,7 +21,7 @@ from torch import Tensor
 from isospike.codes import WeightedCode
 
 # Candidate bounds, as multiples of the largest value seen; 1 is one of them, because the few huge
-# activations of a transformer repeat the same value, which is then spelled exactly.
+# activations of a transformer repeat the same value, which is then encoded exactly.
 CANDIDATES = torch.linspace(0.25, 1.6, 55)
 COARSE_LEVELS = 15  # up to here an idle level costs more than a spike
 TAIL = 0.1  # share of the sample kept sorted for the second term: no bound lies below it

@@ -142,8 +142,8 @@ def _round(readers: Sequence[_Reader], wanted: Sample, given: Sample) -> None:
     if len(x) != len(given.rows):
         raise OutOfOrderError
     moments = moments_of(first, given)
-    heard = first.site.decode(first.site.read(given.rows)).double()
-    correction = _correction(x - heard, heard)
+    decoded = first.site.decode(first.site.read(given.rows)).double()
+    correction = _correction(x - decoded, decoded)
     for product, original in readers:
         weight = original.weight.detach().double()
         mean = weight @ wanted.some(REACH_ROWS).double().mean(0)  # of the rows that fold reads
@@ -155,10 +155,10 @@ def _round(readers: Sequence[_Reader], wanted: Sample, given: Sample) -> None:
             product.fold(given, product.weight_bits, moments, mean.to(product.weight.dtype))
 
 
-def _correction(lost: Tensor, heard: Tensor) -> Tensor:
+def _correction(lost: Tensor, decoded: Tensor) -> Tensor:
     """K of (1)."""
-    lost, heard = lost - lost.mean(0), heard - heard.mean(0)
-    h = heard.T @ heard
+    lost, decoded = lost - lost.mean(0), decoded - decoded.mean(0)
+    h = decoded.T @ decoded
     h.diagonal().add_((RIDGE * h.diagonal().mean()).clamp_min(1e-30))
-    k: Tensor = torch.linalg.solve(h, heard.T @ lost).T
+    k: Tensor = torch.linalg.solve(h, decoded.T @ lost).T
     return k
