@@ -87,6 +87,7 @@ SECTIONS = {
     "causal order": "Causal order",
     "ranks": "Ranks of a transformer",
 }
+REPOSITORY = "https://github.com/isospike/isospike/blob/main/"
 WIDTH = 6  # columns of a table
 VERDICTS = (HOLDS, CORRECTED, FAILS, "depends")
 MADE = "<!-- Made by `make docs` from results/; edit that. -->"
@@ -227,7 +228,11 @@ def card(claim: dict) -> str:
     if code:
         facts.append(f"- Code: {code}")
     if claim["test"]:
-        facts.append(f"- Test: {re.sub('study `([a-z0-9-]+)`', command_of, claim['test'])}")
+        said = re.sub("study `([a-z0-9-]+)`", command_of, claim["test"])
+        facts.append("- Test: " + re.sub(r"`(tests/[\w/.]+)`", rf"[`\1`]({REPOSITORY}\1)", said))
+        files = sorted(set(re.findall(r"`(tests/[\w/.]+)`", claim["test"])))
+        if files:
+            facts.append(f"- Again: `pytest {' '.join(files)}`")
     return f"### {claim['statement'].rstrip('.')}\n\n" + "\n".join(facts)
 
 
