@@ -159,7 +159,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     },
     "max-former": {
         "small": Recipe(
-            "isospike-max-former", {**POOLED, "kernels": [3]}, **{**SMALL, "steps": 1}
+            "isospike-max-former",
+            {**POOLED, "kernels": [3]},
+            **{**SMALL, "steps": 1, "epochs": 8},
         ),
         "full": Recipe("isospike-max-former", **{**PAPER, "batch": 128, "rate": 1.5e-3}),
     },
