@@ -132,13 +132,16 @@ def build(recipe: Recipe, data: Data) -> Any:
     return AutoModelForImageClassification.from_config(config)
 
 
-def fit(recipe: Recipe, data: Data, out: Path, *, resume: bool = False) -> Fitted:
+def fit(
+    recipe: Recipe, data: Data, out: Path, *, start: Path | None = None, resume: bool = False
+) -> Fitted:
     """Train a model by a recipe, and save both in a folder.
 
     Args:
         recipe: How.
         data: On what.
         out: Folder for checkpoints, the model and ``recipe.toml``.
+        start: Folder of a model of this recipe, whose weights it starts from; None for random ones.
         resume: Whether to go on from the last checkpoint there.
 
     Returns:
@@ -167,7 +170,9 @@ def fit(recipe: Recipe, data: Data, out: Path, *, resume: bool = False) -> Fitte
     if resume and last is None:
         raise InputError(f"train needs a checkpoint to resume from, got none in {out}. Start anew.")
     train, test = batches(recipe, data)
-    if isinstance(model, IntegerNet):
+    if start is not None:
+        model = type(model).from_pretrained(start, config=model.config)
+    elif isinstance(model, IntegerNet):
         whiten(model, train.scaled(torch.arange(0, len(train), max(1, len(train) // WHITEN))))
     watch = _Watch(train)
     decayed, others = _groups(model)
