@@ -132,6 +132,18 @@ def test_whitened_patches_have_currents_of_one_size_that_do_not_depend_on_each_o
     torch.testing.assert_close(currents[:half].cov(), 4 * torch.eye(half), rtol=0.05, atol=0.2)
 
 
+def test_the_first_layer_is_not_trained_also_after_it_was_loaded(tmp_path):
+    network().save_pretrained(tmp_path)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path).train()
+    before = model.stem.conv.weight.clone()
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=0.1)
+    x = images([8, 3, 16, 16]).requires_grad_()
+    model(x, labels=torch.arange(8) % 5).loss.backward()
+    optimiser.step()
+    assert torch.equal(model.stem.conv.weight, before)
+    assert x.grad.abs().sum() > 0, "images have a gradient"
+
+
 def test_images_without_variance_are_whitened_to_finite_filters():
     model = network()
     whiten(model, torch.ones(2, 3, 8, 8))

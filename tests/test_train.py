@@ -229,6 +229,18 @@ def test_a_loss_that_is_no_number_stops_the_run_by_name(tmp_path):
 
 
 @needs_accelerate
+def test_a_training_starts_from_the_weights_of_another(tmp_path):
+    from isospike.train.fit import fit
+
+    first = fit(SMALL, data(), tmp_path / "one").model.state_dict()
+    again = replace(SMALL, epochs=1, rate=1e-12)
+    second = fit(again, data(), tmp_path / "two", start=tmp_path / "one").model.state_dict()
+    for name, value in first.items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(second[name], value)
+
+
+@needs_accelerate
 def test_a_full_disk_within_a_checkpoint_keeps_the_one_before(tmp_path, monkeypatch):
     home = import_module("isospike.train.fit")
 

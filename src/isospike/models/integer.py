@@ -77,14 +77,27 @@ class IntegerNeurons(nn.Module):
         return RateCode(self.levels).encode_integers(counts)
 
 
+class _Fixed(nn.Conv2d):
+    """A convolution of 2 x 2 that is not trained, also after transformers has loaded it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 2, bias=False)
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.detach())
+
+
 class IntegerLayer(nn.Module):
     """``norm(pool(conv(x)))``, then integer neurons; the first layer is a fixed ``conv`` alone."""
 
     def __init__(self, inputs: int, outputs: int, pool: bool, levels: int, first: bool) -> None:
         super().__init__()
-        size, padding = (2, 0) if first else (3, 1)
-        self.conv = nn.Conv2d(inputs, outputs, size, padding=padding, bias=False)
-        self.conv.requires_grad_(not first)
+        self.conv: nn.Conv2d = (
+            _Fixed(inputs, outputs)
+            if first
+            else nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        )
         self.pool = pool
         self.norm = nn.Identity() if first else nn.BatchNorm2d(outputs)
         self.neurons = IntegerNeurons(levels)

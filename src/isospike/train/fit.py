@@ -171,7 +171,7 @@ def fit(
         raise InputError(f"train needs a checkpoint to resume from, got none in {out}. Start anew.")
     train, test = batches(recipe, data)
     if start is not None:
-        model = type(model).from_pretrained(start, config=model.config)
+        model.load_state_dict(type(model).from_pretrained(start).state_dict())
     elif isinstance(model, IntegerNet):
         whiten(model, train.scaled(torch.arange(0, len(train), max(1, len(train) // WHITEN))))
     watch = _Watch(train)

@@ -35,7 +35,7 @@ class Recipe:
 
     model: str
     config: dict[str, Any] = field(default_factory=dict)
-    epochs: float = 10
+    epochs: int | float = 10
     batch: int = 128
     optimiser: str = "sgd"
     rate: float = 0.1
