@@ -195,9 +195,9 @@ def fit(
     )
     if processes > 1:
         share_norms(model)
-    start, used = time.perf_counter(), time.process_time()
+    begun, used = time.perf_counter(), time.process_time()
     trainer.train(resume_from_checkpoint=last)
-    seconds, cpu = time.perf_counter() - start, time.process_time() - used
+    seconds, cpu = time.perf_counter() - begun, time.process_time() - used
     model.eval()
     if trainer.is_world_process_zero():
         model.save_pretrained(out)
