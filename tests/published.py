@@ -16,6 +16,8 @@ def draw(name, shape):
         return torch.tensor(1)
     if name.endswith("running_var"):
         return 0.5 + torch.rand(shape, generator=g)
+    if name.rpartition(".")[2].startswith("firing_rate"):
+        return 0.05 + 0.3 * torch.rand(shape, generator=g)
     if len(shape) == 1:
         scale, shift = {"weight": (0.2, 1.0), "bias": (0.3, 0.8), "running_mean": (0.1, 0.0)}[
             name.rpartition(".")[2]

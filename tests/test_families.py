@@ -19,12 +19,15 @@ from isospike.models import (
     SpikeDrivenConfig,
     SpikeDrivenTransformer,
     Spikformer,
+    SpikingResformer,
+    SpikingResformerConfig,
     fold,
     max_former,
     qkformer,
     spike_driven,
+    spiking_resformer,
 )
-from isospike.neurons import LIF
+from isospike.neurons import LIF, PLIF
 
 FIXTURES = json.loads((Path(__file__).parent / "golden" / "families.json").read_text())
 FOUR = {"channels": 64, "depths": (1, 1, 2), "heads": (8, 8, 8), "expansion": 2, "num_labels": 5}
@@ -32,6 +35,11 @@ EVENTS = {"channels": 64, "depths": (1, 1), "heads": (16, 16), "expansion": 1, "
 DRIVEN = {"channels": 32, "num_labels": 5, "expansion": 2}
 LARGE = {"form": "imagenet", "depths": (1, 2, 7), "kernels": (7, 5), "heads": (1, 1, 1)}
 ALL_POOL = {"expansion": 1, "pools": (True,) * 4}
+TWO = {
+    "channels": (16, 32), "depths": (1, 2), "heads": (2, 4), "patches": (2, 1), "group": 16,
+    "num_labels": 5,
+}  # fmt: skip
+GESTURE = {"channels": (32, 96, 192), "group": 32, "learned_leak": True}
 PUBLISHED = {
     ("qkformer", "cifar"): lambda: QKFormer(QKFormerConfig(**FOUR)),
     ("qkformer", "imagenet"): lambda: QKFormer(
@@ -49,6 +57,14 @@ PUBLISHED |= {
     ("max_former", "ms-qkformer"): lambda: MSQKFormer(MSQKFormerConfig(**FOUR)),
     ("max_former", "max, imagenet"): lambda: MaxFormer(MaxFormerConfig(**{**FOUR, **LARGE})),
 }
+PUBLISHED |= {
+    ("spiking_resformer", form): lambda extra=extra: SpikingResformer(
+        SpikingResformerConfig(**TWO, **extra)
+    )
+    for form, extra in (
+        ("cifar", {}), ("imagenet", {"form": "imagenet"}), ("events", {"learned_leak": True})
+    )
+}  # fmt: skip
 FULL = {
     ("qkformer", "cifar"): lambda: QKFormer(QKFormerConfig(num_labels=10)),
     ("qkformer", "imagenet"): lambda: QKFormer(
@@ -64,10 +80,21 @@ FULL = {
         MaxFormerConfig(**{**LARGE, "heads": (6, 6, 6)}, num_labels=10)
     ),
 }
+FULL |= {
+    ("spiking_resformer", form): lambda extra=extra: SpikingResformer(
+        SpikingResformerConfig(**extra)
+    )
+    for form, extra in (
+        ("cifar", {"num_labels": 10}),
+        ("imagenet", {"form": "imagenet", "num_labels": 1000}),
+        ("events", {**GESTURE, "num_labels": 10}),
+    )
+}
 IMPORTERS = {
     "qkformer": qkformer.from_authors,
     "spike_driven": spike_driven.from_authors,
     "max_former": max_former.from_authors,
+    "spiking_resformer": spiking_resformer.from_authors,
 }
 UNUSED = {"spike_driven": (2 * 8**2, 2)}  # parameters and entries that the authors never use
 MODELS = [key for key in PUBLISHED if key[1] not in ("leaking", "max, imagenet")]
@@ -87,7 +114,7 @@ def count_spikes(model, call):
     hooks = [
         module.register_forward_hook(lambda m, i, s: spikes.append(s.float().sum().item()))
         for module in model.modules()
-        if isinstance(module, LIF)
+        if isinstance(module, (LIF, PLIF))
     ]
     with torch.no_grad():
         result = call()
@@ -102,7 +129,7 @@ def test_a_model_says_what_the_authors_network_says(family, form):
     x = images(fixture["images"])
     result, spikes = count_spikes(model, lambda: model(x, steps=3))
     torch.testing.assert_close(result.logits, torch.tensor(fixture["logits"]), rtol=0, atol=2e-5)
-    if family == "qkformer":
+    if family in ("qkformer", "spiking_resformer"):
         assert sum(spikes) == fixture["spikes"]
     assert sum(s > 0 for s in spikes) > 0.9 * len(spikes), "populations fire"
 
@@ -171,7 +198,8 @@ def test_a_gradient_reaches_every_weight(family, form):
     x = images([3, *fixture["images"][1:]])
     model(x, torch.tensor([0, 1, 4]), steps=3).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    first = next(p for n, p in model.named_parameters() if n.endswith("layers.0.conv.weight"))
+    ends = ("layers.0.conv.weight", "stem.conv.weight")
+    first = next(p for n, p in model.named_parameters() if n.endswith(ends))
     assert first.grad.abs().max() > 0, "a gradient reaches the image"
 
 
@@ -242,6 +270,28 @@ def test_settings_that_are_unknown_are_refused():
         fold(torch.nn.Linear(1, 1))
     with pytest.raises(UnsupportedError, match="got QKFormer and 'fast'"):
         fold(PUBLISHED["qkformer", "cifar"](), "fast")
+
+
+def test_resformer_sizes_that_do_not_fit_are_refused():
+    for wrong in ({"heads": (3, 4)}, {"group": 24}, {"patches": (1,)}, {"depths": (0, 1)}):
+        with pytest.raises(RangeError, match="SpikingResformerConfig needs channels, depths"):
+            SpikingResformer(SpikingResformerConfig(**{**TWO, **wrong}))
+    with pytest.raises(InputError, match="known form, got 'dvs'. Use one of cifar, imagenet"):
+        SpikingResformer(SpikingResformerConfig(form="dvs"))
+    model = SpikingResformer(SpikingResformerConfig(**TWO))
+    with pytest.raises(ShapeError, match="sides divisible by 2"):
+        model(torch.zeros(1, 3, 15, 15))
+
+
+def test_a_head_of_spiking_resformer_scales_by_its_mean_rate():
+    rate = spiking_resformer.Rate(2)
+    quiet = torch.zeros(1, 1, 2, 4, 4)
+    quiet[:, :, 0, :, :1] = 1.0  # a rate of 1/4 in the first head, 0 in the second
+    assert rate.eval()(quiet, 4).flatten().tolist() == [0.5, 0.5], "unknown rates count as one"
+    assert rate.train()(quiet, 4).flatten().tolist() == [1.0, 0.5], "the first batch sets them"
+    busy = torch.ones(1, 1, 2, 4, 4)
+    assert rate(busy, 4).flatten()[0].item() ** -2 == pytest.approx(4 * (0.25 + 0.75e-3), 1e-4)
+    assert rate.eval()(quiet, 4)[0, 0, 1].item() == pytest.approx((4 * 1e-3) ** -0.5, 1e-4)
 
 
 def test_fold_takes_a_spikformer_too():

@@ -340,6 +340,11 @@ def test_a_layer_holds_tensors_and_learns_parameters():
     assert torch.equal(other(grid(5, 2)), layer(grid(5, 2)))
 
 
+def test_plif_is_built_without_memory_as_transformers_builds_a_model_it_loads():
+    with torch.device("meta"):
+        assert PLIF().w.is_meta
+
+
 def test_plif_starts_at_its_decay_and_learns_it():
     layer = PLIF(NeuronParams(decay=0.75))
     assert layer.params.decay.item() == pytest.approx(0.75)

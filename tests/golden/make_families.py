@@ -3,8 +3,8 @@
     python tests/golden/make_families.py FOLDER
 
 FOLDER holds checkouts of the repositories below, at these commits. Nothing of them is kept but
-names, shapes and numbers. SpikingJelly's old ``clock_driven`` and timm are replaced by what of them
-is used: a neuron, and decorators.
+names, shapes and numbers. SpikingJelly and timm are replaced by what of them is used: neurons,
+layers that read several steps, and decorators.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ SOURCES = {
     "qkformer": "zhouchenlin2096/QKFormer@c2a00e8e54538e76f5954614a60c1d53824bbee9",
     "spike_driven": "BICLab/Spike-Driven-Transformer@3faa82272eb499e4d56ea77707d4536e7c69a54b",
     "max_former": "bic-L/MaxFormer@6ddd4ccde2cc9c4b965059403868e57803b9b6b0",
-    "resformer": "xyshi2000/SpikingResformer@3f751275dedfda8b0a4ed0bf50e85e02a4335f3e",
+    "spiking_resformer": "xyshi2000/SpikingResformer@3f751275dedfda8b0a4ed0bf50e85e02a4335f3e",
 }
 
 
@@ -45,10 +45,54 @@ class Neuron(nn.Module):
         return y
 
 
+class LearnedNeuron(Neuron):
+    """SpikingJelly's neuron with a learned leak: ``1 / tau = sigmoid(w)``."""
+
+    def __init__(self, **ignored):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        self.tau = 1 / self.w.sigmoid()
+        return super().forward(x)
+
+
+def over_steps(layer):
+    """A layer of torch that reads several steps at once, as SpikingJelly's."""
+
+    class OverSteps(layer):
+        def __init__(self, *args, step_mode, **settings):
+            super().__init__(*args, **settings)
+
+        def forward(self, x):
+            return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    return OverSteps
+
+
+def several_steps():
+    """The layers and neurons of ``spikingjelly.activation_based``."""
+    layers = {
+        name: over_steps(getattr(nn, name))
+        for name in ("Conv2d", "Linear", "MaxPool2d", "AdaptiveAvgPool2d")
+    }
+    layer, functional = types.SimpleNamespace(**layers), types.SimpleNamespace()
+    functional.seq_to_ann_forward = lambda x, f: f(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    return {
+        "layer": layer,
+        "functional": functional,
+        "surrogate": types.SimpleNamespace(ATan=lambda: None),
+        "neuron": types.SimpleNamespace(
+            IFNode=Neuron, LIFNode=Neuron, ParametricLIFNode=LearnedNeuron
+        ),
+    }
+
+
 def pretend():
     """Put what the authors import in the place of the packages."""
     parts = {
         "spikingjelly": {},
+        "spikingjelly.activation_based": several_steps(),
         "spikingjelly.clock_driven": {"layer": None},
         "spikingjelly.clock_driven.neuron": {
             "MultiStepLIFNode": Neuron, "MultiStepParametricLIFNode": Neuron,
@@ -166,7 +210,50 @@ def max_former(folder):
     return answers, counts
 
 
-FAMILIES = {"qkformer": qkformer, "spike_driven": spike_driven, "max_former": max_former}
+def spiking_resformer(folder):
+    sys.path.insert(0, str(folder))
+    module = importlib.import_module("models.spikingresformer")
+    sys.path.pop(0)
+    pair = ["DSSA", "GWFFN"]
+    sizes = [[pair, 2 * pair], [16, 32], [2, 4], [2, 1]]
+    small = {"T": 3, "num_classes": 5, "group_size": 16}
+
+    def stem(channels):
+        return nn.Sequential(
+            module.layer.Conv2d(3, channels, 3, 1, 1, bias=False, step_mode="m"),
+            module.BN(channels),
+        )
+
+    cifar = module.SpikingResformer(*sizes, img_size=16, prologue=stem(16), **small)
+    large = module.SpikingResformer(*sizes, img_size=32, **small)
+    events = module.SpikingResformer(
+        *sizes, img_size=16, prologue=stem(16), activation=module.PLIF, **small
+    )
+    answers = {
+        "cifar": mean_answer(cifar, [1, 3, 16, 16]),
+        "imagenet": mean_answer(large, [1, 3, 32, 32]),
+        "events": mean_answer(events, [1, 3, 3, 16, 16]),
+    }
+    counts = {
+        "cifar": count(module.spikingresformer_cifar(img_size=32, num_classes=10)),
+        "imagenet": count(module.spikingresformer_ti()),
+        "events": count(module.spikingresformer_dvsg(img_size=64, num_classes=10)),
+    }
+    return answers, counts
+
+
+def mean_answer(network, shape):
+    """The answer of a network that gives one for each step."""
+    found = answer(network, shape)
+    return found | {"logits": torch.tensor(found["logits"]).mean(0).tolist()}
+
+
+FAMILIES = {
+    "qkformer": qkformer,
+    "spike_driven": spike_driven,
+    "max_former": max_former,
+    "spiking_resformer": spiking_resformer,
+}
 
 
 def main():

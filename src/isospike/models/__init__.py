@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         QKFormerConfig,
         SequenceNetConfig,
         SpikeDrivenConfig,
+        SpikingResformerConfig,
     )
     from isospike.models.folding import fold
     from isospike.models.gated_output import GatedOutputProjection
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from isospike.models.sequence import SequenceNet
     from isospike.models.spike_driven import SpikeDrivenTransformer
     from isospike.models.spikformer import FoldedSpikformer, Spikformer, from_spikingjelly
+    from isospike.models.spiking_resformer import SpikingResformer
     from isospike.models.training import History, train
     from isospike.models.transformer import Cache, Transformer
 
@@ -46,6 +48,8 @@ _PLACES = {
     "SpikeDrivenTransformer": "spike_driven",
     "Spikformer": "spikformer",
     "SpikingClassifier": "classifier",
+    "SpikingResformer": "spiking_resformer",
+    "SpikingResformerConfig": "configs",
     "Transformer": "transformer",
     "fold": "folding",
     "from_spikingjelly": "spikformer",
@@ -70,6 +74,8 @@ __all__ = [
     "SpikeDrivenTransformer",
     "Spikformer",
     "SpikingClassifier",
+    "SpikingResformer",
+    "SpikingResformerConfig",
     "Transformer",
     "fold",
     "from_spikingjelly",

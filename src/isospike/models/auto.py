@@ -7,6 +7,16 @@ from isospike.models.max_former import MaxFormer, MSQKFormer
 from isospike.models.qkformer import QKFormer
 from isospike.models.sequence import SequenceNet
 from isospike.models.spike_driven import SpikeDrivenTransformer
+from isospike.models.spiking_resformer import SpikingResformer
 
-for _model in (IntegerNet, MSQKFormer, MaxFormer, QKFormer, SequenceNet, SpikeDrivenTransformer):
+IMAGES = (
+    IntegerNet,
+    MSQKFormer,
+    MaxFormer,
+    QKFormer,
+    SequenceNet,
+    SpikeDrivenTransformer,
+    SpikingResformer,
+)
+for _model in IMAGES:
     AutoModelForImageClassification.register(_model.config_class, _model, exist_ok=True)

@@ -217,6 +217,53 @@ class SequenceNetConfig(SpikingConfig):
             )
 
 
+class SpikingResformerConfig(SpikingConfig):
+    """Sizes of a :class:`~isospike.models.SpikingResformer`, by default Ti for 32 x 32 images.
+
+    Attributes:
+        form: ``cifar`` or ``imagenet``: a stem that keeps the image's size, or quarters its sides.
+        channels: Of a token in each stage; each later stage halves the image's sides.
+        depths: Pairs of attention and perceptron in each stage.
+        heads: Attention heads of each stage.
+        patches: Pixels of the side of a patch that attention reads as one, in each stage.
+        group: Channels of the perceptron that its 3 x 3 convolution mixes.
+        expansion: Hidden neurons of the perceptron per channel.
+        learned_leak: Whether each layer of neurons learns its leak, as in the form for events.
+        num_channels: Channels of the input.
+        steps: Time steps of a call that gives none.
+    """
+
+    model_type = "isospike-spiking-resformer"
+    form: str = "cifar"
+    channels: list[int] | tuple[int, ...] = (64, 192, 384)
+    depths: list[int] | tuple[int, ...] = (1, 2, 3)
+    heads: list[int] | tuple[int, ...] = (1, 3, 6)
+    patches: list[int] | tuple[int, ...] = (4, 2, 1)
+    group: int = 64
+    expansion: int = 4
+    learned_leak: bool = False
+    num_channels: int = 3
+    steps: int = 4
+
+    def check(self) -> None:
+        owner = "SpikingResformerConfig"
+        check_positive(owner, self, ("group", "expansion", "num_channels", "steps"))
+        if self.form not in FORMS[:2]:
+            raise InputError(
+                f"{owner} needs a known form, got {self.form!r}. Use one of cifar, imagenet."
+            )
+        sizes = (self.channels, self.depths, self.heads, self.patches)
+        fits = len({len(s) for s in sizes}) == 1 and min(map(min, sizes), default=0) >= 1
+        pairs = zip(self.channels, self.heads, strict=False)
+        if not fits or any(c % h or c * self.expansion % self.group for c, h in pairs):
+            raise RangeError(
+                f"{owner} needs channels, depths, heads and patches for each stage, channels a "
+                f"multiple of heads and hidden channels of group, got {sizes} and "
+                f"group={self.group}. Choose ((64, 192, 384), (1, 2, 3), (1, 3, 6), (4, 2, 1)) and "
+                "group=64."
+            )
+
+
 def check_positive(owner: str, config: SpikingConfig, names: tuple[str, ...]) -> None:
     """Raise RangeError unless these sizes are at least 1."""
     for name in names:
@@ -249,6 +296,7 @@ CONFIGS = (
     QKFormerConfig,
     SequenceNetConfig,
     SpikeDrivenConfig,
+    SpikingResformerConfig,
 )
 for _config in CONFIGS:
     AutoConfig.register(_config.model_type, _config, exist_ok=True)

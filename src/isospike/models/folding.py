@@ -39,17 +39,15 @@ class FoldedSynapses(nn.Module):
         self.planes: BytePlanes | None = pack_float32(rows) if packs else None
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.bias, self.size, self.stride = bias, conv.kernel_size[0], conv.stride[0]
-        self.groups, self.layer = conv.groups, layer
+        self.padding, self.groups, self.layer = int(conv.padding[0]), conv.groups, layer
 
     def forward(self, x: Tensor, steps: int = 1) -> Tensor:
         """See :meth:`isospike.models.layers.Synapses.forward`."""
         if self.planes is None or x.dtype != torch.uint8:
             images = x.flatten(0, 1).permute(0, 3, 1, 2).to(self.weight.dtype)
-            y = F.conv2d(
-                images, self.weight, self.bias, self.stride, self.size // 2, 1, self.groups
-            )
+            y = F.conv2d(images, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
             return self.layer.finish(y, x, steps)
-        rows, shape = patches(x.flatten(0, 1), self.size, self.stride)
+        rows, shape = patches(x.flatten(0, 1), self.size, self.stride, self.padding)
         y = workspace(Purpose.CURRENTS, (len(rows), self.planes.outputs), torch.float32, x.device)
         y.copy_(self.bias.expand_as(y))
         add_product(y, rows, self.planes)
@@ -57,14 +55,13 @@ class FoldedSynapses(nn.Module):
         return self.layer.finish(y if self.layer.neurons is not None else y.clone(), x, steps)
 
 
-def patches(images: Tensor, size: int, stride: int) -> tuple[Tensor, tuple[int, ...]]:
+def patches(images: Tensor, size: int, stride: int, padding: int) -> tuple[Tensor, tuple[int, ...]]:
     """Neighbourhoods of ``images [images, height, width, channels]`` as rows ``[pixels, size * size
     * channels]``, and the shape of the pixels ``(images, height, width)``."""
     if size == 1:
         images = images[:, ::stride, ::stride].contiguous()
         return images.flatten(0, 2), tuple(images.shape[:3])
-    half = size // 2
-    padded = F.pad(images, (0, 0, half, half, half, half))
+    padded = F.pad(images, (0, 0, padding, padding, padding, padding))
     windows = padded.unfold(1, size, stride).unfold(2, size, stride).permute(0, 1, 2, 4, 5, 3)
     rows = workspace(Purpose.PATCHES, windows.shape, windows.dtype, windows.device).copy_(windows)
     return rows.view(-1, size * size * images.shape[-1]), tuple(windows.shape[:3])

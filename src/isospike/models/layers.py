@@ -29,7 +29,8 @@ class Synapses(nn.Module):
     Args:
         inputs: Channels that are read.
         outputs: Channels that are driven.
-        size: Side of the kernel; its padding keeps the image's size.
+        size: Side of the kernel; the padding of an odd one keeps the image's size, and an even one
+            has none.
         stride: Pixels between two positions of the kernel.
         groups: Groups of channels that do not mix.
         bias: Whether the convolution has a bias, which training does not need beside the
@@ -51,9 +52,8 @@ class Synapses(nn.Module):
         neurons: NeuronParams | None = None,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            inputs, outputs, size, stride, padding=size // 2, groups=groups, bias=bias
-        )
+        padding = size // 2 if size % 2 else 0
+        self.conv = nn.Conv2d(inputs, outputs, size, stride, padding, groups=groups, bias=bias)
         self.norm = nn.BatchNorm2d(outputs)
         self.pool = pool
         self.neurons = None if neurons is None else LIF(neurons)

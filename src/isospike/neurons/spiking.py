@@ -534,15 +534,17 @@ class PLIF(Neuron):
         **changes: Any,
     ) -> None:
         params = _changed("PLIF", params, changes)
-        decay = torch.as_tensor(params.decay, dtype=torch.float64)
-        if not bool(((decay > 0) & (decay < 1)).all()):
+        start = params.decay
+        inside = ((start > 0) & (start < 1)).all() if isinstance(start, Tensor) else 0 < start < 1
+        if not bool(inside):
             raise RangeError(
                 f"PLIF needs a decay strictly between 0 and 1 to start from, got {params.decay}. "
                 "Start near the end instead, at 0.01 or 0.99."
             )
         super().__init__(params._replace(decay=0.5), dtype=dtype, engine=engine)
         self.input_decays = input_decays
-        self.w = nn.Parameter(torch.logit(1 - decay.detach()).float())
+        decay = torch.as_tensor(start, dtype=torch.float64).detach()
+        self.w = nn.Parameter(torch.logit(1 - decay).float())
 
     @property
     def params(self) -> NeuronParams:

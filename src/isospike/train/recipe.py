@@ -171,6 +171,17 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
         "full": Recipe("isospike-spike-driven", **{**PAPER, "epochs": 300, "rate": 3e-4}),
     },
+    "spiking-resformer": {
+        "small": Recipe(
+            "isospike-spiking-resformer",
+            {"channels": [32, 96, 160], "depths": [1, 1, 1], "heads": [1, 3, 5], "group": 32},
+            **SMALL,
+        ),
+        "full": Recipe(
+            "isospike-spiking-resformer",
+            **{**PAPER, "epochs": 600, "batch": 128, "rate": 5e-4, "decay": 0.01},
+        ),
+    },
 }  # fmt: skip
 """By the name of a model, and by size. ``full`` has the papers' optimiser and length; of their
 variation of images it has shifts and mirrors alone."""
