@@ -10,6 +10,7 @@ layers that read several steps, and decorators.
 import importlib.util
 import json
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -24,6 +25,7 @@ SOURCES = {
     "spike_driven": "BICLab/Spike-Driven-Transformer@3faa82272eb499e4d56ea77707d4536e7c69a54b",
     "max_former": "bic-L/MaxFormer@6ddd4ccde2cc9c4b965059403868e57803b9b6b0",
     "spiking_resformer": "xyshi2000/SpikingResformer@3f751275dedfda8b0a4ed0bf50e85e02a4335f3e",
+    "spiking_bert": "NeuroCompLab-psu/SpikingBERT@765e39b982d5edc8adb6772fde7e8d59bff78e6b",
 }
 
 
@@ -97,6 +99,8 @@ def pretend():
         "spikingjelly.clock_driven.neuron": {
             "MultiStepLIFNode": Neuron, "MultiStepParametricLIFNode": Neuron,
         },
+        "pydevd": {},
+        "termcolor": {"colored": None},
         "einops": {},
         "einops.layers": {},
         "einops.layers.torch": {"Rearrange": None},
@@ -248,6 +252,56 @@ def mean_answer(network, shape):
     return found | {"logits": torch.tensor(found["logits"]).mean(0).tolist()}
 
 
+TEXT = [[1, 5, 7, 2, 0, 0], [1, 9, 33, 12, 6, 2]]
+PADDED = [[1, 1, 1, 1, 0, 0], [1] * 6]
+
+
+def spiking_bert(folder, steps=20):
+    """What the authors' classifier says in its run on spikes and in its run without time."""
+    sys.path.insert(0, str(folder))
+    module = importlib.import_module("implicit_bert.models.snn_ide_bert_classi_4_spike")
+    sys.path.pop(0)
+    about = json.loads((folder / "spiking-student-model" / "config.json").read_text())
+    small = about | {
+        "vocab_size": 40, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48,
+        "max_position_embeddings": 12,
+    }  # fmt: skip
+
+    def build(config, classes):
+        with tempfile.TemporaryDirectory() as place:
+            (Path(place) / "config.json").write_text(json.dumps(config))
+            network = module.SNNIDESTUDENTBERT4SpikeClassification
+            return network(place, classes, t_conv=steps, isEval=True).eval()
+
+    network = build(small, 3)
+    shapes = {
+        name: list(t.shape)
+        for name, t in network.state_dict().items()
+        if name.startswith(("network_", "classification"))
+    }
+    network.load_state_dict(weights(shapes), strict=False)
+    tokens, mask = torch.tensor(TEXT), torch.tensor(PADDED)
+    segments = torch.zeros_like(tokens)
+    added = (1.0 - mask[:, None, None].float()) * -10000.0
+    with torch.no_grad():
+        logits, _, _ = network(tokens, segments, mask)
+        rates, _ = network.snn_ide_conv(
+            tokens, segments, attention_mask=mask, time_step=steps, threshold=30
+        )
+        last = network.snn_func.equivalent_func_per_layer_bert_spiking_specific(
+            None, tokens, segments, num=24, attention_mask=added
+        )
+        clamped = network.classification(torch.relu(last[:, 0]))
+    full = build(about, 2)
+    unused = [full.fit_dense, full.pooler_layer, full.network_s25, full.snn_func_copy]
+    return {
+        "shapes": shapes, "steps": steps, "logits": logits.tolist(), "clamped": clamped.tolist(),
+        "rates": [rate.mean().item() for rate in rates], "entries": len(full.state_dict()),
+        "parameters": sum(p.numel() for p in full.parameters()),
+        "unused": sum(p.numel() for part in unused for p in part.parameters()),
+    }  # fmt: skip
+
+
 FAMILIES = {
     "qkformer": qkformer,
     "spike_driven": spike_driven,
@@ -265,6 +319,10 @@ def main():
         answers, counts = make(folder)
         written[name] = {"source": source, "torch": torch.__version__, "answers": answers,
                          "counts": counts}  # fmt: skip
+    source = SOURCES["spiking_bert"]
+    folder = Path(sys.argv[1]) / source.partition("@")[0].replace("/", "+")
+    found = {"source": source, "torch": torch.__version__, **spiking_bert(folder)}
+    written["spiking_bert"] = found
     path = Path(__file__).parent / "families.json"
     path.write_text(json.dumps(written, separators=(",", ":")) + "\n")
 

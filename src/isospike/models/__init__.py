@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         QKFormerConfig,
         SequenceNetConfig,
         SpikeDrivenConfig,
+        SpikingBertConfig,
         SpikingResformerConfig,
     )
     from isospike.models.folding import fold
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from isospike.models.sequence import SequenceNet
     from isospike.models.spike_driven import SpikeDrivenTransformer
     from isospike.models.spikformer import FoldedSpikformer, Spikformer, from_spikingjelly
+    from isospike.models.spiking_bert import SpikingBert
     from isospike.models.spiking_resformer import SpikingResformer
     from isospike.models.training import History, train
     from isospike.models.transformer import Cache, Transformer
@@ -47,6 +49,8 @@ _PLACES = {
     "SpikeDrivenConfig": "configs",
     "SpikeDrivenTransformer": "spike_driven",
     "Spikformer": "spikformer",
+    "SpikingBert": "spiking_bert",
+    "SpikingBertConfig": "configs",
     "SpikingClassifier": "classifier",
     "SpikingResformer": "spiking_resformer",
     "SpikingResformerConfig": "configs",
@@ -73,6 +77,8 @@ __all__ = [
     "SpikeDrivenConfig",
     "SpikeDrivenTransformer",
     "Spikformer",
+    "SpikingBert",
+    "SpikingBertConfig",
     "SpikingClassifier",
     "SpikingResformer",
     "SpikingResformerConfig",

@@ -1,12 +1,16 @@
 """Make transformers' AutoModel classes know the spiking transformers."""
 
-from transformers.models.auto.modeling_auto import AutoModelForImageClassification
+from transformers.models.auto.modeling_auto import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
 
 from isospike.models.integer import IntegerNet
 from isospike.models.max_former import MaxFormer, MSQKFormer
 from isospike.models.qkformer import QKFormer
 from isospike.models.sequence import SequenceNet
 from isospike.models.spike_driven import SpikeDrivenTransformer
+from isospike.models.spiking_bert import SpikingBert
 from isospike.models.spiking_resformer import SpikingResformer
 
 IMAGES = (
@@ -20,3 +24,4 @@ IMAGES = (
 )
 for _model in IMAGES:
     AutoModelForImageClassification.register(_model.config_class, _model, exist_ok=True)
+AutoModelForSequenceClassification.register(SpikingBert.config_class, SpikingBert, exist_ok=True)

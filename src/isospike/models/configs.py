@@ -6,6 +6,7 @@ transformers reads and writes each like its own: ``config.json``, ``num_labels``
 
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
+from transformers.models.bert.configuration_bert import BertConfig
 
 from isospike.errors import InputError, RangeError
 
@@ -264,6 +265,33 @@ class SpikingResformerConfig(SpikingConfig):
             )
 
 
+class SpikingBertConfig(BertConfig):  # type: ignore[misc]
+    """Sizes of a :class:`~isospike.models.SpikingBert`: those of a ``BertConfig``, four layers.
+
+    Attributes:
+        steps: Time steps of a call that gives none; None for the clamped run, which has no time.
+        published_currents: Whether sub-layers read the spikes of each step, as in the authors'
+            code, instead of their mean so far: for comparisons, since that run does not approach
+            the clamped one.
+    """
+
+    __no_type_check__ = True
+    model_type = "isospike-spiking-bert"
+    num_hidden_layers: int = 4
+    steps: int | None = None
+    published_currents: bool = False
+
+    def check(self) -> None:
+        """Raise unless a model of these sizes can be built."""
+        heads, channels = self.num_attention_heads, self.hidden_size
+        steps = 1 if self.steps is None else self.steps
+        if heads < 1 or channels < 1 or channels % heads or steps < 1:
+            raise RangeError(
+                "SpikingBertConfig needs a hidden_size that num_attention_heads divides, and steps "
+                f">= 1 or None, got {channels}, {heads} and {self.steps}. Choose 768, 12 and None."
+            )
+
+
 def check_positive(owner: str, config: SpikingConfig, names: tuple[str, ...]) -> None:
     """Raise RangeError unless these sizes are at least 1."""
     for name in names:
@@ -296,6 +324,7 @@ CONFIGS = (
     QKFormerConfig,
     SequenceNetConfig,
     SpikeDrivenConfig,
+    SpikingBertConfig,
     SpikingResformerConfig,
 )
 for _config in CONFIGS:
