@@ -269,7 +269,7 @@ def from_bert(bert: nn.Module, **settings: Any) -> SpikingBert:
     >>> from_bert(small, num_labels=3).classifier.out_features
     3
     """
-    config = getattr(bert, "config", None)
+    config: Any = getattr(bert, "config", None)
     if getattr(config, "model_type", None) != "bert" or getattr(config, "is_decoder", True):
         raise InputError(
             f"from_bert needs an encoder of transformers' type bert, got {type(bert).__name__}. "
@@ -283,7 +283,8 @@ def from_bert(bert: nn.Module, **settings: Any) -> SpikingBert:
     if head is None or head.shape != model.classifier.weight.shape:
         given |= {f"classifier.{name}": t for name, t in model.classifier.state_dict().items()}
     model.load_state_dict({name: given[name] for name in model.state_dict()})
-    return model.train(bert.training)
+    model.train(bert.training)
+    return model
 
 
 SUBLAYERS = (
