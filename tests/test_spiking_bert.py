@@ -18,7 +18,7 @@ from transformers import (
 from isospike.errors import InputError, RangeError, ShapeError, UnsupportedError
 from isospike.models import SpikingBert, SpikingBertConfig
 from isospike.models.spiking_bert import Clamp, from_authors, from_bert
-from isospike.train.distil import distil
+from isospike.train.distillation import distil
 
 FIXTURE = json.loads((Path(__file__).parent / "golden" / "families.json").read_text())[
     "spiking_bert"

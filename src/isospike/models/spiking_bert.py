@@ -275,7 +275,9 @@ def from_bert(bert: nn.Module, **settings: Any) -> SpikingBert:
             f"from_bert needs an encoder of transformers' type bert, got {type(bert).__name__}. "
             "Load one with AutoModelForSequenceClassification."
         )
-    known = {n: v for n, v in config.to_dict().items() if n not in ("model_type", "architectures")}
+    names = {"id2label", "label2id"} if "num_labels" in settings else set()
+    other = {"model_type", "architectures"} | names
+    known = {name: value for name, value in config.to_dict().items() if name not in other}
     model = SpikingBert(SpikingBertConfig(**{**known, **settings}))
     prefix = "" if hasattr(bert, "bert") else "bert."
     given = {prefix + name: tensor for name, tensor in bert.state_dict().items()}

@@ -1,7 +1,7 @@
 """Training of the spiking transformers: data, recipes, and a run by transformers' own Trainer."""
 
 from isospike.train.data import Batches, Data, Part, load_data
-from isospike.train.distil import Distilled, distil
+from isospike.train.distillation import Distilled, distil
 from isospike.train.fit import Fitted, accuracy, build, fit
 from isospike.train.recipe import Recipe, read_recipe
 
