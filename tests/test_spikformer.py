@@ -1,8 +1,11 @@
 """Spiking attention, and the Spikformer built on it."""
 
+import json
 import math
 from importlib.util import find_spec
+from pathlib import Path
 
+import published
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.models import spikformer as home
-from isospike.models.spikformer import Spikformer, fold, from_spikingjelly
+from isospike.models.spikformer import Spikformer, fold, from_authors, from_spikingjelly
 from isospike.products import spike_attention
 
 SMALL = {"steps": 3, "classes": 5, "channels": 32, "heads": 4, "blocks": 2, "expansion": 2}
@@ -237,3 +240,29 @@ def test_four_blocks_of_384_have_the_published_number_of_parameters():
     # 9.31 million with the normalisations' weights, as in SpikingJelly's and the authors' network.
     count = sum(p.numel() for p in Spikformer().parameters())
     assert math.isclose(count, 9.31e6, rel_tol=2e-3)
+
+
+def authors(pools_spikes=True):
+    """A network with the authors' weights, and what theirs says."""
+    fixture = json.loads((Path(__file__).parent / "golden" / "families.json").read_text())
+    found = fixture["spikformer"]["answers"]["cifar"]
+    sizes = {"steps": 3, "classes": 5, "channels": 32, "heads": 2, "blocks": 2, "expansion": 2}
+    model = Spikformer(**sizes, pools_spikes=pools_spikes)
+    model.load_state_dict(from_authors(published.weights(found["shapes"])))
+    return model.eval(), published.images(found["images"]), torch.tensor(found["logits"])
+
+
+def test_old_weights_of_the_authors_say_what_their_network_says():
+    model, x, logits = authors()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x).mean(0), logits, rtol=0, atol=2e-5)
+        torch.testing.assert_close(fold(model)(x).mean(0), logits, rtol=0, atol=2e-5)
+        assert (authors(pools_spikes=False)[0](x).mean(0) - logits).abs().max() > 1e-3
+
+
+def test_weights_of_something_else_are_refused_in_one_sentence():
+    with pytest.raises(UnsupportedError, match="weights of Spikformer, got 'conv1.weight' among 1"):
+        from_authors({"conv1.weight": torch.zeros(1)})
+    half = {"block.0.attn.q_linear.weight": torch.zeros(4, 4)}
+    with pytest.raises(UnsupportedError, match="all weights of Spikformer, got none for 'blocks.0"):
+        from_authors(half)

@@ -25,6 +25,7 @@ SOURCES = {
     "spike_driven": "BICLab/Spike-Driven-Transformer@3faa82272eb499e4d56ea77707d4536e7c69a54b",
     "max_former": "bic-L/MaxFormer@6ddd4ccde2cc9c4b965059403868e57803b9b6b0",
     "spiking_resformer": "xyshi2000/SpikingResformer@3f751275dedfda8b0a4ed0bf50e85e02a4335f3e",
+    "spikformer": "ZK-Zhou/spikformer@621268981827af47aa666c1b5f774de4281d90ad",
     "spiking_bert": "NeuroCompLab-psu/SpikingBERT@765e39b982d5edc8adb6772fde7e8d59bff78e6b",
 }
 
@@ -246,6 +247,15 @@ def spiking_resformer(folder):
     return answers, counts
 
 
+def spikformer(folder):
+    network = load(folder, "cifar10/model.py").Spikformer
+    small = {"img_size_h": 16, "img_size_w": 16, "patch_size": 4, "in_channels": 3, "depths": 2}
+    about = {"T": 3, "num_classes": 5, "embed_dims": 32, "num_heads": 2, "mlp_ratios": 2}
+    answers = {"cifar": answer(network(**small, **about), [1, 3, 16, 16])}
+    full = {"embed_dims": 384, "num_heads": 12, "mlp_ratios": 4, "num_classes": 10, "depths": 4}
+    return answers, {"cifar": count(network(**small | full))}
+
+
 def mean_answer(network, shape):
     """The answer of a network that gives one for each step."""
     found = answer(network, shape)
@@ -307,6 +317,7 @@ FAMILIES = {
     "spike_driven": spike_driven,
     "max_former": max_former,
     "spiking_resformer": spiking_resformer,
+    "spikformer": spikformer,
 }
 
 

@@ -22,14 +22,13 @@ from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.kernels.product.int8 import BytePlanes, add_product, can_pack, pack_float32
 from isospike.kernels.runtime.buffers import Purpose, workspace
 from isospike.kernels.runtime.precision import in_float32
+from isospike.models.importers import Rule, rename
+from isospike.models.layers import ATTENTION, NEURONS, pool_largest, pool_spikes
 from isospike.neurons import LIF, NeuronParams, compile_neuron, run, scale_and_shift
-from isospike.presets import spikingjelly_lif
 from isospike.products import PRECISIONS, spike_attention
 from isospike.tensors import check_tensor
 
 AT_ONCE = 4  # images that a folded network takes at a time on a CPU
-NEURONS = spikingjelly_lif(detach_reset=True)
-ATTENTION = spikingjelly_lif(v_threshold=0.5, detach_reset=True)
 
 
 class Projection(nn.Module):
@@ -48,20 +47,24 @@ class Projection(nn.Module):
 
 
 class Convolution(nn.Module):
-    """``LIF(pool(norm(conv(x))))`` of images ``[steps, batch, channels, height, width]``."""
+    """``LIF(pool(norm(conv(x))))`` of images ``[steps, batch, channels, height, width]``, or the
+    pool behind the neurons."""
 
-    def __init__(self, inputs: int, outputs: int, pool: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, pool: bool, pools_spikes: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(outputs)
-        self.pool = pool
+        self.pool, self.pools_spikes = pool, pools_spikes
         self.neurons = LIF(NEURONS)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.conv(x.flatten(0, 1)))
-        y = F.max_pool2d(y, 3, 2, 1) if self.pool else y
+        y = pool_largest(y) if self.pool and not self.pools_spikes else y
         spikes: Tensor = self.neurons(y.view(*x.shape[:2], *y.shape[1:]))
-        return spikes
+        if not (self.pool and self.pools_spikes):
+            return spikes
+        pooled = pool_largest(spikes.flatten(0, 1))
+        return pooled.view(*x.shape[:2], *pooled.shape[1:])
 
 
 class Block(nn.Module):
@@ -93,6 +96,8 @@ class Spikformer(nn.Module):
         heads: Attention heads.
         blocks: Number of blocks.
         expansion: Hidden neurons of the perceptron per channel.
+        pools_spikes: Whether the stem pools spikes, as in the authors' code, instead of currents,
+            as in SpikingJelly's.
 
     Raises:
         RangeError: ``channels`` is not such a multiple, or there are no steps.
@@ -113,6 +118,7 @@ class Spikformer(nn.Module):
         heads: int = 12,
         blocks: int = 4,
         expansion: int = 4,
+        pools_spikes: bool = False,
     ) -> None:
         super().__init__()
         if steps < 1 or channels % 8 or channels % heads:
@@ -123,7 +129,7 @@ class Spikformer(nn.Module):
         self.steps = steps
         sizes = [3, channels // 8, channels // 4, channels // 2, channels]
         self.stages = nn.ModuleList(
-            Convolution(a, b, pool=i >= 2)
+            Convolution(a, b, i >= 2, pools_spikes)
             for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False))
         )
         self.position = Convolution(channels, channels, pool=False)
@@ -234,6 +240,62 @@ def from_spikingjelly(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
+AUTHORS: list[Rule] = [
+    (r"patch_embed\.proj_conv(\d?)\.(\w+)", lambda m: f"stages.{m[1] or 0}.conv.{m[2]}"),
+    (r"patch_embed\.proj_bn(\d?)\.(\w+)", lambda m: f"stages.{m[1] or 0}.norm.{m[2]}"),
+    (r"patch_embed\.rpe_conv\.(\w+)", r"position.conv.\1"),
+    (r"patch_embed\.rpe_bn\.(\w+)", r"position.norm.\1"),
+    (r"block\.(\d+)\.attn\.([qkv])_linear\.(\w+)", r"blocks.\1.\2.linear.\3"),
+    (r"block\.(\d+)\.attn\.([qkv])_bn\.(\w+)", r"blocks.\1.\2.norm.\3"),
+    (r"block\.(\d+)\.attn\.proj_linear\.(\w+)", r"blocks.\1.out.linear.\2"),
+    (r"block\.(\d+)\.attn\.proj_bn\.(\w+)", r"blocks.\1.out.norm.\2"),
+    (r"block\.(\d+)\.mlp\.fc([12])_linear\.(\w+)",
+     lambda m: f"blocks.{m[1]}.{('up', 'down')[int(m[2]) - 1]}.linear.{m[3]}"),
+    (r"block\.(\d+)\.mlp\.fc([12])_bn\.(\w+)",
+     lambda m: f"blocks.{m[1]}.{('up', 'down')[int(m[2]) - 1]}.norm.{m[3]}"),
+    (r"block\.\d+\.norm[12]\.(weight|bias)", None),  # never used
+    (r"head\.(weight|bias)", r"head.\1"),
+]  # fmt: skip
+
+
+def from_authors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for ``Spikformer(pools_spikes=True)`` from those of the authors' network for small
+    images, on SpikingJelly's old ``clock_driven``.
+
+    Args:
+        weights: The ``state_dict()`` of their network.
+
+    Returns:
+        The same weights under our names, for ``load_state_dict``. Queries, keys and values are one
+        product here, and a bias before a normalisation is taken from the mean that it subtracts.
+
+    Raises:
+        UnsupportedError: A name does not belong to that network, or a tensor is missing.
+
+    >>> list(from_authors({"block.0.mlp.fc1_linear.weight": torch.zeros(8, 4)}))
+    ['blocks.0.up.linear.weight']
+
+    Source: github.com/ZK-Zhou/spikformer at 6212689.
+    """
+    state = rename("spikformer.from_authors", weights, AUTHORS, "Spikformer")
+    for name in [n for n in state if n.endswith(".linear.bias")]:
+        mean = name.removesuffix("linear.bias") + "norm.running_mean"
+        state[mean] = _take(state, mean) - state.pop(name)
+    for name in [n for n in state if ".q." in n]:
+        parts = [_take(state, name.replace(".q.", f".{part}.")) for part in "qkv"]
+        state[name.replace(".q.", ".qkv.")] = torch.cat(parts) if parts[0].dim() else parts[0]
+    return state
+
+
+def _take(state: dict[str, Tensor], name: str) -> Tensor:
+    if name not in state:
+        raise UnsupportedError(
+            f"spikformer.from_authors needs all weights of Spikformer, got none for {name!r}. Give "
+            "the whole state_dict()."
+        )
+    return state.pop(name)
+
+
 def _foreign(name: str) -> UnsupportedError:
     return UnsupportedError(
         f"from_spikingjelly needs the names of spikformer_cifar10, got {name!r}. Give the state of "
@@ -250,12 +312,14 @@ class Folded(NamedTuple):
         neurons: The neurons; their bias is that of the normalisation.
         size: Size of the kernel, 3 or 1.
         pool: Whether a maximum is taken over neighbours before the neurons.
+        pools_spikes: Whether one is taken of their spikes.
     """
 
     weight: BytePlanes | Tensor
     neurons: Callable[[Tensor, torch.dtype], Tensor]
     size: int
     pool: bool
+    pools_spikes: bool
 
     @property
     def dtype(self) -> torch.dtype:
@@ -352,14 +416,14 @@ def _fold(layer: Convolution | Projection, precision: str) -> Folded:
     weight = layer.conv.weight if isinstance(layer, Convolution) else layer.linear.weight
     weight = weight.detach() * a.view(-1, *[1] * (weight.dim() - 1))
     neurons = _neurons(NEURONS._replace(bias=b * NEURONS.gain), b)
-    size, pool = weight.shape[-1] if weight.dim() == 4 else 1, False
+    size, pool, late = weight.shape[-1] if weight.dim() == 4 else 1, False, False
     if isinstance(layer, Convolution):
-        pool = layer.pool
+        pool, late = layer.pool and not layer.pools_spikes, layer.pool and layer.pools_spikes
         weight = weight.contiguous(memory_format=torch.channels_last)
     if precision == "fast":
-        return Folded(weight.bfloat16(), neurons, size, pool)
+        return Folded(weight.bfloat16(), neurons, size, pool, late)
     rows = weight.permute(0, 2, 3, 1).flatten(1) if size > 1 else weight  # as patches lie
-    return Folded(pack_float32(rows) if can_pack(rows) else weight, neurons, size, pool)
+    return Folded(pack_float32(rows) if can_pack(rows) else weight, neurons, size, pool, late)
 
 
 def _neurons(params: NeuronParams, channels: Tensor) -> Callable[[Tensor, torch.dtype], Tensor]:
@@ -391,7 +455,8 @@ def _spikes(s: Tensor, layer: Folded, dtype: torch.dtype | None = None) -> Tenso
     if layer.pool:
         pooled = F.max_pool2d(y.flatten(0, 1).permute(0, 3, 1, 2), 3, 2, 1)
         y = pooled.permute(0, 2, 3, 1).reshape(*s.shape[:2], *pooled.shape[2:], -1)
-    return layer.neurons(y, dtype or layer.dtype)
+    spikes = layer.neurons(y, dtype or layer.dtype)
+    return pool_spikes(spikes) if layer.pools_spikes else spikes
 
 
 def _patches(images: Tensor, size: int) -> Tensor:
