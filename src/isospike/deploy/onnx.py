@@ -1,10 +1,9 @@
 """A collapsed port as an ONNX graph, which other runtimes run with the same integers.
 
-What enters a product is whole numbers, and so are the weights, in steps of an output: every sum is
-a whole number below 2^24, which float32 and every order of addition hold exactly. The functions
-between the products (softmax's exponential, normalisation, activation) are the runtime's own, whose
-last bit may differ from torch's; a value that stands between two whole numbers then falls on the
-other side. The package ``onnx`` is in the extra of that name.
+Sums of whole numbers are the same in every runtime. Where the port's functions run on spikes, all
+the rest is too, bit for bit. Functions in float (softmax's exponential, normalisation, activation)
+are the runtime's own, whose last bit may differ from torch's; a value that stands between two whole
+numbers then falls on the other side. The package ``onnx`` is in the extra of that name.
 """
 
 import os
@@ -14,53 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from isospike.deploy.onnx_parts import END, PortGraph
 from isospike.errors import MissingExtraError, RangeError, UnsupportedError
-from isospike.porting.attention import SpikingAttention
 from isospike.porting.product import EXACT_LEVELS, SpikingProduct
 from isospike.porting.run import ATTRIBUTE
-from isospike.porting.sites import MOST_SHARES, SHARES, Site
 from isospike.report.files import write_file
 
-OPSET, OLDEST = 20, 17
-LEAST_GAIN = 1e-30
-END = np.iinfo(np.int64).max  # of a slice
-
-
-class Graph:
-    """Nodes and constants of an ONNX graph, made one after the other; values go by name.
-
-    Args:
-        onnx: The package.
-    """
-
-    def __init__(self, onnx: Any) -> None:
-        self.onnx = onnx
-        self.nodes: list[Any] = []
-        self.constants: dict[str, Any] = {}
-
-    def value(self, value: Any, dtype: Any = np.float32) -> str:
-        """A constant."""
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        name = f"c{len(self.constants)}"
-        held = np.ascontiguousarray(array.astype(dtype)).reshape(array.shape)
-        self.constants[name] = self.onnx.numpy_helper.from_array(held, name)
-        return name
-
-    def add(self, kind: str, *inputs: str, name: str = "", **options: Any) -> str:
-        """A node with one output, and the name of that."""
-        name = name or f"{kind.lower()}{len(self.nodes)}"
-        self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), [name], name, **options))
-        return name
-
-    def whole(self, *numbers: int) -> str:
-        """A constant of whole numbers."""
-        return self.value(list(numbers), np.int64)
-
-    def cast(self, x: str, kind: str) -> str:
-        """``x`` in the type ``FLOAT``, ``DOUBLE`` or ``INT64``."""
-        return self.add("Cast", x, to=getattr(self.onnx.TensorProto, kind))
+OPSET, OLDEST = 20, 18
+LEAST = torch.finfo(torch.float32).min
 
 
 def write_onnx(
@@ -73,20 +35,23 @@ def write_onnx(
 ) -> None:
     """Write a port as an ONNX file; batch and length are free.
 
-    Inputs are ``input_ids`` and ``attention_mask``, int64 ``[batch, length]``; outputs
-    ``last_hidden_state`` and, if the model has a pooler, ``pooler_output``.
+    Inputs are ``input_ids`` and ``attention_mask``, int64 ``[batch, length]``. Of an encoder, the
+    outputs are ``last_hidden_state`` and, if the model has a pooler, ``pooler_output``. A decoder
+    gives ``logits``, and reads what it keeps of earlier tokens: ``past_key.0``, ``past_value.0``
+    and so on, ``[batch, heads, before, channels]``, of length 0 at first, whose successors it gives
+    as ``present_key.0`` and so on. Its ``attention_mask`` covers earlier tokens too.
 
     Args:
-        model: A port of a ``BertModel``, collapsed.
+        model: A port of a ``BertModel`` or a ``LlamaForCausalLM``, collapsed.
         path: The file.
-        opset: Version of ONNX's operators, from 17.
+        opset: Version of ONNX's operators, from 18.
         strict: Whether to refuse functions in float, which a runtime computes its own way.
         integers: Whether the integers of every site are outputs too, by the name of the site, for
             comparison.
 
     Raises:
-        UnsupportedError: The model is no port of a BertModel, its functions run on spikes, or it
-            has functions in float and ``strict`` is asked for.
+        UnsupportedError: The model is no port of one of these, its functions on spikes have no
+            nodes, or it has functions in float and ``strict`` is asked for.
         RangeError: The opset is too old, or a code has more levels than float32 sums hold.
         InputError: The file cannot be written.
         MissingExtraError: The package onnx is not installed.
@@ -104,75 +69,84 @@ def write_onnx(
         raise RangeError(
             f"write_onnx needs an opset from {OLDEST}, got {opset}. {OPSET} is the usual."
         )
-    _check(model, strict)
-    write_file(Path(path), BertGraph(onnx, model, integers).build(opset))
+    kind = _check(model, strict)
+    write_file(Path(path), kind(onnx, model, integers).build(opset))
 
 
-def _check(model: nn.Module, strict: bool) -> None:
+def _check(model: nn.Module, strict: bool) -> "type[ModelGraph]":
     run = getattr(model, ATTRIBUTE, None)
     name = type(model).__name__
-    if run is None or name != "BertModel":
+    if run is None or name not in KINDS:
         got = f"a port of {name}" if run is not None else f"a {name} that is no port"
         raise UnsupportedError(
-            f"write_onnx needs a port of a BertModel, got {got}. Port an encoder such as minilm."
+            f"write_onnx needs a port of a {' or '.join(KINDS)}, got {got}. Port one of these, "
+            "such as minilm."
         )
-    if run.mode.spiking:
-        raise UnsupportedError(
-            "write_onnx needs functions='float', got 'spiking'. Port again without --functions."
-        )
-    if strict:
+    if strict and not run.mode.spiking:
         raise UnsupportedError(
             "write_onnx needs no functions in float for strict, got softmax, normalisation and "
-            "activations of a port with functions='float'. Leave strict out."
+            "activations of a port with functions='float'. Port with --functions spiking, or leave "
+            "strict out."
+        )
+    if run.mode.spiking and not KINDS[name].spiking:
+        raise UnsupportedError(
+            f"write_onnx needs functions='float' of a {name}, got 'spiking'. Port again without "
+            "--functions."
         )
     for module in model.modules():
         for site in module.sites if isinstance(module, SpikingProduct) else ():
-            if site.code.levels > EXACT_LEVELS or site.octaves:
+            if site.code.levels > EXACT_LEVELS:
                 raise RangeError(
                     f"write_onnx needs codes of at most {EXACT_LEVELS} levels, got "
                     f"{site.code.levels} at {site.name!r}. Port with 8 steps or fewer."
                 )
+    return KINDS[name]
 
 
-class BertGraph:
-    """The graph of a port of a BertModel.
+class ModelGraph(PortGraph):
+    """The graph of a port.
 
     Args:
         onnx: The package.
         model: The port.
         integers: Whether the integers are outputs.
+
+    Attributes:
+        spiking: Whether functions on spikes are known of this kind.
     """
 
+    spiking = False
+
     def __init__(self, onnx: Any, model: Any, integers: bool) -> None:
-        self.onnx, self.model, self.integers = onnx, model, integers
-        self.graph = Graph(onnx)
-        self.seen: dict[str, str] = {}
-        self.outputs: list[tuple[str, int]] = []
-        self.last: tuple[Site, str, tuple[str, str | None]] | None = None
+        super().__init__(onnx, integers)
+        self.model = model
+        self.inputs: list[tuple[str, str, list[Any]]] = [
+            ("input_ids", "INT64", ["batch", "length"]),
+            ("attention_mask", "INT64", ["batch", self.seen]),
+        ]
+
+    seen = "length"
+
+    def parts(self) -> list[tuple[str, list[Any]]]:
+        """Make the nodes.
+
+        Returns:
+            Name and shape of each output.
+        """
+        raise NotImplementedError
 
     def build(self, opset: int) -> bytes:
         """The file's bytes."""
-        graph, helper, kinds = self.graph, self.onnx.helper, self.onnx.TensorProto
-        mask = self._mask()
-        x = self._embed()
-        for layer in self.model.encoder.layer:
-            x = self._layer(layer, x, mask)
-        graph.add("Identity", x, name="last_hidden_state")
-        found = [("last_hidden_state", ["batch", "length", self.model.config.hidden_size])]
-        if self.model.pooler is not None:
-            first = graph.add("Gather", x, graph.value(0, np.int64), axis=1)
-            pooled = self._product(self.model.pooler.dense, first)
-            graph.add("Tanh", pooled, name="pooler_output")
-            found.append(("pooler_output", ["batch", self.model.config.hidden_size]))
+        helper, kinds = self.onnx.helper, self.onnx.TensorProto
+        found: list[tuple[str, list[Any]]] = self.parts()
+        found += [(name, [None] * dims) for name, dims in self.outputs]
         ends = [helper.make_tensor_value_info(n, kinds.FLOAT, shape) for n, shape in found]
-        ends += [
-            helper.make_tensor_value_info(n, kinds.FLOAT, [None] * dims) for n, dims in self.outputs
+        starts = [
+            helper.make_tensor_value_info(n, getattr(kinds, kind), shape)
+            for n, kind, shape in self.inputs
         ]
-        names = ("input_ids", "attention_mask")
-        shape = ["batch", "length"]
-        starts = [helper.make_tensor_value_info(n, kinds.INT64, shape) for n in names]
         made = helper.make_graph(
-            graph.nodes, "isospike", starts, ends, list(graph.constants.values())
+            self.nodes, "isospike", starts, ends, list(self.constants.values())
         )
         versions = [helper.make_opsetid("", opset)]
         model = helper.make_model(made, opset_imports=versions, producer_name="isospike")
@@ -181,149 +155,139 @@ class BertGraph:
         data: bytes = model.SerializeToString()
         return data
 
-    def _mask(self) -> str:
-        """What is added to the scores, ``[batch, 1, 1, length]``."""
-        graph = self.graph
-        kept = graph.cast("attention_mask", "FLOAT")
-        least = torch.finfo(torch.float32).min
-        hidden = graph.add("Mul", graph.add("Sub", graph.value(1.0), kept), graph.value(least))
-        return graph.add("Unsqueeze", hidden, graph.whole(1, 2))
+    def hide(self, kept: str) -> str:
+        """What is added to the scores: 0 where ``kept`` is 1, and the least number where it is 0."""
+        hidden = self.add("Sub", self.value(1.0), kept)
+        return self.add("Mul", hidden, self.value(LEAST))
 
-    def _embed(self) -> str:
-        graph, embeddings = self.graph, self.model.embeddings
-        words = graph.add("Gather", graph.value(embeddings.word_embeddings.weight), "input_ids")
-        first = graph.value(embeddings.token_type_embeddings.weight[0])
-        shape = graph.add("Shape", "input_ids", start=1, end=2)
-        table = graph.value(embeddings.position_embeddings.weight)
-        places = graph.add("Slice", table, graph.whole(0), shape, graph.whole(0))
-        x = graph.add("Add", graph.add("Add", words, first), places)
-        return self._norm(embeddings.LayerNorm, x)
 
-    def _norm(self, norm: Any, x: str) -> str:
-        weight, bias = (self.graph.value(value) for value in (norm.weight, norm.bias))
-        return self.graph.add("LayerNormalization", x, weight, bias, axis=-1, epsilon=norm.eps)
+class BertGraph(ModelGraph):
+    """The graph of a port of a BertModel."""
+
+    spiking = True
+
+    def parts(self) -> list[tuple[str, list[Any]]]:
+        """Make the nodes."""
+        model, width = self.model, self.model.config.hidden_size
+        kept = self.cast("attention_mask", "FLOAT")
+        mask = self.hide(self.add("Unsqueeze", kept, self.whole(1, 2)))
+        x = self._embed(model.embeddings)
+        for layer in model.encoder.layer:
+            x = self._layer(layer, x, mask)
+        self.add("Identity", x, name="last_hidden_state")
+        found: list[tuple[str, list[Any]]] = [("last_hidden_state", ["batch", "length", width])]
+        if model.pooler is not None:
+            first = self.add("Gather", x, self.value(0, np.int64), axis=1)
+            pooled = self.activation(
+                model.pooler.activation, self.product(model.pooler.dense, first)
+            )
+            self.add("Identity", pooled, name="pooler_output")
+            found.append(("pooler_output", ["batch", width]))
+        return found
+
+    def _embed(self, embeddings: Any) -> str:
+        words = self.add("Gather", self.value(embeddings.word_embeddings.weight), "input_ids")
+        first = self.value(embeddings.token_type_embeddings.weight[0])
+        shape = self.add("Shape", "input_ids", start=1, end=2)
+        table = self.value(embeddings.position_embeddings.weight)
+        places = self.add("Slice", table, self.whole(0), shape, self.whole(0))
+        x = self.add("Add", self.add("Add", words, first), places)
+        return self.norm(embeddings.LayerNorm, x)
 
     def _layer(self, layer: Any, x: str, mask: str) -> str:
-        graph, attention = self.graph, layer.attention
+        attention, part = layer.attention, layer.attention.self
+        heads, channels = part.num_attention_heads, part.attention_head_size
         q, k, v = (
-            self._product(getattr(attention.self, name), x) for name in ("query", "key", "value")
+            self.split(self.product(getattr(part, name), x), heads, channels)
+            for name in ("query", "key", "value")
         )
-        y = self._attention(attention.self.isospike_attention, q, k, v, mask)
-        y = self._product(attention.output.dense, y)
-        x = self._norm(attention.output.LayerNorm, graph.add("Add", y, x))
-        y = self._product(layer.intermediate.dense, x)
-        y = self._product(layer.output.dense, self._activation(layer.intermediate, y))
-        return self._norm(layer.output.LayerNorm, graph.add("Add", y, x))
-
-    def _activation(self, part: Any, x: str) -> str:
-        kind = type(part.intermediate_act_fn).__name__
-        graph = self.graph
-        if kind == "ReLU":
-            return graph.add("Relu", x)
-        if kind != "GELUActivation":
-            raise UnsupportedError(
-                f"write_onnx needs GELU or ReLU, got {kind}. Port a model with one of them."
-            )
-        raised = graph.add("Erf", graph.add("Mul", x, graph.value(0.5**0.5)))
-        half = graph.add("Mul", x, graph.value(0.5))
-        return graph.add("Mul", half, graph.add("Add", raised, graph.value(1.0)))
-
-    def _product(self, product: Any, x: str) -> str:
-        """(1) of :class:`SpikingProduct`: ``bias + gain W N``."""
-        if not isinstance(product, SpikingProduct):
-            raise UnsupportedError(
-                f"write_onnx needs spiking products everywhere, got a {type(product).__name__}. "
-                "Port the whole model."
-            )
-        graph, site = self.graph, product.site
-        if self.last is None or self.last[:2] != (site, x):
-            self.last = (site, x, self._read(site, x))
-        n, gain = self.last[2]
-        if product.twins.numel():
-            twins = graph.value(product.twins, np.int64)
-            n = graph.add("Concat", n, graph.add("Gather", n, twins, axis=-1), axis=-1)
-        y = graph.add("MatMul", n, graph.value(product.weight.T))
-        y = y if gain is None else graph.add("Mul", y, gain)
-        return graph.add("Add", graph.value(product.bias), y)
-
-    def _read(self, site: Site, x: str) -> tuple[str, str | None]:
-        """The integers of a site and the gain, as :meth:`Site.read` finds them."""
-        graph, levels = self.graph, site.code.levels
-        if not site.dynamic:
-            factor = levels / site.scale
-            shifted = graph.add(
-                "Add", graph.add("Mul", x, graph.value(factor)),
-                graph.value(0.5 - site.offset * factor),
-            )  # fmt: skip
-            ends = (graph.value(float(end)) for end in (site.code.low * levels, levels))
-            return self._keep(site, graph.add("Clip", graph.add("Floor", shifted), *ends)), None
-        inverse = 1 / site.scale
-        u = graph.add("Mul", x, graph.value(inverse))
-        u = graph.add("Add", u, graph.value(-site.offset * inverse))
-        axis = graph.whole(-1)
-        top = graph.add("ReduceMax", u, axis)
-        gain = graph.add("Max", top, graph.add("Neg", graph.add("ReduceMin", u, axis)))
-        gain = graph.add("Max", gain, graph.value(LEAST_GAIN))
-        if site.kind == "value":
-            parts = graph.add("Floor", graph.add("Div", graph.value(float(SHARES)), gain))
-            parts = graph.add("Clip", parts, graph.value(1.0), graph.value(float(MOST_SHARES)))
-            gain = graph.add("Div", graph.value(float(SHARES)), parts)
-        scaled = graph.add("Mul", u, graph.add("Div", graph.value(float(levels)), gain))
-        n = graph.add("Round", scaled)
-        if site.kind == "value":
-            n = graph.add("Clip", n, graph.value(-float(levels)), graph.value(float(levels)))
-        return self._keep(site, n), gain
-
-    def _keep(self, site: Site, n: str) -> str:
-        if not self.integers:
-            return n
-        dims = 4 if site.kind in ("query", "key", "value", "probability") else 3
-        dims = 2 if site.name.startswith("pooler") else dims
-        self.outputs.append((site.name, dims))
-        return self.graph.add("Identity", n, name=site.name)
-
-    def _attention(self, attention: SpikingAttention, q: str, k: str, v: str, mask: str) -> str:
-        """(1) to (3) of :class:`SpikingAttention`."""
-        graph = self.graph
-        heads, _, channels = attention.query.offset.shape
-        shape = graph.whole(0, 0, heads, channels)
-        q, k, v = (
-            graph.add("Transpose", graph.add("Reshape", x, shape), perm=[0, 2, 1, 3])
-            for x in (q, k, v)
+        y = self.join(self.attention(part.isospike_attention, q, k, v, mask), heads * channels)
+        y = self.product(attention.output.dense, y)
+        x = self.norm(attention.output.LayerNorm, self.add("Add", y, x))
+        y = self.activation(
+            layer.intermediate.intermediate_act_fn, self.product(layer.intermediate.dense, x)
         )
-        (n_q, gain_q), (n_k, gain_k), (n_v, gain_v) = (
-            self._read(site, x)
-            for site, x in ((attention.query, q), (attention.key, k), (attention.value, v))
-        )
-        if gain_q is None or gain_k is None or gain_v is None:
-            raise UnsupportedError(
-                "write_onnx needs dynamic ranges in attention, got static ones. Port with "
-                "--ranges dynamic."
-            )
-        scaling = channels**-0.5
-        unit = graph.value(attention.unit * scaling)
-        stored = graph.add("Mul", n_q, graph.value(attention.gain))
-        z = graph.add("MatMul", stored, self._turn(n_k))
-        drive = self._turn(graph.add("MatMul", n_k, graph.value(attention.current)))
-        drive = graph.add("Mul", graph.add("Mul", drive, unit), self._turn(gain_k))
-        drive = graph.add("Add", drive, self._turn(graph.add("Log", gain_v)))
-        z = graph.add("Mul", z, graph.add("Mul", gain_q, unit))
-        z = graph.add("Add", drive, graph.add("Mul", z, self._turn(gain_k)))
-        z = graph.add("Add", z, mask)
-        most = graph.add("ReduceMax", z, graph.whole(-1))
-        e = graph.add("Exp", graph.add("Sub", z, most))
-        n_e, _ = self._read(attention.probability, e)
-        share = graph.add("Round", graph.add("Div", graph.value(float(SHARES)), gain_v))
-        store = graph.cast(graph.add("Concat", n_v, share, axis=-1), "DOUBLE")
-        y = graph.add("MatMul", graph.cast(n_e, "DOUBLE"), store)
-        last = graph.whole(-1)
-        weighted = graph.add("Slice", y, graph.whole(0), last, last)
-        total = graph.add("Slice", y, last, graph.whole(END), last)
-        mean = graph.cast(graph.add("Div", weighted, total), "FLOAT")
-        amplitude = graph.value(attention.value.amplitude * SHARES)
-        y = graph.add("Add", graph.value(attention.value.offset), graph.add("Mul", mean, amplitude))
-        y = graph.add("Transpose", y, perm=[0, 2, 1, 3])
-        return graph.add("Reshape", y, graph.whole(0, 0, heads * channels))
+        y = self.product(layer.output.dense, y)
+        return self.norm(layer.output.LayerNorm, self.add("Add", y, x))
 
-    def _turn(self, x: str) -> str:
-        return self.graph.add("Transpose", x, perm=[0, 1, 3, 2])
+
+class LlamaGraph(ModelGraph):
+    """The graph of a port of a LlamaForCausalLM, with its cache."""
+
+    seen = "seen"
+
+    def parts(self) -> list[tuple[str, list[Any]]]:
+        """Make the nodes."""
+        model = self.model.model
+        x = self.add("Gather", self.value(model.embed_tokens.weight), "input_ids")
+        cos, sin, mask = self._places()
+        found: list[tuple[str, list[Any]]] = []
+        for number, layer in enumerate(model.layers):
+            part = layer.self_attn
+            y = self.norm(layer.input_layernorm, x)
+            y, kept = self._attend(part, y, (cos, sin), mask, str(number))
+            x = self.add("Add", x, self.product(part.o_proj, y))
+            found += kept
+            y, mlp = self.norm(layer.post_attention_layernorm, x), layer.mlp
+            gate = self.activation(mlp.act_fn, self.product(mlp.gate_proj, y))
+            gated = self.add("Mul", gate, self.product(mlp.up_proj, y))
+            x = self.add("Add", x, self.product(mlp.down_proj, gated))
+        logits = self.product(self.model.lm_head, self.norm(model.norm, x))
+        self.add("Identity", logits, name="logits")
+        width = self.model.config.vocab_size
+        return [("logits", ["batch", "length", width]), *found]
+
+    def _places(self) -> tuple[str, str, str]:
+        """Cosines and sines of the tokens' positions, and what is added to the scores."""
+        count = self.model.config.max_position_embeddings
+        every = torch.arange(count)[None]
+        tables = self.model.model.rotary_emb(torch.zeros(1), every)
+        seen = self.cast("attention_mask", "FLOAT")
+        order = self.add("CumSum", "attention_mask", self.value(1, np.int64))
+        order = self.add("Max", self.add("Sub", order, self.whole(1)), self.whole(0))
+        length = self.add("Shape", "input_ids", start=1, end=2)
+        own = [self.add("Neg", length), self.whole(END), self.whole(1)]
+        places = self.add("Slice", order, *own)
+        cos, sin = (
+            self.add("Unsqueeze", self.add("Gather", self.value(t[0]), places), self.whole(1))
+            for t in tables
+        )
+        one, zero = self.value(1, np.int64), self.value(0, np.int64)
+        total = self.add("Squeeze", self.add("Shape", "attention_mask", start=1, end=2))
+        keys = self.add("Range", zero, total, one)
+        queries = self.add("Slice", keys, *own[:2], self.whole(0))
+        queries = self.add("Unsqueeze", queries, self.whole(1))
+        causal = self.cast(self.add("LessOrEqual", keys, queries), "FLOAT")
+        kept = self.add("Unsqueeze", seen, self.whole(1, 2))
+        return cos, sin, self.hide(self.add("Mul", causal, kept))
+
+    def _attend(
+        self, part: Any, x: str, turns: tuple[str, str], mask: str, number: str
+    ) -> tuple[str, list[tuple[str, list[Any]]]]:
+        """Attention over what is kept and what is new; and what is kept from now on."""
+        attention, channels = part.isospike_attention, part.head_dim
+        heads, stores = len(attention.query.offset), len(attention.key.offset)
+        q = self._rotate(self.split(self.product(part.q_proj, x), heads, channels), turns)
+        new = {
+            "key": self._rotate(self.split(self.product(part.k_proj, x), stores, channels), turns),
+            "value": self.split(self.product(part.v_proj, x), stores, channels),
+        }
+        shape = ["batch", stores, "before", channels]
+        found = []
+        for name, value in new.items():
+            past, present = f"past_{name}.{number}", f"present_{name}.{number}"
+            self.inputs.append((past, "FLOAT", shape))
+            self.add("Concat", past, value, name=present, axis=2)
+            found.append((present, ["batch", stores, self.seen, channels]))
+        (k, _), (v, _) = found
+        return self.join(self.attention(attention, q, k, v, mask), heads * channels), found
+
+    def _rotate(self, x: str, turns: tuple[str, str]) -> str:
+        """``x cos + half(x) sin``, where half exchanges the halves and turns the sign of one."""
+        half = self.model.config.head_dim // 2
+        other = self.add("Neg", self.slice(x, half, END))
+        turned = self.add("Concat", other, self.slice(x, 0, half), axis=-1)
+        return self.add("Add", self.add("Mul", x, turns[0]), self.add("Mul", turned, turns[1]))
+
+
+KINDS: dict[str, type[ModelGraph]] = {"BertModel": BertGraph, "LlamaForCausalLM": LlamaGraph}

@@ -250,7 +250,10 @@ class SpikingAttention(nn.Module):
             if rule.sinks is not None:
                 mean, kept = mean[..., :-1], mean[..., -1:]
                 offset = offset_v * kept
-            y[part] = torch.addcmul(offset, mean, amplitude_v)
+            if run.mode.spiking:  # rounded twice, as every machine can
+                y[part] = mean.mul_(amplitude_v).add_(offset)
+            else:
+                y[part] = torch.addcmul(offset, mean, amplitude_v)
         if run.watcher is not None:
             self._show(run.watcher, query, key, value, e, terms)
             if run.watcher.sees_maps:

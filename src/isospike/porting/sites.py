@@ -307,9 +307,10 @@ class Site(nn.Module):
         """(4) and the integers into ``block``; the gains, and how many are above the limit."""
         levels = self.code.levels
         inverse = 1 / self.scale
-        torch.addcmul(-self.offset * inverse, value, inverse, out=block)
-        if self.octaves:
+        if self.octaves:  # rounded twice, as every machine can
+            torch.mul(value, inverse, out=block).sub_(self.offset * inverse)
             return self._follow_octaves(block, stepped)
+        torch.addcmul(-self.offset * inverse, value, inverse, out=block)
         # Several times faster than a norm of order infinity.
         gain = block.amax(self.gain_axes, keepdim=True)
         gain = torch.maximum(gain, block.amin(self.gain_axes, keepdim=True).neg_())
