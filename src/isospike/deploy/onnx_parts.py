@@ -79,9 +79,11 @@ class Graph:
         """``x`` between two ends."""
         return self.add("Clip", x, self.value(low, dtype), self.value(high, dtype))
 
-    def take(self, table: str, index: str) -> str:
-        """Entries of a table at whole numbers in float."""
-        return self.add("Gather", table, self.cast(index, "INT32"))
+    def take(self, table: Tensor, index: str, dtype: Any = np.float32) -> str:
+        """Entries of a table at whole numbers in float; of runtimes' two ways, the fast one."""
+        flat = self.add("Reshape", self.cast(index, "INT32"), self.whole(-1))
+        found = self.add("GatherElements", self.value(table, dtype), flat, axis=0)
+        return self.add("Reshape", found, self.add("Shape", index))
 
     def turn(self, x: str) -> str:
         """The last two axes of four, exchanged."""
@@ -130,8 +132,7 @@ class PortGraph(Graph):
         most = self.add("Max", top, self.add("Neg", least))
         if site.octaves:
             gain = self._octaves(site, most)
-            down = self.take(self.value(torch.exp2(-_exponents())), gain.count)
-            scaled = self.add("Mul", self.add("Mul", u, self.value(levels)), down)
+            scaled = self.add("Mul", u, self.take(levels * torch.exp2(-_exponents()), gain.count))
         else:
             gain = self._any_gain(site, most)
             scaled = self.add("Mul", u, self.add("Div", self.value(levels), gain.factor))
@@ -153,7 +154,7 @@ class PortGraph(Graph):
         count = self.above(most, torch.exp2(_exponents()[:-1]), equal=False)
         if site.kind == "value":
             count = self.clip(count, VALUE_LOWEST - LOWEST, VALUE_HIGHEST - LOWEST)
-        return Gain(self.take(self.value(torch.exp2(_exponents())), count), count)
+        return Gain(self.take(torch.exp2(_exponents()), count), count)
 
     def _log(self, gain: Gain) -> str:
         if not gain.count:
@@ -185,8 +186,11 @@ class PortGraph(Graph):
         if product.twins.numel():
             twins = self.value(product.twins, np.int64)
             n = self.add("Concat", n, self.add("Gather", n, twins, axis=-1), axis=-1)
+        if gain is not None and gain.count:  # a power of two may multiply before the sum
+            n = self.add("Mul", n, gain.factor)
         y = self.add("MatMul", n, self.value(product.weight.T))
-        y = y if gain is None else self.add("Mul", y, gain.factor)
+        if gain is not None and not gain.count:
+            y = self.add("Mul", y, gain.factor)
         return self.add("Add", self.value(product.bias), y)
 
     # ------------------------------------------------------------------------ attention
@@ -250,11 +254,10 @@ class PortGraph(Graph):
     ) -> str:
         """``gain_k (gain_q unit z + drive) + logs``, in the order of torch's operations."""
         along = self.turn(gain_k.factor)
+        z = self.add("Mul", z, self.add("Mul", gain_q.factor, unit))
         if gain_q.count:
-            z = self.add("Mul", self.add("Mul", z, unit), gain_q.factor)
             return self.add("Add", self.add("Mul", self.add("Add", z, drive), along), logs)
         drive = self.add("Add", self.add("Mul", drive, along), logs)
-        z = self.add("Mul", z, self.add("Mul", gain_q.factor, unit))
         return self.add("Add", drive, self.add("Mul", z, along))
 
     def _numerator(self, attention: SpikingAttention, z: str) -> str:
@@ -268,7 +271,7 @@ class PortGraph(Graph):
         silent = OCTAVES * CELLS
         below = self.clip(self.add("Sub", top, cells), 0.0, float(silent))
         every = exp2_negative(torch.arange(silent + 1, dtype=torch.float32))
-        return self._keep(site, self.take(self.value(site.read(every).value), below))
+        return self._keep(site, self.take(site.read(every).value, below))
 
     # ------------------------------------------------------------------------ functions
 
@@ -308,19 +311,18 @@ class PortGraph(Graph):
         """:func:`isospike.circuits.arithmetic.inverse` of whole numbers from 1, in float64."""
         powers = torch.exp2(torch.arange(bits + 1, dtype=torch.float64))
         k = self.above(total, powers[1:], np.float64, equal=True)
-        m = self.add("Mul", total, self.take(self.value(1 / powers, np.float64), k))
+        m = self.add("Mul", total, self.take(1 / powers, k, np.float64))
         cells = self.add("Sub", m, self.value(1.0, np.float64))
         cells = self.add("Floor", self.add("Mul", cells, self.value(float(CELLS), np.float64)))
         if not root:
-            found = self.take(self.value(lookup_table("reciprocal")[0], np.float64), cells)
-            return self.add("Mul", found, self.take(self.value(1 / powers, np.float64), k))
+            found = self.take(lookup_table("reciprocal")[0], cells, np.float64)
+            return self.add("Mul", found, self.take(1 / powers, k, np.float64))
         tables = [lookup_table("rsqrt", scale)[0] for scale in (1.0, math.sqrt(0.5))]
         every = torch.arange(bits + 1, dtype=torch.float64)
-        start = self.value(every % 2 * len(tables[0]), np.float64)
-        place = self.add("Add", cells, self.take(start, k))
-        found = self.take(self.value(torch.cat(tables), np.float64), place)
-        halves = self.value(torch.exp2(-(every / 2).floor()), np.float64)
-        return self.add("Mul", found, self.take(halves, k))
+        place = self.add("Add", cells, self.take(every % 2 * len(tables[0]), k, np.float64))
+        found = self.take(torch.cat(tables), place, np.float64)
+        halves = torch.exp2(-(every / 2).floor())
+        return self.add("Mul", found, self.take(halves, k, np.float64))
 
     def activation(self, module: Any, x: str) -> str:
         """An activation function, in float or on spikes."""
@@ -350,7 +352,7 @@ class PortGraph(Graph):
         cells = self.add("Mul", self.add("Abs", x), self.value(per_unit))
         table = lookup_table(circuit.neuron)[0].float()
         weight = circuit.odd or circuit.even
-        g = self.take(self.value(table * weight), self.clip(cells, 0.0, float(CELLS)))
+        g = self.take(table * weight, self.clip(cells, 0.0, float(CELLS)))
         if not circuit.odd:
             return self.add("Add", self.add("Relu", x), g)
         g = self.add("Where", self.add("Less", x, self.value(0.0)), self.add("Neg", g), g)
