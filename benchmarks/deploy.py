@@ -18,9 +18,11 @@ from benchmarks.models import load_minilm, random_batches, small_bert
 from benchmarks.port import STORIES, greedy, read_stories
 from isospike.deploy.attention import mask_attention, token_attention
 from isospike.deploy.build import Builder, convolution
+from isospike.deploy.families import family_network
 from isospike.deploy.nir import read_nir, write_nir
 from isospike.deploy.onnx import BertGraph, write_onnx
 from isospike.experiments.study import Findings, Goal, study
+from isospike.models import SpikeDrivenConfig, SpikeDrivenTransformer
 from isospike.neurons import LIF
 from isospike.porting.port import port
 from isospike.porting.sites import Site
@@ -73,11 +75,11 @@ def attention(kind, shape, heads, seed):
     return build.network(DT), right
 
 
-def by_oracle(path, x):
+def by_oracle(path, x, name="in"):
     spec = importlib.util.spec_from_file_location("nir_oracle", ORACLE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    (found,) = module.run_file(path, {"in": x.numpy()}, DT).values()
+    (found,) = module.run_file(path, {name: x.numpy()}, DT).values()
     return torch.from_numpy(found).float()
 
 
@@ -125,6 +127,65 @@ def nir_attention(p, ctx):  # noqa: ARG001
     head = ("attention", "run by", "spikes that differ", "spikes compared", "rate")
     meaning = "No spike should differ from torch's own products."
     return Findings(numbers, [Table("Attention in NIR", head, tuple(rows), meaning)], goals)
+
+
+def lively(model):
+    """A model whose weights and normalisations make neurons fire."""
+    g = torch.Generator().manual_seed(0)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            size = layer.weight[0].numel() ** -0.5
+            layer.weight.data = 2 * size * torch.randn(layer.weight.shape, generator=g)
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean = 0.2 * torch.randn(len(layer.weight), generator=g)
+            layer.running_var = 0.5 + torch.rand(len(layer.weight), generator=g)
+            layer.bias.data = 0.5 + 0.3 * torch.randn(len(layer.weight), generator=g)
+    return model.eval()
+
+
+@study(
+    "nir-families",
+    question="Does a folded spiking transformer in a NIR file fire the same spikes elsewhere?",
+    presets={
+        "tiny": P(peers=False, channels=16, side=8, steps=2, batch=2),
+        "small": P(peers=True, channels=64, side=8, steps=8, batch=200),
+        "full": P(peers=True, channels=128, side=16, steps=8, batch=100),
+    },
+)
+def nir_families(p, ctx):  # noqa: ARG001
+    """A random spike-driven transformer of two blocks, whose stem pools spikes and no currents. The
+    scores of a step are sums of the last neurons' spikes with random weights, so that they are the
+    same where all of them are; if they are not, all of the step count as different."""
+    config = SpikeDrivenConfig(
+        channels=p.channels, blocks=2, pools=(False, True, False, False), num_labels=10
+    )
+    model = lively(SpikeDrivenTransformer(config))
+    network, refused = family_network(model, (p.side, p.side))
+    x = (256 * draw(1, p.batch, 3, p.side, p.side)).floor() / 256
+    x = x.expand(p.steps, *x.shape)
+    rows, numbers, goals = [], {"left out": len(refused)}, {}
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.nir"
+        y = network(x)
+        right = model(x[0], steps=p.steps).logits
+        numbers["largest difference of the model's scores"] = float((y.mean(0) - right).abs().max())
+        readers = ()
+        if p.peers:
+            write_nir(network, path, {"code": "binary", "steps": p.steps})
+            readers = (
+                ("this library, the file", lambda: read_nir(path)(x)),
+                ("an oracle in NumPy, the file", lambda: by_oracle(path, x, "image")),
+                ("SpikingJelly 2.0.0, the file", lambda: by_spikingjelly(path, x)),
+            )
+        for name, read in readers:
+            steps = ((read() - y).abs() > 1e-4).any(-1)
+            differ, every = int(steps.sum()) * p.channels, steps.numel() * p.channels
+            rows.append((name, differ, every))
+            numbers[name] = differ
+            goals[f"{name}: spikes that differ"] = Goal(differ, 0)
+    head = ("run by", "spikes that differ, at most", "spikes compared")
+    meaning = "Against the network that was written: none should differ."
+    return Findings(numbers, [Table("A family in NIR", head, tuple(rows), meaning)], goals)
 
 
 # ------------------------------------------------------------------------- files of others

@@ -48,7 +48,9 @@ PAGES = {
     "neurons": ("Neurons and spike products", (
         "lif", "spike-linear", "spike-attention", "spikformer", "neuron-start",
     )),
-    "deploy": ("Off this machine", ("nir-attention", "nir-files", "onnx")),
+    "deploy": ("Off this machine", (
+        "nir-attention", "nir-families", "nir-files", "onnx", "neurobench", "mackey-glass",
+    )),
     "training": ("Training", (
         "cifar-integers", "cifar-qkformer", "cifar-max-former", "sequential-mnist", "event-digits",
         "trained-port",

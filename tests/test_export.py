@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from folders import call, quiet_transformers, said  # noqa: F401 - the last but one is a fixture
+from ports import default, quick
 from torch import nn
 
 import isospike
@@ -64,20 +65,73 @@ def test_a_runtime_computes_the_integers_of_a_collapsed_port(port, tmp_path, mon
     assert differ <= 5e-4 * total
 
 
+def test_functions_on_spikes_are_the_same_bits_in_a_runtime(tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    port = quick(functions="spiking").model
+    write_onnx(port, tmp_path / "a.onnx", strict=True, integers=True)
+    session = runtime.InferenceSession(tmp_path / "a.onnx")
+    names = [end.name for end in session.get_outputs()]
+    for rows, length, seed in ((3, 7, 0), (1, 1, 1), (5, 12, 2)):
+        inputs = batch(rows, length, seed)
+        inputs["attention_mask"][:, 0] = 1
+        right, output = integers_of(port, inputs, monkeypatch)
+        made = session.run(None, {n: x.numpy() for n, x in inputs.items()})
+        got = dict(zip(names, made, strict=True))
+        assert all(np.array_equal(got[n], right[n]) for n in right)
+        assert np.array_equal(got["last_hidden_state"], output[0].numpy())
+        assert np.array_equal(got["pooler_output"], output[1].numpy())
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_decoder_writes_the_same_text_with_its_cache(rows, tmp_path):
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    port = default("llama").model
+    write_onnx(port, tmp_path / "a.onnx")
+    session, config = runtime.InferenceSession(tmp_path / "a.onnx"), port.config
+    names = [end.name for end in session.get_outputs()]
+    ids = torch.randint(4, 20, (rows, 6), generator=torch.Generator().manual_seed(rows))
+    mask = torch.ones_like(ids)
+    mask[0, : rows - 1] = 0  # padding, on the left
+    rest = np.zeros((rows, config.num_key_value_heads, 0, config.head_dim), np.float32)
+    past = {end.name: rest for end in session.get_inputs() if end.name.startswith("past")}
+    assert len(past) == 2 * config.num_hidden_layers
+    seen, new, found = mask.numpy(), ids.numpy(), ids.numpy()
+    for _ in range(12):
+        made = session.run(None, {"input_ids": new, "attention_mask": seen, **past})
+        got = dict(zip(names, made, strict=True))
+        past = {name: got[name.replace("past", "present")] for name in past}
+        new = got["logits"][:, -1:].argmax(-1)
+        found, seen = (np.concatenate([a, b], 1) for a, b in ((found, new), (seen, new >= 0)))
+    with torch.no_grad():
+        right = port.generate(
+            ids, attention_mask=mask, max_new_tokens=12, do_sample=False, eos_token_id=None
+        )
+    assert np.array_equal(found, right.numpy())
+
+
 def test_what_onnx_cannot_hold_is_refused(port, tmp_path, monkeypatch):
     pytest.importorskip("onnx")
     place = tmp_path / "a.onnx"
-    with pytest.raises(RangeError, match="an opset from 17, got 9"):
+    with pytest.raises(RangeError, match="an opset from 18, got 9"):
         write_onnx(port, place, opset=9)
     with pytest.raises(UnsupportedError, match="no functions in float for strict, got softmax"):
         write_onnx(port, place, strict=True)
-    with pytest.raises(UnsupportedError, match="a port of a BertModel, got a Linear that is no po"):
+    with pytest.raises(
+        UnsupportedError, match="a BertModel or LlamaForCausalLM, got a Linear that"
+    ):
         write_onnx(nn.Linear(2, 2), place)
     site = port.encoder.layer[0].intermediate.dense.site
     with monkeypatch.context() as patch:
         patch.setattr(site, "code", SignedDigitCode(9))
         with pytest.raises(RangeError, match="at most 255 levels, got 511 at 'encoder.layer.0.int"):
             write_onnx(port, place)
+    llama = quick(name="llama", functions="spiking").model
+    with pytest.raises(UnsupportedError, match="functions='float' of a LlamaForCausalLM, got 'spi"):
+        write_onnx(llama, place)
+    with pytest.raises(UnsupportedError, match="LlamaForCausalLM, got a port of ViTForImageCl"):
+        write_onnx(default("vit").model, place)
     assert not place.exists()
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingExtraError, match=r"the package onnx, got none\. Install isospike"):
@@ -129,7 +183,8 @@ def test_the_command_writes_what_it_says(ported, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "line"), [
-    (("--to", "csv"), "export needs --to nir or onnx, got 'csv'"),
+    (("--to", "c"), "export needs a trained spiking transformer for c, got the port"),
+    (("--to", "csv"), "export needs --to nir, onnx or c, got 'csv'"),
     (("--to", "nir", "--out", "."), "export needs a file for --out, got the folder"),
 ])  # fmt: skip
 def test_a_mistake_in_the_command_is_one_line(arguments, line, ported):
@@ -179,3 +234,5 @@ def test_the_command_names_the_chips_it_knows(ported):
     assert "TrueNorth" in done.stdout
     line = said(call("check", ported, "--target", "abacus"))
     assert "a chip that is described, got 'abacus'. Choose one of loihi2, spinnaker2" in line
+    line = said(call("check", ported, "--target", "akida"))
+    assert "got 'akida', of which it is not known: BrainChip names neither neurons" in line

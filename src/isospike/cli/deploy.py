@@ -1,14 +1,15 @@
-"""``isospike export``: a port as a file that other programs and chips read."""
+"""``isospike export``: a port or a spiking transformer as a file that others read."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from isospike.cli.app import command
 from isospike.cli.emit import Outcome
-from isospike.errors import InputError
-from isospike.hf.load import find_port
+from isospike.errors import InputError, UnsupportedError
+from isospike.hf.load import find_port, is_port
 
-FORMATS = ("nir", "onnx")
+FORMATS = ("nir", "onnx", "c")
 
 
 @command(
@@ -16,38 +17,95 @@ FORMATS = ("nir", "onnx")
     examples=(
         "isospike export out/minilm --to onnx",
         "isospike export out/minilm --to nir --partial --out minilm.nir",
+        "isospike export out/trained --to c --size 32",
     ),
 )
 def export(
-    port: Path, *, to: str, partial: bool = False, strict: bool = False, out: Path | None = None
+    port: Path,
+    *,
+    to: str,
+    partial: bool = False,
+    strict: bool = False,
+    size: int = 32,
+    out: Path | None = None,
 ) -> Outcome:
-    """Write a port as a file that other programs and chips read.
+    """Write a port or a trained spiking transformer as a file that others read.
 
-    ``onnx``: the whole port as a graph of whole numbers, for any length and number of texts, of an
-    encoder such as minilm. ``nir``: the graph of spiking layers that simulators and chips read;
-    softmax and normalisation have no node there, so of a transformer it holds the products, each
-    between two ports of the graph. What does not fit is listed, part by part, before anything is
+    ``onnx``: the whole port of a BERT or Llama as a graph of whole numbers, for any length and
+    number of texts; ported with --functions spiking, a BERT gives the same bits everywhere.
+    ``nir``: the graph of spiking layers that simulators and chips read. Softmax and normalisation
+    have no node there, so of a port it holds the products, each between two ports of the graph; a
+    trained spiking transformer may fit as a whole. ``c``: a trained spiking transformer as one C99
+    file with weights of 8 bits. What does not fit is listed, part by part, before anything is
     written.
 
     Args:
-        to (FORMAT): nir or onnx.
+        to (FORMAT): nir, onnx or c.
         partial: Write what the format holds, and list the rest. Without it, everything or nothing.
         strict: Refuse functions in float, which each runtime computes its own way.
+        size (PIXELS): Height and width of the images of a spiking transformer.
         out (FILE): The file to write. [default: the folder's name, beside it]
     """
     if to not in FORMATS:
-        raise InputError(f"export needs --to {' or '.join(FORMATS)}, got {to!r}. Choose one.")
-    find_port(port)
+        names = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise InputError(f"export needs --to {names}, got {to!r}. Choose one.")
+    trained = _is_trained(port)
+    if not trained:
+        find_port(port)
     place = out if out is not None else port.with_suffix(f".{to}")
     if place.is_dir():
         raise InputError(f"export needs a file for --out, got the folder {place}. Name a file.")
-    from isospike.porting.files import load
+    if trained:
+        report = _trained(port, to, place, partial, size)
+    elif to == "c":
+        raise UnsupportedError(
+            f"export needs a trained spiking transformer for c, got the port {port}. Export it to "
+            "onnx."
+        )
+    else:
+        from isospike.porting.files import load
 
-    model = load(port)
-    report = _nir(model, port, place, partial, strict) if to == "nir" else _onnx(
-        model, port, place, strict
-    )  # fmt: skip
+        model = load(port)
+        report = _nir(model, port, place, partial, strict) if to == "nir" else _onnx(
+            model, port, place, strict
+        )  # fmt: skip
     return Outcome(data=report.to_json(), text=report.summary(), saved=place)
+
+
+def _is_trained(folder: Path) -> bool:
+    """Whether this is a spiking transformer that transformers saved; False if it cannot be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return str(config["model_type"]).startswith("isospike-") and not is_port(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _trained(folder: Path, to: str, place: Path, partial: bool, size: int) -> Any:
+    from transformers import AutoModelForImageClassification
+
+    import isospike.models  # noqa: F401 - which registers its models
+    from isospike.deploy.families import family_network
+
+    if to == "onnx":
+        raise UnsupportedError(
+            f"export needs a port for onnx, got the spiking transformer {folder}. Export it to nir "
+            "or c."
+        )
+    model = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True).eval()
+    if to == "nir":
+        from isospike.deploy.nir import find_nir, write_nir
+
+        find_nir("export")
+        network, refused = family_network(model, (size, size), partial=partial)
+        write_nir(network, place, {"code": "binary", "steps": int(model.config.steps)})
+    else:
+        from isospike.deploy.c import round_network, write_c
+
+        network, refused = family_network(model, (size, size))
+        write_c(round_network(network), place, title=type(model).__name__)
+    nodes = tuple((n, type(network.node(n)).__name__) for n in network.places)
+    return _report(folder, to, nodes, refused, place)
 
 
 def _nir(model: Any, port: Path, place: Path, partial: bool, strict: bool) -> Any:

@@ -40,8 +40,8 @@ def check(model: str, *, target: str | None = None, out: Path | None = None) -> 
     activations, gates) with --functions spiking.
 
     Args:
-        target (CHIP): Say instead what of a port's folder fits on loihi2, spinnaker2, truenorth or
-            speck, by their published limits.
+        target (CHIP): Say instead what of a port's folder fits on loihi2, spinnaker2, truenorth,
+            speck or xylo, by their published limits.
         out (DIR): Where to write a page, JSON and tables.
     """
     if out is not None:

@@ -62,7 +62,14 @@ CHIPS = {
         "SynSense, documentation of sinabs: 9 layers of up to 1,024 channels, weights of 8 bits, "
         "membranes of 16",
     ),
+    "xylo": Chip(
+        "Xylo (SynSense)", 1, 1000, 16, None, 8,
+        "Bos and Muir (2022), Sub-mW neuromorphic SNN audio processing applications with Rockpool "
+        "and Xylo: 16 input channels, up to 1,000 neurons, weights of 8 bits",
+    ),
 }  # fmt: skip
+UNKNOWN = {"akida": "BrainChip names neither neurons nor synapses of a core of its Akida"}
+"""Chips whose makers publish no limits that a product can be compared with."""
 
 
 @dataclass(frozen=True)
@@ -200,11 +207,12 @@ def find_chip(target: str) -> Chip:
     """The limits of a chip.
 
     Raises:
-        InputError: Nobody described it.
+        InputError: Nobody described it, or its makers name no limits.
     """
     if target not in CHIPS:
+        why = f", of which it is not known: {UNKNOWN[target]}" if target in UNKNOWN else ""
         raise InputError(
-            f"check needs a chip that is described, got {target!r}. Choose one of "
+            f"check needs a chip that is described, got {target!r}{why}. Choose one of "
             f"{', '.join(CHIPS)}."
         )
     return CHIPS[target]

@@ -156,7 +156,7 @@ class ModelGraph(PortGraph):
         return data
 
     def hide(self, kept: str) -> str:
-        """What is added to the scores: 0 where ``kept`` is 1, and the least number where it is 0."""
+        """What is added to the scores: 0 where ``kept`` is 1, else the least number."""
         hidden = self.add("Sub", self.value(1.0), kept)
         return self.add("Mul", hidden, self.value(LEAST))
 

@@ -26,7 +26,6 @@ from isospike.porting.sites import MOST_SHARES, SHARES, VALUE_HIGHEST, VALUE_LOW
 LEAST_GAIN = 1e-30
 END = np.iinfo(np.int64).max  # of a slice
 LARGEST = 52  # bits of a sum that an inverse is taken of
-BYTE, MIDDLE = 127, 128  # largest whole number of a byte, and where 0 is in an unsigned one
 
 
 class Gain(NamedTuple):
@@ -123,7 +122,7 @@ class PortGraph(Graph):
             factor = levels / site.scale
             scaled = self.add("Mul", x, self.value(factor))
             shifted = self.add("Add", scaled, self.value(0.5 - site.offset * factor))
-            n = self.clip(self.add("Floor", shifted), site.code.low * levels, levels)
+            n = self.clip(self.add("Floor", shifted), float(site.code.low * levels), levels)
             return self._keep(site, n), None
         inverse = 1 / site.scale
         u = self.add("Mul", x, self.value(inverse))
@@ -153,7 +152,8 @@ class PortGraph(Graph):
         """As :func:`isospike.circuits.octaves.count_octaves` finds them."""
         count = self.above(most, torch.exp2(_exponents()[:-1]), equal=False)
         if site.kind == "value":
-            count = self.clip(count, VALUE_LOWEST - LOWEST, VALUE_HIGHEST - LOWEST)
+            low, high = (float(end - LOWEST) for end in (VALUE_LOWEST, VALUE_HIGHEST))
+            count = self.clip(count, low, high)
         return Gain(self.take(torch.exp2(_exponents()), count), count)
 
     def _log(self, gain: Gain) -> str:

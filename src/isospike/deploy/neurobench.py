@@ -1,0 +1,244 @@
+"""What NeuroBench's harness measures of our models, with our counts.
+
+The harness finds layers by their class and counts what enters them, so that it sees nothing in a
+port, and attention nowhere. Here a model counts its own work while it runs: every addition that a
+spike causes, attention's included. The package ``neurobench`` is in the extra of that name.
+
+>>> Work(synaptic_ops=6.0, samples=2).per_sample("synaptic_ops")
+3.0
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isospike.errors import MissingExtraError, UnsupportedError
+from isospike.hf.batches import Batch, first_output, token_masks
+from isospike.models.classifier import SpikingClassifier
+from isospike.models.layers import MaskAttention, SelfAttention, Synapses, TokenAttention
+from isospike.neurons import Neuron
+from isospike.porting.measure import Meter
+from isospike.porting.run import ATTRIBUTE
+from isospike.porting.sites import Site
+
+
+@dataclass
+class Work:
+    """What a model did, summed over samples.
+
+    Attributes:
+        samples: Rows of the batches.
+        synaptic_ops: Additions that spikes caused.
+        dense: Multiply-accumulates of the same products without spikes.
+        macs: Multiply-accumulates that were done.
+        neuron_updates: Neurons times the steps they were awake.
+        spikes: Spikes.
+    """
+
+    samples: int = 0
+    synaptic_ops: float = 0.0
+    dense: float = 0.0
+    macs: float = 0.0
+    neuron_updates: float = 0.0
+    spikes: float = 0.0
+
+    def include(self, other: "Work") -> None:
+        """Add what was done on other samples."""
+        for field in fields(self):
+            name = field.name
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def per_sample(self, name: str) -> float:
+        """The mean over samples of one of the sums."""
+        return float(getattr(self, name)) / max(1, self.samples)
+
+
+Counted = Callable[[Any], tuple[Tensor, Work]]
+
+
+def count_port(model: nn.Module, batch: Batch) -> tuple[Tensor, Work]:
+    """The first output of a port, and its work on the unpadded tokens.
+
+    Args:
+        model: A port.
+        batch: Its inputs by name.
+
+    Raises:
+        UnsupportedError: The model is no port.
+    """
+    run = getattr(model, ATTRIBUTE, None)
+    if run is None:
+        raise UnsupportedError(
+            f"count_port needs a port, got a {type(model).__name__}. Port it first."
+        )
+    meter = Meter(run, dimension=False)
+    with torch.no_grad(), run.watching(meter, token_masks(batch)):
+        output = first_output(model(**batch))
+    known = {site.name: site for site in model.modules() if isinstance(site, Site)}
+    sites = [(known[name], sums) for name, sums in meter.sites.items()]
+    work = Work(
+        samples=len(output),
+        synaptic_ops=sum((sums.synaptic_ops for _, sums in sites), 0.0),
+        dense=sum((sums.macs for _, sums in sites), 0.0),
+        neuron_updates=sum((s.values * m.code.neurons * m.code.steps for m, s in sites), 0.0),
+        spikes=sum((sums.spikes for _, sums in sites), 0.0),
+    )
+    for circuit in meter.circuits:
+        work.synaptic_ops += circuit.synaptic_ops
+        work.neuron_updates += circuit.neuron_updates
+        work.spikes += circuit.spikes
+    return output, work
+
+
+def count_family(
+    model: SpikingClassifier, images: Tensor, steps: int | None = None
+) -> tuple[Tensor, Work]:
+    """The scores of a spiking transformer, and its work.
+
+    A convolution's spike causes an addition at every position of the kernel and output channel, as
+    if there were no border; an image's pixels are multiplied instead. In attention, counting a
+    query, a key or a pair is one addition, and in ``q k^T v`` so is every product of two spikes.
+
+    Args:
+        model: A model of :mod:`isospike.models`, in inference.
+        images: ``[batch, channels, height, width]``, or frames.
+        steps: Number of time steps; None for the model's own.
+    """
+    work, handles = Work(samples=len(images)), []
+    given_by: dict[nn.Module, Tensor] = {}
+
+    def synapses(layer: Any, given: tuple[Any, ...], output: Tensor) -> None:
+        conv = layer.conv
+        _add(work, given[0], conv.weight[:, 0].numel() / conv.stride[0] ** 2 / conv.groups)
+        given_by[layer] = output
+
+    def attention(layer: Any, *_: Any) -> None:
+        parts = [getattr(layer, name, None) for name in "qkv"]
+        spikes = [given_by[part].flatten(2, 3) for part in parts if part is not None]
+        work.synaptic_ops += _attention_ops(layer, *spikes)
+
+    def neurons(_: nn.Module, given: tuple[Any, ...], spikes: Any) -> None:
+        work.neuron_updates += given[0].numel()
+        work.spikes += float(spikes.sum(dtype=torch.float64))
+
+    rules: tuple[tuple[Any, Any], ...] = (
+        (Synapses, synapses), (TokenAttention, attention), (MaskAttention, attention),
+        (SelfAttention, attention), (Neuron, neurons),
+    )  # fmt: skip
+    for module in model.modules():
+        for kind, hook in rules:
+            if isinstance(module, kind):
+                handles.append(module.register_forward_hook(hook))
+    try:
+        with torch.no_grad():
+            scores: Tensor = model(images, steps=steps).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    return scores, work
+
+
+def _add(work: Work, x: Tensor, fan_out: float) -> None:
+    """A product of ``x`` with weights: additions for whole numbers, else multiplications."""
+    work.dense += x.numel() * fan_out
+    if bool((x == x.round()).all()):
+        work.synaptic_ops += float(x.abs().sum(dtype=torch.float64)) * fan_out
+    else:
+        work.macs += float((x != 0).sum()) * fan_out
+
+
+def _attention_ops(layer: Any, q: Tensor, k: Tensor, v: Tensor | None = None) -> float:
+    """Additions of one attention on spikes ``[steps, batch, tokens, channels]``."""
+    if v is None:
+        return float(q.sum() + k.sum())
+    if isinstance(layer, MaskAttention):
+        return float((k * v).sum() + q.sum())
+    q, k, v = (s.double().view(*s.shape[:3], layer.heads, -1) for s in (q, k, v))
+    scores = torch.einsum("tbihc,tbjhc->tbhij", q, k)
+    return float(scores.sum() + torch.einsum("tbhij,tbjhc->", scores, v))
+
+
+def harness_model(count: Counted, net: nn.Module) -> Any:
+    """A model for NeuroBench's ``Benchmark`` that keeps the work of its last batch.
+
+    Args:
+        count: Gives the output of a batch, and the work.
+        net: What it runs, whose parameters the harness counts.
+
+    Returns:
+        A ``NeuroBenchModel`` with the attribute ``work``.
+
+    Raises:
+        MissingExtraError: The package neurobench is not installed.
+    """
+    base: Any = _find("harness_model", "neurobench.models").NeuroBenchModel
+
+    class HarnessModel(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.work = Work()
+
+        def __call__(self, batch: Any) -> Tensor:
+            output, self.work = count(batch)
+            return output
+
+        def __net__(self) -> nn.Module:
+            return net
+
+    return HarnessModel()
+
+
+def harness_metrics() -> list[Any]:
+    """NeuroBench's columns of what a model does, from the work that :func:`harness_model` keeps.
+
+    Returns:
+        Classes for the second list of ``Benchmark``: ``SynapticOperations`` with ``Effective_ACs``,
+        ``Effective_MACs`` and ``Dense``, ``ActivationSparsity`` and ``MembraneUpdates``.
+
+    Raises:
+        MissingExtraError: The package neurobench is not installed.
+    """
+    base: Any = _find("harness_metrics", "neurobench.metrics.abstract").AccumulatedMetric
+
+    def metric(name: str, compute: Callable[[Work], Any]) -> Any:
+        class Metric(base):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__(requires_hooks=False)
+                self.total = Work()
+
+            def reset(self) -> None:
+                self.total = Work()
+
+            def __call__(self, model: Any, preds: Any, data: Any) -> Any:
+                self.total.include(model.work)
+                return self.compute()
+
+            def compute(self) -> Any:
+                return compute(self.total)
+
+        Metric.__name__ = Metric.__qualname__ = name
+        return Metric
+
+    columns: Mapping[str, Callable[[Work], Any]] = {
+        "SynapticOperations": lambda w: {
+            "Effective_MACs": w.per_sample("macs"),
+            "Effective_ACs": w.per_sample("synaptic_ops"),
+            "Dense": w.per_sample("dense"),
+        },
+        "ActivationSparsity": lambda w: 1 - w.spikes / w.neuron_updates if w.neuron_updates else 0,
+        "MembraneUpdates": lambda w: w.per_sample("neuron_updates"),
+    }
+    return [metric(name, compute) for name, compute in columns.items()]
+
+
+def _find(owner: str, name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise MissingExtraError(
+            f"{owner} needs the package neurobench, got none. Install isospike[neurobench]."
+        ) from None
