@@ -202,6 +202,19 @@ def mackey_glass_study(p, ctx):  # noqa: ARG001
     return Findings(numbers, [Table("Mackey-Glass", head, rows, meaning)], goals)
 
 
+def sentences(p, ctx):
+    """MiniLM's port, tokens of both halves of pairs, and people's scores of them."""
+    tokenizer, model = load_minilm()
+    texts, scores, pool = sts_benchmark(ctx.file("stsb/stsb-en-dev.csv").parent, 64)
+    half, pairs = len(scores), p.rows
+    texts, scores = texts[:pairs] + texts[half : half + pairs], scores[:pairs]
+    ids = tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
+    rest = tokenizer(pool, padding=True, return_tensors="pt")
+    batches = [{"input_ids": i, "attention_mask": (i != 0).long()} for i in ids.split(32)]
+    calibration = [{name: rest[name] for name in ("input_ids", "attention_mask")}]
+    return port(model, calibration, evaluation=batches), ids, scores
+
+
 @study(
     "neurobench",
     question="What does NeuroBench's harness say of a port, with attention counted?",
@@ -228,15 +241,8 @@ def neurobench(p, ctx):
     from scipy.stats import spearmanr
     from torch.utils.data import DataLoader, TensorDataset
 
-    tokenizer, model = load_minilm()
-    folder = ctx.file("stsb/stsb-en-dev.csv").parent
-    texts, scores, pool = sts_benchmark(folder, 64)
-    half, pairs = len(scores), p.rows
-    texts, scores = texts[:pairs] + texts[half : half + pairs], scores[:pairs]
-    ids = tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
-    rest = tokenizer(pool, padding=True, return_tensors="pt")
-    batches = [{"input_ids": i, "attention_mask": (i != 0).long()} for i in ids.split(32)]
-    made = port(model, [{k: rest[k] for k in ("input_ids", "attention_mask")}], evaluation=batches)
+    made, ids, scores = sentences(p, ctx)
+    pairs = len(scores)
     vectors = []
 
     def count(batch):

@@ -130,6 +130,8 @@ def test_layers_in_c_give_the_same_spikes(bits, tmp_path):
         nn.Conv2d(2, 4, 3, stride=(2, 1), padding=(1, 0), groups=2), LIF(reset), nn.Flatten(),
         nn.Linear(48, 20), LIF(reset._replace(decay=0.75)),
     )  # fmt: skip
+    layers[0].weight.data *= 4
+    layers[3].weight.data *= 4
     network = round_network(sequential_network(layers, (2, 6, 6))[0], bits)
     x = images(40, 6)[:, :2]
     with torch.no_grad():
@@ -180,3 +182,6 @@ def test_the_command_writes_a_trained_model(tmp_path):
     done = call("export", tmp_path / "b", "--to", "nir", "--size", 8, "--partial")
     assert done.exit_code == 0, done.output
     assert "stem_layers_3_pool" in done.output
+    (tmp_path / "a" / "model.safetensors").write_bytes(b"half")
+    line = said(call("export", tmp_path / "a", "--to", "c", "--size", 8))
+    assert "export needs a model that transformers can load" in line

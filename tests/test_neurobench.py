@@ -80,7 +80,7 @@ def test_the_harness_has_our_columns():
     def count(x):
         calls.append(len(x))
         spikes = float(x.sum())
-        return x, Work(len(x), 3 * spikes, 3 * x.numel(), 0.0, x.numel(), spikes)
+        return x, Work(len(x), 3 * spikes, 3.0 * x.numel(), 0.0, float(x.numel()), spikes)
 
     x = (torch.arange(20).view(5, 4) % 3 == 0).float()
     loader = DataLoader(TensorDataset(x, x), batch_size=2)

@@ -60,6 +60,7 @@ LAYERS = {
     "average": (nn.AvgPool2d(2, padding=1), (3, 6, 4)),
     "sum": (SumPool2d((2, 3), (2, 1), (1, 0)), (3, 6, 5)),
     "flatten": (Reshape((2, 15)), (2, 3, 5)),
+    "flatten single pixels": (Reshape((4,)), (4, 1, 1)),
     "scale": (Scale(torch.tensor([0.5, -2.0])), (2,)),
     "threshold": (Threshold(torch.tensor([0.5, 0.25])), (2,)),
     "delay": (Delay(torch.tensor([0, 1, 5])), (3,)),

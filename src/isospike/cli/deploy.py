@@ -82,17 +82,19 @@ def _is_trained(folder: Path) -> bool:
 
 
 def _trained(folder: Path, to: str, place: Path, partial: bool, size: int) -> Any:
-    from transformers import AutoModelForImageClassification
-
     import isospike.models  # noqa: F401 - which registers its models
     from isospike.deploy.families import family_network
+    from isospike.hf.load import quiet_transformers, wrap_foreign_errors
 
     if to == "onnx":
         raise UnsupportedError(
             f"export needs a port for onnx, got the spiking transformer {folder}. Export it to nir "
             "or c."
         )
-    model = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True).eval()
+    kind = quiet_transformers().AutoModelForImageClassification
+    needs = f"export needs a model that transformers can load, {str(folder)!r}"
+    with wrap_foreign_errors(needs, "Train it again, or copy it whole."):
+        model = kind.from_pretrained(folder, local_files_only=True).eval()
     if to == "nir":
         from isospike.deploy.nir import find_nir, write_nir
 

@@ -27,52 +27,58 @@ HEAD = """/* {title}: {inputs} numbers a step in, {outputs} out. Weights are who
    cc -std=c99 -O2 -ffp-contract=off; for each step, its numbers on the standard input. */
 #include <stdint.h>
 #include <stdio.h>
-
+"""
+FUNCTIONS = {
+    "convolve": """
 /* y = step * (bias + w * x), kernels of h x w at strides and paddings, groups of channels. */
 static void convolve(const float *x, float *y, const int{bits}_t *w, const int32_t *bias,
-                     double step, const int n[13]) {{
+                     double step, const int n[13]) {
   int inputs = n[0], high = n[1], wide = n[2], outputs = n[3], tall = n[4], broad = n[5];
   int h = n[6], width = n[7], groups = n[12], each = inputs / groups;
   for (int o = 0; o < outputs; o++)
     for (int r = 0; r < tall; r++)
-      for (int c = 0; c < broad; c++) {{
+      for (int c = 0; c < broad; c++) {
         double sum = bias[o];
         for (int i = 0; i < each; i++)
           for (int a = 0; a < h; a++)
-            for (int b = 0; b < width; b++) {{
+            for (int b = 0; b < width; b++) {
               int row = r * n[8] + a - n[10], column = c * n[9] + b - n[11];
               if (row < 0 || row >= high || column < 0 || column >= wide) continue;
               int from = o / (outputs / groups) * each + i;
               sum += (double)w[((o * each + i) * h + a) * width + b] *
                      x[(from * high + row) * wide + column];
-            }}
+            }
         y[(o * tall + r) * broad + c] = (float)(step * sum);
-      }}
-}}
-
+      }
+}
+""",
+    "average": """
 /* Mean of each of n channels of m numbers. */
-static void average(const float *x, float *y, int n, int m) {{
-  for (int i = 0; i < n; i++) {{
+static void average(const float *x, float *y, int n, int m) {
+  for (int i = 0; i < n; i++) {
     double sum = 0;
     for (int j = 0; j < m; j++) sum += x[i * m + j];
     y[i] = (float)(sum / m);
-  }}
-}}
-
+  }
+}
+""",
+    "fire": """
 /* h = decay v + gain x; a spike where h reaches the threshold, and v is reset. */
 static void fire(const float *x, float *y, float *v, int n, float decay, float gain,
-                 float threshold, float reset) {{
-  for (int i = 0; i < n; i++) {{
+                 float threshold, float reset) {
+  for (int i = 0; i < n; i++) {
     float h = decay * v[i] + gain * x[i];
     y[i] = h >= threshold ? 1.0f : 0.0f;
     v[i] = h >= threshold ? reset : h;
-  }}
-}}
-
-static void add(float *y, const float *x, int n) {{
+  }
+}
+""",
+    "add": """
+static void add(float *y, const float *x, int n) {
   for (int i = 0; i < n; i++) y[i] += x[i];
-}}
-"""
+}
+""",
+}
 MAIN = """
 int main(void) {{
   int n = 0;
@@ -151,7 +157,7 @@ def _check_bits(owner: str, bits: int) -> None:
 
 def _step(layer: Any, bits: int) -> float:
     """The power of two that the largest weight is a whole number of."""
-    largest = max(float(layer.weight.abs().max()), 1e-30)
+    largest = max(float(layer.weight.detach().abs().max()), 1e-30)
     return float(2.0 ** np.ceil(np.log2(largest / (2 ** (bits - 1) - 1))))
 
 
@@ -181,7 +187,10 @@ class _Program:
         numbers = {"inputs": sizes[first], "outputs": sizes[last]}
         memory = [f"static float {self.names[n]}[{size}];" for n, size in sizes.items()]
         body = ["", "static void step(void) {", *(f"  {line}" for line in self.lines), "}"]
-        head = HEAD.format(title=title, bits=self.bits, **numbers)
+        head = HEAD.format(title=title, **numbers)
+        for function, source in FUNCTIONS.items():
+            if any(f"{function}(" in line for line in self.lines):
+                head += source.replace("{bits}", str(self.bits))
         main = MAIN.format(first=self.names[first], last=self.names[last], **numbers)
         return head + "\n".join(["", *memory, *self.constants, *body]) + "\n" + main
 

@@ -35,7 +35,7 @@ PRODUCT = "it multiplies two numbers that change"
 
 
 def family_network(
-    model: SpikingClassifier, size: Sequence[int], *, dt: float = DT, partial: bool = False
+    model: nn.Module, size: Sequence[int], *, dt: float = DT, partial: bool = False
 ) -> tuple[Network, list[Refused]]:
     """Make a network of a spiking transformer's nodes.
 
@@ -165,8 +165,7 @@ class _Family:
             y = mask_attention(build, f"{name}_mask", q, k, v, shape, LIF(mixer.mask.params))
         elif isinstance(mixer, SelfAttention):
             part = Refused(f"{name}_product", "q k^T v", PRODUCT)
-            q, k, v = ([end] for end in ends)
-            y = build.refuse(part, shape, q=q, k=k, v=v)
+            y = build.refuse(part, shape, **{n: [end] for n, end in zip("qkv", ends, strict=True)})
             y = self._neurons(f"{name}_neurons", mixer.neurons, (y,))[0]
         else:
             raise UnsupportedError(

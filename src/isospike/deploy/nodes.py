@@ -351,7 +351,8 @@ class Writer:
 
     def _reshape(self, name: str, layer: Reshape, before: Shape) -> Any:
         left = 0
-        while left < min(len(before), len(layer.shape)) and before[left] == layer.shape[left]:
+        most = min(len(before), len(layer.shape) - 1)  # one axis at least is of joined ones
+        while left < most and before[left] == layer.shape[left]:
             left += 1
         right = len(before) - (len(layer.shape) - left - 1)
         if layer.shape[left + 1 :] != before[right:] or right <= left:

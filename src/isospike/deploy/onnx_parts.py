@@ -29,15 +29,15 @@ LARGEST = 52  # bits of a sum that an inverse is taken of
 
 
 class Gain(NamedTuple):
-    """Names of a site's gain: the factor, its logarithm, how many shares, one over it.
+    """A site's gain in a graph, by name.
 
     Attributes:
         factor: It.
-        count: Its octaves; an empty string if it is any number.
+        octaves: Its octaves; an empty string if it is any number.
     """
 
     factor: str
-    count: str = ""
+    octaves: str = ""
 
 
 class Graph:
@@ -131,7 +131,7 @@ class PortGraph(Graph):
         most = self.add("Max", top, self.add("Neg", least))
         if site.octaves:
             gain = self._octaves(site, most)
-            scaled = self.add("Mul", u, self.take(levels * torch.exp2(-_exponents()), gain.count))
+            scaled = self.add("Mul", u, self.take(levels * torch.exp2(-_exponents()), gain.octaves))
         else:
             gain = self._any_gain(site, most)
             scaled = self.add("Mul", u, self.add("Div", self.value(levels), gain.factor))
@@ -157,9 +157,9 @@ class PortGraph(Graph):
         return Gain(self.take(torch.exp2(_exponents()), count), count)
 
     def _log(self, gain: Gain) -> str:
-        if not gain.count:
+        if not gain.octaves:
             return self.add("Log", gain.factor)
-        exponent = self.add("Add", gain.count, self.value(float(LOWEST)))
+        exponent = self.add("Add", gain.octaves, self.value(float(LOWEST)))
         return self.add("Mul", exponent, self.value(math.log(2)))
 
     def _keep(self, site: Site, n: str) -> str:
@@ -186,10 +186,10 @@ class PortGraph(Graph):
         if product.twins.numel():
             twins = self.value(product.twins, np.int64)
             n = self.add("Concat", n, self.add("Gather", n, twins, axis=-1), axis=-1)
-        if gain is not None and gain.count:  # a power of two may multiply before the sum
+        if gain is not None and gain.octaves:  # a power of two may multiply before the sum
             n = self.add("Mul", n, gain.factor)
         y = self.add("MatMul", n, self.value(product.weight.T))
-        if gain is not None and not gain.count:
+        if gain is not None and not gain.octaves:
             y = self.add("Mul", y, gain.factor)
         return self.add("Add", self.value(product.bias), y)
 
@@ -255,7 +255,7 @@ class PortGraph(Graph):
         """``gain_k (gain_q unit z + drive) + logs``, in the order of torch's operations."""
         along = self.turn(gain_k.factor)
         z = self.add("Mul", z, self.add("Mul", gain_q.factor, unit))
-        if gain_q.count:
+        if gain_q.octaves:
             return self.add("Add", self.add("Mul", self.add("Add", z, drive), along), logs)
         drive = self.add("Add", self.add("Mul", drive, along), logs)
         return self.add("Add", drive, self.add("Mul", z, along))
@@ -303,7 +303,8 @@ class PortGraph(Graph):
         current = max(1.0, float(round(width * norm.eps / digits.grid**2)))
         squares = self.add("Add", squares, self.value(current, np.float64))
         factor = self.cast(self._inverse(squares, LARGEST, root=True), "FLOAT")
-        gain = self.value(norm.weight * math.sqrt(width))
+        weight = torch.ones(width) if norm.weight is None else norm.weight
+        gain = self.value(weight * math.sqrt(width))
         y = self.add("Mul", self.add("Mul", c, factor), gain)
         return y if norm.bias is None else self.add("Add", y, self.value(norm.bias))
 
