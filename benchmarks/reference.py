@@ -34,7 +34,11 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("isospike.deploy.sequential.sequential_network isospike.deploy.ports.port_network "
          "isospike.deploy.network.Network isospike.deploy.nir.read_nir "
          "isospike.deploy.nir.write_nir isospike.deploy.nir.from_nir isospike.deploy.nir.to_nir "
-         "isospike.deploy.onnx.write_onnx isospike.deploy.chips.check_chip "
+         "isospike.deploy.onnx.write_onnx isospike.deploy.families.family_network "
+         "isospike.deploy.c.round_network isospike.deploy.c.write_c "
+         "isospike.deploy.neurobench.Work isospike.deploy.neurobench.count_port "
+         "isospike.deploy.neurobench.count_family isospike.deploy.neurobench.harness_model "
+         "isospike.deploy.neurobench.harness_metrics isospike.deploy.chips.check_chip "
          "isospike.deploy.chips.ChipReport",),
     ),
     "memory": ("Sequence memory", "The sequence machine and its memory.", ("isospike.memory",)),
