@@ -15,7 +15,7 @@ from isospike.deploy.onnx import write_onnx
 from isospike.deploy.ports import port_network
 from isospike.errors import MissingExtraError, RangeError, UnsupportedError
 from isospike.porting.product import SpikingProduct
-from isospike.porting.run import ATTRIBUTE
+from isospike.porting.run import ATTRIBUTE, run_of
 from isospike.porting.sites import Site
 
 
@@ -127,11 +127,14 @@ def test_what_onnx_cannot_hold_is_refused(port, tmp_path, monkeypatch):
         patch.setattr(site, "code", SignedDigitCode(9))
         with pytest.raises(RangeError, match="at most 255 levels, got 511 at 'encoder.layer.0.int"):
             write_onnx(port, place)
-    llama = quick(name="llama", functions="spiking").model
-    with pytest.raises(UnsupportedError, match="functions='float' of a LlamaForCausalLM, got 'spi"):
-        write_onnx(llama, place)
-    with pytest.raises(UnsupportedError, match="LlamaForCausalLM, got a port of ViTForImageCl"):
-        write_onnx(default("vit").model, place)
+    llama = default("llama").model
+    with run_of(llama).switched(functions="spiking"):
+        with pytest.raises(UnsupportedError, match="functions='float' of a LlamaForCausalLM, got"):
+            write_onnx(llama, place)
+    other = nn.Linear(2, 2)
+    setattr(other, ATTRIBUTE, run_of(port))
+    with pytest.raises(UnsupportedError, match="LlamaForCausalLM, got a port of Linear. Port one"):
+        write_onnx(other, place)
     assert not place.exists()
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingExtraError, match=r"the package onnx, got none\. Install isospike"):
