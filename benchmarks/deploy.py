@@ -157,7 +157,7 @@ def nir_families(p, ctx):  # noqa: ARG001
     scores of a step are sums of the last neurons' spikes with random weights, so that they are the
     same where all of them are; if they are not, all of the step count as different."""
     config = SpikeDrivenConfig(
-        channels=p.channels, blocks=2, pools=(False, True, False, False), num_labels=10
+        channels=p.channels, blocks=2, pools=(False, True, True, False), num_labels=10
     )
     model = lively(SpikeDrivenTransformer(config))
     network, refused = family_network(model, (p.side, p.side))
