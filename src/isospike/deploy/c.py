@@ -140,6 +140,8 @@ def write_c(
         UnsupportedError: A node that the file cannot hold, by name; or several inputs or outputs.
         RangeError: Other bits, or weights that are no whole numbers of a step.
         InputError: The file cannot be written.
+
+    >>> write_c(network, "net.c")  # of sequential_network, for instance  # doctest: +SKIP
     """
     _check_bits("write_c", bits)
     if len(network.inputs) != 1 or len(network.outputs) != 1 or network.closing:

@@ -37,6 +37,10 @@ class Work:
         macs: Multiply-accumulates that were done.
         neuron_updates: Neurons times the steps they were awake.
         spikes: Spikes.
+
+    >>> work = Work(samples=2, synaptic_ops=10.0)
+    >>> work.samples, work.synaptic_ops
+    (2, 10.0)
     """
 
     samples: int = 0
@@ -47,13 +51,24 @@ class Work:
     spikes: float = 0.0
 
     def include(self, other: "Work") -> None:
-        """Add what was done on other samples."""
+        """Add what was done on other samples.
+
+        Args:
+            other: Work of other samples.
+        """
         for field in fields(self):
             name = field.name
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def per_sample(self, name: str) -> float:
-        """The mean over samples of one of the sums."""
+        """The mean over samples of one of the sums.
+
+        Args:
+            name: Of the sum.
+
+        Returns:
+            The mean.
+        """
         return float(getattr(self, name)) / max(1, self.samples)
 
 
@@ -67,8 +82,18 @@ def count_port(model: nn.Module, batch: Batch) -> tuple[Tensor, Work]:
         model: A port.
         batch: Its inputs by name.
 
+    Returns:
+        The output, and the work.
+
     Raises:
         UnsupportedError: The model is no port.
+
+    >>> import isospike, torch
+    >>> x = torch.rand(8, 4)
+    >>> port = isospike.port(torch.nn.Sequential(torch.nn.Linear(4, 2)), [{"input": x}] * 4)
+    >>> output, work = count_port(port.model, {"input": x})
+    >>> output.shape, work.spikes > 0
+    (torch.Size([8, 2]), True)
     """
     run = getattr(model, ATTRIBUTE, None)
     if run is None:
@@ -107,6 +132,16 @@ def count_family(
         model: A model of :mod:`isospike.models`, in inference.
         images: ``[batch, channels, height, width]``, or frames.
         steps: Number of time steps; None for the model's own.
+
+    Returns:
+        The scores, and the work.
+
+    >>> import torch
+    >>> from isospike.models import QKFormer, QKFormerConfig
+    >>> config = QKFormerConfig(channels=32, depths=(1, 1, 1), heads=(2, 2, 2), num_labels=2)
+    >>> scores, work = count_family(QKFormer(config).eval(), torch.rand(1, 3, 32, 32), steps=1)
+    >>> scores.shape, work.samples
+    (torch.Size([1, 2]), 1)
     """
     work, handles = Work(samples=len(images)), []
     given_by: dict[nn.Module, Tensor] = {}
@@ -174,6 +209,9 @@ def harness_model(count: Counted, net: nn.Module) -> Any:
 
     Raises:
         MissingExtraError: The package neurobench is not installed.
+
+    >>> model = harness_model(lambda images: count_family(net, images), net)  # doctest: +SKIP
+    >>> Benchmark(model, data, [], [], [[], harness_metrics()]).run()  # doctest: +SKIP
     """
     base: Any = _find("harness_model", "neurobench.models").NeuroBenchModel
 
@@ -201,6 +239,9 @@ def harness_metrics() -> list[Any]:
 
     Raises:
         MissingExtraError: The package neurobench is not installed.
+
+    >>> [metric.__name__ for metric in harness_metrics()][0]  # doctest: +SKIP
+    'SynapticOperations'
     """
     base: Any = _find("harness_metrics", "neurobench.metrics.abstract").AccumulatedMetric
 

@@ -232,6 +232,9 @@ class SpikingResformerConfig(SpikingConfig):
         learned_leak: Whether each layer of neurons learns its leak, as in the form for events.
         num_channels: Channels of the input.
         steps: Time steps of a call that gives none.
+
+    >>> SpikingResformerConfig(num_labels=10).depths
+    (1, 2, 3)
     """
 
     model_type = "isospike-spiking-resformer"
@@ -273,6 +276,9 @@ class SpikingBertConfig(BertConfig):  # type: ignore[misc]
         published_currents: Whether sub-layers read the spikes of each step, as in the authors'
             code, instead of their mean so far: for comparisons, since that run does not approach
             the clamped one.
+
+    >>> SpikingBertConfig(steps=16).num_hidden_layers
+    4
     """
 
     __no_type_check__ = True
@@ -282,7 +288,11 @@ class SpikingBertConfig(BertConfig):  # type: ignore[misc]
     published_currents: bool = False
 
     def check(self) -> None:
-        """Raise unless a model of these sizes can be built."""
+        """Raise unless a model of these sizes can be built.
+
+        Raises:
+            RangeError: A size is below 1, or does not fit.
+        """
         heads, channels = self.num_attention_heads, self.hidden_size
         steps = 1 if self.steps is None else self.steps
         if heads < 1 or channels < 1 or channels % heads or steps < 1:

@@ -24,6 +24,10 @@ class Distilled:
         hidden: Mean squared error of the hidden states; not weighted.
         logits: Divergence of the answers.
         loss: Their sum, (1).
+
+    >>> import torch
+    >>> Distilled(torch.tensor(1.0), torch.tensor(2.0), torch.tensor(3.0)).loss.item()
+    3.0
     """
 
     hidden: Tensor
