@@ -29,6 +29,27 @@ def test_the_version_is_that_of_the_package():
     assert isospike.__version__ == version("isospike")
 
 
+FIRST = ("LlamaConfig", "AutoConfig", "BertConfig", "BertModel", "AutoModelForImageClassification")
+
+
+@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("before", [True, False])
+def test_whatever_of_transformers_is_imported_first_its_lists_know_our_models(name, before):
+    ours = ["import isospike", f"from transformers import {name}"]
+    script = [
+        *(ours if before else ours[::-1]),
+        "from transformers import AutoModelForSequenceClassification as Auto, AutoConfig",
+        "from isospike.models import SpikingBert",
+        "config = AutoConfig.for_model('isospike-spiking-bert', hidden_size=12, vocab_size=9)",
+        "assert type(Auto.from_config(config)) is SpikingBert",
+        "assert type(AutoConfig.for_model('isospike-qkformer')).__name__ == 'QKFormerConfig'",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_unknown_name_is_refused_by_name():
     with pytest.raises(AttributeError, match="'isospike' has no attribute 'prot'"):
         _ = isospike.prot

@@ -1,16 +1,15 @@
-"""Make transformers' AutoModel classes know the spiking transformers."""
+"""Make transformers' AutoModel classes know the spiking families; SpikingBert does so itself."""
 
-from transformers.models.auto.modeling_auto import (
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-)
+import sys
+from importlib import import_module
+
+from transformers.models.auto.modeling_auto import AutoModelForImageClassification
 
 from isospike.models.integer import IntegerNet
 from isospike.models.max_former import MaxFormer, MSQKFormer
 from isospike.models.qkformer import QKFormer
 from isospike.models.sequence import SequenceNet
 from isospike.models.spike_driven import SpikeDrivenTransformer
-from isospike.models.spiking_bert import SpikingBert
 from isospike.models.spiking_resformer import SpikingResformer
 
 IMAGES = (
@@ -24,4 +23,5 @@ IMAGES = (
 )
 for _model in IMAGES:
     AutoModelForImageClassification.register(_model.config_class, _model, exist_ok=True)
-AutoModelForSequenceClassification.register(SpikingBert.config_class, SpikingBert, exist_ok=True)
+if not any(name.startswith("transformers.models.bert.") for name in sys.modules):
+    import_module("isospike.models.spiking_bert")  # else once modeling_bert is there

@@ -6,7 +6,6 @@ transformers reads and writes each like its own: ``config.json``, ``num_labels``
 
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
-from transformers.models.bert.configuration_bert import BertConfig
 
 from isospike.errors import InputError, RangeError
 
@@ -268,7 +267,7 @@ class SpikingResformerConfig(SpikingConfig):
             )
 
 
-class SpikingBertConfig(BertConfig):  # type: ignore[misc]
+class SpikingBertConfig(SpikingConfig):
     """Sizes of a :class:`~isospike.models.SpikingBert`: those of a ``BertConfig``, four layers.
 
     Attributes:
@@ -281,9 +280,24 @@ class SpikingBertConfig(BertConfig):  # type: ignore[misc]
     4
     """
 
-    __no_type_check__ = True
+    # Not a subclass of BertConfig, whose module loads all of the lists that wait for this one.
     model_type = "isospike-spiking-bert"
+    vocab_size: int = 30522
+    hidden_size: int = 768
     num_hidden_layers: int = 4
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+    use_cache: bool = True
+    is_decoder: bool = False
+    add_cross_attention: bool = False
     steps: int | None = None
     published_currents: bool = False
 

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
 from transformers.models.bert.modeling_bert import BertModel, BertPreTrainedModel
 
 from isospike.errors import InputError, RangeError, ShapeError
@@ -329,3 +330,6 @@ def from_authors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Source: github.com/NeuroCompLab-psu/SpikingBERT at 765e39b.
     """
     return rename("spiking_bert.from_authors", weights, AUTHORS, "SpikingBERT")
+
+
+AutoModelForSequenceClassification.register(SpikingBert.config_class, SpikingBert, exist_ok=True)
