@@ -29,7 +29,14 @@ def test_the_version_is_that_of_the_package():
     assert isospike.__version__ == version("isospike")
 
 
-FIRST = ("LlamaConfig", "AutoConfig", "BertConfig", "BertModel", "AutoModelForImageClassification")
+FIRST = [
+    "LlamaConfig",
+    "BertModel",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("AutoConfig", "BertConfig", "AutoModelForImageClassification")
+    ),
+]
 
 
 @pytest.mark.parametrize("name", FIRST)

@@ -55,9 +55,9 @@ class Counts:
         weight_bits: Mean bits of a weight of the quantised and of the spiking network.
 
     >>> counts = Counts(
-    ...     macs=1e6, synaptic_ops=2e6, spikes=2e4, neuron_updates=2e5, neurons=25_000, bits=9,
-    ...     float_ops={"softmax": 1e3}, weights=10**6, activations=12_500, steps=8,
-    ...     tokens_per_input=20,
+    ...     macs=1e6, synaptic_ops=2e6, spikes=2e4, neuron_updates=2e5, neurons=25e3, bits=9,
+    ...     float_ops={"softmax": 1e3}, weights=10**6, activations=12_500.0, steps=8,
+    ...     tokens_per_input=20.0,
     ... )
     >>> counts.spike_rate
     0.1
@@ -243,8 +243,8 @@ class MemoryMoved:
         quantised: Of the quantised network with as many levels.
         spiking: Of the spiking network.
 
-    >>> MemoryMoved(Traffic(4, 4), Traffic(1, 1), Traffic(2, 1)).spiking.total_bytes
-    3
+    >>> MemoryMoved(Traffic(4.0, 4.0), Traffic(1.0, 1.0), Traffic(2.0, 1.0)).spiking.total_bytes
+    3.0
     """
 
     float32: Traffic
@@ -270,9 +270,9 @@ class EnergyRow:
             quantised figure.
 
     >>> counts = Counts(
-    ...     macs=1e6, synaptic_ops=2e6, spikes=2e4, neuron_updates=2e5, neurons=25_000, bits=9,
-    ...     float_ops={"softmax": 1e3}, weights=10**6, activations=12_500, steps=8,
-    ...     tokens_per_input=20,
+    ...     macs=1e6, synaptic_ops=2e6, spikes=2e4, neuron_updates=2e5, neurons=25e3, bits=9,
+    ...     float_ops={"softmax": 1e3}, weights=10**6, activations=12_500.0, steps=8,
+    ...     tokens_per_input=20.0,
     ... )
     >>> row = estimate_energy(counts, INT8_45NM)
     >>> row.winner, row.ratio < 1
