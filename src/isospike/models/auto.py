@@ -1,7 +1,5 @@
-"""Make transformers' AutoModel classes know the spiking families; SpikingBert does so itself."""
-
-import sys
-from importlib import import_module
+"""Make transformers' AutoModel classes know the spiking families; SpikingBert follows with its
+first configuration."""
 
 from transformers.models.auto.modeling_auto import AutoModelForImageClassification
 
@@ -23,5 +21,3 @@ IMAGES = (
 )
 for _model in IMAGES:
     AutoModelForImageClassification.register(_model.config_class, _model, exist_ok=True)
-if not any(name.startswith("transformers.models.bert.") for name in sys.modules):
-    import_module("isospike.models.spiking_bert")  # else once modeling_bert is there

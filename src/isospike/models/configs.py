@@ -4,6 +4,8 @@ transformers reads and writes each like its own: ``config.json``, ``num_labels``
 ``steps`` is what a call without steps takes; it changes no weight.
 """
 
+from importlib import import_module
+
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
 
@@ -300,6 +302,12 @@ class SpikingBertConfig(SpikingConfig):
     add_cross_attention: bool = False
     steps: int | None = None
     published_currents: bool = False
+
+    def __post_init__(self, **more: object) -> None:
+        super().__post_init__(**more)
+        # Registers the model. Earlier, among the imports of transformers, modeling_bert cannot be
+        # imported.
+        import_module("isospike.models.spiking_bert")
 
     def check(self) -> None:
         """Raise unless a model of these sizes can be built.

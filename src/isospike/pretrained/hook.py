@@ -18,7 +18,6 @@ WAITING = {
         "isospike.models.configs",
     ),
     "transformers.models.auto.modeling_auto": ("isospike.models.auto",),
-    "transformers.models.bert.modeling_bert": ("isospike.models.spiking_bert",),
     "transformers.quantizers.auto": ("isospike.pretrained.quantizer",),
 }
 """The modules of transformers that keep lists, and ours that add to them when they are imported."""
