@@ -216,7 +216,7 @@ def tables(numbers, scored, spikes):
     Args:
         numbers: Of the study.
         scored: Names of the scores.
-        spikes: Of each way, a token.
+        spikes: Of each way, a text: its output is one for each.
     """
 
     def lines(names, more=None):
@@ -233,7 +233,7 @@ def tables(numbers, scored, spikes):
     classes = [name for name in scored if name not in errors]
     counts = {way: (None if n is None else f"{n:,.0f}",) for way, n in spikes.items()}
     return [
-        Table("MiniLM on SST-2, trained as a port", ("model", *classes, "spikes/token"),
+        Table("MiniLM on SST-2, trained as a port", ("model", *classes, "spikes/text"),
               lines(classes, counts),
               "Accuracy on labelled sentences, and the share of sentences that are given the float "
               "model's class: minutes of training win back what four steps lose."),

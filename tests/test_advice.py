@@ -14,7 +14,7 @@ def of_kind(name, error):
 @pytest.mark.parametrize(
     ("error", "cosine", "agreement", "expected"),
     [
-        (0.03, 0.9994, None, "Good for sentence embeddings"),
+        (0.03, 0.9994, None, "Good where outputs are compared"),
         (0.03, 0.9994, 0.985, "same for 98.5% of the tokens"),
         (0.03, None, None, "As good as the float model"),
         (0.12, 0.9, None, "Measure your task"),
@@ -28,8 +28,8 @@ def test_an_error_is_said_to_be_good_enough_or_not(error, cosine, agreement, exp
 def test_foreign_inputs_that_err_more_are_named_with_what_to_do():
     texts = [of_kind("held out", 0.02), of_kind("foreign", 0.02), of_kind("code", 0.16)]
     assert on_other_inputs(texts) == (
-        "On code inputs it errs 8 times as much as on the held-out ones. Calibrate it on texts of "
-        "that kind too (--text)."
+        "On code inputs it errs 8 times as much as on the held-out ones. Calibrate it on inputs of "
+        "that kind too."
     )
     assert on_other_inputs(texts[:2]).endswith("1 times as much as on the held-out ones.")
     assert on_other_inputs(texts[:1]) == ""
@@ -44,5 +44,5 @@ def test_the_worst_sites_come_first():
 
 def test_a_missed_target_comes_with_more_steps():
     assert "more steps than 6" in next_step(0.08, 6, 0.04, reached=False)
-    assert "two more steps than 4" in next_step(0.25, 4, None, reached=True)
+    assert "more steps than 4" in next_step(0.25, 4, None, reached=True)
     assert "isospike export" in next_step(0.03, 8, 0.04, reached=True)

@@ -37,12 +37,6 @@ def test_equal_ratios_are_equally_far_apart_on_a_log_axis():
     assert drawn[1][0] - drawn[0][0] == pytest.approx(drawn[2][0] - drawn[1][0], abs=0.1)
 
 
-def test_an_axis_that_runs_downwards_begins_at_the_top():
-    series = Series("a", (1, 2), (1, 2))
-    drawn = points(draw(scatter("n", "l", [series], y=Axis(reversed=True), legend=False), 400))
-    assert drawn[0][1] < drawn[1][1]
-
-
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [(0, 1, "0 0.2 0.4 0.6 0.8 1"), (-3, 7, "-2 0 2 4 6"),

@@ -26,7 +26,8 @@ def fitness(error: float, cosine_pooled: float | None, agreement: float | None) 
         A sentence or two.
 
     >>> fitness(0.03, 0.9994, None)
-    'Good for sentence embeddings: their mean cosine to the float model is 0.9994.'
+    'Good where outputs are compared by direction, as sentence embeddings are: their mean cosine \
+to the float model is 0.9994.'
     """
     if agreement is not None:
         return (
@@ -35,8 +36,8 @@ def fitness(error: float, cosine_pooled: float | None, agreement: float | None) 
         )
     if cosine_pooled is not None and cosine_pooled >= SAME_RANKING:
         return (
-            "Good for sentence embeddings: their mean cosine to the float model is "
-            f"{cosine_pooled:.4f}."
+            "Good where outputs are compared by direction, as sentence embeddings are: their mean "
+            f"cosine to the float model is {cosine_pooled:.4f}."
         )
     if error <= SMALL:
         return f"As good as the float model for most tasks: it errs by {percent(error)}."
@@ -60,10 +61,10 @@ def next_step(error: float, steps: int, max_error: float | None, reached: bool) 
     if not reached and max_error is not None:
         return f"Next: give it more steps than {steps}, or allow an error of {number(error)}."
     if error > LARGE:
-        return f"Next: two more steps than {steps} make it err about a quarter as much."
+        return f"Next: measure your task, or give it more steps than {steps}; see the curve below."
     return (
-        "Next: isospike embed or transformers runs it, isospike check says which chips hold it, "
-        "and isospike export writes it for other tools."
+        "Next: call it as the model was called. isospike check --target says which chips hold its "
+        "products, and isospike export writes it for other tools."
     )
 
 
@@ -82,7 +83,7 @@ def on_other_inputs(texts: Sequence[TextErrors]) -> str:
     times = worst.error / texts[0].error
     said = f"On {worst.name} inputs it errs {times:.2g} times as much as on the held-out ones."
     if times > FOREIGN:
-        return f"{said} Calibrate it on texts of that kind too (--text)."
+        return f"{said} Calibrate it on inputs of that kind too."
     return said
 
 

@@ -193,8 +193,6 @@ def _plot(
     x = Scale(low_x, high_x, left, width - 14.0, across.log)
     bottom = max(figure.height - _depth(across, x), top + 60)
     y = Scale(low_y, high_y, bottom, top, up.log)
-    if up.reversed:
-        y = Scale(low_y, high_y, top, bottom, up.log)
     for low, high in figure.bands:
         a, b = x(max(low, low_x)), x(min(high, high_x))
         body.append(_rect(a, top, b - a, bottom - top, BAND))

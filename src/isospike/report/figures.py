@@ -34,7 +34,6 @@ class Axis:
         ticks: Label of each tick by its value; round numbers by default.
         every: Distance of ticks.
         from_zero: Whether it begins at 0.
-        reversed: Whether it runs downwards.
         quiet: Whether to leave out its grid and the marks of its ticks.
     """
 
@@ -44,7 +43,6 @@ class Axis:
     ticks: Mapping[Number, str] | None = None
     every: Number | None = None
     from_zero: bool = False
-    reversed: bool = False
     quiet: bool = False
 
 
