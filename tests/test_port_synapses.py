@@ -100,6 +100,28 @@ def test_a_saved_port_holds_whole_numbers_and_answers_as_before(port, model, tmp
     assert table.nbytes == 50 * 4 + 50 * 24 * {8: 8, 4: 6}[bits] // 8
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_products_that_share_further_synapses_are_saved_each(bits, tmp_path):
+    class Three(Reader):
+        def __init__(self):
+            super().__init__()
+            with torch.random.fork_rng(devices=[]):
+                self.second, self.third = nn.Linear(24, 96), nn.Linear(24, 96)
+
+        def forward(self, x):
+            h = self.table(x)
+            return self.up(h) + self.second(h) - self.third(h)
+
+    model = Three().eval()
+    port = isospike.port(model, batches(2), weight_bits=bits)
+    assert all(set(p.twins.tolist()) == {5} for p in products(port))
+    port.save(tmp_path / "port")
+    loaded = isospike.load(tmp_path / "port", model=Three())
+    (batch,) = batches(1, 3)
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch), port.model(**batch))
+
+
 def test_kept_products_have_sixteen_bits(model, tmp_path):
     port = isospike.port(model, batches(2), weight_bits=8, keep=["h*d"])
     assert {p.name: p.weight_bits for p in products(port)} == {"up": 8, "down": 8, "head": 16}

@@ -29,6 +29,7 @@ from isospike.porting.skeleton import (
     config_of,
     keep_buffers,
     keeping_rng,
+    own_buffers,
     like,
     own_buffers,
     with_recipe,
@@ -99,12 +100,16 @@ def port_files(ported: nn.Module, tokenizer: Any = None) -> dict[str, Content]:
 
 
 def _weight_files(model: nn.Module, spec: PortSpec) -> dict[str, Content]:
-    """The weights, each once, in files of a bounded size."""
+    """The weights, each once, in files of a bounded size. A buffer of a port's module is its own
+    even where modules share one: loaded, they do not."""
     shards: list[dict[str, Tensor]] = [{}]
     known: set[object] = set()
+    own = own_buffers(model)
     size = 0
     for name, tensor in model.state_dict().items():
-        key = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+        key: object = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+        if name in own:
+            key = own[name]
         if key in known and tensor.numel():
             continue
         known.add(key)
