@@ -29,7 +29,6 @@ from isospike.porting.skeleton import (
     config_of,
     keep_buffers,
     keeping_rng,
-    own_buffers,
     like,
     own_buffers,
     with_recipe,
