@@ -10,6 +10,9 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from hypothesis import given as drawing_from
+from hypothesis import settings
+from hypothesis import strategies as st
 
 import isospike
 from isospike.causal.background import BackgroundKnowledge
@@ -20,8 +23,8 @@ from isospike.causal.metrics import (
     structural_hamming_distance,
     structural_intervention_distance,
 )
-from isospike.causal.page import _layout, draw_graph, graphml_text
-from isospike.causal.simulate import random_dag, simulate
+from isospike.causal.page import draw_graph, graphml_text
+from isospike.causal.simulate import random_dag, simulate, topological_order
 from isospike.causal.stability import resample_order
 from isospike.causal.table import parse_table, read_table
 from isospike.errors import InputError, NotFittedError, RangeError
@@ -320,18 +323,53 @@ def test_halves_of_the_rows_say_how_often_an_edge_comes_again():
         resample_order(fit, x[:8], 5)
 
 
-def test_no_edge_of_the_drawing_runs_behind_a_box():
-    truth = random_dag(14, 2.0, generator=torch.Generator().manual_seed(3))
-    order = [f"v{i}" for i in np.argsort(np.linalg.inv(np.eye(14) - truth).sum(0))]
-    edges = [(f"v{i}", f"v{j}") for i, j in np.argwhere(truth)]
-    place, routes = _layout(order, edges)
-    for (a, b), route in routes.items():
-        assert route[0] == place[a]
-        assert route[-1] == place[b]
-        for x, y in route[1:-1]:
-            assert all(x != u or abs(y - v) >= 24 for u, v in place.values())
-    page = str(draw_graph(order, edges, shares=[0.5] * len(edges)).svg)
+def drawn(page):
+    """Boxes (left, top, right, bottom) and the points of each line of a drawing."""
+    boxes = [
+        (float(x), float(y), float(x) + 104, float(y) + 28)
+        for x, y in re.findall(r'<rect x="(\d+)" y="(\d+)"', page)
+    ]
+    along = np.linspace(0, 1, 60)[:, None]
+    lines = []
+    for path in re.findall(r'<path d="([^"]+)" fill="none"', page):
+        parts = re.findall(r"([MLC])([-\d., ]+)", path)
+        points = [np.array([float(v) for v in re.split("[ ,]+", t.strip())]) for _, t in parts]
+        here, line = points[0], []
+        for (kind, _), p in zip(parts[1:], points[1:], strict=True):
+            if kind == "L":
+                line.append(here + along * (p - here))
+            else:
+                a, b, c = p.reshape(3, 2)
+                t, s = along, 1 - along
+                line.append(s**3 * here + 3 * s**2 * t * a + 3 * s * t**2 * b + t**3 * c)
+            here = p[-2:]
+        lines.append(np.concatenate(line))
+    return boxes, lines
+
+
+@settings(max_examples=30)
+@drawing_from(st.integers(2, 30), st.floats(0.2, 3), st.integers(0, 999), st.data())
+def test_every_line_leaves_its_cause_reaches_its_effect_and_touches_no_other_box(
+    d, density, seed, data
+):
+    truth = random_dag(d, min(density, (d - 1) / 2), "er", torch.Generator().manual_seed(seed))
+    order = [f"v{i}" for i in topological_order(truth)]
+    joined = [(f"v{i}", f"v{j}") for i, j in np.argwhere(truth)]
+    loose = data.draw(st.integers(0, len(joined)))
+    edges, undirected = joined[loose:], joined[:loose]
+    page = str(draw_graph(order, edges, undirected).svg)
+    boxes, lines = drawn(page)
+    box = dict(zip(order, boxes, strict=True))
+    assert len(lines) == len(joined)
     assert page.count("marker-end") == len(edges)
+    for (a, b), line in zip(edges + undirected, lines, strict=True):
+        assert line[0] == pytest.approx([box[a][2], box[a][1] + 14], abs=2)  # its right side
+        assert line[-1] == pytest.approx([box[b][0] - 2, box[b][1] + 14], abs=2)
+        for left, top, right, bottom in boxes:
+            x, y = line.T
+            assert not ((x > left) & (x < right) & (y > top - 2) & (y < bottom + 2)).any()
+    for k, (left, top, _, _) in enumerate(boxes):
+        assert all(left != u or abs(top - v) >= 28 for u, v, _, _ in boxes[:k])  # apart
 
 
 def test_the_graph_is_written_as_dot_and_graphml(tmp_path):
