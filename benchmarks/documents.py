@@ -39,6 +39,7 @@ PAGES = {
     "steps": ("Steps and dimension", ("steps", "dimension")),
     "machine": ("The sequence machine", (
         "protocols", "long-sequences", "distractors", "text", "prediction", "nab", "logs",
+        "killed-watches",
         "context-weight", "machine-speed",
     )),
     "memory": ("The machine's memory and spiking layers", (

@@ -1,11 +1,20 @@
 """Prediction and anomalies on streams that the machine has not seen: text, music, NAB, logs."""
 
+import contextlib
 import csv
 import gzip
 import io
 import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace as P
+from typing import NamedTuple
 
 import numpy as np
 
@@ -211,3 +220,79 @@ def logs(p, ctx):
     meaning = "Share of next templates predicted, on line."
     table = Table("Logs", head, tuple(rows), meaning)
     return Findings(numbers, [table], goals if p.systems == SYSTEMS else {})
+
+
+class Killed(NamedTuple):
+    """A ``watch`` that was killed: exit status, lines it printed, and saved lines that are gone."""
+
+    status: int
+    printed: int
+    lost: int
+
+
+def log_lines(count):
+    """A log that a seed made: few templates, many numbers."""
+    draw = random.Random(0)
+    kinds = ("accept", "close", "retry", "disk slow", "user login", "user logout")
+    return [f"10:{i % 60:02} {kinds[min(int(draw.expovariate(0.6)), 5)]} id {i}"
+            for i in range(count)]  # fmt: skip
+
+
+def kill_watch(lines, model, every, after):
+    """Kill ``watch``, fed by a pipe with what its model lacks, some time after its first line."""
+    done = Watcher.load(model).count if model.exists() else 0
+    command = [sys.executable, "-m", "isospike", "watch", "-", "--model", str(model),
+               "--every", str(every), "--quiet"]  # fmt: skip
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    feeder = threading.Thread(target=_feed, args=(process.stdin, lines[done:]))
+    feeder.start()
+    seen = [process.stdout.readline()]
+    threading.Timer(after, process.kill).start()
+    seen += process.stdout.read().split("\n")[:-1]
+    status = process.wait()
+    feeder.join()
+    for end in (process.stdout, process.stdin):
+        with contextlib.suppress(OSError):
+            end.close()
+    saved = Watcher.load(model).count - done if model.exists() else 0
+    # The line after a save point is printed once it is saved.
+    points = (len(seen) - 1) // every * every
+    return Killed(status, len(seen), max(0, points - saved))
+
+
+def _feed(pipe, lines):
+    with contextlib.suppress(OSError):
+        for line in lines:
+            pipe.write(f"{line}\n")
+            pipe.flush()
+
+
+@study(
+    "killed-watches",
+    question="Is anything lost that came before the last save point, if watch is killed?",
+    presets={"tiny": P(kills=1, lines=500), "full": P(kills=20, lines=100_000)},
+)
+def killed_watches(p, ctx):
+    """kill -9, on a pipe, at a random time; one model, which goes on each time with what it lacks.
+    At the end it is compared with a watcher that was never killed."""
+    lines, draw, rows = log_lines(p.lines), random.Random(0), []
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder, "w.safetensors")
+        for kill in range(p.kills):
+            update("killed-watches", kill, p.kills)
+            rows.append(kill_watch(lines, model, 20, draw.uniform(0.05, 0.5)))
+        loaded, whole = Watcher.load(model), Watcher()
+        left = len(list(Path(folder).iterdir()))
+    whole.take_all(map(line_template, lines[: loaded.count]))
+    rest = [line_template(line) for line in lines[-1000:]]
+    apart = sum(a != b for a, b in zip(loaded.take_all(rest), whole.take_all(rest), strict=True))
+    killed = sum(row.status == -signal.SIGKILL for row in rows)
+    numbers = {"kills": killed, "lines printed": sum(row.printed for row in rows),
+               "lines saved": loaded.count - len(rest), "files left beside": left - 1}  # fmt: skip
+    numbers["lost before a save point"] = sum(row.lost for row in rows)
+    numbers["of the next 1,000 surprises, other than unkilled"] = apart
+    table = Table("Killed on a pipe", ("what", "number"), tuple(numbers.items()),
+                  "Saved every 20 lines; what came after the last save is read again.")  # fmt: skip
+    goals = {"lost before a save point": Goal(numbers["lost before a save point"], 0),
+             "surprises other than unkilled": Goal(apart, 0)}  # fmt: skip
+    return Findings(numbers, [table], goals if p.kills > 1 else {})

@@ -1,6 +1,5 @@
 """The mixed context: probabilities, a store that grows, is full and forgets, files, the command."""
 
-import fcntl
 import json
 import math
 
@@ -16,6 +15,7 @@ from isospike.data import shakespeare
 from isospike.errors import InputError, RangeError
 from isospike.memory import Backoff, Mixed, SequenceMachine
 from isospike.memory.machine import Prediction
+from isospike.report.disk import held
 
 words = st.text("abcd", max_size=60)
 PROSE = shakespeare()[100_000:120_000]
@@ -211,8 +211,7 @@ def test_a_machine_is_learned_by_one_process_at_a_time(tmp_path):
     line = ["learn", str(text), "--out", str(out)]
     assert CliRunner().invoke(app, line).exit_code == 0
     before = out.read_bytes()
-    with out.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # as the other process does
+    with held(out):  # as by the other process
         done = CliRunner().invoke(app, line)
     assert done.exit_code == 2
     assert "learn needs a machine that no other process learns with" in done.stderr

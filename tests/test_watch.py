@@ -9,14 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from isospike.cli import app
-from isospike.cli.sequence import _symbols
+from isospike.cli.watch import _symbols
 from isospike.errors import InputError, RangeError
 from isospike.memory import Mixed, SequenceMachine, Watcher, line_template
 
 
 def test_a_watcher_of_symbols_is_a_machine_that_learns():
     text = "the cat sat on the mat " * 3
-    machine = SequenceMachine(context=Mixed(depth=4), grow=True)
+    machine = SequenceMachine(context=Mixed(depth=4, synapses=2**22, when_full="forget"), grow=True)
     expected = [float(machine.surprise_sequence(letter)[0]) for letter in text]
     watcher = Watcher()
     assert [watcher.take(letter).bits for letter in text] == expected

@@ -1,12 +1,7 @@
-"""``isospike learn``, ``recall`` and ``watch``: the sequence machine on a file or a pipe."""
+"""``isospike learn`` and ``recall``: the sequence machine on a file."""
 
 import contextlib
-import io
-import json
-import math
-import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +9,12 @@ from isospike import progress
 from isospike.cli.app import command
 from isospike.cli.emit import Outcome, note
 from isospike.errors import InputError, RangeError
+from isospike.report.disk import held
 from isospike.report.files import check_file
-
-try:
-    import fcntl
-except ImportError:  # no Unix: nothing is locked
-    fcntl = None  # type: ignore[assignment]
 
 CHUNK = 2000  # symbols between two looks at the progress
 NGRAM = 5
 MOST_SYMBOLS = 1_000_000  # of a recall
-WATCHED = ("char", "line", "number")
-MOST_LINE = 2**16  # characters of a line that is watched
 
 
 @command(
@@ -66,7 +55,7 @@ def learn(
     if limit is not None and limit < 1:
         raise RangeError(f"learn needs limit of at least 1, got {limit}. Leave it out for all.")
     check_file(out, Path(file))
-    with _locked(out):
+    with alone(out, "learn"):
         chosen = {"depth": depth, "synapses": synapses, "when_full": when_full}
         machine = _machine(context, {k: v for k, v in chosen.items() if v is not None}, seed, out)
         from isospike.data import read_sequences
@@ -131,118 +120,25 @@ def recall(machine: Path, *, prompt: str = "", symbols: int = 100) -> Outcome:
     return Outcome(data={"prompt": prompt, "text": text, "symbols": len(added)}, text=text)
 
 
-@command(
-    "Sequence memory",
-    examples=("isospike watch server.log", "tail -f values.csv | isospike watch - --unit number "
-              "--low 0 --high 100"),
-    kept="what was printed stays.",
-)  # fmt: skip
-def watch(
-    file: str,
-    *,
-    unit: str = "line",
-    low: float | None = None,
-    high: float | None = None,
-    seed: int = 0,
-    as_json: bool = False,
-) -> Outcome:
-    """Say how much each line, number or character of a stream surprises, and how unusual that is.
-
-    Each is predicted before it is learned. One line a symbol is printed as it comes: its number,
-    its surprise in bits, how unusual it is from 0 to 1, and the symbol.
+@contextlib.contextmanager
+def alone(path: Path, name: str) -> Iterator[None]:
+    """Keep other processes from learning with the same machine: what one learns would be lost.
 
     Args:
-        file (FILE): A file, or ``-`` for a pipe.
-        unit (UNIT): What a symbol is: ``line`` (words with digits left out, as of a log),
-            ``char``, or ``number`` (one a line, or the last column of a CSV).
-        low: Least number expected. [default: of the file]
-        high: Greatest number expected. [default: of the file]
+        path: Its file, which need not be there.
+        name: Of the command.
+
+    Raises:
+        InputError: Another process does.
     """
-    if unit not in WATCHED:
-        raise InputError(
-            f"watch needs unit to be one of {', '.join(WATCHED)}, got {unit!r}. Choose one of them."
-        )
-    if unit != "number" and (low, high) != (None, None):
-        raise InputError("watch needs --low and --high only with --unit number, got them. Leave "
-                         "them out.")  # fmt: skip
-    from isospike.memory.watch import Watcher
-
-    if unit == "number" and file != "-" and low is None and high is None:
-        numbers = [number for number, _ in _symbols(file, unit)]
-        low, high = min(numbers, default=0.0), max(numbers, default=0.0)
-        high = high if high > low else low + 1.0
-    elif unit == "number" and (low is None or high is None):
-        raise InputError(
-            "watch needs --low and --high for numbers of a pipe, got not both. Name the range in "
-            "which they are expected."
-        )
-    watcher = Watcher(low, high, seed=seed)
-    show = partial(_watch, watcher, file, unit)
-    return Outcome(data=partial(show, True), text=partial(show, False))
-
-
-def _watch(watcher: Any, file: str, unit: str, as_json: bool) -> None:
-    """Print what a watcher says of every symbol, as it comes."""
-    for count, (symbol, shown) in enumerate(_symbols(file, unit), 1):
-        moment = watcher.take(symbol)
-        if as_json:
-            about = {"symbol": shown, "bits": moment.bits, "anomaly": moment.anomaly}
-            print(json.dumps(about), flush=True)
-        else:
-            safe = shown if shown.isprintable() else repr(shown)[1:-1]  # no codes for the terminal
-            print(f"{count}\t{moment.bits:.2f}\t{moment.anomaly:.3f}\t{safe}", flush=True)
-
-
-def _symbols(file: str, unit: str) -> Iterator[tuple[Any, str]]:
-    """Symbols of a file or a pipe as they come, and as they are shown."""
-    from isospike.data import read_text
-    from isospike.memory.watch import line_template
-
-    if file == "-" and isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="strict")  # whatever the locale says
-    lines: Any = sys.stdin if file == "-" else read_text(file).splitlines()
-    try:
-        for count, line in enumerate(iter(partial(lines.readline, MOST_LINE), "")
-                                     if file == "-" else lines, 1):  # fmt: skip
-            text = line.rstrip("\r\n")
-            if unit == "char":
-                yield from ((letter, repr(letter)[1:-1]) for letter in f"{text}\n")
-            elif unit == "line":
-                yield line_template(text), text
-            elif text.strip():
-                cell = text.rsplit(",", 1)[-1].strip()
-                try:
-                    number = float(cell)
-                except ValueError:
-                    if count == 1:
-                        continue  # the names of the columns
-                    number = math.nan
-                if not math.isfinite(number):
-                    raise InputError(
-                        f"watch needs finite numbers, got {cell[:40]!r} in line {count}. Leave the "
-                        "line out."
-                    )
-                yield number, cell
-    except UnicodeDecodeError:
-        raise InputError(
-            f"watch needs UTF-8 text, got other bytes in {file!r}. Convert it to UTF-8."
-        ) from None
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes from learning with a machine that is there; what they learn is lost."""
     with contextlib.ExitStack() as stack:
-        if fcntl is not None and path.is_file():
-            with contextlib.suppress(OSError):  # a file system without locks
-                file = stack.enter_context(path.open("rb"))
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise InputError(
-                        f"learn needs a machine that no other process learns with, got {path}. "
-                        "Wait, or name another --out."
-                    ) from None
+        try:
+            stack.enter_context(held(path))
+        except BlockingIOError:
+            raise InputError(
+                f"{name} needs a machine that no other process learns with, got {path}. Wait, or "
+                "name another file."
+            ) from None
         yield
 
 

@@ -397,15 +397,7 @@ class SequenceMachine:
             InputError: Symbols that are neither strings nor integers, metadata that are no JSON, a
                 place that cannot be written to, or a full disk.
         """
-        if not all(isinstance(s, str | int) and not isinstance(s, bool) for s in self.symbols):
-            raise InputError(
-                "save needs symbols that are strings or integers, got others. Map yours first."
-            )
-        about = {
-            "settings": self.settings.to_dict(), "symbols": self.symbols, "metadata": self.metadata,
-            "expected": self._expected, "extent": self._memory.extent,
-        }  # fmt: skip
-        write_machine(Path(path), about, self._tensors())
+        write_machine(Path(path), *self.state())
 
     @classmethod
     def load(cls, path: str | Path) -> "SequenceMachine":
@@ -423,25 +415,56 @@ class SequenceMachine:
         path = Path(path)
         about, tensors = read_machine(path, expected_arrays)
         try:
-            settings = MachineSettings.from_dict(about["settings"])
-            machine = cls(about["symbols"], **vars(settings))
-            machine._memory.check(tensors)
-            check_range("seen", tensors["seen"], MOST_COUNT)
-            check_range("right", tensors["seen"] - tensors["right"], MOST_COUNT)
-            check_range("right", tensors["right"], MOST_COUNT)
+            return cls.of_state(about, tensors)
         except ValueError as error:
             raise damaged(path, str(error).rstrip(".")) from error
+
+    @_alone
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """All that :meth:`save` writes.
+
+        Returns:
+            What JSON can hold, and arrays by name.
+
+        Raises:
+            InputError: Symbols that are neither strings nor integers.
+        """
+        if not all(isinstance(s, str | int) and not isinstance(s, bool) for s in self.symbols):
+            raise InputError(
+                "save needs symbols that are strings or integers, got others. Map yours first."
+            )
+        about = {
+            "settings": self.settings.to_dict(), "symbols": self.symbols, "metadata": self.metadata,
+            "expected": self._expected, "extent": self._memory.extent,
+        }  # fmt: skip
+        tensors = {**self._memory.tensors(), "right": self._right, "seen": self._seen}
+        return about, tensors
+
+    @classmethod
+    def of_state(cls, about: dict[str, Any], tensors: dict[str, Any]) -> "SequenceMachine":
+        """The machine of a :meth:`state`, whose form was checked.
+
+        Args:
+            about: What JSON held.
+            tensors: Arrays by name.
+
+        Raises:
+            ValueError: No machine has this state.
+        """
+        machine = cls(about["symbols"], **vars(MachineSettings.from_dict(about["settings"])))
+        machine._memory.check(tensors)
+        check_range("seen", tensors["seen"], MOST_COUNT)
+        check_range("right", tensors["seen"] - tensors["right"], MOST_COUNT)
+        check_range("right", tensors["right"], MOST_COUNT)
         machine.metadata = about["metadata"]
         if about["expected"] is not None:
             machine._expected = about["expected"][0], about["expected"][1]
-        machine._right[:], machine._seen[:] = tensors.pop("right"), tensors.pop("seen")
-        machine._memory.restore(tensors)
+        machine._right[:], machine._seen[:] = tensors["right"], tensors["seen"]
+        inside = {name: tensors[name] for name in tensors if name not in ("right", "seen")}
+        machine._memory.restore(inside)
         return machine
 
     # Inside.
-
-    def _tensors(self) -> dict[str, Any]:
-        return {**self._memory.tensors(), "right": self._right, "seen": self._seen}
 
     @_alone
     def _stream(self, sequence: Iterable[Hashable], learn: bool) -> tuple[Any, Found]:

@@ -18,6 +18,7 @@ import os
 import shutil
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ except ImportError:  # no Unix: nothing is swept
 PREFIX = ".isospike-"
 _AT_CWD, _NO_REPLACE, _EXCHANGE = -100, 1, 2  # of renameat2
 _UNKNOWN = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)  # to this system or file system
+_TRIES = 20  # to lock what a save may be about to remove
 _TWO_RENAMES = threading.Lock()
 
 
@@ -45,9 +47,7 @@ def scratch(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: It cannot be written to.
     """
-    missing = [p for p in (folder, *folder.parents) if not os.path.lexists(p)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with _made(folder):
         _sweep(folder)
         place, lock = _new_place(folder)
         try:
@@ -55,11 +55,32 @@ def scratch(folder: Path) -> Iterator[Path]:
         finally:
             _remove(place)
             os.close(lock)
-    except BaseException:
-        for made in missing:
-            with contextlib.suppress(OSError):
-                made.rmdir()
-        raise
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep other processes from holding a name, however often the file of that name is replaced.
+
+    A folder beside the file carries the lock. That of a dead process is removed as by
+    :func:`scratch`.
+
+    Args:
+        path: Of the file, which need not be there.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+        OSError: Its folder cannot be written to.
+    """
+    target = Path(os.path.realpath(path))
+    name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:32]
+    with _made(target.parent):
+        place = target.parent / f"{PREFIX}{name}"
+        lock = _hold(place)
+        try:
+            yield
+        finally:
+            _remove(place)
+            os.close(lock)
 
 
 def exchange(fresh: Path, target: Path) -> None:
@@ -123,6 +144,38 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder if need be; remove it again if the work fails and it is empty."""
+    missing = [p for p in (folder, *folder.parents) if not os.path.lexists(p)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for made in missing:
+            with contextlib.suppress(OSError):
+                made.rmdir()
+        raise
+
+
+def _hold(place: Path) -> int:
+    """A handle that locks the folder of that name, which is made."""
+    for late in range(_TRIES, -1, -1):
+        place.mkdir(exist_ok=True)
+        try:
+            lock = _lock(place)
+            if fcntl is None or os.path.samestat(os.fstat(lock), os.stat(place)):
+                return lock
+            os.close(lock)  # it was removed, and made anew by somebody else
+        except FileNotFoundError:
+            continue  # a save has just taken it for one that a dead process left
+        except BlockingIOError:
+            if not late:
+                raise
+        time.sleep(0.01)
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(place))
 
 
 def _new_place(folder: Path) -> tuple[Path, int]:

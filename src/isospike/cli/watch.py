@@ -1,0 +1,188 @@
+"""``isospike watch``: what surprises in a file or a pipe."""
+
+import contextlib
+import io
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from isospike.cli.app import command
+from isospike.cli.emit import Outcome, note
+from isospike.cli.sequence import alone
+from isospike.errors import InputError, RangeError
+from isospike.report.files import check_destination, check_file
+
+WATCHED = ("char", "line", "number")
+MOST_LINE = 2**16  # characters of a line that is watched
+
+
+@command(
+    "Sequence memory",
+    examples=("isospike watch server.log --out out/log", "tail -f values.csv | isospike watch - "
+              "--unit number --low 0 --high 100 --model out/values.safetensors"),
+    kept="what was printed stays, and what was learned is saved if there is a --model.",
+)  # fmt: skip
+def watch(
+    file: str,
+    *,
+    unit: str = "line",
+    low: float | None = None,
+    high: float | None = None,
+    model: Path | None = None,
+    every: int = 1000,
+    out: Path | None = None,
+    seed: int = 0,
+) -> Outcome:
+    """Say how much each line, number or character of a stream surprises, and how unusual that is.
+
+    Each is predicted before it is learned. One line a symbol is printed as it comes: its number,
+    its surprise in bits, how unusual it is from 0 to 1, and the symbol.
+
+    Args:
+        file (FILE): A file, or ``-`` for a pipe.
+        unit (UNIT): What a symbol is: ``line`` (words with digits left out, as of a log),
+            ``char``, or ``number`` (one a line, or the last column of a CSV).
+        low: Least number expected. [default: of the file]
+        high: Greatest number expected. [default: of the file]
+        model (FILE): Where to save what is learned, after every ``--every`` symbols and at the end,
+            also by Ctrl-C. What is there already goes on with the next symbol.
+        every: Symbols from one save to the next. If the process is killed, what came after the
+            last save is to be given again.
+        out (DIR): Where to write a page with pictures, JSON and tables, at the end.
+    """
+    if unit not in WATCHED:
+        raise InputError(
+            f"watch needs unit to be one of {', '.join(WATCHED)}, got {unit!r}. Choose one of them."
+        )
+    if unit != "number" and (low, high) != (None, None):
+        raise InputError("watch needs --low and --high only with --unit number, got them. Leave "
+                         "them out.")  # fmt: skip
+    if every < 1:
+        raise RangeError(f"watch needs every of at least 1, got {every}. Try 1000.")
+    if model is not None:
+        check_file(model, *(() if file == "-" else (Path(file),)))
+    if out is not None:
+        check_destination(out)
+    make = partial(_watcher, file, unit, (low, high), model, seed)
+    show = partial(_watch, make, file, unit, model, every, out)
+    return Outcome(data=partial(show, True), text=partial(show, False), saved=_page(out))
+
+
+def _page(out: Path | None) -> Path | None:
+    return None if out is None else out / "report.html"
+
+
+def _watcher(
+    file: str, unit: str, limits: tuple[float | None, float | None], model: Path | None, seed: int
+) -> Any:
+    """A new watcher, or the one that was saved."""
+    from isospike.memory.watch import Watcher
+
+    if model is not None and model.exists():
+        watcher = Watcher.load(model)
+        saved = watcher.metadata.get("unit")
+        if saved != unit:
+            raise InputError(
+                f"watch needs a watcher of the unit {unit}, got one of {saved} in {model}. Name "
+                "another --model."
+            )
+        if limits not in ((None, None), watcher.limits):
+            raise InputError(
+                f"watch needs the range {watcher.limits} of {model}, got {limits}. Leave --low and "
+                "--high out, or name another --model."
+            )
+        note("note", f"{model} has taken {watcher.count:,} symbols; counting goes on.")
+        return watcher
+    low, high = limits
+    if unit == "number" and file != "-" and low is None and high is None:
+        numbers = [number for number, _ in _symbols(file, unit)]
+        low, high = min(numbers, default=0.0), max(numbers, default=0.0)
+        high = high if high > low else low + 1.0
+    elif unit == "number" and (low is None or high is None):
+        raise InputError(
+            "watch needs --low and --high for numbers of a pipe, got not both. Name the range in "
+            "which they are expected."
+        )
+    watcher = Watcher(low, high, seed=seed)
+    watcher.metadata["unit"] = unit
+    return watcher
+
+
+def _watch(
+    make: Callable[[], Any], file: str, unit: str, model: Path | None, every: int,
+    out: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Print what a watcher says of every symbol, as it comes."""
+    from isospike.memory.report import Trace
+
+    with contextlib.ExitStack() as stack:
+        if model is not None:
+            stack.enter_context(alone(model, "watch"))
+        watcher = make()
+        saved, trace = watcher.count, Trace(unit, watcher.count)
+        try:
+            for symbol, shown in _symbols(file, unit):
+                moment = watcher.take(symbol)
+                trace.add(moment, _safe(shown), symbol if unit == "number" else None)
+                _print(watcher.count, moment, shown, as_json)
+                if model is not None and watcher.count - saved == every:
+                    watcher.save(model)
+                    saved = watcher.count
+        finally:  # also by Ctrl-C, at a mistake in the stream, and where nobody reads on
+            if model is not None and watcher.whole and watcher.count > saved:
+                watcher.save(model)
+            if out is not None:
+                trace.report({"file": file, "unit": unit}).save(out)
+
+
+def _print(count: int, moment: Any, shown: str, as_json: bool) -> None:
+    if as_json:
+        about = {"symbol": shown, "bits": moment.bits, "anomaly": moment.anomaly}
+        print(json.dumps(about), flush=True)
+    else:
+        print(f"{count}\t{moment.bits:.2f}\t{moment.anomaly:.3f}\t{_safe(shown)}", flush=True)
+
+
+def _safe(shown: str) -> str:
+    """Without codes for the terminal."""
+    return shown if shown.isprintable() else repr(shown)[1:-1]
+
+
+def _symbols(file: str, unit: str) -> Iterator[tuple[Any, str]]:
+    """Symbols of a file or a pipe as they come, and as they are shown."""
+    from isospike.data import read_text
+    from isospike.memory.watch import line_template
+
+    if file == "-" and isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")  # whatever the locale says
+    lines: Any = sys.stdin if file == "-" else read_text(file).splitlines()
+    try:
+        for count, line in enumerate(iter(partial(lines.readline, MOST_LINE), "")
+                                     if file == "-" else lines, 1):  # fmt: skip
+            text = line.rstrip("\r\n")
+            if unit == "char":
+                yield from ((letter, repr(letter)[1:-1]) for letter in f"{text}\n")
+            elif unit == "line":
+                yield line_template(text), text
+            elif text.strip():
+                cell = text.rsplit(",", 1)[-1].strip()
+                try:
+                    number = float(cell)
+                except ValueError:
+                    if count == 1:
+                        continue  # the names of the columns
+                    number = math.nan
+                if not math.isfinite(number):
+                    raise InputError(
+                        f"watch needs finite numbers, got {cell[:40]!r} in line {count}. Leave the "
+                        "line out."
+                    )
+                yield number, cell
+    except UnicodeDecodeError:
+        raise InputError(
+            f"watch needs UTF-8 text, got other bytes in {file!r}. Convert it to UTF-8."
+        ) from None
