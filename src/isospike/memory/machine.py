@@ -448,6 +448,9 @@ class SequenceMachine:
             about: What JSON held.
             tensors: Arrays by name.
 
+        Returns:
+            The machine, in the context in which it was.
+
         Raises:
             ValueError: No machine has this state.
         """
