@@ -108,8 +108,6 @@ def relative(expected, got):
 
 def train(site, x):
     """The spikes of a site, ``[steps, *x.shape]`` or ``[steps, 2, *x.shape]``, 0 or 1."""
-    words = site.words(x).value
-    steps = torch.stack([s != 0 for _, s in spike_steps(site.code, words)]).long()
-    if site.code.neurons == 1:
-        return steps
-    return steps.view(len(steps), *x.shape, 2).movedim(-1, 1)
+    trains = site.trains(x).value
+    steps = torch.stack([step.fired for step in spike_steps(site.code, trains)]).long()
+    return steps if site.code.neurons == 2 else steps[:, 0]

@@ -22,10 +22,11 @@ from isospike.kernels.product.int8 import (
     can_pack,
     largest_spike,
     new_membrane,
+    pack_byte,
     pack_float32,
     pack_grid,
 )
-from isospike.kernels.product.trains import pack_trains, pair_weights, spike_steps
+from isospike.kernels.product.trains import pack_trains, spike_steps
 from isospike.kernels.runtime import buffers, threads
 from isospike.kernels.runtime.buffers import (
     KEPT,
@@ -55,24 +56,20 @@ def test_packed_trains_hold_the_spikes_of_the_code(name, steps):
     seen = list(spike_steps(code, pack_trains(code, integers)))
     assert len(seen) == steps
     total = torch.zeros(5, 3, dtype=torch.float64)
-    for t, (weight, spikes) in enumerate(
-        (w, s.clone()) for w, s in spike_steps(code, pack_trains(code, integers))
-    ):
-        shown = spikes.view(5, 3, code.neurons).movedim(-1, 0).double()
-        assert torch.equal((shown != 0).float(), expected[t].view(code.neurons, 5, 3))
-        assert len(shown.unique()) <= 2, "one step's spikes are all alike"
-        sign = torch.tensor([1.0, -1.0][: code.neurons], dtype=torch.float64)
-        total += weight * (sign[:, None, None] * shown).sum(0)
+    for t, step in enumerate(spike_steps(code, pack_trains(code, integers))):
+        assert torch.equal(step.fired.float(), expected[t].view(code.neurons, 5, 3))
+        assert int(step.spikes.max()) <= MAX_PAIRED_SPIKE, "every machine counts it exactly"
+        total += step.weight * step.dense(torch.float64)
     assert torch.equal(total.float(), integers), "the weighted spikes add up to the integer"
 
 
 def test_by_hand_a_pair_of_three_steps():
-    # 3 = 4 - 1: ON at step 0, OFF at step 2; in the word ON is the low byte, OFF the high one.
+    # 3 = 4 - 1: ON at step 0, OFF at step 2. Two bits a step, from the lowest: 2 for ON, 0 for OFF.
     code = codes.code("signed-digit", 3)
-    words = pack_trains(code, torch.tensor([[3.0, -3.0]]))
-    assert words.tolist() == [[0b001 + (0b100 << 8), 0b100 + (0b001 << 8)]]
-    steps = [(w, s.tolist()) for w, s in spike_steps(code, words)]
-    assert steps == [(4.0, [[1, 0, 0, 1]]), (1.0, [[0, 0, 0, 0]]), (0.25, [[0, 4, 4, 0]])]
+    trains = pack_trains(code, torch.tensor([[3.0, -3.0]]))
+    assert trains.tolist() == [[[0b000110, 0b100100]]]
+    steps = [(w, s.tolist(), zero) for w, s, zero in spike_steps(code, trains)]
+    assert steps == [(4.0, [[2, 0]], 1), (0.5, [[4, 4]], 4), (0.0625, [[0, 32]], 16)]
 
 
 @given(
@@ -95,20 +92,30 @@ def test_stepped_products_in_bytes_equal_the_integer_product(
         pytest.skip("this build of torch has no eight-bit product")
     code = codes.code(name, steps)
     integers = random_integers(code, (rows, channels), seed)
-    packed = pack_grid(weight * step, step, code.neurons)
-    membrane = new_membrane(packed, rows)
-    for scale, spikes in spike_steps(code, pack_trains(code, integers)):
-        add_product(membrane, spikes, packed, scale)
-    high, low = membrane.chunk(2, -1)
+    trains = pack_trains(code, integers)
+    packed = pack_grid(weight * step, step)
+    high, low = summed(packed, spike_steps(code, trains), rows).chunk(2, -1)
     expected = (integers.double() @ weight.double().t()) * step.double().t()
     assert torch.equal((high + low).double(), expected)
+    if int(weight.abs().max()) < 128:
+        scattered = step.expand(-1, 3).contiguous()[:, :1]
+        one = summed(pack_byte(weight * step, scattered), spike_steps(code, trains), rows)
+        assert torch.equal(one.double(), expected)
+
+
+def summed(packed, steps, rows):
+    """What the steps of trains add up to."""
+    membrane = new_membrane(packed, rows)
+    for step in steps:
+        add_product(membrane, step.spikes, packed, step.weight, step.zero)
+    return membrane
 
 
 @pytest.mark.parametrize("value", [MAX_WEIGHT, -MAX_WEIGHT, 127, 128, -128, -129, 0])
 def test_every_weight_of_two_bytes_fits_in_either_sign(value):
-    packed = pack_grid(torch.tensor([[float(value)]]), torch.ones(1, 1), 2)
+    packed = pack_grid(torch.tensor([[float(value)]]), torch.ones(1, 1))
     membrane = new_membrane(packed, 2)
-    add_product(membrane, torch.tensor([[1, 0], [0, 1]], dtype=torch.uint8), packed, 1.0)
+    add_product(membrane, torch.tensor([[2], [0]], dtype=torch.uint8), packed, 1.0, zero=1)
     assert membrane.sum(1).tolist() == [value, -value]
 
 
@@ -145,11 +152,13 @@ def test_the_compiler_is_imported_when_it_is_first_needed():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_weight_of_an_off_neuron_lies_beside_that_of_its_on_neuron():
-    weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    assert pair_weights(weight, 1).tolist() == weight.tolist()
-    assert pair_weights(weight, 2).tolist() == [[1, -1, 2, -2], [3, -3, 4, -4]]
-    assert pair_weights(weight, 2, 0).tolist() == [[1, 2], [-1, -2], [3, 4], [-3, -4]]
+@pytest.mark.parametrize(
+    ("largest", "spans"),
+    [(0, {1: 0, 126: 0}), (128, {128: 1, 129: 0, 254: 0}), (255, {255: 1, 256: 2, 511: 2, 512: 0})],
+)
+def test_integers_enter_in_as_many_bytes_as_are_worth_it(monkeypatch, largest, spans):
+    monkeypatch.setattr(int8, "largest_spike", lambda: largest)
+    assert {span: int8.byte_passes(span) for span in spans} == spans
 
 
 @given(st.integers(0, 50), st.integers(1, 10**8))

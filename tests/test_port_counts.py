@@ -356,8 +356,8 @@ def test_a_shared_site_keeps_long_trains_while_another_site_encodes():
     first, second = (Site(name, "linear", PhaseCode(20), ()) for name in "ab")
     first.shared = True
     x = torch.rand(3, 4)
-    words = first.words(x).value
-    expected = words.clone()
-    second.words(torch.rand(3, 4))
-    assert torch.equal(words, expected)
-    assert first.words(x).value is words
+    trains = first.trains(x).value
+    expected = trains.clone()
+    second.trains(torch.rand(3, 4))
+    assert torch.equal(trains, expected)
+    assert first.trains(x).value is trains

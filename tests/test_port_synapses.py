@@ -9,6 +9,7 @@ from torch import nn
 import isospike
 from isospike.energy import INT8_45NM, Counts, estimate_energy, memory_moved_bytes
 from isospike.errors import InputError, RangeError
+from isospike.porting import product
 from isospike.porting.equal_bits import EqualBits
 from isospike.porting.ported import Ported
 from isospike.porting.product import SpikingProduct
@@ -62,12 +63,36 @@ def test_stepped_and_collapsed_are_equal_bit_for_bit(port):
             assert torch.equal(port.model(**batch), collapsed)
 
 
+@pytest.mark.parametrize("code", ["signed-digit", "phase"])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_eight_bits_in_products_of_bytes_give_the_bits_of_float32(model, code, passes, monkeypatch):
+    # One site gets a step more: its bytes still are small enough for every machine.
+    port = isospike.port(model, batches(2), steps=5, weight_bits=8, code=code).model
+    (batch,) = batches(1, 7)
+    reads = []
+
+    def read(site, x, dtype=torch.float32, **options):
+        reads.append(dtype)
+        return site_read(site, x, dtype, **options)
+
+    site_read = Site.read
+    monkeypatch.setattr(Site, "read", read)
+    with torch.no_grad():
+        monkeypatch.setattr(product, "byte_passes", lambda span: 0)
+        wanted = port(**batch)
+        assert set(reads) == {torch.float32}
+        reads.clear()
+        monkeypatch.setattr(product, "byte_passes", lambda span: passes)
+        assert torch.equal(port(**batch), wanted)
+        assert set(reads) == {torch.uint8 if passes == 1 else torch.int16}
+
+
 def test_every_weight_is_a_whole_number_of_its_bits(port):
-    for product in products(port):
-        q = product.weight / product.quantum
+    for each in products(port):
+        q = each.weight / each.quantum
         assert torch.equal(q, q.round())
-        assert -(2 ** (product.weight_bits - 1)) <= q.min()
-        assert q.max() < 2 ** (product.weight_bits - 1)
+        assert -(2 ** (each.weight_bits - 1)) <= q.min()
+        assert q.max() < 2 ** (each.weight_bits - 1)
 
 
 def test_a_large_channel_has_several_synapses(port):

@@ -48,7 +48,7 @@ class FoldedSynapses(nn.Module):
             y = F.conv2d(images, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
             return self.layer.finish(y, x, steps)
         rows, shape = patches(x.flatten(0, 1), self.size, self.stride, self.padding)
-        y = workspace(Purpose.CURRENTS, (len(rows), self.planes.outputs), torch.float32, x.device)
+        y = workspace(Purpose.CURRENTS, (len(rows), self.planes.sums), torch.float32, x.device)
         y.copy_(self.bias.expand_as(y))
         add_product(y, rows, self.planes)
         y = y.view(*shape, -1).permute(0, 3, 1, 2)

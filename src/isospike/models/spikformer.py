@@ -439,9 +439,7 @@ def _spikes(s: Tensor, layer: Folded, dtype: torch.dtype | None = None) -> Tenso
     weight, size = layer.weight, layer.size
     if isinstance(weight, BytePlanes):
         rows = s.flatten(0, -2) if size == 1 else _patches(s.flatten(0, 1), size)
-        y = workspace(
-            Purpose.CURRENTS, (len(rows), weight.outputs), torch.float32, s.device
-        ).zero_()
+        y = workspace(Purpose.CURRENTS, (len(rows), weight.sums), torch.float32, s.device).zero_()
         add_product(y, rows, weight)
         y = y.view(*s.shape[:-1], -1)
     elif size == 1:

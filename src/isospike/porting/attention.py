@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isospike.circuits.softcap import soft_capped
-from isospike.kernels.product.trains import pair_weights, spike_steps
+from isospike.kernels.product.trains import spike_steps
 from isospike.kernels.runtime.buffers import Purpose, cache_blocks, workspace
 from isospike.kernels.runtime.precision import in_float32
 from isospike.porting.functions import cells, mean_of, numerator, softcap_stats, softmax_stats
@@ -275,12 +275,10 @@ class SpikingAttention(nn.Module):
         """
         site, dtype = self.value, self.gain.dtype
         if self.run.mode.stepped:
-            words, gain = site.words(value)
-            neurons = site.code.neurons
-            n = self.gain.new_zeros(*words.shape[:-1], neurons * words.shape[-1])
-            for weight, spikes in spike_steps(site.code, words):
-                n.add_(_dense(spikes, dtype), alpha=weight)
-            n = _unpaired(n, neurons)
+            trains, gain = site.trains(value)
+            n = self.gain.new_zeros(trains.shape[1:])
+            for step in spike_steps(site.code, trains):
+                n.add_(step.dense(dtype), alpha=step.weight)
         else:
             n, gain = site.read(value, dtype, into=Purpose.VALUE)
         share = n.new_ones(()) if gain is None else gain.parts().to(dtype)
@@ -309,11 +307,11 @@ class SpikingAttention(nn.Module):
             k, drive, gain_k = self._stored_keys(key, current)
             # The gain belongs to the store, so that the spikes enter the product as they are.
             stored = (_repeat(k, groups) * gain).transpose(-1, -2)
-            words, gain_q = self.query.words(query)
-            z = self._address(self.query, words, stored)
+            trains, gain_q = self.query.trains(query)
+            z = self._address(self.query, trains, stored)
             if rest is not None:
                 rests = (rest * self.gain.mT).expand(len(z), -1, -1, -1)
-                a_rest = self._address(self.query, words, rests)
+                a_rest = self._address(self.query, trains, rests)
         else:
             k, gain_k = self.key.read(key, dtype, into=Purpose.KEY)
             k = _repeat(k, groups)
@@ -354,19 +352,17 @@ class SpikingAttention(nn.Module):
     def _stored_keys(self, key: Tensor, current: Tensor) -> tuple[Tensor, Tensor, Gain | None]:
         """N_k, B of (1) and g_k, as key spikes arrive: each is stored, and drives."""
         site, (heads, _, _), key_heads = self.key, current.shape, key.shape[1]
-        words, gain = site.words(key)
+        trains, gain = site.trains(key)
         # A head's current flows where its key's spikes arrive: [key heads, channels, group].
-        current = pair_weights(current, site.code.neurons, 1).view(
-            key_heads, heads // key_heads, -1
-        )
-        trace = current.new_zeros(*key.shape[:-1], current.shape[-1])
+        current = current.view(key_heads, heads // key_heads, -1)
+        trace = current.new_zeros(key.shape)
         drive = current.new_zeros(*key.shape[:-1], current.shape[1])
-        for weight, spikes in spike_steps(site.code, words):
-            s = _dense(spikes, trace.dtype)
-            trace.add_(s, alpha=weight)
-            drive.add_(s @ current.transpose(1, 2), alpha=weight)
+        for step in spike_steps(site.code, trains):
+            s = step.dense(trace.dtype)
+            trace.add_(s, alpha=step.weight)
+            drive.add_(s @ current.transpose(1, 2), alpha=step.weight)
         drive = drive.transpose(-1, -2).reshape(len(key), heads, 1, -1)
-        return _unpaired(trace, site.code.neurons), drive, gain
+        return trace, drive, gain
 
     def _sum(self, e: Tensor, store: Tensor) -> tuple[Tensor, Tensor]:
         """Numerator and denominator of (3)."""
@@ -379,19 +375,19 @@ class SpikingAttention(nn.Module):
         dtype = self.gain.dtype if exact else torch.float64
         store = _repeat(store.to(dtype), e.shape[1] // store.shape[1])
         if self.run.mode.stepped:
-            y = self._address(site, site.words(e).value, store)
+            y = self._address(site, site.trains(e).value, store)
         else:
             y = site.read(e, dtype, into=Purpose.PROBABILITY).value @ store
         return y[..., :-1], y[..., -1:]
 
     @staticmethod
-    def _address(site: Site, words: Tensor, stored: Tensor) -> Tensor:
-        """``N stored``: the spikes of ``words`` read the store step by step."""
-        shape = (*words.shape[:-1], stored.shape[-1])
-        stored = pair_weights(stored, site.code.neurons, -2).flatten(0, 1)
+    def _address(site: Site, trains: Tensor, stored: Tensor) -> Tensor:
+        """``N stored``: the spikes of ``trains`` read the store step by step."""
+        shape = (*trains.shape[1:-1], stored.shape[-1])
+        stored = stored.flatten(0, 1)
         y = stored.new_zeros(shape).flatten(0, 1)
-        for weight, spikes in spike_steps(site.code, words):
-            y.baddbmm_(_dense(spikes, stored.dtype).flatten(0, 1), stored, alpha=weight)
+        for step in spike_steps(site.code, trains):
+            y.baddbmm_(step.dense(stored.dtype).flatten(0, 1), stored, alpha=step.weight)
         return y.view(shape)
 
     def _numerator(self, z: Tensor, terms: Terms) -> Tensor:
@@ -465,13 +461,3 @@ def _of_four_axes(mask: Tensor | None) -> Tensor | None:
 def _repeat(x: Tensor, groups: int, axis: int = 1) -> Tensor:
     """One head's store serves a group of queries."""
     return x if groups == 1 else x.repeat_interleave(groups, axis)
-
-
-def _dense(spikes: Tensor, dtype: torch.dtype) -> Tensor:
-    """Spikes in the type of the product they enter, valid until the next step."""
-    return workspace(Purpose.DENSE, spikes.shape, dtype, spikes.device).copy_(spikes)
-
-
-def _unpaired(trace: Tensor, neurons: int) -> Tensor:
-    """ON less OFF, of two neurons side by side."""
-    return trace if neurons == 1 else trace[..., 0::2] - trace[..., 1::2]

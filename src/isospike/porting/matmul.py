@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from isospike.kernels.product.trains import pair_weights, spike_steps
+from isospike.kernels.product.trains import spike_steps
 from isospike.kernels.runtime.precision import in_float32
 from isospike.porting.product import PLACEHOLDER
 from isospike.porting.ranges import Range
@@ -141,11 +141,10 @@ class SpikingMatmul(_TwoSites):
         if not self.run.mode.stepped:
             integers, gain = site.read(a, stored.dtype)
             return integers @ stored, gain
-        words, gain = site.words(a)
-        stored = pair_weights(stored, site.code.neurons, -2)
+        trains, gain = site.trains(a)
         y: Tensor | float = 0.0
-        for weight, spikes in spike_steps(site.code, words):
-            y = y + weight * (spikes.to(stored.dtype) @ stored)
+        for step in spike_steps(site.code, trains):
+            y = y + step.weight * (step.dense(stored.dtype) @ stored)
         return y, gain  # type: ignore[return-value]
 
 
@@ -200,12 +199,11 @@ class SpikingScale(_TwoSites):
         if not self.run.mode.stepped:
             n, gain = site.read(a, site.offset.dtype)
             return n * stored, n, gain
-        words, gain = site.words(a)
+        trains, gain = site.trains(a)
         y, n = torch.zeros_like(stored), a.new_zeros((), dtype=site.offset.dtype)
-        for weight, spikes in spike_steps(site.code, words):
-            s = spikes.to(n.dtype)
-            s = s if site.code.neurons == 1 else s[..., 0::2] - s[..., 1::2]
-            n, y = n + weight * s, y + weight * (s * stored)
+        for step in spike_steps(site.code, trains):
+            s = step.dense(n.dtype)
+            n, y = n + step.weight * s, y + step.weight * (s * stored)
         return y, n, gain
 
     def calibrate(self, statistics: Statistics, dynamic: bool) -> None:
@@ -236,9 +234,8 @@ def _stored(site: Site, x: Tensor, stepped: bool) -> tuple[Tensor, Gain | None]:
     """The integers of an operand, counted spike by spike where the run is stepped; its gain."""
     if not stepped:
         return site.read(x, site.offset.dtype)
-    words, gain = site.words(x)
-    neurons = site.code.neurons
-    n = x.new_zeros(*words.shape[:-1], neurons * words.shape[-1], dtype=site.offset.dtype)
-    for weight, spikes in spike_steps(site.code, words):
-        n.add_(spikes.to(n.dtype), alpha=weight)
-    return (n if neurons == 1 else n[..., 0::2] - n[..., 1::2]), gain
+    trains, gain = site.trains(x)
+    n = x.new_zeros(trains.shape[1:], dtype=site.offset.dtype)
+    for step in spike_steps(site.code, trains):
+        n.add_(step.dense(n.dtype), alpha=step.weight)
+    return n, gain

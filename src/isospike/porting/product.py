@@ -23,11 +23,13 @@ from isospike.kernels.product.int8 import (
     MAX_WEIGHT,
     BytePlanes,
     add_product,
+    byte_passes,
     can_pack,
     new_membrane,
+    pack_byte,
     pack_grid,
 )
-from isospike.kernels.product.trains import pair_weights, spike_steps
+from isospike.kernels.product.trains import spike_steps
 from isospike.kernels.runtime.buffers import Purpose, cache_blocks
 from isospike.kernels.runtime.precision import in_float32
 from isospike.porting.lowering import Convolution
@@ -44,6 +46,7 @@ EXACT_LEVELS = 255
 REACH_ROWS = 1024  # of a site's sample, that the largest sums and the mean error are taken of
 # Without AVX-512 or the like, a processor's bfloat16 product takes ten times as long as float32's.
 _HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+_OF_PASSES = {1: torch.uint8, 2: torch.int16}  # what a site gives for so many products of bytes
 _HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and _HAS_BFLOAT16
 
 
@@ -54,7 +57,8 @@ class SpikingProduct(nn.Module):
 
     with N the site's integers, its gain (1 if ranges are static), and c the mean error on the
     calibration inputs. Stepped, ``N = sum_t w[t] (on[t] - off[t])``: each step adds ``w[t]`` times
-    a product of binary spikes.
+    a product of binary spikes. Weights of 8 bits meet bytes in whole numbers, stepped and
+    collapsed, where the processor is fast at that.
 
     Attributes:
         name: Path of the module, or name of the call, that it stands for.
@@ -169,11 +173,14 @@ class SpikingProduct(nn.Module):
         if run.watcher is not None and site.name == self.name:
             run.watcher.on_site(site, self._channels_last(x), fan_out=site.fan_out)
         if run.mode.stepped:
-            words, gain = site.words(x)
-            return self._stepped(self._channels_last(self.wired(words)), gain)
+            trains, gain = site.trains(x)
+            return self._stepped(self._channels_last(self.wired(trains)), gain)
         if run.mode.fast and (_HAS_BFLOAT16 or x.device.type != "cpu"):
             integers, gain = site.read(x, torch.bfloat16, into=Purpose.LINEAR)
             return self._fast(self.wired(integers), gain)
+        if passes := self._byte_passes():
+            integers, gain = site.read(x, _OF_PASSES[passes], into=Purpose.LINEAR)
+            return self._finish(self._counted(self.wired(integers)), gain)
         dtype = accumulation_dtype(self.weight, site)
         integers, gain = site.read(x, dtype, into=Purpose.LINEAR)
         return self._finish(self._product(self.wired(integers), self.weight.to(dtype)), gain)
@@ -182,11 +189,11 @@ class SpikingProduct(nn.Module):
         """Spikes or integers of the site, those of ``twins`` once more for each synapse.
 
         Args:
-            x: They, ``[..., channels]``, of a convolution ``[batch, channels, ...]``.
+            x: They, ``[..., channels]``, of a convolution ``[..., batch, channels, *positions]``.
         """
         if not self.twins.numel():
             return x
-        axis = x.dim() - 1 if self.conv is None else 1
+        axis = x.dim() - 1 - self._dims
         return torch.cat([x, x.index_select(axis, self.twins)], axis)
 
     def _finish(self, y: Tensor, gain: Gain | None) -> Tensor:
@@ -196,31 +203,62 @@ class SpikingProduct(nn.Module):
             return (y if gain is None else gain.times(y)).add_(bias)
         return torch.addcmul(bias, y, gain.factor, out=y)
 
-    def _stepped(self, words: Tensor, gain: Gain | None) -> Tensor:
+    def _stepped(self, trains: Tensor, gain: Gain | None) -> Tensor:
         """Step by step: binary spikes enter the product, weighted currents add up in membranes."""
         code = self.site.code
         if self._can_pack():
-            flat = words.reshape(-1, words.shape[-1])
-            packed: BytePlanes = self._once(
-                "bytes", lambda: pack_grid(self.weight, self.step[:, None], code.neurons)
-            )
-            y = self.weight.new_empty(len(flat), len(self.weight))
-            for part in cache_blocks(flat, 2 * y.numel()):
-                membrane = new_membrane(packed, len(y[part]))
-                for weight, spikes in spike_steps(code, flat[part]):
-                    add_product(membrane, spikes, packed, weight)
-                high, low = membrane.chunk(2, -1)
-                torch.add(high, low, out=y[part])
-            return self._finish(y.view(*words.shape[:-1], y.shape[-1]), gain)
-        both = pair_weights(
-            self.weight.to(accumulation_dtype(self.weight, self.site)), code.neurons, 1
-        )
-        y = torch.zeros((), dtype=both.dtype, device=both.device)
-        for weight, spikes in spike_steps(code, words):
-            s = spikes.to(both.dtype)
-            y = y + weight * self._product(s.movedim(-1, 1) if self.kind == "conv" else s, both)
+            flat = trains.flatten(1, -2)
+            packed = self._packed()
+            y = self.weight.new_zeros(flat.shape[1], len(self.weight))
+            for part in cache_blocks(flat[0], 2 * y.numel()):
+                two = packed.sums > y.shape[1]
+                membrane = new_membrane(packed, len(y[part])) if two else y[part]
+                for step in spike_steps(code, flat[:, part]):
+                    add_product(membrane, step.spikes, packed, step.weight, step.zero)
+                if two:
+                    high, low = membrane.chunk(2, -1)
+                    torch.add(high, low, out=y[part])
+            return self._finish(y.view(*trains.shape[1:-1], y.shape[-1]), gain)
+        weight = self.weight.to(accumulation_dtype(self.weight, self.site))
+        y = torch.zeros((), dtype=weight.dtype, device=weight.device)
+        for step in spike_steps(code, trains):
+            s = step.dense(weight.dtype)
+            s = s.movedim(-1, 1) if self.kind == "conv" else s
+            y = y + step.weight * self._product(s, weight)
         # Laid out as a collapsed run does it: what follows may round by where values lie.
         return self._finish(y.contiguous(), gain)
+
+    def _byte_passes(self) -> int:
+        """Products of bytes that a collapsed run takes; 0 where float32 is to be had sooner."""
+        if not self._has_bytes or torch.compiler.is_compiling() or not self._can_pack():
+            return 0
+        return byte_passes(self.site.code.levels * self.site.code.neurons)
+
+    @property
+    def _has_bytes(self) -> bool:
+        """Whether the weights of an output are whole multiples of one quantum, in a byte each."""
+        return self.weight_bits <= 8 and self.share.shape[1] == 1
+
+    def _packed(self) -> BytePlanes:
+        if self._has_bytes:
+            return self._once("bytes", lambda: pack_byte(self.weight, self.quantum[:, :1]))  # type: ignore[no-any-return]
+        return self._once("bytes", lambda: pack_grid(self.weight, self.step[:, None]))  # type: ignore[no-any-return]
+
+    def _counted(self, shown: Tensor) -> Tensor:
+        """The product of integers, shown as :meth:`Site.read` does, in whole numbers."""
+        code, packed = self.site.code, self._packed()
+        low = code.levels if code.neurons == 2 else 0
+        flat = shown.flatten(0, -2)
+        y = self.weight.new_zeros(len(flat), len(self.weight))
+        for part in cache_blocks(flat, y.numel()):
+            x = flat[part]
+            if x.dtype == torch.uint8:
+                add_product(y[part], x, packed, 1.0, low)
+                continue
+            # x - low = 2 (x // 2 - low // 2) + (x % 2 - low % 2)
+            add_product(y[part], (x >> 1).to(torch.uint8), packed, 2.0, low >> 1)
+            add_product(y[part], (x & 1).to(torch.uint8), packed, 1.0, low & 1)
+        return y.view(*shown.shape[:-1], y.shape[-1])
 
     def _fast(self, integers: Tensor, gain: Gain | None) -> Tensor:
         weight, bias = self._once(
@@ -358,7 +396,7 @@ class SpikingProduct(nn.Module):
         return bias.view(-1, *[1] * self._dims) if self.kind == "conv" else bias
 
     def _channels_last(self, x: Tensor) -> Tensor:
-        return x.movedim(1, -1) if self.kind == "conv" else x
+        return x.movedim(-1 - self._dims, -1) if self.kind == "conv" else x
 
     @property
     def fan_out(self) -> float:

@@ -39,9 +39,9 @@ def record_raster(ported: Ported, row: Batch) -> Raster | None:
     mask = mask_at(ported.run, site, x)
     kept = slice(None) if mask is None else mask.expand(*x.shape[:-1], 1)[0, :, 0]
     shown = min(RASTER_NEURONS, x.shape[-1])
-    words = site.words(x).value[0, kept, :shown]
-    steps = [s.bool().view(*words.shape, -1) for _, s in spike_steps(site.code, words)]
-    spikes = torch.stack(steps).permute(0, 3, 1, 2)  # [steps, neurons, tokens, shown]
+    trains = site.trains(x).value[:, 0, kept, :shown]
+    steps = [step.fired for step in spike_steps(site.code, trains)]
+    spikes = torch.stack(steps)  # [steps, neurons, tokens, shown]
     ids = _ids_of(row, x)
     return Raster(
         text=f"first held-back input of {x.shape[1]} tokens",

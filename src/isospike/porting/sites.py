@@ -28,7 +28,7 @@ class Reading(NamedTuple):
     """What a site made of its input.
 
     Attributes:
-        value: The integers, or their spike trains in words.
+        value: The integers, or their spike trains in bytes.
         gain: Of each token and group, broadcastable to ``value``; None if ranges are static.
     """
 
@@ -195,14 +195,16 @@ class Site(nn.Module):
         Args:
             x: Values, channels where ``offset`` has them.
             dtype: Of the integers; bfloat16 holds up to 8 bits and a sign. float64 stays float64.
+                In int16 and uint8, which products of bytes read, the lowest integer of the code is
+                shown as 0.
             into: The workspace for integers that are used at once; by default they have memory of
                 their own.
         """
         into = None if self.shared else into
         return self._once(x, dtype, lambda: self._integers(x, dtype, into))
 
-    def words(self, x: Tensor) -> Reading:
-        """The spike trains, each in a word: :func:`isospike.kernels.product.trains.pack_trains`."""
+    def trains(self, x: Tensor) -> Reading:
+        """The spike trains in bytes: :func:`isospike.kernels.product.trains.pack_trains`."""
         wide = self.offset.dtype
 
         def pack() -> Reading:
@@ -212,7 +214,7 @@ class Site(nn.Module):
             integers, gain = self._integers(x, wide, into, stepped=True)
             return Reading(pack_trains(self.code, integers), gain)
 
-        return self._once(x, "words", pack)
+        return self._once(x, "trains", pack)
 
     def decode(self, reading: Reading) -> Tensor:
         """(3) or (5): the values that integers stand for."""
@@ -248,7 +250,8 @@ class Site(nn.Module):
         dtype = wide if wide == torch.float64 else dtype
         if isinstance(code, BernoulliCode):
             u = ((x - self.offset) / self.scale).clamp_(code.low, 1.0)
-            return Reading(code.integers(u, generator=self.generator).to(dtype), None)
+            drawn = code.integers(u, generator=self.generator)
+            return Reading(self._shown(drawn, dtype), None)
         memory = functools.partial(workspace, device=x.device)
         n = memory(into, x.shape, dtype) if into else x.new_empty(x.shape, dtype=dtype)
         gains, out, seen = [], x.new_zeros(()), 0
@@ -266,7 +269,7 @@ class Site(nn.Module):
                 seen += block.numel()
             out = out + beyond
             if dtype != wide:
-                n[part] = block
+                n[part] = self._shown(block, dtype)
         passed = torch.stack([out.double(), out.new_full((), seen, dtype=torch.float64)])
         if not torch.compiler.is_compiling():  # an exported program keeps no count
             self.outside = self.outside.to(x.device) + passed
@@ -276,6 +279,12 @@ class Site(nn.Module):
             gains = [self._none(x)]
         factor = torch.cat(gains) if len(gains) != 1 else gains[0]
         return Reading(n, Gain(factor, self.octaves, stepped))
+
+    def _shown(self, integers: Tensor, dtype: torch.dtype) -> Tensor:
+        """Integers, which are written over, as :meth:`read` gives them."""
+        if not dtype.is_floating_point and self.code.neurons == 2:
+            integers.add_(self.code.levels)
+        return integers.to(dtype)
 
     def _saturate(self, value: Tensor, block: Tensor) -> Tensor:
         """floor(u * levels + 1/2) into ``block``, with the affine map folded in; those cut off."""

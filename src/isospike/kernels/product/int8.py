@@ -1,14 +1,18 @@
-"""Products of spikes with weights of two or three bytes, exact in eight-bit arithmetic.
+"""Products of spikes with weights of one to three bytes, exact in eight-bit arithmetic.
 
 (1)  W = step * w, w a whole number
-(2)  w = 256 h + l                 two signed bytes: weights on a 16-bit grid
+(2)  w = h                         one signed byte: weights of 8 bits
+     w = 256 h + l                 two: weights on a 16-bit grid
      w = 65536 a + 256 b + c       three: any float32, rounded to 2^-23 of its output's largest
-(3)  s W^T = step (256 s h^T + s l^T), likewise with three
+(3)  s W^T = step (256 s h^T + s l^T), likewise with one and three
 
 Spikes are small whole numbers, so that an eight-bit matrix unit counts the product of spikes with
 one plane of bytes exactly. The planes are put together in float32: of two, each has its own sum,
 which makes a stepped product equal the float32 product bit for bit where that one is exact; the
 three of a float32 weight are added one after the other.
+
+Bytes have no sign. Those of a pair of neurons, or of a signed whole number, are shown above a
+*zero*, which the unit takes off again, in whole numbers too.
 """
 
 import functools
@@ -19,7 +23,6 @@ import torch
 from torch import Tensor
 
 from isospike.errors import RangeError
-from isospike.kernels.product.trains import pair_weights
 from isospike.kernels.runtime.buffers import Purpose, workspace
 
 MAX_WEIGHT = 126 * 256 + 127  # |w| that two signed bytes hold, in either sign
@@ -35,14 +38,17 @@ class BytePlanes(NamedTuple):
         packed: Planes, highest first; each is the weight of one product. Two planes that have
             their own sums are one, side by side.
         scales: What a count of each row of a plane is multiplied by.
-        zeros: The zero points, all 0.
-        outputs: Rows of the weight.
+        zeros: The zero points, all 0, one for each sum.
     """
 
     packed: tuple[Tensor, ...]
     scales: tuple[Tensor, ...]
     zeros: Tensor
-    outputs: int
+
+    @property
+    def sums(self) -> int:
+        """What each row of spikes gives: one for each output, or one for each of its bytes."""
+        return len(self.zeros)
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -62,7 +68,7 @@ def largest_spike() -> int:
     weight = torch.tensor([[127] * 8, [-128] * 8], dtype=torch.int8)
     for spike in (255, MAX_PAIRED_SPIKE):
         try:
-            planes = _pack([weight], [torch.ones(2)], 2)
+            planes = _pack([weight], [torch.ones(2)])
             out = torch.zeros(4, 2)
             add_product(out, torch.full((4, 8), spike, dtype=torch.uint8), planes)
         except (AttributeError, RuntimeError, NotImplementedError):
@@ -72,17 +78,36 @@ def largest_spike() -> int:
     return 0
 
 
-def pack_grid(weight: Tensor, step: Tensor, neurons: int) -> BytePlanes:
+def byte_passes(span: int) -> int:
+    """Products of bytes that integers of ``span + 1`` values take, where those are faster than a
+    product in float32: one if a byte holds them; with one bit apart two, if the unit adds in 32
+    bits, which makes it some eight times as fast as float32; otherwise 0."""
+    largest = largest_spike()
+    if span <= largest:
+        return 1
+    return 2 if span >> 1 <= largest and largest > MAX_PAIRED_SPIKE else 0
+
+
+def pack_byte(weight: Tensor, quantum: Tensor) -> BytePlanes:
+    """One plane, of weights of 8 bits.
+
+    Args:
+        weight: ``[outputs, inputs]``, whole multiples w of ``quantum``, |w| < 128.
+        quantum: That of each output, ``[outputs, 1]``.
+    """
+    return _pack([(weight / quantum).round().to(torch.int8)], [quantum.flatten()])
+
+
+def pack_grid(weight: Tensor, step: Tensor) -> BytePlanes:
     """Two planes, each with its own sum, of weights on a grid.
 
     Args:
         weight: ``[outputs, inputs]``, whole multiples w of ``step``, |w| <= ``MAX_WEIGHT``.
         step: The grid of each output ``[outputs, 1]``, a power of two.
-        neurons: Neurons per input channel, 1 or 2.
     """
-    high, low = _split(pair_weights(weight, neurons), step.flatten(), 2)
+    high, low = _split(weight, step.flatten(), 2)
     scales = torch.cat([256 * step.flatten(), step.flatten()])
-    return _pack([torch.cat([high, low])], [scales], len(weight))
+    return _pack([torch.cat([high, low])], [scales])
 
 
 def pack_float32(weight: Tensor) -> BytePlanes:
@@ -102,30 +127,33 @@ def pack_float32(weight: Tensor) -> BytePlanes:
     step = np.empty(len(weight), np.float32)
     find_steps(weight.detach().contiguous().numpy(), step)
     planes = _split(weight, torch.from_numpy(step), 3)
-    return _pack(planes, [torch.from_numpy(p * step) for p in (65536, 256, 1)], len(weight))
+    return _pack(planes, [torch.from_numpy(p * step) for p in (65536, 256, 1)])
 
 
 def new_membrane(weight: BytePlanes, rows: int) -> Tensor:
-    """Zeros ``[rows, 2 outputs]``, a sum for each byte of :func:`pack_grid`; a workspace."""
-    shape = (rows, 2 * weight.outputs)
+    """Zeros ``[rows, sums]``; a workspace."""
+    shape = (rows, weight.sums)
     return workspace(Purpose.MEMBRANE, shape, torch.float32, torch.device("cpu")).zero_()
 
 
-def add_product(out: Tensor, spikes: Tensor, weight: BytePlanes, scale: float = 1.0) -> None:
-    """``out += scale * spikes @ W.T`` in place, for bytes ``spikes [rows, inputs]`` up to
-    :func:`largest_spike`, and float32 ``out``: ``[rows, outputs]`` of :func:`pack_float32`,
-    ``[rows, 2 outputs]`` of :func:`pack_grid`."""
+def add_product(
+    out: Tensor, spikes: Tensor, weight: BytePlanes, scale: float = 1.0, zero: int = 0
+) -> None:
+    """``out += scale * (spikes - zero) @ W.T`` in place, for bytes ``spikes [rows, inputs]`` up to
+    :func:`largest_spike`, and float32 ``out``: ``[rows, outputs]`` of :func:`pack_byte` and
+    :func:`pack_float32`, ``[rows, 2 outputs]`` of :func:`pack_grid`."""
     for packed, scales in zip(weight.packed, weight.scales, strict=True):
         torch.ops.onednn.qlinear_pointwise.binary(
-            spikes, scale, 0, packed, scales, weight.zeros, out,
+            spikes, scale, zero, packed, scales, weight.zeros, out,
             None, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
         )  # fmt: skip
 
 
-def _pack(planes: list[Tensor], scales: list[Tensor], outputs: int) -> BytePlanes:
+def _pack(planes: list[Tensor], scales: list[Tensor]) -> BytePlanes:
     packed = tuple(torch.ops.onednn.qlinear_prepack(plane, None) for plane in planes)
+    scales = [scale.contiguous() for scale in scales]  # the product reads their memory as it lies
     zeros = torch.zeros(len(scales[0]), dtype=torch.int32)
-    return BytePlanes(packed, tuple(scales), zeros, outputs)
+    return BytePlanes(packed, tuple(scales), zeros)
 
 
 def _split(weight: Tensor, step: Tensor, count: int) -> list[Tensor]:
