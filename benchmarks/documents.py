@@ -31,8 +31,8 @@ RESULTS, DOCS = ROOT / "results", ROOT / "docs"
 PAGES = {
     "port": ("Ports of real models", (
         "stsb", "stories", "foreign", "foreign-captions", "foreign-lengths", "foreign-models",
-        "synapses", "beside-others", "whisper", "masked-lm", "allocation", "port-speed",
-        "port-memory", "port-large", "demo", "stepped",
+        "synapses", "synapse-speed", "beside-others", "whisper", "masked-lm", "allocation",
+        "port-speed", "port-memory", "port-large", "demo", "stepped",
     )),
     "architectures": ("Which models can be ported", ("architectures", "generation")),
     "uses": ("What can be done with a port", ("uses",)),

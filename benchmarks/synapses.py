@@ -4,23 +4,32 @@ The preset ``tiny`` ports a small random BERT on random tokens.
 """
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace as P
 
 import torch
 
 import isospike
-from benchmarks.models import minilm_path
+from benchmarks.models import (
+    exact_batches,
+    load_minilm,
+    minilm_path,
+    random_batches,
+    small_bert,
+)
 from benchmarks.port import STS, embed, sentences, spearman
 from isospike.data import foreign_texts
 from isospike.experiments.study import Findings, Goal, study
 from isospike.hf.load import load
+from isospike.kernels.product.int8 import MAX_PAIRED_SPIKE, largest_spike
 from isospike.progress import update
 from isospike.report.table import Table
 
 ERRORS = {8: 0.034, 4: 0.12}
 SPEARMANS = {8: 0.2, 4: 1.0}
 SIZES = {8: 0.30, 4: 0.17}
+TIMES = {"collapsed, 8 bits, T=8": 0.5, "collapsed, 8 bits, T=7": 0.4, "stepped, 8 bits, T=8": 3.0}
 
 
 def folder_bytes(port, tokenizer):
@@ -102,3 +111,46 @@ def synapses(p, ctx):
     )
     return Findings(numbers, [Table("MiniLM by bits of a weight", head, tuple(rows), meaning)],
                     goals)  # fmt: skip
+
+
+@study(
+    "synapse-speed",
+    question="How much of a port's time do weights of eight bits save?",
+    extra="demo",
+    presets={
+        "tiny": P(rounds=1, rows=2, tokens=12, threads=1, ways=((8, 6),)),
+        "small": P(rounds=3, rows=8, tokens=64, threads=2, ways=((16, 8), (8, 8))),
+        "full": P(rounds=7, rows=32, tokens=64, threads=2,
+                  ways=((16, 8), (8, 8), (8, 7), (8, 6))),
+    },
+)  # fmt: skip
+def synapse_speed(p, ctx):
+    """all-MiniLM-L6-v2: ports of some bits and steps, collapsed and stepped, in turn with the float
+    model and with torch's dynamic eight bits."""
+    torch.set_num_threads(p.threads)
+    small = p.tokens < 64
+    model = small_bert() if small else load_minilm()[1]
+    batch, *calibration = (random_batches if small else exact_batches)(3, p.rows, p.tokens)
+    models = {"float32": model, "torch's dynamic int8": dynamic_int8(model)}
+    with tempfile.TemporaryDirectory() as place:
+        for bits, steps in p.ways:
+            port = isospike.port(model, calibration, steps=steps, weight_bits=bits)
+            folder = port.save(Path(place) / f"{bits}-{steps}")
+            for execution in ("collapsed", "stepped"):
+                name = f"{execution}, {bits} bits, T={steps}"
+                models[name] = isospike.load(folder, execution=execution)
+    with torch.inference_mode():
+        times = ctx.timing({name: partial(m, **batch) for name, m in models.items()}, p.rounds)
+    numbers = {name: times.ratio(name, "float32") for name in models}
+    rows = [(name, f"{1e3 * times.seconds(name):.0f}", f"{numbers[name]:.2f}") for name in models]
+    goals = {} if small else {n: Goal(numbers[n], limit) for n, limit in TIMES.items()
+                              if n in numbers}  # fmt: skip
+    numbers["largest byte that is counted exactly"] = largest_spike()
+    meaning = (
+        f"{p.rows} x {p.tokens} tokens, {p.threads} threads. A processor whose eight-bit unit adds "
+        f"in 16 bits counts bytes up to {MAX_PAIRED_SPIKE} exactly: a collapsed run then uses it "
+        "up to 6 steps. One that adds in 32 bits counts up to 255: up to 7 steps in one product, 8 "
+        "in two."
+    )
+    table = Table("Time of a forward pass", ("run", "ms", "ratio to float32"), tuple(rows), meaning)
+    return Findings(numbers, [table], goals)
