@@ -83,6 +83,28 @@ def test_functions_on_spikes_are_the_same_bits_in_a_runtime(tmp_path, monkeypatc
         assert np.array_equal(got["pooler_output"], output[1].numpy())
 
 
+def test_weights_of_eight_bits_are_bytes_in_a_file_and_the_same_integers(tmp_path, monkeypatch):
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    port = quick(functions="spiking", weight_bits=8).model
+    write_onnx(port, tmp_path / "a.onnx", strict=True, integers=True)
+    session = runtime.InferenceSession(tmp_path / "a.onnx")
+    names = [end.name for end in session.get_outputs()]
+    inputs = batch(3, 7)
+    inputs["attention_mask"][:, 0] = 1
+    right, output = integers_of(port, inputs, monkeypatch)
+    made = session.run(None, {n: x.numpy() for n, x in inputs.items()})
+    got = dict(zip(names, made, strict=True))
+    assert all(np.array_equal(got[n], right[n]) for n in right)
+    assert np.array_equal(got["last_hidden_state"], output[0].numpy())
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    kinds = {tuple(c.dims): c.data_type for c in graph.initializer}
+    held = [m.weight for m in port.modules() if isinstance(m, SpikingProduct)]
+    assert all(kinds[tuple(w.T.shape)] == onnx.TensorProto.INT8 for w in held)
+    table = port.get_input_embeddings().weight
+    assert kinds[tuple(table.shape)] == onnx.TensorProto.INT8
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_decoder_writes_the_same_text_with_its_cache(rows, tmp_path):
     pytest.importorskip("onnx")

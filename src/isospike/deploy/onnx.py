@@ -186,7 +186,7 @@ class BertGraph(ModelGraph):
         return found
 
     def _embed(self, embeddings: Any) -> str:
-        words = self.add("Gather", self.value(embeddings.word_embeddings.weight), "input_ids")
+        words = self.look_up(embeddings.word_embeddings, "input_ids")
         first = self.value(embeddings.token_type_embeddings.weight[0])
         shape = self.add("Shape", "input_ids", start=1, end=2)
         table = self.value(embeddings.position_embeddings.weight)
@@ -219,7 +219,7 @@ class LlamaGraph(ModelGraph):
     def parts(self) -> list[tuple[str, list[Any]]]:
         """Make the nodes."""
         model = self.model.model
-        x = self.add("Gather", self.value(model.embed_tokens.weight), "input_ids")
+        x = self.look_up(model.embed_tokens, "input_ids")
         cos, sin, mask = self._places()
         found: list[tuple[str, list[Any]]] = []
         for number, layer in enumerate(model.layers):

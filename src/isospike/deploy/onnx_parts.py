@@ -22,6 +22,7 @@ from isospike.porting.attention import SpikingAttention
 from isospike.porting.functions import SpikingActivation, SpikingNorm
 from isospike.porting.product import SpikingProduct
 from isospike.porting.sites import MOST_SHARES, SHARES, VALUE_HIGHEST, VALUE_LOWEST, Site
+from isospike.porting.tables import table_bits, whole_rows
 
 LEAST_GAIN = 1e-30
 END = np.iinfo(np.int64).max  # of a slice
@@ -188,10 +189,30 @@ class PortGraph(Graph):
             n = self.add("Concat", n, self.add("Gather", n, twins, axis=-1), axis=-1)
         if gain is not None and gain.octaves:  # a power of two may multiply before the sum
             n = self.add("Mul", n, gain.factor)
-        y = self.add("MatMul", n, self.value(product.weight.T))
+        y = self.add("MatMul", n, self._weight(product))
         if gain is not None and not gain.octaves:
             y = self.add("Mul", y, gain.factor)
         return self.add("Add", self.value(product.bias), y)
+
+    def _weight(self, product: SpikingProduct) -> str:
+        """``[inputs, outputs]``, of 8 bits in bytes and one quantum for each output.
+
+        No DequantizeLinear: runtimes join it to the product, and then round what enters.
+        """
+        if not product.bytewise:
+            return self.value(product.weight.T)
+        quantum = product.quantum[:, 0]
+        whole = self.value((product.weight.T / quantum).round(), np.int8)
+        return self.add("Mul", self.cast(whole, "FLOAT"), self.value(quantum))
+
+    def look_up(self, table: nn.Embedding, index: str) -> str:
+        """Rows of a table, of bytes with a quantum each where it was rounded to those."""
+        bits = table_bits(table)
+        if not 0 < bits <= 8:
+            return self.add("Gather", self.value(table.weight), index)
+        whole, quantum = whole_rows(table.weight.detach(), bits)
+        rows = self.cast(self.add("Gather", self.value(whole, np.int8), index), "FLOAT")
+        return self.add("Mul", rows, self.add("Gather", self.value(quantum), index))
 
     # ------------------------------------------------------------------------ attention
 

@@ -230,17 +230,17 @@ class SpikingProduct(nn.Module):
 
     def _byte_passes(self) -> int:
         """Products of bytes that a collapsed run takes; 0 where float32 is to be had sooner."""
-        if not self._has_bytes or torch.compiler.is_compiling() or not self._can_pack():
+        if not self.bytewise or torch.compiler.is_compiling() or not self._can_pack():
             return 0
         return byte_passes(self.site.code.levels * self.site.code.neurons)
 
     @property
-    def _has_bytes(self) -> bool:
+    def bytewise(self) -> bool:
         """Whether the weights of an output are whole multiples of one quantum, in a byte each."""
         return self.weight_bits <= 8 and self.share.shape[1] == 1
 
     def _packed(self) -> BytePlanes:
-        if self._has_bytes:
+        if self.bytewise:
             return self._once("bytes", lambda: pack_byte(self.weight, self.quantum[:, :1]))  # type: ignore[no-any-return]
         return self._once("bytes", lambda: pack_grid(self.weight, self.step[:, None]))  # type: ignore[no-any-return]
 

@@ -53,10 +53,16 @@ def round_tables(model: nn.Module, weight_bits: int) -> None:
 def tables_of(model: nn.Module) -> dict[str, int]:
     """Bits of the tables of a port that were rounded, by the name of the tensor."""
     return {
-        f"{path}.weight": vars(module)[_ATTRIBUTE]
+        f"{path}.weight": bits
         for path, module in model.named_modules()
-        if _ATTRIBUTE in vars(module)
+        if (bits := table_bits(module))
     }
+
+
+def table_bits(module: nn.Module) -> int:
+    """Bits of a module's table; 0 if it has none that was rounded."""
+    bits: int = vars(module).get(_ATTRIBUTE, 0)
+    return bits
 
 
 def mark_tables(model: nn.Module, tables: Mapping[str, int]) -> None:
