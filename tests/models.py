@@ -109,5 +109,5 @@ def relative(expected, got):
 def train(site, x):
     """The spikes of a site, ``[steps, *x.shape]`` or ``[steps, 2, *x.shape]``, 0 or 1."""
     trains = site.trains(x).value
-    steps = torch.stack([step.fired for step in spike_steps(site.code, trains)]).long()
-    return steps if site.code.neurons == 2 else steps[:, 0]
+    fired = torch.stack([step.spikes != 0 for step in spike_steps(site.code, trains)]).long()
+    return fired.unflatten(0, (-1, 2)) if site.code.neurons == 2 else fired

@@ -54,22 +54,26 @@ def test_packed_trains_hold_the_spikes_of_the_code(name, steps):
     integers = random_integers(code, (5, 3), seed=steps)
     expected = code.encode_integers(integers)
     seen = list(spike_steps(code, pack_trains(code, integers)))
-    assert len(seen) == steps
+    assert len(seen) == steps * code.neurons
+    expected = expected.view(-1, 5, 3)
     total = torch.zeros(5, 3, dtype=torch.float64)
     for t, step in enumerate(spike_steps(code, pack_trains(code, integers))):
-        assert torch.equal(step.fired.float(), expected[t].view(code.neurons, 5, 3))
+        assert torch.equal((step.spikes != 0).float(), expected[t])
+        assert len(step.spikes.unique()) <= 2, "one step's spikes are all alike"
         assert int(step.spikes.max()) <= MAX_PAIRED_SPIKE, "every machine counts it exactly"
         total += step.weight * step.dense(torch.float64)
     assert torch.equal(total.float(), integers), "the weighted spikes add up to the integer"
 
 
 def test_by_hand_a_pair_of_three_steps():
-    # 3 = 4 - 1: ON at step 0, OFF at step 2. Two bits a step, from the lowest: 2 for ON, 0 for OFF.
+    # 3 = 4 - 1: ON at step 0, OFF at step 2.
     code = codes.code("signed-digit", 3)
     trains = pack_trains(code, torch.tensor([[3.0, -3.0]]))
-    assert trains.tolist() == [[[0b000110, 0b100100]]]
-    steps = [(w, s.tolist(), zero) for w, s, zero in spike_steps(code, trains)]
-    assert steps == [(4.0, [[2, 0]], 1), (0.5, [[4, 4]], 4), (0.0625, [[0, 32]], 16)]
+    assert trains.tolist() == [[[0b001, 0b100]], [[0b100, 0b001]]]
+    steps = [(w, s.tolist()) for w, s in spike_steps(code, trains)]
+    on, off = steps[::2], steps[1::2]
+    assert on == [(4.0, [[1, 0]]), (1.0, [[0, 0]]), (0.25, [[0, 4]])]
+    assert off == [(-4.0, [[0, 1]]), (-1.0, [[0, 0]]), (-0.25, [[4, 0]])]
 
 
 @given(
@@ -107,7 +111,7 @@ def summed(packed, steps, rows):
     """What the steps of trains add up to."""
     membrane = new_membrane(packed, rows)
     for step in steps:
-        add_product(membrane, step.spikes, packed, step.weight, step.zero)
+        add_product(membrane, step.spikes, packed, step.weight)
     return membrane
 
 

@@ -214,7 +214,7 @@ class SpikingProduct(nn.Module):
                 two = packed.sums > y.shape[1]
                 membrane = new_membrane(packed, len(y[part])) if two else y[part]
                 for step in spike_steps(code, flat[:, part]):
-                    add_product(membrane, step.spikes, packed, step.weight, step.zero)
+                    add_product(membrane, step.spikes, packed, step.weight)
                 if two:
                     high, low = membrane.chunk(2, -1)
                     torch.add(high, low, out=y[part])

@@ -40,8 +40,8 @@ def record_raster(ported: Ported, row: Batch) -> Raster | None:
     kept = slice(None) if mask is None else mask.expand(*x.shape[:-1], 1)[0, :, 0]
     shown = min(RASTER_NEURONS, x.shape[-1])
     trains = site.trains(x).value[:, 0, kept, :shown]
-    steps = [step.fired for step in spike_steps(site.code, trains)]
-    spikes = torch.stack(steps)  # [steps, neurons, tokens, shown]
+    fired = [step.spikes != 0 for step in spike_steps(site.code, trains)]
+    spikes = torch.stack(fired).unflatten(0, (-1, site.code.neurons))  # [steps, neurons, ...]
     ids = _ids_of(row, x)
     return Raster(
         text=f"first held-back input of {x.shape[1]} tokens",

@@ -11,8 +11,8 @@ one plane of bytes exactly. The planes are put together in float32: of two, each
 which makes a stepped product equal the float32 product bit for bit where that one is exact; the
 three of a float32 weight are added one after the other.
 
-Bytes have no sign. Those of a pair of neurons, or of a signed whole number, are shown above a
-*zero*, which the unit takes off again, in whole numbers too.
+Bytes have no sign. Signed whole numbers, those of a collapsed run, are shown above a *zero*, which
+the unit takes off again, in whole numbers too.
 """
 
 import functools

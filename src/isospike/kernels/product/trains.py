@@ -1,12 +1,8 @@
 """Spike trains packed into bytes, and read out one step at a time.
 
-A step of an ON/OFF pair is one number, ON less OFF: a spike of the one neuron adds the weight that
-a spike of the other takes away, and no code has both spike at once. Shown as a byte, a step is
-
-(1)  byte = zero + unit * (on - off),   zero = unit for a pair, 0 for a single neuron
-
-with ``unit`` the power of two where the step lies in its byte: a byte holds eight steps of a
-neuron, four of a pair. Reading a step is one ``and``, and no byte is above 128.
+A neuron's step is one bit, and eight steps are a byte. Reading a step is one ``and``, which leaves
+0 or the bit's own value: no byte is above 128. The neurons of an ON/OFF pair are read one after the
+other, and a spike of the OFF neuron counts negative.
 """
 
 import functools
@@ -20,37 +16,29 @@ from isospike.codes import WeightedCode
 from isospike.kernels.runtime.buffers import Purpose, cache_blocks, workspace
 
 MAX_TABLE_STEPS = 16  # longest train that is read from a table
+BYTE = 8  # steps in one
 
 
 class Step(NamedTuple):
-    """One step of the trains of :func:`pack_trains`.
+    """One step of one neuron of every value.
 
     Attributes:
-        weight: The integer weight of a spike, over ``unit`` of (1).
-        spikes: Bytes of (1), in the shape of the integers; valid until the next step.
-        zero: That of (1).
+        weight: The integer weight of a spike over the one number that shows it, negative for OFF.
+        spikes: 0, or that number, a byte each; valid until the next step.
     """
 
     weight: float
     spikes: Tensor
-    zero: int
-
-    @property
-    def fired(self) -> Tensor:
-        """Which neurons spike, ``[neurons, *shape]``."""
-        on = self.spikes > self.zero
-        return torch.stack([on, self.spikes < self.zero]) if self.zero else on[None]
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """``unit * (on - off)`` in the type of a product that it enters; a workspace."""
+        """The spikes in the type of a product that they enter; a workspace."""
         shape, device = self.spikes.shape, self.spikes.device
-        out = workspace(Purpose.DENSE, shape, dtype, device).copy_(self.spikes)
-        return out.sub_(self.zero) if self.zero else out
+        return workspace(Purpose.DENSE, shape, dtype, device).copy_(self.spikes)
 
 
 def pack_trains(code: WeightedCode, integers: Tensor) -> Tensor:
-    """Each integer's train, ``[bytes, *shape]``; the integers ``[1, *shape]`` themselves where
-    trains are too long for a table."""
+    """Each integer's train: ``[planes, *shape]``, the bytes of the ON neuron first; the integers
+    ``[1, *shape]`` themselves where trains are too long for a table."""
     if code.steps > MAX_TABLE_STEPS:
         return integers[None]
     tables = _trains(code).to(integers.device)
@@ -64,33 +52,32 @@ def pack_trains(code: WeightedCode, integers: Tensor) -> Tensor:
 
 
 def spike_steps(code: WeightedCode, trains: Tensor) -> Iterator[Step]:
-    """The trains of :func:`pack_trains`, or a part of them, one step at a time."""
-    pair = code.neurons == 2
+    """The trains of :func:`pack_trains`, or a part of them: the first step of each neuron, then
+    the second, and so on."""
+    signs = (1, -1)[: code.neurons]
     if code.steps > MAX_TABLE_STEPS:
-        for weight, spikes in zip(code.step_weights, code.encode_integers(trains[0]), strict=True):
-            shown = 1 + spikes[0] - spikes[1] if pair else spikes
-            yield Step(float(weight), shown.to(torch.uint8), int(pair))
+        every = code.encode_integers(trains[0]).to(torch.uint8)
+        for weight, spikes in zip(code.step_weights, every, strict=True):
+            for sign, one in zip(signs, spikes if code.neurons == 2 else (spikes,), strict=True):
+                yield Step(sign * float(weight), one)
         return
     out = workspace(Purpose.SPIKES, trains.shape[1:], torch.uint8, trains.device)
+    planes = len(trains) // code.neurons
     for t, weight in enumerate(code.step_weights):
-        plane, place = divmod(t, _steps_in_byte(code))
-        unit = 1 << (2 * place if pair else place)
-        mask = 3 * unit if pair else unit
-        torch.bitwise_and(trains[plane], mask, out=out)
-        yield Step(weight / unit, out, unit if pair else 0)
-
-
-def _steps_in_byte(code: WeightedCode) -> int:
-    return 8 // code.neurons
+        unit = 1 << t % BYTE
+        for neuron, sign in enumerate(signs):
+            torch.bitwise_and(trains[neuron * planes + t // BYTE], unit, out=out)
+            yield Step(sign * weight / unit, out)
 
 
 @functools.lru_cache(maxsize=32)
 def _trains(code: WeightedCode) -> Tensor:
-    """The bytes of every integer, from the lowest: ``[bytes, integers]``."""
+    """The bytes of every integer, from the lowest: ``[planes, integers]``."""
     low = -code.levels if code.neurons == 2 else 0
     trains = code.encode_integers(torch.arange(low, code.levels + 1, dtype=torch.float32)).int()
-    shown = 1 + trains[:, 0] - trains[:, 1] if code.neurons == 2 else trains
-    each = _steps_in_byte(code)
-    places = torch.arange(len(shown)) % each * code.neurons
-    shown = shown << places[:, None]
-    return torch.stack([s.sum(0) for s in shown.split(each)]).to(torch.uint8)
+    neurons = trains.movedim(1, 0) if code.neurons == 2 else trains[None]
+    places = torch.arange(code.steps) % BYTE
+    shown = neurons << places[:, None]
+    return torch.cat([torch.stack([s.sum(0) for s in n.split(BYTE)]) for n in shown]).to(
+        torch.uint8
+    )
