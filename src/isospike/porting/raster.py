@@ -41,7 +41,7 @@ def record_raster(ported: Ported, row: Batch) -> Raster | None:
     shown = min(RASTER_NEURONS, x.shape[-1])
     trains = site.trains(x).value[:, 0, kept, :shown]
     fired = [step.spikes != 0 for step in spike_steps(site.code, trains)]
-    spikes = torch.stack(fired).unflatten(0, (-1, site.code.neurons))  # [steps, neurons, ...]
+    spikes = torch.stack(fired).view(site.code.steps, -1, *fired[0].shape)  # [steps, neurons, ...]
     ids = _ids_of(row, x)
     return Raster(
         text=f"first held-back input of {x.shape[1]} tokens",
