@@ -78,6 +78,5 @@ def _trains(code: WeightedCode) -> Tensor:
     neurons = trains.movedim(1, 0) if code.neurons == 2 else trains[None]
     places = torch.arange(code.steps) % BYTE
     shown = neurons << places[:, None]
-    return torch.cat([torch.stack([s.sum(0) for s in n.split(BYTE)]) for n in shown]).to(
-        torch.uint8
-    )
+    planes = [part.sum(0) for each in shown for part in each.split(BYTE)]
+    return torch.stack(planes).to(torch.uint8)
