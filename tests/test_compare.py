@@ -53,6 +53,30 @@ def test_the_same_port_twice_is_equal_to_itself(reports):
     assert {b / a for a, b in report.measures.values()} == {1.0}
 
 
+def test_the_page_shows_every_site_and_cost_table_of_both(reports):
+    report = isospike.compare(reports[3], reports[6])
+    both, errors, energy = report.sections()
+    figure = errors.blocks[0]
+    points, equal = figure.marks
+    expected = {s.name: s.a_error for s in report.sites}
+    assert dict(zip(points.hover, points.x, strict=True)) == expected
+    assert equal.x == equal.y
+    assert min(equal.x) < min(*points.x, *points.y)
+    assert [list(s.y) for s in energy.blocks[0].marks] == [
+        [c.a_pj for c in report.costs], [c.b_pj for c in report.costs]
+    ]  # fmt: skip
+    assert both.blocks[0].head[1:3] == (report.a, report.b)
+    missing = dataclasses.replace(report, sites=())
+    assert [type(b).__name__ for b in missing.sections()[1].blocks] == ["Details"]
+
+
+def test_ports_that_differ_in_their_weights_are_called_by_them(reports):
+    one = reports[3].report
+    counts = dataclasses.replace(one.counts, weight_bits=8.0)
+    report = isospike.compare(one, dataclasses.replace(one, counts=counts))
+    assert (report.a, report.b) == ("weights of 16 bits (A)", "weights of 8 bits (B)")
+
+
 def test_ports_of_two_models_are_announced(reports):
     other = dataclasses.replace(reports[6].report, model="another")
     report = isospike.compare(reports[3], other)

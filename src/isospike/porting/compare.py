@@ -10,6 +10,8 @@ from isospike.energy import TABLES, estimate_energy
 from isospike.errors import InputError
 from isospike.porting.report import PortReport
 from isospike.report import numbers
+from isospike.report.figures import MUTED, Axis, Figure, Series, line, scatter
+from isospike.report.page import Details, Section
 from isospike.report.result import Provenance, Report
 from isospike.report.table import Cell, Table
 
@@ -115,6 +117,46 @@ class CompareReport(Report):
     def brief(self) -> Sequence[Table]:
         """The measures, the worst sites and the costs."""
         return [self._measures(), self._sites(SHOWN_SITES), self._costs()]
+
+    def sections(self) -> Sequence[Section]:
+        """Both ports, the error of each site in one over the other, and their energy."""
+        tables = self.tables()
+        both, every, costs = (tables[name] for name in ("measures", "sites", "costs"))
+        blocks = [self._points(), Details(f"Show {len(self.sites)} sites", (every,))]
+        return [
+            Section(both.title, both.meaning, (both,)),
+            Section(
+                "Error of each site",
+                f"A point is a site: its coding error in {self.a} to the right, in {self.b} "
+                "upwards. Above the line B errs more.",
+                tuple(block for block in blocks if block is not None),
+            ),
+            Section(costs.title, "The lower one takes less.", (self._energies(), costs)),
+        ]
+
+    def _points(self) -> Figure | None:
+        """Errors of the sites that both ports have, A's to the right; None if they share none."""
+        shared = [s for s in self.sites if s.a_error and s.b_error]
+        if not shared:
+            return None
+        x, y = ([float(getattr(s, f) or 0) for s in shared] for f in ("a_error", "b_error"))
+        ends = min(*x, *y) / 1.2, max(*x, *y) * 1.2
+        same = Series("equal", ends, ends, colour=MUTED, dash="dot", symbol="", width=1)
+        sites = Series("site", x, y, hover=[s.name for s in shared], dash="", mark=8)
+        a, b = (Axis(f"error in {n}", log=True, limits=ends) for n in (self.a, self.b))
+        return line("errors", "Error of each site in both ports.", [sites, same], a, b)
+
+    def _energies(self) -> Figure:
+        """Energy of both ports by each cost table."""
+        places = range(len(self.costs))
+        series = [
+            Series(name, places, [getattr(c, field) for c in self.costs], symbol=symbol)
+            for name, field, symbol in ((self.a, "a_pj", "circle"), (self.b, "b_pj", "square"))
+        ]
+        ticks: dict[numbers.Number, str] = {i: self.costs[i].table for i in places}
+        x = Axis(ticks=ticks, limits=(-0.5, len(self.costs) - 0.5), quiet=True)
+        y = Axis("pJ per token", log=True)
+        return scatter("energies", "Energy of both ports by cost table.", series, x, y, height=320)
 
     def _measures(self) -> Table:
         forms = dict(_MEASURES)
@@ -229,13 +271,15 @@ def _report_of(port: Any) -> PortReport:
 def _names(one: PortReport, two: PortReport) -> tuple[str, str]:
     """Names that differ where the ports do."""
     fields = ("model", "code", "steps", "functions", "execution", "max_error")
-    parts = [f for f in fields if getattr(one, f) != getattr(two, f)]
+    said = [
+        [f"{getattr(r, f)} steps" if f == "steps" else str(getattr(r, f)) for f in fields]
+        + [f"weights of {r.counts.weight_bits:.3g} bits"]
+        for r in (one, two)
+    ]
+    parts = [(x, y) for x, y in zip(*said, strict=True) if x != y]
     if not parts:
         return "A", "B"
-    a, b = (
-        ", ".join(f"{getattr(r, f)} steps" if f == "steps" else str(getattr(r, f)) for f in parts)
-        for r in (one, two)
-    )
+    a, b = (", ".join(each) for each in zip(*parts, strict=True))
     return f"{a} (A)", f"{b} (B)"
 
 
