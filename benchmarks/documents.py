@@ -53,8 +53,8 @@ PAGES = {
         "nir-attention", "nir-families", "nir-files", "onnx", "neurobench", "mackey-glass",
     )),
     "training": ("Training", (
-        "cifar-integers", "cifar-qkformer", "cifar-max-former", "sequential-mnist", "event-digits",
-        "trained-port",
+        "cifar-integers", "cifar-families", "sequential-mnist", "event-digits", "trained-port",
+        "timesteps",
     )),
     "gpu": ("On a GPU", ("gpu-parity", "gpu-ports", "gpu-neurons", "gpu-models")),
     "positions": ("Positional encodings", (

@@ -198,11 +198,3 @@ event_digits = single(
     "trained on 1,000 for 5 minutes on two cores?",
     EVENTS, (4, 2, 36, 36), "nmnist_small", ("nmnist_small/nmnist_train.npz",), 0.85, 10,
 )  # fmt: skip
-qkformer, max_former = (
-    single(
-        f"cifar-{name}",
-        f"How well does a small {title} classify CIFAR-10 after 30 minutes on two cores?",
-        RECIPES[name]["small"], (3, 32, 32), "cifar10_jpeg", CIFAR, 0.8, MINUTES,
-    )
-    for name, title in (("qkformer", "QKFormer"), ("max-former", "Max-Former"))
-)  # fmt: skip

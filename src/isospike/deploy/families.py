@@ -75,6 +75,11 @@ def family_network(
             "family_network needs a model whose images do not depend on each other, got "
             "published_leak=True. Configure published_leak=False."
         )
+    if getattr(model.config, "levels", 0):
+        raise UnsupportedError(
+            f"family_network needs neurons with a leak, got levels={model.config.levels}. Train "
+            "with levels=0."
+        )
     if len(size) != 2 or any(n < 1 or n % model.stride for n in size):
         raise ShapeError(
             f"family_network needs a height and a width that are multiples of {model.stride}, got "

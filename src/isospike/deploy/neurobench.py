@@ -20,6 +20,7 @@ from isospike.errors import MissingExtraError, UnsupportedError
 from isospike.hf.batches import Batch, first_output, token_masks
 from isospike.models.classifier import SpikingClassifier
 from isospike.models.layers import MaskAttention, SelfAttention, Synapses, TokenAttention
+from isospike.models.spiking_resformer import DualAttention
 from isospike.neurons import Neuron
 from isospike.porting.measure import Meter
 from isospike.porting.run import ATTRIBUTE
@@ -126,7 +127,8 @@ def count_family(
 
     A convolution's spike causes an addition at every position of the kernel and output channel, as
     if there were no border; an image's pixels are multiplied instead. In attention, counting a
-    query, a key or a pair is one addition, and in ``q k^T v`` so is every product of two spikes.
+    query, a key or a pair is one addition, and in ``q k^T v`` so is every product of two spikes; in
+    SpikingResformer's products each spike adds the currents of all patches, or channels, of a head.
 
     Args:
         model: A model of :mod:`isospike.models`, in inference.
@@ -156,13 +158,19 @@ def count_family(
         spikes = [given_by[part].flatten(2, 3) for part in parts if part is not None]
         work.synaptic_ops += _attention_ops(layer, *spikes)
 
-    def neurons(_: nn.Module, given: tuple[Any, ...], spikes: Any) -> None:
+    def dual(layer: Any, given: tuple[Any, ...], output: Tensor) -> None:
+        chosen = given_by[layer.choice]
+        work.synaptic_ops += float(given[0].sum()) * chosen.shape[-1]
+        work.synaptic_ops += float(chosen.sum()) * output.shape[-1] / layer.heads
+
+    def neurons(layer: nn.Module, given: tuple[Any, ...], spikes: Any) -> None:
+        given_by[layer] = spikes
         work.neuron_updates += given[0].numel()
         work.spikes += float(spikes.sum(dtype=torch.float64))
 
     rules: tuple[tuple[Any, Any], ...] = (
         (Synapses, synapses), (TokenAttention, attention), (MaskAttention, attention),
-        (SelfAttention, attention), (Neuron, neurons),
+        (SelfAttention, attention), (DualAttention, dual), (Neuron, neurons),
     )  # fmt: skip
     for module in model.modules():
         for kind, hook in rules:

@@ -67,7 +67,8 @@ class SpikingClassifier(PreTrainedModel):  # type: ignore[misc]
         Raises:
             InputError: Something is not a tensor.
             ShapeError: The images have another shape, or frames another number of steps.
-            RangeError: There are no steps, or a label is not one of the classes.
+            RangeError: There are no steps, other than 1 or D of a model of integer neurons, or a
+                label is not one of the classes.
         """
         name = type(self).__name__
         frames, steps = self._frames(name, pixel_values, steps)
@@ -96,6 +97,8 @@ class SpikingClassifier(PreTrainedModel):  # type: ignore[misc]
                 f"{name} needs a frame for each of {steps} steps, got {given} frames. Leave steps "
                 "out."
             )
+        if getattr(self.config, "levels", 0):
+            check_levels(name, self.config.levels, given is not None, steps, self.training)
         images = images.to(self.head.weight.dtype)
         if given is None:
             return images.permute(0, 2, 3, 1)[None], steps
@@ -106,6 +109,20 @@ class SpikingClassifier(PreTrainedModel):  # type: ignore[misc]
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def check_levels(owner: str, levels: int, frames: bool, steps: int, training: bool) -> None:
+    """Raise unless integer neurons read images, in 1 step, or when not trained in D steps."""
+    if frames or steps not in (1, levels):
+        raise RangeError(
+            f"{owner} needs images, and 1 or {levels} steps, got {steps}. One step is the run on "
+            f"integers, {levels} are the same run on spikes."
+        )
+    if training and steps > 1:
+        raise RangeError(
+            f"{owner} needs 1 step in training, got {steps}. Its spikes have no gradient; in eval "
+            "mode they are the same run."
+        )
 
 
 def check_labels(owner: str, labels: Tensor, logits: Tensor) -> None:

@@ -39,6 +39,8 @@ class QKFormerConfig(SpikingConfig):
         steps: Time steps of a call that gives none.
         published_leak: Whether membranes go on from image to image in the last stage, as in the
             authors' code: for comparisons only, since an answer then depends on the batch.
+        levels: D of integer neurons, which give the same in one step and in D steps of spikes; 0
+            for neurons with a leak.
 
     >>> QKFormerConfig(num_labels=10).num_labels
     10
@@ -53,12 +55,18 @@ class QKFormerConfig(SpikingConfig):
     num_channels: int = 3
     steps: int = 4
     published_leak: bool = False
+    levels: int = 0
 
     def check(self) -> None:
         if self.form not in FORMS:
             raise InputError(
                 f"QKFormerConfig needs a known form, got {self.form!r}. Use one of "
                 f"{', '.join(FORMS)}."
+            )
+        if self.levels and self.published_leak:
+            raise InputError(
+                "QKFormerConfig needs membranes that leak from image to image or integer neurons, "
+                f"got levels={self.levels} and published_leak=True. Leave one of them out."
             )
         check_stages("QKFormerConfig", self, 8)
 
@@ -67,7 +75,8 @@ class MSQKFormerConfig(SpikingConfig):
     """Sizes of an :class:`~isospike.models.MSQKFormer`, by default 4-384.
 
     Attributes:
-        channels, depths, heads, expansion, num_channels, steps: As of :class:`QKFormerConfig`.
+        channels, depths, heads, expansion, num_channels, steps, levels: As of
+            :class:`QKFormerConfig`.
 
     >>> MSQKFormerConfig(num_labels=10).num_labels
     10
@@ -80,6 +89,7 @@ class MSQKFormerConfig(SpikingConfig):
     expansion: int = 4
     num_channels: int = 3
     steps: int = 4
+    levels: int = 0
 
     def check(self) -> None:
         check_stages("MSQKFormerConfig", self, 2)
@@ -91,8 +101,8 @@ class MaxFormerConfig(SpikingConfig):
     Attributes:
         form: ``cifar`` or ``imagenet``: an embedding that keeps the image's size, or quarters it.
         kernels: Side of the convolution that mixes tokens in each stage but the last; 0 for none.
-        channels, depths, heads, expansion, num_channels, steps: As of :class:`QKFormerConfig`; only
-            the heads of the last stage are used.
+        channels, depths, heads, expansion, num_channels, steps, levels: As of
+            :class:`QKFormerConfig`; only the heads of the last stage are used.
 
     >>> MaxFormerConfig(num_labels=10).num_labels
     10
@@ -107,6 +117,7 @@ class MaxFormerConfig(SpikingConfig):
     expansion: int = 4
     num_channels: int = 3
     steps: int = 4
+    levels: int = 0
 
     def check(self) -> None:
         check_stages("MaxFormerConfig", self, 2)
@@ -231,6 +242,7 @@ class SpikingResformerConfig(SpikingConfig):
         group: Channels of the perceptron that its 3 x 3 convolution mixes.
         expansion: Hidden neurons of the perceptron per channel.
         learned_leak: Whether each layer of neurons learns its leak, as in the form for events.
+        levels: As of :class:`QKFormerConfig`, without ``learned_leak``.
         num_channels: Channels of the input.
         steps: Time steps of a call that gives none.
 
@@ -249,6 +261,7 @@ class SpikingResformerConfig(SpikingConfig):
     learned_leak: bool = False
     num_channels: int = 3
     steps: int = 4
+    levels: int = 0
 
     def check(self) -> None:
         owner = "SpikingResformerConfig"
@@ -256,6 +269,11 @@ class SpikingResformerConfig(SpikingConfig):
         if self.form not in FORMS[:2]:
             raise InputError(
                 f"{owner} needs a known form, got {self.form!r}. Use one of cifar, imagenet."
+            )
+        if self.levels and self.learned_leak:
+            raise InputError(
+                f"{owner} needs neurons that learn their leak or integer ones, got levels="
+                f"{self.levels} and learned_leak=True. Leave one of them out."
             )
         sizes = (self.channels, self.depths, self.heads, self.patches)
         fits = len({len(s) for s in sizes}) == 1 and min(map(min, sizes), default=0) >= 1

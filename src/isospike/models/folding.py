@@ -107,7 +107,8 @@ def fold(model: Any, precision: str = "exact") -> Any:
 
     Raises:
         UnsupportedError: Another model or precision, a normalisation without running statistics, or
-            a model with ``published_leak``, whose images depend on each other.
+            a model with ``published_leak``, whose images depend on each other, or of integer
+            neurons.
 
     Gradient: none.
 
@@ -127,5 +128,10 @@ def fold(model: Any, precision: str = "exact") -> Any:
         raise UnsupportedError(
             "fold needs a model whose images do not depend on each other, got published_leak=True. "
             "Configure published_leak=False."
+        )
+    if getattr(model.config, "levels", 0):
+        raise UnsupportedError(
+            f"fold needs neurons with a leak, got levels={model.config.levels}. Run the model "
+            "itself: in one step its products are of small integers."
         )
     return Folded(model)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from isospike.codes import RateCode
 from isospike.errors import RangeError, ShapeError
-from isospike.models.classifier import SpikingClassifier
+from isospike.models.classifier import SpikingClassifier, check_levels
 from isospike.models.configs import IntegerNetConfig
 
 EXACT = 2**24  # whole numbers up to here are exact in float32
@@ -156,11 +156,7 @@ class IntegerNet(SpikingClassifier):
 
     def encode(self, frames: Tensor, steps: int) -> Tensor:
         levels = self.config.levels
-        if frames.shape[0] != 1 or steps not in (1, levels):
-            raise RangeError(
-                f"IntegerNet needs images, and 1 or {levels} steps, got {steps}. One step is the "
-                f"run on integers, {levels} are the same run on spikes."
-            )
+        check_levels("IntegerNet", levels, frames.shape[0] != 1, steps, self.training)
         x = frames[0].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         if min(x.shape[2:]) <= 1 << len(self.config.channels):
             raise ShapeError(

@@ -56,6 +56,7 @@ class Synapses(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, size, stride, padding, groups=groups, bias=bias)
         self.norm = nn.BatchNorm2d(outputs)
         self.pool = pool
+        self.gathers = False  # whether currents are the mean over steps, see models.levels
         self.neurons = None if neurons is None else LIF(neurons)
 
     def forward(self, x: Tensor, steps: int = 1) -> Tensor:
@@ -65,8 +66,10 @@ class Synapses(nn.Module):
             x: Spikes, or an image, which has one step.
             steps: How often the currents of one step are repeated.
         """
-        y = self.norm(self.conv(x.flatten(0, 1).permute(0, 3, 1, 2)))
-        return self.finish(y, x, steps)
+        y = self.conv(x.flatten(0, 1).permute(0, 3, 1, 2))
+        if self.gathers and len(x) > 1:
+            y, x, steps = split_axis(y, 0, tuple(x.shape[:2])).mean(0), x[:1], len(x)
+        return self.finish(self.norm(y), x, steps)
 
     def finish(self, y: Tensor, x: Tensor, steps: int) -> Tensor:
         """Pool the currents ``y [images, channels, height, width]`` of ``x``, repeat, and fire."""
@@ -140,7 +143,7 @@ class TokenAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int, fires: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.gathers = heads, False
         self.q = Synapses(channels, channels, neurons=NEURONS)
         self.k = Synapses(channels, channels, neurons=NEURONS)
         self.mask = LIF(ATTENTION)
@@ -148,7 +151,8 @@ class TokenAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k = (split_axis(s, -1, (self.heads, -1)) for s in (self.q(x), self.k(x)))
-        mask = self.mask(count(q, -1))
+        counts = count(q, -1)
+        mask = self.mask(gather(counts) if self.gathers else counts)
         y: Tensor = self.out((mask.unsqueeze(-1) * k).flatten(-2))
         return y
 
@@ -166,7 +170,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int, fires: bool, leak: bool = False) -> None:
         super().__init__()
-        self.heads, self.leak = heads, leak
+        self.heads, self.leak, self.gathers = heads, leak, False
         self.q = Synapses(channels, channels, neurons=NEURONS)
         self.k = Synapses(channels, channels, neurons=NEURONS)
         self.v = Synapses(channels, channels, neurons=NEURONS)
@@ -175,7 +179,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (self._split(layer(x)) for layer in (self.q, self.k, self.v))
-        y = spike_attention(q, k, v).transpose(-3, -2).flatten(-2)
+        y = (self._count if self.gathers else spike_attention)(q, k, v)
+        y = y.transpose(-3, -2).flatten(-2)
         s = self.neurons(y).view(x.shape)
         if self.leak:  # steps and images are one axis of time
             return self.out(s.flatten(0, 1)[:, None]).view(x.shape)  # type: ignore[no-any-return]
@@ -183,6 +188,11 @@ class SelfAttention(nn.Module):
 
     def _split(self, s: Tensor) -> Tensor:
         return split_axis(s.flatten(2, 3), -1, (self.heads, -1)).transpose(-3, -2)
+
+    def _count(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``q k^T v / 8`` of the means over steps: one operand of each product is held."""
+        scores = gather(q) @ k.transpose(-1, -2)
+        return gather(gather(scores) @ v).mul(0.125)
 
 
 class MaskAttention(nn.Module):
@@ -257,6 +267,11 @@ class Stage(nn.Module):
 def split_axis(x: Tensor, axis: int, sizes: tuple[int, ...]) -> Tensor:
     """``x`` with one axis as several."""
     return x.unflatten(axis, sizes)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def gather(x: Tensor) -> Tensor:
+    """The mean over steps of ``x [steps, *shape]``, in each step."""
+    return x if len(x) == 1 else x.mean(0, keepdim=True).expand_as(x)
 
 
 def count(spikes: Tensor, axes: int | tuple[int, ...]) -> Tensor:

@@ -23,6 +23,7 @@ from isospike.models.layers import (
     Synapses,
     TokenAttention,
 )
+from isospike.models.levels import use_levels
 from isospike.neurons import LIF
 
 
@@ -43,6 +44,7 @@ class MembraneFormer(SpikingClassifier):
             self.stages.append(Stage(self.embed(i, width), blocks))
         self.neurons = LIF(NEURONS)
         self.head = nn.Linear(config.channels, config.num_labels)
+        use_levels(self, config.levels)
         self.post_init()
 
     def mixer(self, stage: int, width: int) -> nn.Module | None:

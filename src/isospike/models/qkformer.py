@@ -17,6 +17,7 @@ from isospike.models.classifier import SpikingClassifier
 from isospike.models.configs import QKFormerConfig
 from isospike.models.importers import PARTS, Rule, rename
 from isospike.models.layers import Block, Embedding, SelfAttention, Stage, TokenAttention
+from isospike.models.levels import use_levels
 
 
 class QKFormer(SpikingClassifier):
@@ -64,6 +65,7 @@ class QKFormer(SpikingClassifier):
             )
             self.stages.append(Stage(embedding, blocks))
         self.head = nn.Linear(config.channels, config.num_labels)
+        use_levels(self, config.levels)
         self.post_init()
 
     @property

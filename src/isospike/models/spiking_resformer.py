@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from isospike.models.classifier import SpikingClassifier
 from isospike.models.configs import SpikingResformerConfig
 from isospike.models.importers import Rule, rename
-from isospike.models.layers import Synapses, split_axis
+from isospike.models.layers import Synapses, gather, split_axis
+from isospike.models.levels import use_levels
 from isospike.neurons import LIF, PLIF, Neuron
 from isospike.presets import spikingjelly_lif
 from isospike.surrogate import ATan
 
 NEURONS = spikingjelly_lif(detach_reset=True)._replace(surrogate=ATan(2.0))
 MOMENTUM = 0.999
+GRID = 1024  # steps of one in currents that are held
 
 
 def neurons(learned_leak: bool) -> Neuron:
@@ -67,7 +69,7 @@ class DualAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int, patch: int, learned_leak: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.gathers = heads, False
         self.both = Synapses(channels, 2 * channels, patch, stride=patch)
         self.rate, self.chosen_rate = Rate(heads), Rate(heads)
         self.choice, self.neurons = neurons(learned_leak), neurons(learned_leak)
@@ -76,11 +78,18 @@ class DualAttention(nn.Module):
     def forward(self, s: Tensor) -> Tensor:
         to, of = self._split(self.both(s)).chunk(2, -1)  # [steps, batch, heads, patches, channels]
         tokens = self._split(s)
-        to = to * self.rate(tokens, to.shape[-1])
-        chosen = self.choice(tokens.to(to.dtype) @ to.transpose(-1, -2))  # (3)
-        of = of * self.chosen_rate(chosen, of.shape[-2])
+        to = self._held(to * self.rate(tokens, to.shape[-1]))
+        y = tokens.to(to.dtype) @ to.transpose(-1, -2)
+        chosen = self.choice(gather(y) if self.gathers else y)  # (3)
+        of = self._held(of * self.chosen_rate(chosen, of.shape[-2]))
         y = chosen.to(of.dtype) @ of
+        y = gather(y) if self.gathers else y
         return self.out(self.neurons(y.transpose(-3, -2).reshape(s.shape)))  # type: ignore[no-any-return]
+
+    def _held(self, currents: Tensor) -> Tensor:
+        """Currents on a grid where steps are gathered, so that sums of them are exact."""
+        exact = self.gathers and not self.training
+        return currents.mul(GRID).round().div(GRID) if exact else currents
 
     def _split(self, x: Tensor) -> Tensor:
         return split_axis(x.flatten(2, 3), -1, (self.heads, -1)).transpose(-3, -2)
@@ -146,6 +155,7 @@ class SpikingResformer(SpikingClassifier):
             for i, depth in enumerate(config.depths)
         )
         self.head = nn.Linear(channels[-1], config.num_labels, bias=False)
+        use_levels(self, config.levels)
         self.post_init()
 
     @property
@@ -157,6 +167,7 @@ class SpikingResformer(SpikingClassifier):
         x = self.stages[0](self.stem(frames, steps))
         for shrink, stage in zip(self.shrink, self.stages[1:], strict=True):
             x = stage(shrink(x))
+        x = x[:1] if self.config.levels else x  # membranes are then the same in all steps
         return x.mean((2, 3))  # type: ignore[no-any-return]
 
     def _init_weights(self, module: nn.Module) -> None:

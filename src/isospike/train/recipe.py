@@ -112,7 +112,8 @@ def read_recipe(path: str | Path) -> Recipe:
 
 FOUR = {"channels": 96, "depths": [1, 1, 2], "heads": [8, 8, 8], "expansion": 2}
 POOLED = {
-    "form": "imagenet", "channels": 176, "depths": [1, 1], "heads": [8, 8], "expansion": 2,
+    "form": "imagenet", "channels": 160, "depths": [1, 1, 1], "heads": [4, 4, 4], "expansion": 2,
+    "levels": 4,
 }  # fmt: skip
 PAPER: dict[str, Any] = {
     "epochs": 400,
@@ -128,6 +129,7 @@ SMALL: dict[str, Any] = {
     "decay": 0.01,
     "steps": 2,
 }
+ONE: dict[str, Any] = {**SMALL, "decay": 0.05, "steps": 1}
 RECIPES: dict[str, dict[str, Recipe]] = {
     "integer-net": {
         "small": Recipe(
@@ -150,7 +152,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
     },
     "qkformer": {
-        "small": Recipe("isospike-qkformer", POOLED, **{**SMALL, "steps": 1}),
+        "small": Recipe("isospike-qkformer", POOLED, **{**ONE, "epochs": 9}),
         "full": Recipe("isospike-qkformer", **PAPER),
     },
     "ms-qkformer": {
@@ -160,8 +162,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     "max-former": {
         "small": Recipe(
             "isospike-max-former",
-            {**POOLED, "kernels": [3]},
-            **{**SMALL, "steps": 1, "epochs": 8},
+            {**POOLED, "depths": [2, 1, 1], "kernels": [3, 3]},
+            **{**ONE, "epochs": 4},
         ),
         "full": Recipe("isospike-max-former", **{**PAPER, "batch": 128, "rate": 1.5e-3}),
     },
@@ -174,8 +176,11 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     "spiking-resformer": {
         "small": Recipe(
             "isospike-spiking-resformer",
-            {"channels": [32, 96, 160], "depths": [1, 1, 1], "heads": [1, 3, 5], "group": 32},
-            **SMALL,
+            {
+                "form": "imagenet", "channels": [64, 160], "depths": [2, 1], "heads": [2, 4],
+                "patches": [2, 1], "group": 64, "expansion": 2, "levels": 4,
+            },
+            **{**ONE, "epochs": 7},
         ),
         "full": Recipe(
             "isospike-spiking-resformer",
