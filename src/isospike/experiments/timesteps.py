@@ -166,6 +166,7 @@ def collect(preset: Preset, context: Context) -> dict[str, Cells]:
         "retrained": [(steps, 0, False) for steps in sorted(others)],
     }
     cells = [(*pair, *more) for wanted in kinds.values() for more in wanted for pair in pairs]
+    cells.sort(key=lambda cell: cell[3])  # all of one seed first
 
     def file(cell: Sequence[Any]) -> Path:
         words = "-".join(str(part).replace(" ", "") for part in cell)
