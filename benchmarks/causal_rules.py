@@ -1,4 +1,4 @@
-"""Causal order: the rule that a fit chooses, checks of rows and columns, and pairs of columns."""
+"""Causal order: the rule that a fit chooses, and checks of rows and columns."""
 
 import statistics
 from types import SimpleNamespace as P
@@ -149,42 +149,3 @@ def autoregressed(x, share):
     for t in range(1, len(x)):
         out[t] += share * out[t - 1]
     return out
-
-
-@causal(
-    "two-columns",
-    question="Is the cause of two columns found, whatever their units?",
-    data=("pairs",),
-    presets={"tiny": P(most=0), "small": P(most=20), "full": P(most=10_000)},
-)
-def two_columns(p, ctx):
-    """Files of the folder ``pairs``, two columns each: cause, then effect.
-
-    A file ``turned.txt`` there may name files that have the effect first. Ties count half.
-    """
-    files, turned = [], set()
-    if p.most:
-        folder = ctx.file("pairs")
-        files = sorted(folder.glob("pair*"))[: p.most]
-        turned = set(ctx.file("pairs", "turned.txt").read_text().split())
-    rows, goals = [], {}
-    for form in ("raw", "z-scores"):
-        right, decided, by_size = [], [], []
-        for file in files:
-            x = np.loadtxt(file)[:, :2]
-            if form == "z-scores":
-                x = (x - x.mean(0)) / x.std(0)
-            cause = int(file.name in turned)
-            fit = ScoreSchurSort().fit(x)
-            decided.append(bool(fit.directed_.any()))
-            right.append(float(fit.order_[0] == cause) if decided[-1] else 0.5)
-            by_size.append(float(x[:, cause].var() < x[:, 1 - cause].var()))
-        if files:
-            sure = [r for r, known in zip(right, decided, strict=True) if known]
-            shares = (right, decided, sure, by_size)
-            rows.append((form, *(f"{np.mean(v):.2f}" for v in shares)))
-            goals[f"right, ties half, {form}"] = Goal(float(np.mean(right)), 0.65, at_least=True)
-    head = ("columns", "right, ties half", "decided", "right of these", "sorted by variance")
-    meaning = "Pairs of real causes and effects; chance is 0.5."
-    goals = goals if p.most > 1000 else {}
-    return Findings({}, [Table("Two columns", head, tuple(rows), meaning)], goals)

@@ -71,7 +71,8 @@ PAGES = {
     "causal": ("Causal order", (
         "causal-linear", "causal-extraction", "causal-fit", "causal-curved", "causal-dagma",
         "causal-large", "causal-scores", "causal-bnlearn", "causal-edges", "causal-gap",
-        "causal-guards", "causal-sachs", "causal-rules", "causal-checks", "causal-two-columns",
+        "causal-guards", "causal-sachs", "causal-rules", "causal-checks",
+        "causal-pairs", "causal-two-columns", "causal-forms",
     )),
     "ranks": ("Ranks of a transformer", (
         "rank-architectures", "rank-cost", "rank-tolerance", "rank-noise", "rank-heads",

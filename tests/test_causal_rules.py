@@ -54,31 +54,6 @@ def fitted(x, **options):
         return isospike.ScoreSchurSort(**options).fit(x)
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("rows", [100, 500])
-@pytest.mark.parametrize("effect_first", [False, True])
-def test_a_curve_between_two_columns_has_its_direction(rows, seed, effect_first):
-    # Orders of straight lines tie here: the curved one was never looked at.
-    draw = np.random.default_rng(seed)
-    cause = draw.normal(size=rows)
-    effect = np.tanh(2 * cause) + 0.3 * draw.normal(size=rows)
-    columns = [effect, cause] if effect_first else [cause, effect]
-    fit = fitted(np.column_stack(columns))
-    assert np.argwhere(fit.directed_).tolist() == [[int(effect_first), int(not effect_first)]]
-
-
-def test_two_columns_have_no_direction_where_neither_noise_is_independent():
-    draw = np.random.default_rng(0)
-    cause = draw.normal(size=1000)
-    effect = np.exp(0.7 * cause) * (1 + 0.4 * draw.normal(size=1000))  # the noise is a factor
-    for columns in ([cause, effect], [effect, cause]):
-        fit = fitted(np.column_stack(columns))
-        assert fit.adjacency_.any()
-        assert not fit.directed_.any()
-    known = BackgroundKnowledge(required=[("x0", "x1")])
-    assert fitted(np.column_stack([cause, effect]), background=known).directed_[0, 1]
-
-
 @pytest.mark.parametrize(
     ("made", "rule"),
     [

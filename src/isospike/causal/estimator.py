@@ -63,9 +63,9 @@ class ScoreSchurSort(BaseEstimator):  # type: ignore[misc]
     Assumes additive noise and no hidden causes. The default first tries the rule of equal
     variances, which needs noises of one variance in the columns' own units. Where that does not
     hold, as in rescaled columns, it warns and takes directions from curved functions or from noises
-    that are not Gaussian. Lines with Gaussian noise give a partially directed graph. The class
-    follows the conventions of scikit-learn, so that ``clone``, pipelines and grid searches accept
-    it.
+    that are not Gaussian. Lines with Gaussian noise give a partially directed graph. Two columns
+    are compared by :func:`isospike.causal.pairs.compare_directions`. The class follows the
+    conventions of scikit-learn, so that ``clone``, pipelines and grid searches accept it.
 
     ==========  =================================================================================
     correction
@@ -101,7 +101,8 @@ class ScoreSchurSort(BaseEstimator):  # type: ignore[misc]
         noise_scale: Scale of each variable's noise, up to a common factor, where they differ.
         background: Known edges and tiers.
         rule: Where directions come from (:mod:`isospike.causal.rules`), with ``regression``:
-            ``auto``, ``equal-variance``, ``curvature``, ``independence`` or ``partial``.
+            ``auto``, ``equal-variance``, ``curvature``, ``independence``, ``partial`` or, for two
+            columns, ``pairwise``.
 
     Attributes:
         rule_: The rule that was used; ``equal-variance`` with other corrections.
@@ -181,7 +182,8 @@ class ScoreSchurSort(BaseEstimator):  # type: ignore[misc]
         self.order_, self.layers_, self.margins_ = order.order, order.layers, order.margins
         if found.residuals is not None:
             self.uneven_noise_ = uneven_noise(x, found.residuals, found.graph)
-            warn_of_noise(self.uneven_noise_)
+            if found.rule != "pairwise":  # which has models for it
+                warn_of_noise(self.uneven_noise_)
         self.sortability_ = sortability(x, self.adjacency_)
         return self
 
@@ -281,7 +283,7 @@ class ScoreSchurSort(BaseEstimator):  # type: ignore[misc]
         if n <= d:
             raise InputError(
                 f"ScoreSchurSort.fit needs more rows than columns, got {n} rows and {d} "
-                "columns. Use information='shrinkage' or 'glasso' with correction='mean'."
+                "columns. Give more rows, or use information='shrinkage' with correction='mean'."
             )
         allowed = ~known.forbidden & ~np.eye(d, dtype=bool)
         if known.before is not None:

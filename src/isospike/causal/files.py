@@ -14,6 +14,16 @@ from isospike.errors import InputError, MissingExtraError, first_sentence
 from isospike.report.reading import read_file
 
 _MOST_UNPACKED = 2**30
+_OTHERS = {
+    b"\x80": "a pickle",
+    b"\xd0\xcf\x11\xe0": "an old Excel file (.xls)",
+    b"\x93NUMPY": "an array of NumPy (.npy)",
+    b"BZh": "a file packed by bzip2",
+    b"\xfd7zXZ": "a file packed by xz",
+    b"<!doctype": "a web page (HTML)",
+    b"<html": "a web page (HTML)",
+    b"<?xml": "an XML file",
+}
 Cells = tuple[list[str], list[list[str]]]  # names of the columns, and the cells of each row
 
 
@@ -71,8 +81,8 @@ def open_table(path: str | Path) -> Opened:
         ) from None
     if packed.startswith(b"PAR1"):
         return Opened(_frame("parquet", packed, name), "parquet")
-    for first, what in ((b"\x80", "a pickle"), (b"\xd0\xcf\x11\xe0", "an old Excel file (.xls)")):
-        if packed.startswith(first):
+    for first, what in _OTHERS.items():
+        if packed.lstrip()[: len(first)].lower() == first.lower():
             raise InputError(f"read_table needs a table, got {what} in {name!r}. Save it as CSV.")
     text, encoding = _decoded(packed, path)
     form += [encoding] if encoding else []

@@ -117,13 +117,14 @@ def check_data(x: Any, names: Sequence[str] | None = None, who: str = "fit") -> 
         others = f" (and in {_some(names, columns[1:])})" if len(columns) > 1 else ""
         raise InputError(
             f"{who} needs finite numbers, got {int(bad.sum())} that are not (NaN or inf), the "
-            f"first {kind} in row {row + 1}, column {names[column]}{others}. Drop those rows."
+            f"first {kind} in row {row + 1}, column {names[column]}{others}. Drop those "
+            "rows (--missing drop)."
         )
     constant = np.flatnonzero(np.ptp(table, axis=0) <= 1e-12 * np.abs(table).max(0))
     if len(constant):
         plural = "s" if len(constant) > 1 else ""
         raise InputError(
-            f"{who} needs columns that vary, got the constant column{plural} "
+            f"{who} needs varying columns, got the constant column{plural} "
             f"{_some(names, constant.tolist())}. Drop {'them' if plural else 'it'}."
         )
     z = in_range(table, apart=True)
@@ -261,6 +262,7 @@ def warn_of_scale(rescaled: bool, uneven: bool, rule: str) -> None:
         "variances.",
         "partial": "The functions are lines and the noises Gaussian, so only arrows that follow "
         "from independences have a direction.",
+        "pairwise": "Of two columns the likelihoods of both directions are compared instead.",
     }
     warnings.warn(f"{what} {then[rule]}", ScaleWarning, stacklevel=3)
 

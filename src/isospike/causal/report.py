@@ -35,6 +35,7 @@ RULE_WORDS = {
     "curvature": "curved functions",
     "independence": "noises that are not Gaussian",
     "partial": "independences between variables",
+    "pairwise": "the likelihoods of both ways",
 }
 PACKAGES = ("isospike", "numpy", "scipy", "scikit-learn", "torch")
 

@@ -5,11 +5,13 @@ equal-variance  noises of one variance in the columns' own units: roots have the
 curvature       curved functions: they leave smaller residuals forwards than backwards
 independence    lines, and noises that are not Gaussian: they are independent in one direction only
 partial         lines and Gaussian noises: only arrows that follow from independences
+pairwise        two columns: the likelihoods of both directions (:mod:`isospike.causal.pairs`)
 ==============  ==================================================================================
 
-The first is tried first and given up when columns look rescaled or residual variances differ too
-much. Then lines are fitted; noises that are not Gaussian add their shape to the likelihood; and
-splines replace lines where the Bayesian information criterion wants them.
+Two columns have a rule of their own. Of more, the first is tried first and given up when columns
+look rescaled or residual variances differ too much. Then lines are fitted; noises that are not
+Gaussian add their shape to the likelihood; and splines replace lines where the Bayesian information
+criterion wants them.
 """
 
 from typing import NamedTuple
@@ -19,17 +21,18 @@ from jaxtyping import Bool, Float, Int
 
 from isospike.causal.directions import chain_components, directed_edges
 from isospike.causal.guards import noise_spread, uneven_scale
+from isospike.causal.pairs import compare_directions
 from isospike.causal.schur import SchurOrder
 from isospike.causal.search import SHAPE_ROWS, LikelihoodSearch
-from isospike.causal.splines import affordable_features, orthonormal, scipy, spline_sort
+from isospike.causal.splines import affordable_features, spline_sort
+from isospike.errors import InputError
 from isospike.kernels.growth import negentropy
 
-RULES = ("auto", "equal-variance", "curvature", "independence", "partial")
+RULES = ("auto", "equal-variance", "curvature", "independence", "partial", "pairwise")
 MAX_REFINED = 100  # variables of an order by equal variances that is improved by a search
 _MAX_THOROUGH, _MAX_HOPPED = 30, 60  # variables of a search that tries harder
 _MAX_BOTH = 8  # variables for which curves are sought from the start
 _SHAPE_LEVEL = 0.001  # probability that Gaussian noises count as something else
-_NOISE_LEVEL = 0.001  # probability that the noise of two columns counts as dependent
 _MAX_RATIO = 1e6  # of standard deviations, for a rule that compares variances
 
 
@@ -38,8 +41,8 @@ class RuleFit(NamedTuple):
 
     Attributes:
         rule: A name from the table.
-        order: The order; its layers are final for ``equal-variance`` only.
-        search: Likelihoods under the rule; None for more than a hundred variables.
+        order: The order; its layers are final where there is no search.
+        search: Likelihoods under the rule; None for two columns and more than a hundred.
         spread: How much the residual variances differ under equal variances; 0 if never tried.
         uneven: Whether they differ by more than chance.
     """
@@ -75,13 +78,20 @@ def order_by_rule(
         The order with its rule.
 
     Raises:
-        InputError: ``before`` has a cycle.
+        InputError: ``before`` has a cycle, or ``pairwise`` is asked for more than two columns.
         MissingExtraError: SciPy is not installed.
     """
+    if rule == "pairwise" and x.shape[1] > 2:
+        raise InputError(
+            f"ScoreSchurSort.fit needs two columns for rule='pairwise', got {x.shape[1]}. Use "
+            "rule='auto'."
+        )
+    if rule == "pairwise" or (rule == "auto" and x.shape[1] == 2):
+        return RuleFit("pairwise", _pair_order(x, before, allowed), None, 0.0, False)
     sd = x.std(0)
     comparable = bool(sd.max() < _MAX_RATIO * sd.min())
     spread, uneven = 0.0, False
-    if rule == "equal-variance" or (rule == "auto" and comparable and not rescaled and len(sd) > 2):
+    if rule == "equal-variance" or (rule == "auto" and comparable and not rescaled):
         order = spline_sort(x, gamma=gamma, before=before)
         spread, uneven = noise_spread(order.pivots), uneven_scale(order.pivots, len(x))
         if rule == "equal-variance" or not uneven:
@@ -124,8 +134,6 @@ def edge_directions(
         return search.reversal_cost(i, j, [int(v) for v in others if v != i]) > least
 
     directed = directed_edges(graph, fixed, carried)
-    if len(graph) == 2:
-        directed &= fixed | _is_additive(search, fit.order.order)
     layers = chain_components(graph, directed, fit.order.order)
     if all(len(layer) == 1 for layer in layers):
         return directed, fit.order
@@ -133,26 +141,26 @@ def edge_directions(
     return directed, fit.order._replace(order=order, layers=layers)
 
 
-def _is_additive(search: LikelihoodSearch, order: Int[np.ndarray, "d"]) -> bool:
-    """Whether the second variable is a function of the first and a noise independent of it.
-
-    Of two variables nothing else speaks for a direction, and where neither direction is additive
-    the likelier one is a coin. The ranks of the noise and of its size must have no regression on a
-    spline of the cause, by an F-test each.
-    """
-    cause = search.basis[:, order[0] * search.count]
-    noise = search.residuals(order.tolist())[:, order[1]]
-    n = len(noise)
-    count = max(affordable_features(n, 2), min(3, n // 10), 1)
-    basis = orthonormal(cause, count)
-    tail = scipy("special", "ScoreSchurSort.fit").fdtrc  # P(F > f)
-    for value in (noise, np.abs(noise)):
-        rank = value.argsort().argsort() - (n - 1) / 2
-        share = float(((basis.T @ rank) ** 2).sum() / (rank @ rank))
-        ratio = share / count / ((1 - share) / (n - count - 1))
-        if tail(count, n - count - 1, ratio) < _NOISE_LEVEL / 2:
-            return False
-    return True
+def _pair_order(
+    x: Float[np.ndarray, "n 2"],
+    before: Bool[np.ndarray, "2 2"] | None,
+    allowed: Bool[np.ndarray, "2 2"],
+) -> SchurOrder:
+    """The order of two columns: one layer unless the data, or what is known, carry it."""
+    found = compare_directions(x)
+    first, known = found.first, False
+    if before is not None and before.any():
+        first, known = int(before[1, 0]), True
+    elif allowed[0, 1] != allowed[1, 0]:
+        first = int(allowed[1, 0])
+    order = np.array([first, 1 - first], np.int64)
+    sure = known or (found.decided and first == found.first)
+    layers: tuple[tuple[int, ...], ...] = (
+        ((first,), (1 - first,)) if sure else ((first, 1 - first),)
+    )
+    margins = np.full(2, np.inf)
+    margins[first] = 0.0 if found.tied or first != found.first else found.gain / len(x)
+    return SchurOrder(order, layers, np.ones(2), margins)
 
 
 def _refined(

@@ -151,6 +151,7 @@ def parse_table(
     cells = _cut(lines, separator)
     numbered = numbered if len(cells) == len(numbered) else list(range(1, len(cells) + 1))
     cells, numbered = _without_titles(cells, numbered, notes)
+    cells = _without_row_names(cells, notes)
     width = len(cells[0])
     for line, row in zip(numbered, cells, strict=True):
         if len(row) != width:
@@ -319,12 +320,19 @@ def _cut(lines: list[str], separator: str) -> list[list[str]]:
         return [line.split() for line in lines]
     reader = csv.reader(io.StringIO("\n".join(lines)), delimiter=separator, skipinitialspace=True)
     try:
-        return [[cell.strip() for cell in row] for row in reader]
+        return [[_bare(cell.strip()) for cell in row] for row in reader]
     except csv.Error as error:  # as of a cell of more than 131,072 characters
         raise InputError(
             f"parse_table needs cells of a table, got an error of csv: {error}. Check quotes and "
             "separators."
         ) from None
+
+
+def _bare(cell: str) -> str:
+    """A cell without single quotes around it; a line end in a name is a space."""
+    if len(cell) > 1 and cell[0] == cell[-1] == "'":
+        cell = cell[1:-1].strip()
+    return " ".join(cell.split("\n")) if "\n" in cell else cell
 
 
 def _separator(lines: list[str]) -> str | None:
@@ -351,6 +359,8 @@ def _body(text: str) -> tuple[list[str], list[int], list[str]]:
             continue
         if not lines and re.fullmatch(r"sep=.", line.strip()):
             notes.append("the line sep= was left out")
+        elif re.fullmatch(r"[\s|:+-]*---[\s|:+-]*", line) and "|" in line:
+            notes.append("a line of dashes was left out")
         elif line.lstrip().startswith("#") and not re.search(r"^\s*#\s*[,;|\t]", line):
             notes.append("lines that begin with # were left out")
         else:
@@ -371,6 +381,17 @@ def _without_titles(
     if first:
         notes.append(f"a title of {first} line{'s' * (first > 1)} was left out")
     return cells[first:], numbered[first:]
+
+
+def _without_row_names(cells: list[list[str]], notes: list[str]) -> list[list[str]]:
+    """The table without a first column that has no cell in the header, as R writes row names."""
+    width = len(cells[0])
+    if len(cells) < 2 or width < 2 or any(len(row) != width + 1 for row in cells[1:]):
+        return cells
+    if any(number(cell, False) is not None for cell in cells[0]):
+        return cells
+    notes.append("a column of row names was left out")
+    return [cells[0], *(row[1:] for row in cells[1:])]
 
 
 def _has_header(cells: list[list[str]], decimal: bool) -> bool:

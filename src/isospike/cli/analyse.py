@@ -169,7 +169,8 @@ def order(
         forbidden: Edges that cannot be, as --truth.
         tiers: Names of columns, a tier on each line, earlier ones first.
         rule: Where directions come from: ``auto``, what the data allow; ``equal-variance``;
-            ``curvature``; ``independence``; ``partial``, arrows that follow from independences.
+            ``curvature``; ``independence``; ``partial``, arrows that follow from independences;
+            ``pairwise``, for two columns.
         columns (NAMES): Columns to keep, separated by commas.
         drop (NAMES): Columns to leave out, separated by commas.
         missing: Rows with missing cells: ``refuse``, ``drop`` them, or ``impute`` medians.
