@@ -286,8 +286,8 @@ def cost(p, ctx):
         ratio = f"{peaks[case] / peaks['forward']:.2f}" if "forward" in peaks else None
         rows.append((case, f"{seconds[case]:.1f}", f"{cpu:.1f}", f"{peaks[case]:.0f}", ratio))
     goals = {} if p.layers < 12 else {
-        "seconds of a report": Goal(seconds["report"], 60.0),
-        "memory of a report": Goal(peaks["report"] / peaks["forward"], 2.0),
+        "seconds of a report": Goal(seconds["report"], 40.0),
+        "memory of a report": Goal(peaks["report"] / peaks["forward"], 1.7),
     }  # fmt: skip
     head = ("case", "s", "CPU s", "peak MiB", "of the forward's")
     meaning = "A report takes less than twice the memory of a forward pass."
