@@ -233,7 +233,7 @@ def test_a_path_no_system_opens_is_refused(name, reason):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("tune.mid", b"MThd\0\0\0\6", "got a MIDI file in .* Write its notes as JSON"),
+        ("tune.mid", b"MThd\0\0\0\6", "got a MIDI file in .* Let its name end in .mid"),
         ("text.gz", b"\x1f\x8b\x08\0abc", "got a gzip archive in .* Unpack it"),
         ("table.xlsx", b"PK\x03\x04abc", "got a zip archive in .* Unpack it"),
         ("text.txt", "ab\n".encode("utf-16"), "got UTF-16 in .* Save it as UTF-8"),

@@ -10,11 +10,12 @@ from isospike.cli.app import command
 from isospike.cli.emit import Outcome, note
 from isospike.errors import InputError, RangeError
 from isospike.report.disk import held
-from isospike.report.files import check_file
+from isospike.report.files import check_file, write_file
 
 CHUNK = 2000  # symbols between two looks at the progress
 NGRAM = 5
 MOST_SYMBOLS = 1_000_000  # of a recall
+TUNES = (".mid", ".midi", ".abc")
 
 
 @command(
@@ -40,8 +41,9 @@ def learn(
     with that of a back-off n-gram of order 5 that learned in the same way.
 
     Args:
-        file (FILE): A UTF-8 text; melodies as JSON, lists of MIDI numbers or of chords; or
-            ``shakespeare`` or ``chorales``, which come with isospike.
+        file (FILE): A UTF-8 text; tunes in ABC notation (``.abc``) or MIDI (``.mid``); melodies as
+            JSON, lists of MIDI numbers or of chords; or ``shakespeare`` or ``chorales``, which come
+            with isospike.
         unit (UNIT): What a symbol of a text is: ``char``, ``word`` or ``line``.
         limit: Most symbols to learn. [default: all]
         context (KIND): What predicts: ``mixed``, ``backoff``, ``combined``, ``layer`` or ``shift``.
@@ -58,11 +60,10 @@ def learn(
     with alone(out, "learn"):
         chosen = {"depth": depth, "synapses": synapses, "when_full": when_full}
         machine = _machine(context, {k: v for k, v in chosen.items() if v is not None}, seed, out)
-        from isospike.data import read_sequences
+        from isospike.data.sequences import is_music, read_sequences
 
         sequences = read_sequences(file, unit, limit)
-        melodies = file == "chorales" or Path(file).suffix.lower() == ".json"
-        _take_unit(machine, "melody" if melodies else unit, out)
+        _take_unit(machine, "melody" if is_music(file) else unit, out)
         if out.exists():
             note("note", "the machine has learned before, the n-gram has not: do not compare them.")
         else:
@@ -87,16 +88,29 @@ def learn(
 
 
 @command(
-    "Sequence memory", examples=("isospike recall out/sequence.safetensors --prompt 'To be, or'",)
+    "Sequence memory",
+    examples=(
+        "isospike recall out/sequence.safetensors --prompt 'To be, or'",
+        "isospike recall out/bach.safetensors --prompt 60-64-67 --out bach.mid",
+    ),
 )
-def recall(machine: Path, *, prompt: str = "", symbols: int = 100) -> Outcome:
+def recall(
+    machine: Path, *, prompt: str = "", symbols: int = 100, out: Path | None = None
+) -> Outcome:
     """Continue a prompt with what a machine has learned.
 
     Args:
         machine: A machine that isospike learn saved.
         prompt (TEXT): Text to continue; symbols of melodies with spaces between them.
         symbols: Most symbols to add.
+        out (FILE): Where to write the tune of a machine of melodies: ``.mid`` or ``.abc``.
     """
+    if out is not None:
+        check_file(out, machine)
+        if out.suffix.lower() not in TUNES:
+            raise InputError(
+                f"recall needs --out to end in {' or '.join(TUNES)}, got {out}. Name it so."
+            )
     if not 0 <= symbols <= MOST_SYMBOLS:
         raise RangeError(
             f"recall needs symbols of at least 0 and at most {MOST_SYMBOLS}, got {symbols}. Try "
@@ -115,9 +129,25 @@ def recall(machine: Path, *, prompt: str = "", symbols: int = 100) -> Outcome:
             f"knows {len(learned.symbols)}; choose from those."
         )
     joint = {"char": "", "line": "\n"}.get(unit, " ")
+    if out is not None and unit != "melody":
+        raise InputError(
+            f"recall needs a machine of melodies for --out, got one of the unit {unit}. Leave --out "
+            "out."
+        )
     added = learned.generate(start, symbols)
-    text = joint.join(str(s) for s in [*start, *added])
-    return Outcome(data={"prompt": prompt, "text": text, "symbols": len(added)}, text=text)
+    whole = [str(s) for s in [*start, *added]]
+    if out is not None:
+        _write_tune(out, whole)
+    text = joint.join(whole)
+    data = {"prompt": prompt, "text": text, "symbols": len(added)}
+    return Outcome(data=data, text=text, saved=out)
+
+
+def _write_tune(path: Path, symbols: list[str]) -> None:
+    from isospike.data import write_abc, write_midi
+
+    midi = path.suffix.lower() != ".abc"
+    write_file(path, write_midi(symbols) if midi else write_abc(symbols, path.stem).encode())
 
 
 @contextlib.contextmanager

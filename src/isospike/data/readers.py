@@ -13,7 +13,7 @@ RECODE = "Save it as UTF-8."
 FORMATS = {
     codecs.BOM_UTF32_LE: ("UTF-32", RECODE), codecs.BOM_UTF32_BE: ("UTF-32", RECODE),
     codecs.BOM_UTF16_LE: ("UTF-16", RECODE), codecs.BOM_UTF16_BE: ("UTF-16", RECODE),
-    b"MThd": ("a MIDI file", "Write its notes as JSON: lists of MIDI numbers."),
+    b"MThd": ("a MIDI file", "Let its name end in .mid."),
     b"\x1f\x8b": ("a gzip archive", "Unpack it first."),
     b"BZh": ("a bzip2 archive", "Unpack it first."),
     b"\xfd7zXZ": ("an xz archive", "Unpack it first."),
