@@ -14,8 +14,8 @@ from isospike.data.notes import chord_of, note_symbol
 from isospike.errors import InputError, MissingExtraError
 
 pitches = st.lists(st.integers(0, 127), max_size=3, unique=True).map(lambda p: tuple(sorted(p)))
-notes = st.builds(note_symbol, pitches, st.integers(3, 200))
-tunes = st.lists(notes, min_size=1, max_size=20).filter(lambda t: any("rest" not in n for n in t))
+notes = st.tuples(pitches, st.integers(3, 200))
+tunes = st.lists(notes, min_size=1, max_size=20).filter(lambda t: any(chord for chord, _ in t))
 
 # Ours: a tune in two parts, with what a reader has to know.
 TUNE = """\
@@ -87,6 +87,7 @@ def test_a_tune_that_is_cut_is_refused(tmp_path, text, message):
 @settings(deadline=None)
 @given(tunes)
 def test_abc_comes_back_as_it_was_written(tmp_path_factory, tune):
+    tune = [note_symbol(*part) for part in tune]
     path = written(tmp_path_factory.mktemp("a"), write_abc(tune))
     assert read_abc(path) == [tune]
 
@@ -95,12 +96,13 @@ def test_abc_comes_back_as_it_was_written(tmp_path_factory, tune):
 @given(st.text("XK:CDab|[](){}!\"<>/1234_^=',zZ-\n ", max_size=80))
 def test_whatever_abc_holds_it_is_read_or_refused(tmp_path_factory, text):
     path = written(tmp_path_factory.mktemp("a"), f"X:1\nK:C\nC{text}")
+    found, refusal = [], ""
     try:
         found = read_abc(path)
     except InputError as error:
-        assert str(error).startswith("read_abc needs")
-    else:
-        assert all(chord_of(note)[1] >= 1 for tune in found for note in tune)
+        refusal = str(error)
+    assert bool(found) != refusal.startswith("read_abc needs")
+    assert all(chord_of(note)[1] >= 1 for tune in found for note in tune)
 
 
 def test_a_symbol_is_a_chord_and_a_length():
@@ -129,6 +131,7 @@ def monophonic(tune):
 @given(tunes)
 def test_midi_comes_back_as_it_was_written(tmp_path_factory, tune):
     pytest.importorskip("mido")
+    tune = [note_symbol(*part) for part in tune]
     path = tmp_path_factory.mktemp("m") / "t.mid"
     path.write_bytes(write_midi(tune))
     assert read_midi(path) == [monophonic(tune)]

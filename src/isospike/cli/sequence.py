@@ -131,7 +131,7 @@ def recall(
     joint = {"char": "", "line": "\n"}.get(unit, " ")
     if out is not None and unit != "melody":
         raise InputError(
-            f"recall needs a machine of melodies for --out, got one of the unit {unit}. Leave --out "
+            f"recall needs a machine of melodies for --out, got one of the unit {unit}. Leave it "
             "out."
         )
     added = learned.generate(start, symbols)

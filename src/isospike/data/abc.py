@@ -1,7 +1,8 @@
 """Tunes in ABC notation as notes, and back.
 
-Read are notes, rests, chords, accidentals until the bar ends, keys with their modes, lengths, broken
-rhythm, tuplets, ties and voices. A repeat is read once; ornaments, words and chord names are skipped.
+Read are notes, rests, chords, accidentals until the bar ends, keys with their modes, lengths,
+broken rhythm, tuplets, ties and voices. A repeat is read once; ornaments, words and chord names are
+skipped.
 
 Reference: the ABC music standard 2.1 (2011).
 """
@@ -167,7 +168,7 @@ class _Tune:
         return self._unit
 
     def _break(self, marks: str) -> None:
-        """``a>b``: the first note is lengthened by half, the second shortened; ``<`` the reverse."""
+        """``a>b``: the first note is longer by half, the second shorter; ``<`` the reverse."""
         voice = self._voices.get(self._voice)
         if voice:
             less = Fraction(1, 2 ** len(marks))

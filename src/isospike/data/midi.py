@@ -37,7 +37,7 @@ def read_midi(path: str | os.PathLike[str]) -> list[list[str]]:
     try:
         file = mido.MidiFile(file=io.BytesIO(data), clip=True)
         beat = file.ticks_per_beat
-    except Exception as error:  # of a library: whatever is in the file
+    except Exception as error:  # noqa: BLE001 - of a library: whatever is in the file
         why = first_sentence(error).rstrip(".") or "it ends too early"
         raise InputError(
             f"read_midi needs a whole MIDI file, got {name!r} ({why}). It may be cut: export it "
@@ -57,7 +57,8 @@ def read_midi(path: str | os.PathLike[str]) -> list[list[str]]:
 
 def _melodies(track: Any, beat: int) -> list[list[str]]:
     """The notes of each channel of a track, in the order of the channels."""
-    now, begun = 0, {}
+    now = 0
+    begun: dict[tuple[int, int], int] = {}
     found: dict[int, list[tuple[int, int, int]]] = {}  # start, end, pitch
     for message in track:
         now += message.time

@@ -46,6 +46,7 @@ def chord_of(symbol: str) -> tuple[tuple[int, ...], int]:
     notes = () if not found or found[1] == "rest" else tuple(map(int, found[1].split("-")))
     if found is None or any(note > 127 for note in notes):
         raise InputError(
-            f"a tune needs notes such as 60 or 60-64/12, got {symbol[:40]!r}. Learn music, not text."
+            f"a tune needs notes such as 60 or 60-64/12, got {symbol[:40]!r}. Learn "
+            "music, not text."
         )
     return notes, int(found[2] or QUARTER)

@@ -309,7 +309,8 @@ class SequenceMachine:
         Raises:
             InputError: As :meth:`learn`.
         """
-        return -np.log2(np.maximum(self._stream(sequence, learn)[1].chance, 2.0**-30))
+        chance = self._stream(sequence, learn)[1].chance
+        return np.abs(np.log2(np.clip(chance, 2.0**-30, 1.0)))
 
     @_alone
     def generate(self, prompt: Iterable[Hashable], count: int) -> list[Hashable]:
