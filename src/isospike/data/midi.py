@@ -31,6 +31,9 @@ def read_midi(path: str | os.PathLike[str]) -> list[list[str]]:
     Raises:
         InputError: The file is missing, unreadable, cut, no MIDI file, or has no notes.
         MissingExtraError: mido is not installed.
+
+    >>> read_midi("tune.mid")  # doctest: +SKIP
+    [['60-64/24', 'rest/12', '62/12']]
     """
     mido, name = _mido("read_midi"), os.fspath(path)
     data = read_file(path, "read_midi")
@@ -109,6 +112,9 @@ def write_midi(symbols: Sequence[str], tempo: int = 120) -> bytes:
     Raises:
         InputError: A symbol that is no note.
         MissingExtraError: mido is not installed.
+
+    >>> write_midi(["60-64/24", "rest/12", "62/12"])[:4]  # doctest: +SKIP
+    b'MThd'
     """
     mido = _mido("write_midi")
     file = mido.MidiFile(ticks_per_beat=QUARTER * 20)
