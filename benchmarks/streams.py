@@ -270,7 +270,8 @@ def _feed(pipe, lines):
 @study(
     "killed-watches",
     question="Is anything lost that came before the last save point, if watch is killed?",
-    presets={"tiny": P(kills=1, lines=500), "full": P(kills=20, lines=100_000)},
+    presets={"tiny": P(kills=1, lines=500), "small": P(kills=5, lines=20_000),
+             "full": P(kills=20, lines=100_000)},
 )
 def killed_watches(p, ctx):
     """kill -9, on a pipe, at a random time; one model, which goes on each time with what it lacks.

@@ -4,6 +4,7 @@ The preset ``tiny`` ports a small random BERT on random tokens.
 """
 
 import tempfile
+import warnings
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace as P
@@ -47,7 +48,9 @@ def float_bytes(model):
 
 def dynamic_int8(model):
     """The same model with torch's dynamic eight-bit products."""
-    return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated in favour of torchao
+        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
 
 
 @study(

@@ -63,6 +63,15 @@ def test_a_key_has_its_sharps(tmp_path, key, expected):
     assert tune == [f"{expected}/24"]
 
 
+@pytest.mark.parametrize(
+    "bars", ["C|[EG]2|", "C| [EG]2|", "C||[EG]2|]", "C|:[EG]2:|", "C|1[EG]2|", "C|[1[EG]2|"]
+)
+def test_a_chord_may_follow_a_bar_at_once(tmp_path, bars):
+    file = tmp_path / "tune.abc"
+    file.write_text(f"X:1\nL:1/8\nK:C\n{bars}\n")
+    assert read_abc(file) == [["60/12", "64-67/24"]]
+
+
 def test_voices_are_melodies_of_their_own(tmp_path):
     text = "X:1\nL:1/4\nK:C\nV:1\nCD\nV:2\nE2\n[V:1]E\n"
     assert read_abc(written(tmp_path, text)) == [["60/24", "62/24", "64/24"], ["64/48"]]
