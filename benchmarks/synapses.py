@@ -123,7 +123,7 @@ def synapses(p, ctx):
     presets={
         "tiny": P(rounds=1, rows=2, tokens=12, threads=1, ways=((8, 6),)),
         "small": P(rounds=3, rows=8, tokens=64, threads=2, ways=((16, 8), (8, 8))),
-        "full": P(rounds=7, rows=32, tokens=64, threads=2,
+        "full": P(rounds=5, rows=32, tokens=64, threads=2,
                   ways=((16, 8), (8, 8), (8, 7), (8, 6))),
     },
 )  # fmt: skip
