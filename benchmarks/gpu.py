@@ -22,6 +22,7 @@ from benchmarks.neurons import (
 from isospike.errors import UnsupportedError
 from isospike.experiments.study import Findings, Goal, study
 from isospike.hf.batches import first_output
+from isospike.models import SpikformerConfig
 from isospike.models.spikformer import Spikformer, fold
 from isospike.neurons import LIF, NeuronParams, NeuronState, run
 from isospike.porting.files import load
@@ -293,7 +294,7 @@ def spikformer_check(device, way):
     """Scores of a small Spikformer, on the device over on the CPU; images are random."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Spikformer(steps=2, channels=64, heads=4, blocks=2).train()
+        model = Spikformer(SpikformerConfig(steps=2, channels=64, heads=4, blocks=2)).train()
         images = torch.rand(8, 3, 32, 32)
         for module in model.modules():
             if hasattr(module, "running_mean"):
@@ -301,10 +302,11 @@ def spikformer_check(device, way):
         model(images)  # normalisations get their statistics
     model.eval()
     with torch.no_grad():
-        here = model(images)
+        here = model(images).logits
         model.to(device)
-        network = model if way == "module" else fold(model, way)
-        there = network(images.to(device)).cpu().float()
+        there = images.to(device)
+        there = model(there).logits if way == "module" else fold(model, way)(there)
+        there = there.cpu().float()
     return {"scores": (there - here).norm() / here.norm()}
 
 

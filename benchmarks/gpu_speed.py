@@ -18,6 +18,7 @@ from benchmarks.neurons import (
 )
 from isospike.experiments.study import Findings, study
 from isospike.hf.batches import first_output
+from isospike.models import SpikformerConfig
 from isospike.models.spikformer import Spikformer, fold, from_spikingjelly
 from isospike.neurons import LIF, NeuronParams
 from isospike.porting.run import run_of
@@ -210,7 +211,7 @@ def spikformers(p, numbers):
     """Spikformer-4-384, inference."""
     draw = torch.Generator().manual_seed(0)
     sample, x = (torch.rand(p.images, 3, 32, 32, generator=draw).to(p.device) for _ in range(2))
-    ours, runs = Spikformer().eval().to(p.device), {}
+    ours, runs = Spikformer(SpikformerConfig(num_labels=10)).eval().to(p.device), {}
     if p.peers:
         from spikingjelly.activation_based import functional
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from isospike.experiments.study import Findings, Goal, study
 from isospike.kernels.neuron.cpu import CompiledNeuron
 from isospike.kernels.product.int8 import add_product, pack_float32
+from isospike.models import SpikformerConfig
 from isospike.models import spikformer as home
 from isospike.models.spikformer import Spikformer, fold, from_spikingjelly
 from isospike.neurons import LIF
@@ -200,7 +201,7 @@ def network(p, ctx):
     """Spikformer-4-384, inference, T = 4, normalisations calibrated."""
     draw = torch.Generator().manual_seed(0)
     sample, x = (torch.rand(p.shape, generator=draw) for _ in range(2))
-    ours, runs, numbers = Spikformer().eval(), {}, {}
+    ours, runs, numbers = Spikformer(SpikformerConfig(num_labels=10)).eval(), {}, {}
     if p.peers:
         theirs, run_theirs, kind = spikingjelly_spikformer(sample, x)
         ours.load_state_dict(from_spikingjelly(theirs.state_dict()))

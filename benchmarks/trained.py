@@ -72,8 +72,9 @@ def sentiment(p, ctx):
     return fine_tuned(p, ctx.folder / f"sst-minilm-{p.tuned}", training), texts
 
 
-def fine_tuned(p, folder, training):
-    """The float classifier, of the folder if it is there."""
+def fine_tuned(p, folder, training, frozen=0.5):
+    """The float classifier, of the folder if it is there; a share of its layers, from the first,
+    is not trained."""
     automatic = transformers.AutoModelForSequenceClassification
     if (folder / "config.json").exists():
         return automatic.from_pretrained(folder).eval()
@@ -83,7 +84,8 @@ def fine_tuned(p, folder, training):
         transformers.utils.logging.set_verbosity_error()
         model = automatic.from_pretrained(minilm_path(), dtype="float32", num_labels=2).train()
         model.bert.embeddings.requires_grad_(False)
-        model.bert.encoder.layer[: len(model.bert.encoder.layer) // 2].requires_grad_(False)
+        layers = model.bert.encoder.layer
+        layers[: int(len(layers) * frozen)].requires_grad_(False)
 
         def loss(batch, labels):
             return model(**batch, labels=labels).loss

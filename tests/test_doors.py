@@ -26,6 +26,7 @@ from isospike.models import (
     QKFormer,
     QKFormerConfig,
     Spikformer,
+    SpikformerConfig,
     Transformer,
     fold,
 )
@@ -95,7 +96,7 @@ DOORS = {
     "recover_heads": lambda x: ranks.recover_heads(x, torch.eye(4), 2),
     "Transformer": lambda x: Transformer(10, 8, 2, 1)(x),
     "mask": lambda x: Transformer(10, 8, 2, 1)(torch.zeros(2, 3).long(), 0 if x is None else x),
-    "Spikformer": lambda x: Spikformer(2, channels=16, heads=2, blocks=1)(x),
+    "Spikformer": lambda x: Spikformer(SpikformerConfig(channels=16, heads=2, blocks=1))(x),
     "gates": lambda x: GatedOutputProjection(3, 3)(x, torch.ones(4, 3)),
 }  # fmt: skip
 MATRICES = {

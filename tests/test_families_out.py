@@ -21,6 +21,8 @@ from isospike.models import (
     QKFormerConfig,
     SpikeDrivenConfig,
     SpikeDrivenTransformer,
+    Spikformer,
+    SpikformerConfig,
 )
 from isospike.neurons import LIF, NeuronParams
 
@@ -88,8 +90,10 @@ def test_what_has_no_node_is_named_and_left_out():
     assert kinds.count("q k^T v") == 1
     with pytest.raises(ShapeError, match=r"multiples of 2, got \(7, 8\)"):
         family_network(model, (7, 8))
-    with pytest.raises(UnsupportedError, match="of isospike.models, got a Linear"):
+    with pytest.raises(UnsupportedError, match="SpikeDrivenTransformer, got a Linear"):
         family_network(nn.Linear(2, 2), (8, 8))
+    with pytest.raises(UnsupportedError, match="got a Spikformer"):
+        family_network(Spikformer(SpikformerConfig(channels=8, heads=1, blocks=1)), (8, 8))
 
 
 def compiled(folder, network, **options):

@@ -41,7 +41,8 @@ def train(
 
     Args:
         model (NAME): ``integer-net``, ``qkformer``, ``ms-qkformer``, ``max-former``,
-            ``spike-driven``, ``spiking-resformer``, ``sequence-net``, or a recipe.toml.
+            ``spike-driven``, ``spikformer``, ``spiking-resformer``, ``sequence-net``, or a
+            recipe.toml.
         data (DIR): Class folders in ``train`` and ``test``, the files of MNIST, or two archives
             ``*train.npz`` and ``*test.npz`` of JPEG files or of events.
         size (SIZE): ``small`` trains on two cores; ``full`` is the recipe of the paper.

@@ -16,7 +16,6 @@ from isospike.deploy.attention import mask_attention, spike_or, token_attention
 from isospike.deploy.build import Builder, Refused, convolution
 from isospike.deploy.network import DT, Network, Reshape
 from isospike.errors import ShapeError, UnsupportedError
-from isospike.models.classifier import SpikingClassifier
 from isospike.models.layers import (
     Block,
     Embedding,
@@ -25,9 +24,12 @@ from isospike.models.layers import (
     Synapses,
     TokenAttention,
 )
+from isospike.models.max_former import MaxFormer, MSQKFormer
+from isospike.models.qkformer import QKFormer
 from isospike.models.spike_driven import SpikeDrivenTransformer
 from isospike.neurons import LIF, Neuron, scale_and_shift
 
+FAMILIES = (MSQKFormer, MaxFormer, QKFormer, SpikeDrivenTransformer)
 Membrane = tuple[str, ...]
 """Nodes whose sum it is."""
 MAXIMUM = "a maximum of currents is no sum of spikes"
@@ -63,12 +65,11 @@ def family_network(
     (torch.Size([2, 1, 10]), [])
     """
     name = type(model).__name__
-    if not isinstance(model, SpikingClassifier) or not (
-        isinstance(model, SpikeDrivenTransformer) or hasattr(model, "stages")
-    ):
+    if not isinstance(model, FAMILIES):
+        known = ", ".join(family.__name__ for family in FAMILIES)
         raise UnsupportedError(
-            f"family_network needs a spiking transformer of isospike.models, got a {name}. Of "
-            "layers one after the other, make a sequential_network."
+            f"family_network needs a spiking transformer of {known}, got a {name}. Of layers one "
+            "after the other, make a sequential_network."
         )
     if getattr(model.config, "published_leak", False):
         raise UnsupportedError(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         QKFormerConfig,
         SequenceNetConfig,
         SpikeDrivenConfig,
+        SpikformerConfig,
         SpikingBertConfig,
         SpikingResformerConfig,
     )
@@ -49,6 +50,7 @@ _PLACES = {
     "SpikeDrivenConfig": "configs",
     "SpikeDrivenTransformer": "spike_driven",
     "Spikformer": "spikformer",
+    "SpikformerConfig": "configs",
     "SpikingBert": "spiking_bert",
     "SpikingBertConfig": "configs",
     "SpikingClassifier": "classifier",
@@ -77,6 +79,7 @@ __all__ = [
     "SpikeDrivenConfig",
     "SpikeDrivenTransformer",
     "Spikformer",
+    "SpikformerConfig",
     "SpikingBert",
     "SpikingBertConfig",
     "SpikingClassifier",

@@ -8,6 +8,7 @@ from isospike.models.max_former import MaxFormer, MSQKFormer
 from isospike.models.qkformer import QKFormer
 from isospike.models.sequence import SequenceNet
 from isospike.models.spike_driven import SpikeDrivenTransformer
+from isospike.models.spikformer import Spikformer
 from isospike.models.spiking_resformer import SpikingResformer
 
 IMAGES = (
@@ -17,6 +18,7 @@ IMAGES = (
     QKFormer,
     SequenceNet,
     SpikeDrivenTransformer,
+    Spikformer,
     SpikingResformer,
 )
 for _model in IMAGES:

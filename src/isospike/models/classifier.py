@@ -70,15 +70,29 @@ class SpikingClassifier(PreTrainedModel):  # type: ignore[misc]
             RangeError: There are no steps, other than 1 or D of a model of integer neurons, or a
                 label is not one of the classes.
         """
-        name = type(self).__name__
-        frames, steps = self._frames(name, pixel_values, steps)
+        frames, steps = self.frames(pixel_values, steps)
         logits = self.head(self.encode(frames, steps).mean(0))
         if labels is None:
             return ImageClassifierOutput(logits=logits)
-        check_labels(name, labels, logits)
+        check_labels(type(self).__name__, labels, logits)
         return ImageClassifierOutput(loss=F.cross_entropy(logits, labels), logits=logits)
 
-    def _frames(self, name: str, images: Tensor, steps: int | None) -> tuple[Tensor, int]:
+    def frames(self, images: Tensor, steps: int | None) -> tuple[Tensor, int]:
+        """What :meth:`encode` reads, and the number of steps, of what :meth:`forward` is given.
+
+        Args:
+            images: ``pixel_values``.
+            steps: None for the usual.
+
+        Returns:
+            Frames, of one step where images repeat, and the number of steps.
+
+        Raises:
+            InputError: As of :meth:`forward`.
+            ShapeError: As of :meth:`forward`.
+            RangeError: As of :meth:`forward`.
+        """
+        name = type(self).__name__
         check_tensor(name, "pixel_values", images)
         shape, channels, side = tuple(images.shape), self.config.num_channels, self.stride
         fits = len(shape) in (4, 5) and shape[-3] == channels and 0 not in shape

@@ -167,6 +167,42 @@ class SpikeDrivenConfig(SpikingConfig):
             )
 
 
+class SpikformerConfig(SpikingConfig):
+    """Sizes of a :class:`~isospike.models.Spikformer`, by default 4-384 for 32 x 32 images.
+
+    Attributes:
+        channels: Of a token, a multiple of 8 and of ``heads``.
+        heads: Attention heads.
+        blocks: Number of blocks.
+        expansion: Hidden neurons of the perceptron per channel.
+        pools_spikes: Whether the stem pools spikes, as in the authors' code, instead of currents,
+            as in SpikingJelly's.
+        num_channels: Channels of the input.
+        steps: Time steps of a call that gives none.
+
+    >>> SpikformerConfig(num_labels=10).num_labels
+    10
+    """
+
+    model_type = "isospike-spikformer"
+    channels: int = 384
+    heads: int = 12
+    blocks: int = 4
+    expansion: int = 4
+    pools_spikes: bool = False
+    num_channels: int = 3
+    steps: int = 4
+
+    def check(self) -> None:
+        owner = "SpikformerConfig"
+        check_positive(owner, self, ("heads", "blocks", "expansion", "num_channels", "steps"))
+        if self.channels < 8 or self.channels % 8 or self.channels % self.heads:
+            raise RangeError(
+                f"{owner} needs channels a multiple of 8 and of heads, got channels="
+                f"{self.channels}, heads={self.heads}. Choose channels=384, heads=12."
+            )
+
+
 class IntegerNetConfig(SpikingConfig):
     """Sizes of an :class:`~isospike.models.IntegerNet`.
 
@@ -374,6 +410,7 @@ CONFIGS = (
     QKFormerConfig,
     SequenceNetConfig,
     SpikeDrivenConfig,
+    SpikformerConfig,
     SpikingBertConfig,
     SpikingResformerConfig,
 )

@@ -16,13 +16,11 @@ from isospike.kernels.product.int8 import BytePlanes, add_product, can_pack, pac
 from isospike.kernels.runtime.buffers import Purpose, workspace
 from isospike.kernels.runtime.precision import in_float32
 from isospike.models import spikformer
-from isospike.models.classifier import SpikingClassifier
+from isospike.models.classifier import AT_ONCE, SpikingClassifier
 from isospike.models.layers import Synapses
 from isospike.models.spikformer import Spikformer
 from isospike.neurons import Neuron, scale_and_shift
 from isospike.tensors import check_tensor
-
-AT_ONCE = 4  # images that a folded network takes at a time on a CPU
 
 
 class FoldedSynapses(nn.Module):
@@ -94,16 +92,14 @@ def fold(model: Any, precision: str = "exact") -> Any:
     """Make a network that only runs, on the device where the model is, with the model's spikes.
 
     Args:
-        model: A :class:`~isospike.models.SpikingClassifier`, or a
-            :class:`~isospike.models.Spikformer`. It is not changed, and later changes of it have no
-            effect.
+        model: A :class:`~isospike.models.SpikingClassifier`. It is not changed, and later changes
+            of it have no effect.
         precision: ``exact``: products with the error of float32's own, so that a spike differs only
             where the membrane is within rounding of the threshold; ``fast``, of a Spikformer:
             bfloat16 weights.
 
     Returns:
-        A function of images or frames, and of steps, that gives the logits; of a Spikformer see
-        :func:`isospike.models.spikformer.fold`.
+        A function of images or frames, and of steps, that gives the logits.
 
     Raises:
         UnsupportedError: Another model or precision, a normalisation without running statistics, or

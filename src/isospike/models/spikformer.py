@@ -11,6 +11,7 @@ taken at a time so that they stay in the cache, and the first convolution, whose
 done once.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
 
@@ -18,17 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isospike.errors import RangeError, ShapeError, UnsupportedError
+from isospike.errors import UnsupportedError
 from isospike.kernels.product.int8 import BytePlanes, add_product, can_pack, pack_float32
 from isospike.kernels.runtime.buffers import Purpose, workspace
 from isospike.kernels.runtime.precision import in_float32
+from isospike.models.classifier import AT_ONCE, SpikingClassifier
+from isospike.models.configs import SpikformerConfig
 from isospike.models.importers import Rule, rename
-from isospike.models.layers import ATTENTION, NEURONS, pool_largest, pool_spikes
+from isospike.models.layers import ATTENTION, NEURONS, pool_largest, pool_spikes, split_axis
 from isospike.neurons import LIF, NeuronParams, compile_neuron, run, scale_and_shift
 from isospike.products import PRECISIONS, spike_attention
-from isospike.tensors import check_tensor
-
-AT_ONCE = 4  # images that a folded network takes at a time on a CPU
 
 
 class Projection(nn.Module):
@@ -57,14 +57,15 @@ class Convolution(nn.Module):
         self.pool, self.pools_spikes = pool, pools_spikes
         self.neurons = LIF(NEURONS)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, steps: int = 1) -> Tensor:
         y = self.norm(self.conv(x.flatten(0, 1)))
         y = pool_largest(y) if self.pool and not self.pools_spikes else y
-        spikes: Tensor = self.neurons(y.view(*x.shape[:2], *y.shape[1:]))
+        y = split_axis(y, 0, tuple(x.shape[:2]))
+        y = y.expand(steps, *y.shape[1:]) if len(y) == 1 else y
+        spikes: Tensor = self.neurons(y)
         if not (self.pool and self.pools_spikes):
             return spikes
-        pooled = pool_largest(spikes.flatten(0, 1))
-        return pooled.view(*x.shape[:2], *pooled.shape[1:])
+        return split_axis(pool_largest(spikes.flatten(0, 1)), 0, tuple(spikes.shape[:2]))
 
 
 class Block(nn.Module):
@@ -86,83 +87,58 @@ class Block(nn.Module):
         return torch.add(x, self.down(self.up(x)))
 
 
-class Spikformer(nn.Module):
+class Spikformer(SpikingClassifier):
     """Spikformer-4-384 by default.
 
     Args:
-        steps: T, number of time steps; the image is the input of each.
-        classes: Classes of the head.
-        channels: Channels of a token, a multiple of 8 and of ``heads``.
-        heads: Attention heads.
-        blocks: Number of blocks.
-        expansion: Hidden neurons of the perceptron per channel.
-        pools_spikes: Whether the stem pools spikes, as in the authors' code, instead of currents,
-            as in SpikingJelly's.
+        config: Its sizes.
 
     Raises:
-        RangeError: ``channels`` is not such a multiple, or there are no steps.
+        RangeError: The sizes do not fit each other.
 
-    >>> model = Spikformer(steps=2, channels=16, heads=2, blocks=1)
-    >>> model(torch.zeros(3, 3, 32, 32)).shape  # steps, batch, classes
-    torch.Size([2, 3, 10])
+    >>> model = Spikformer(SpikformerConfig(channels=16, heads=2, blocks=1, num_labels=10))
+    >>> model(torch.zeros(3, 3, 32, 32), steps=2).logits.shape
+    torch.Size([3, 10])
 
     Reference: Zhou, Zhu, He, Wang, Yan, Tian, Yuan (2023), Spikformer: when spiking neural network
     meets transformer.
     """
 
-    def __init__(
-        self,
-        steps: int = 4,
-        classes: int = 10,
-        channels: int = 384,
-        heads: int = 12,
-        blocks: int = 4,
-        expansion: int = 4,
-        pools_spikes: bool = False,
-    ) -> None:
-        super().__init__()
-        if steps < 1 or channels % 8 or channels % heads:
-            raise RangeError(
-                "Spikformer needs steps >= 1 and channels a multiple of 8 and of heads, got "
-                f"steps={steps}, channels={channels}, heads={heads}. Choose channels=384, heads=12."
-            )
-        self.steps = steps
-        sizes = [3, channels // 8, channels // 4, channels // 2, channels]
+    config_class = SpikformerConfig
+
+    def __init__(self, config: SpikformerConfig) -> None:
+        config.check()
+        super().__init__(config)
+        channels = config.channels
+        sizes = [config.num_channels, *(channels >> i for i in (3, 2, 1, 0))]
         self.stages = nn.ModuleList(
-            Convolution(a, b, i >= 2, pools_spikes)
+            Convolution(a, b, i >= 2, config.pools_spikes)
             for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False))
         )
         self.position = Convolution(channels, channels, pool=False)
         self.blocks = nn.ModuleList(
-            Block(channels, heads, expansion * channels) for _ in range(blocks)
+            Block(channels, config.heads, config.expansion * channels) for _ in range(config.blocks)
         )
-        self.head = nn.Linear(channels, classes)
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.head = nn.Linear(channels, config.num_labels)
+        self.post_init()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Scores of images; their mean over the steps is the answer.
+    @property
+    def stride(self) -> int:
+        return 4
 
-        Args:
-            images: ``[batch, 3, height, width]``, sides divisible by 4.
-
-        Returns:
-            ``[steps, batch, classes]``.
-
-        Raises:
-            ShapeError: ``images`` has another shape.
-        """
-        check_images(images)
-        x = images.expand(self.steps, *images.shape)
+    def encode(self, frames: Tensor, steps: int) -> Tensor:
+        x = frames.permute(0, 1, 4, 2, 3)
         for stage in self.stages:
-            x = stage(x)
+            x = stage(x, steps)
         x = (x + self.position(x)).flatten(3).transpose(2, 3)
         for block in self.blocks:
             x = block(x)
-        scores: Tensor = self.head(x.mean(2))
-        return scores
+        return x.mean(2)  # type: ignore[no-any-return]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=0.02)
 
 
 def split_heads(x: Tensor, heads: int) -> tuple[Tensor, ...]:
@@ -177,22 +153,6 @@ def split_heads(x: Tensor, heads: int) -> tuple[Tensor, ...]:
     """
     parts = (y.view(*y.shape[:-1], heads, -1) for y in x.chunk(3, -1))
     return tuple(y.transpose(-3, -2) for y in parts)
-
-
-def check_images(images: Tensor) -> None:
-    """Raise unless these are images that Spikformer takes: float32, on any device."""
-    check_tensor("Spikformer", "images", images)
-    if images.dtype not in (torch.float32, torch.bfloat16, torch.float64):
-        raise RangeError(
-            f"Spikformer needs images of a floating-point type, got {images.dtype}. Convert them "
-            "with .float()."
-        )
-    shape = tuple(images.shape)
-    if len(shape) != 4 or shape[1] != 3 or shape[2] % 4 or shape[3] % 4 or 0 in shape:
-        raise ShapeError(
-            f"Spikformer needs images [batch, 3, height, width] with sides divisible by 4, got "
-            f"{shape}. Leave the time steps out: the model repeats the images."
-        )
 
 
 def from_spikingjelly(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -259,8 +219,8 @@ AUTHORS: list[Rule] = [
 
 
 def from_authors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for ``Spikformer(pools_spikes=True)`` from those of the authors' network for small
-    images, on SpikingJelly's old ``clock_driven``.
+    """Weights for a Spikformer with ``pools_spikes=True`` from those of the authors' network for
+    small images, on SpikingJelly's old ``clock_driven``.
 
     Args:
         weights: The ``state_dict()`` of their network.
@@ -328,14 +288,15 @@ class Folded(NamedTuple):
 
 
 class FoldedSpikformer:
-    """A Spikformer for inference, made by :func:`fold`; it is called like the original.
+    """A Spikformer for inference, made by :func:`fold`; it is called with images or frames, and
+    steps, and gives the logits.
 
     Args:
         model: The network, in inference.
         precision: ``exact``, or ``fast`` for weights in bfloat16.
 
     >>> from isospike.models import fold
-    >>> model = Spikformer(steps=2, channels=16, heads=2, blocks=1).eval()
+    >>> model = Spikformer(SpikformerConfig(channels=16, heads=2, blocks=1)).eval()
     >>> isinstance(fold(model), FoldedSpikformer)
     True
     """
@@ -343,7 +304,7 @@ class FoldedSpikformer:
     def __init__(self, model: Spikformer, precision: str) -> None:
         stages = [cast(Convolution, stage) for stage in model.stages]
         blocks = [cast(Block, block) for block in model.blocks]
-        self.steps = model.steps
+        self.frames = model.frames
         a, b = scale_and_shift(stages[0].norm)
         self.image_weight = stages[0].conv.weight.detach() * a.view(-1, 1, 1, 1)
         self.image_neurons = _neurons(NEURONS._replace(bias=b * NEURONS.gain), b)
@@ -356,20 +317,23 @@ class FoldedSpikformer:
         ]
         self.heads = blocks[0].heads if blocks else 1
         self.attention_neurons = _neurons(ATTENTION, model.head.weight[0])
-        self.head = model.head
+        self.head = copy.deepcopy(model.head)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Scores of images; see :meth:`Spikformer.forward`."""
-        check_images(images)
-        at_once = AT_ONCE if images.device.type == "cpu" else max(1, len(images))
-        parts = [images[i : i + at_once] for i in range(0, len(images), at_once)]
-        return torch.cat([self._run(part) for part in parts], 1)
+    def __call__(self, pixel_values: Tensor, steps: int | None = None) -> Tensor:
+        """``logits [batch, classes]``; see :meth:`SpikingClassifier.forward`."""
+        frames, steps = self.frames(pixel_values, steps)
+        images = frames.shape[1]
+        at_once = AT_ONCE if frames.device.type == "cpu" else images
+        return torch.cat([self._run(part, steps) for part in torch.split(frames, at_once, 1)])
 
     @in_float32
-    def _run(self, images: Tensor) -> Tensor:
+    def _run(self, frames: Tensor, steps: int) -> Tensor:
+        images = frames.flatten(0, 1).permute(0, 3, 1, 2)
         y = F.conv2d(images, self.image_weight, padding=1).permute(0, 2, 3, 1).contiguous()
-        x = self.image_neurons(y.expand(self.steps, *y.shape), self.dtype)
+        y = split_axis(y, 0, tuple(frames.shape[:2]))
+        y = y.expand(steps, *y.shape[1:]) if len(y) == 1 else y
+        x = self.image_neurons(y, self.dtype)
         for stage in self.stages:
             x = _spikes(x, stage)
         x = (x + _spikes(x, self.position)).flatten(2, 3)
@@ -378,7 +342,7 @@ class FoldedSpikformer:
             y = spike_attention(q, k, v).transpose(-3, -2).flatten(-2)
             x = x + _spikes(self.attention_neurons(y, self.dtype), out)
             x = x + _spikes(_spikes(x, up), down)
-        scores: Tensor = self.head(x.float().mean(2))
+        scores: Tensor = self.head(x.float().mean(2)).mean(0)
         return scores
 
 
@@ -393,16 +357,16 @@ def fold(model: Spikformer, precision: str = "exact") -> FoldedSpikformer:
             processors with a bfloat16 unit. Counts, hence attention, are exact in both.
 
     Returns:
-        A function of images; see :meth:`Spikformer.forward`.
+        A function of images or frames, and of steps, that gives the logits.
 
     Raises:
         UnsupportedError: Unknown precision, or a normalisation without running statistics.
 
     Gradient: none.
 
-    >>> network = fold(Spikformer(steps=2, channels=16, heads=2, blocks=1).eval())
-    >>> network(torch.zeros(3, 3, 32, 32)).shape
-    torch.Size([2, 3, 10])
+    >>> model = Spikformer(SpikformerConfig(channels=16, heads=2, blocks=1, num_labels=10))
+    >>> fold(model.eval())(torch.zeros(3, 3, 32, 32), steps=2).shape
+    torch.Size([3, 10])
     """
     if precision not in PRECISIONS:
         raise UnsupportedError(

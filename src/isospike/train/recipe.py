@@ -173,6 +173,13 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
         "full": Recipe("isospike-spike-driven", **{**PAPER, "epochs": 300, "rate": 3e-4}),
     },
+    "spikformer": {
+        "small": Recipe(
+            "isospike-spikformer",
+            {"channels": 96, "heads": 8, "blocks": 2, "expansion": 2}, **SMALL,
+        ),
+        "full": Recipe("isospike-spikformer", **{**PAPER, "epochs": 300, "rate": 5e-4}),
+    },
     "spiking-resformer": {
         "small": Recipe(
             "isospike-spiking-resformer",
