@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace as P
 from typing import NamedTuple
@@ -81,7 +82,7 @@ def prediction(p, ctx):
 
 
 def series(folder):
-    """NAB: name, numbers and windows of each file of data."""
+    """NAB: name, numbers, windows and hours of the day of each file of data."""
     windows = json.loads((folder / "labels/combined_windows.json").read_text())
     for path in sorted(folder.glob("data/*/*.csv.gz")):
         name = f"{path.parent.name}/{path.name[:-3]}"
@@ -89,7 +90,8 @@ def series(folder):
         times = [row[0] for row in rows]
         ends = [(times.index(a[:19]), len(times) - 1 - times[::-1].index(b[:19]))
                 for a, b in windows[name]]  # fmt: skip
-        yield name, [float(row[1]) for row in rows], sorted(ends)
+        hours = [datetime.fromisoformat(time).hour for time in times]
+        yield name, [float(row[1]) for row in rows], sorted(ends), hours
 
 
 def worth(length, windows):
@@ -109,7 +111,7 @@ def worth(length, windows):
 def nab_scores(scores, files):
     """NAB's score of each profile at its best threshold: 0 for no alarm, 100 for perfect."""
     every, windows, values, total = [], [], [], 0
-    for name, numbers, ends in files:
+    for name, numbers, ends, _ in files:
         first = min(int(0.15 * len(numbers)), 750)
         window, value = worth(len(numbers), ends)
         every.append(scores[name][first:])
@@ -146,30 +148,37 @@ def nab(p, ctx):
     """
     if p.files == 0:  # the form of the study on made numbers
         numbers = [*np.sin(np.arange(400) / 9), 5.0, *np.sin(np.arange(20) / 9)]
-        files = [("made", numbers, [(395, 410)])]
+        files = [("made", numbers, [(395, 410)], [i // 12 % 24 for i in range(421)])]
     else:
         files = list(series(ctx.file("nab")))[: p.files]
-    scores, rows, start = {}, 0, time.perf_counter()
-    for done, (name, numbers, _) in enumerate(files):
-        update("nab", done, len(files))
-        low, high = min(numbers), max(numbers)
-        watcher = Watcher(low, high if high > low else low + 1)
-        scores[name] = np.array([moment.bits for moment in watcher.take_all(numbers)])
-        rows += len(numbers)
-    cost = 1e6 * (time.perf_counter() - start) / rows
+    scores, costs = {}, {}
+    for by_hour in (True, False):
+        kind, start = "with the hour" if by_hour else "without", time.perf_counter()
+        for done, (name, numbers, _, hours) in enumerate(files):
+            update(f"nab, {kind}", done, len(files))
+            low, high = min(numbers), max(numbers)
+            phases = 24 if by_hour else 0
+            watcher = Watcher(low, high if high > low else low + 1, phases=phases)
+            moments = watcher.take_all(numbers, hours if by_hour else None)
+            scores[kind, name] = np.array([moment.anomaly for moment in moments])
+        rows = sum(len(numbers) for _, numbers, _, _ in files)
+        costs[kind] = 1e6 * (time.perf_counter() - start) / rows
     parts = {"all": files, "chosen on": files[::2], "not chosen on": files[1::2]}
-    found = {part: nab_scores(scores, some) for part, some in parts.items() if some}
+    found = {(kind, part): nab_scores({name: scores[kind, name] for name, *_ in some}, some)
+             for kind in costs for part, some in parts.items() if some}  # fmt: skip
     table = Table(
         "Numenta Anomaly Benchmark",
-        ("files", *PROFILES),
-        tuple((f"{part}, {len(parts[part])}", *(f"{v:.1f}" for v in of.values()))
-              for part, of in found.items()),
+        ("hour of the day", "files", *PROFILES),
+        tuple((kind, f"{part}, {len(parts[part])}", *(f"{v:.1f}" for v in of.values()))
+              for (kind, part), of in found.items()),
         "Score at the best threshold, as NAB reports it: 0 for no alarm at all, 100 for perfect.",
     )  # fmt: skip
-    numbers = {f"{part}, {key}": v for part, of in found.items() for key, v in of.items()}
-    goals = {key: Goal(found["all"][key], limit, at_least=True)
+    numbers = {f"{part}, {key}, {kind}": v for (kind, part), of in found.items()
+               for key, v in of.items()}  # fmt: skip
+    numbers |= {f"microseconds a row, {kind}": cost for kind, cost in costs.items()}
+    goals = {key: Goal(found["with the hour", "all"][key], limit, at_least=True)
              for key, limit in PUBLISHED.items()} if p.goal else {}  # fmt: skip
-    return Findings({**numbers, "microseconds a row": cost}, [table], goals)
+    return Findings(numbers, [table], goals)
 
 
 def precision_area(score, positive):
@@ -270,8 +279,11 @@ def _feed(pipe, lines):
 @study(
     "killed-watches",
     question="Is anything lost that came before the last save point, if watch is killed?",
-    presets={"tiny": P(kills=1, lines=500), "small": P(kills=5, lines=20_000),
-             "full": P(kills=20, lines=100_000)},
+    presets={
+        "tiny": P(kills=1, lines=500),
+        "small": P(kills=5, lines=20_000),
+        "full": P(kills=20, lines=100_000),
+    },
 )
 def killed_watches(p, ctx):
     """kill -9, on a pipe, at a random time; one model, which goes on each time with what it lacks.

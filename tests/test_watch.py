@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from isospike.cli import app
@@ -29,8 +31,30 @@ def test_a_number_near_the_expected_one_surprises_less_than_a_far_one():
         for _ in range(100):
             watcher.take(5.0)
         found.append(watcher.take(last))
-    assert 1 < found[0].bits < found[1].bits
+    assert found[0].bits < 1 < 10 < found[1].bits
     assert found[0].anomaly < found[1].anomaly < 1
+
+
+def test_what_is_usual_at_another_hour_surprises():
+    day = [0.2] * 12 + [0.8] * 12
+    hours = list(range(24))
+    watcher = Watcher(0.0, 1.0, phases=24)
+    watcher.take_all(day * 30, hours * 30)
+    night = watcher.take_all([0.2] * 24, hours)  # the day does not come
+    assert all(moment.bits < 0.5 for moment in night[1:12])
+    assert night[12].bits > 3
+    assert max(moment.anomaly for moment in night) > 0.98
+
+
+@settings(deadline=None, max_examples=5)
+@given(st.integers(0, 90))
+def test_numbers_with_phases_may_be_cut_anywhere(cut):
+    values, phases = np.sin(np.arange(90)).tolist(), [i % 6 for i in range(90)]
+    whole, parted = (Watcher(-1, 1, phases=6) for _ in range(2))
+    found = parted.take_all(values[:cut], phases[:cut])
+    for value, phase in zip(values[cut:], phases[cut:], strict=True):
+        found.append(parted.take(value, phase))
+    assert found == whole.take_all(values, phases)
 
 
 def test_one_event_is_one_alarm():
@@ -56,6 +80,30 @@ def test_numbers_outside_the_range_are_taken():
 def test_a_range_that_is_none_is_refused(values, kind, message):
     with pytest.raises(kind, match=message):
         Watcher(*values)
+
+
+@pytest.mark.parametrize(
+    ("make", "take", "kind", "message"),
+    [
+        ({"phases": 24}, (), InputError, "Watcher needs numbers for phases, got phases=24"),
+        ({"low": 0.0, "high": 1.0, "phases": -1}, (), RangeError, "phases from 0 to 1024, got -1"),
+        ({"low": 0.0, "high": 1.0, "phases": 24}, (0.5,), InputError, "a phase a value, got none"),
+        ({"low": 0.0, "high": 1.0}, (0.5, 3), InputError, "take needs no phases, got some"),
+        ({"low": 0.0, "high": 1.0, "phases": 4}, (0.5, 4), RangeError, "from 0 to 3, got 4"),
+    ],
+)
+def test_phases_that_are_none_are_refused(make, take, kind, message):
+    with pytest.raises(kind, match=message):
+        Watcher(**make).take(*take)
+
+
+def test_not_as_many_phases_as_values_are_refused_and_change_nothing():
+    watcher = Watcher(0.0, 1.0, phases=4)
+    with pytest.raises(InputError, match="take_all needs a phase a value, got 1 for 2"):
+        watcher.take_all([0.5, 0.6], [1])
+    assert watcher.count == 0
+    assert watcher.whole
+    assert watcher.take_all([], []) == []
 
 
 def test_what_is_no_number_is_refused_and_changes_nothing():
@@ -116,9 +164,25 @@ def test_watch_takes_numbers_of_a_csv(tmp_path):
     assert found[-1]["bits"] == max(moment["bits"] for moment in found[50:])
 
 
+def test_watch_takes_the_hour_of_a_csv(tmp_path):
+    times = [f"2026-03-{day:02} {hour:02}:00:00" for day in range(1, 29) for hour in range(24)]
+    values = [0.2 + 0.6 * (time[11:13] >= "12") for time in times]
+    values[-12:] = [0.2] * 12
+    table = tmp_path / "v.csv"
+    rows = zip(times, values, strict=True)
+    table.write_text("time,value\n" + "".join(f"{t},{v}\n" for t, v in rows))
+    line = ("watch", table, "--unit", "number", "--json", "--clock")
+    found = [json.loads(x) for x in call(*line).stdout.split("\n") if x]
+    assert len(found) == 28 * 24
+    assert max(m["anomaly"] for m in found[100:-12]) < max(m["anomaly"] for m in found[-12:])
+
+
 @pytest.mark.parametrize(
     ("arguments", "text", "message"),
     [
+        (("--clock",), "", "watch needs --clock only with --unit number"),
+        (("--unit", "number", "--low", 0, "--high", 1, "--clock"), "t,v\nx,1\n",
+         "watch needs date and time in the first column for --clock, got 'x' in line 2"),
         (("--unit", "word"), "", "watch needs --unit to be one of char, line, number"),
         (("--unit", "number"), "1\n", "watch needs --low and --high for numbers of a pipe"),
         (("--unit", "number", "--low", 0, "--high", 1), "1\nnan\n", "got 'nan' in line 2"),
@@ -126,7 +190,7 @@ def test_watch_takes_numbers_of_a_csv(tmp_path):
         (("--unit", "number", "--low", 1, "--high", 0), "1\n", "finite low < high"),
         (("--low", 0), "", "only with --unit number"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_one_line(arguments, text, message):
     done = call("watch", "-", *arguments, text=text)
     assert done.exit_code == 2

@@ -19,19 +19,23 @@ from isospike.report.disk import held
 
 
 @settings(deadline=None, max_examples=10)
-@given(st.integers(0, 120), st.booleans())
-def test_a_watcher_may_be_saved_anywhere(tmp_path_factory, cut, numbers):
+@given(st.integers(0, 120), st.sampled_from(["symbols", "numbers", "phases"]))
+def test_a_watcher_may_be_saved_anywhere(tmp_path_factory, cut, kind):
     path = tmp_path_factory.mktemp("w") / "w.safetensors"
-    values = np.sin(np.arange(120)).tolist() if numbers else list("abracadabra" * 11)[:120]
-    whole, parted = (Watcher(-1, 1) if numbers else Watcher() for _ in range(2))
-    expected = whole.take_all(values)
-    found = parted.take_all(values[:cut])
+    values = list("abracadabra" * 11)[:120] if kind == "symbols" else np.sin(range(120)).tolist()
+    limits = () if kind == "symbols" else (-1, 1)
+    count = 5 if kind == "phases" else 0
+    phases = [i % 5 for i in range(120)]
+    parts = [phases, phases[:cut], phases[cut:]] if count else [None] * 3
+    whole, parted = (Watcher(*limits, phases=count) for _ in range(2))
+    expected = whole.take_all(values, parts[0])
+    found = parted.take_all(values[:cut], parts[1])
     parted.metadata["unit"] = "x"
     parted.save(path)
     loaded = Watcher.load(path)
     assert loaded.count == cut
     assert loaded.metadata == {"unit": "x"}
-    assert [*found, *loaded.take_all(values[cut:])] == expected
+    assert [*found, *loaded.take_all(values[cut:], parts[2])] == expected
 
 
 def test_a_watcher_that_was_interrupted_half_way_is_not_saved(tmp_path, monkeypatch):
@@ -55,7 +59,8 @@ def test_a_watcher_that_was_interrupted_half_way_is_not_saved(tmp_path, monkeypa
     "change",
     [
         {"count": -1}, {"range": [1.0, 0.0]}, {"range": None}, {"last": [[7, 1.0]]},
-        {"watcher": []}, {"metadata": []}, {"last": [[0, 31.0]]},
+        {"watcher": []}, {"metadata": []}, {"last": [[0, 101.0]]},
+        {"phases": 24}, {"phases": -1}, {"phases": None},
     ],
 )  # fmt: skip
 def test_a_file_that_no_watcher_wrote_is_refused(tmp_path, change):
@@ -98,6 +103,7 @@ def test_a_mistake_in_the_stream_loses_nothing_before_it(tmp_path):
     ("arguments", "message"),
     [
         (("--unit", "char"), "watch needs a watcher of the unit char, got one of number"),
+        (("--unit", "number", "--clock"), "watch needs --clock just as"),
         (("--unit", "number", "--low", 0, "--high", 2), r"watch needs the range (0.0, 1.0) of"),
         (("--every", 0), "watch needs --every of at least 1, got 0"),
     ],

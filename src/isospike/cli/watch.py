@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from isospike.report.files import check_destination, check_file
 
 WATCHED = ("char", "line", "number")
 MOST_LINE = 2**16  # characters of a line that is watched
+HOURS = 24
 
 
 @command(
@@ -32,6 +34,7 @@ def watch(
     unit: str = "line",
     low: float | None = None,
     high: float | None = None,
+    clock: bool = False,
     model: Path | None = None,
     every: int = 1000,
     out: Path | None = None,
@@ -48,6 +51,8 @@ def watch(
             ``char``, or ``number`` (one a line, or the last column of a CSV).
         low: Least number expected. [default: of the file]
         high: Greatest number expected. [default: of the file]
+        clock: Take the hour of the day into account, for numbers of a CSV whose first column is
+            date and time, such as ``2026-11-28 01:30:00``.
         model (FILE): Where to save what is learned, after every ``--every`` symbols and at the end,
             also by Ctrl-C. What is there already goes on with the next symbol.
         every: Symbols from one save to the next. If the process is killed, what came after the
@@ -61,14 +66,16 @@ def watch(
     if unit != "number" and (low, high) != (None, None):
         raise InputError("watch needs --low and --high only with --unit number, got them. Leave "
                          "them out.")  # fmt: skip
+    if unit != "number" and clock:
+        raise InputError("watch needs --clock only with --unit number, got it. Leave it out.")
     if every < 1:
         raise RangeError(f"watch needs every of at least 1, got {every}. Try 1000.")
     if model is not None:
         check_file(model, *(() if file == "-" else (Path(file),)))
     if out is not None:
         check_destination(out)
-    make = partial(_watcher, file, unit, (low, high), model, seed)
-    show = partial(_watch, make, file, unit, model, every, out)
+    make = partial(_watcher, file, unit, (low, high), clock, model, seed)
+    show = partial(_watch, make, file, unit, clock, model, every, out)
     return Outcome(data=partial(show, True), text=partial(show, False), saved=_page(out))
 
 
@@ -77,8 +84,9 @@ def _page(out: Path | None) -> Path | None:
 
 
 def _watcher(
-    file: str, unit: str, limits: tuple[float | None, float | None], model: Path | None, seed: int
-) -> Any:
+    file: str, unit: str, limits: tuple[float | None, float | None], clock: bool,
+    model: Path | None, seed: int,
+) -> Any:  # fmt: skip
     """A new watcher, or the one that was saved."""
     from isospike.memory.watch import Watcher
 
@@ -95,11 +103,16 @@ def _watcher(
                 f"watch needs the range {watcher.limits} of {model}, got {limits}. Leave --low and "
                 "--high out, or name another --model."
             )
+        if clock != (watcher.phases == HOURS):
+            raise InputError(
+                f"watch needs --clock just as {model} was made, got {'it' if clock else 'none'}. "
+                f"{'Leave it out' if clock else 'Add --clock'}, or name another --model."
+            )
         note("note", f"{model} has taken {watcher.count:,} symbols; counting goes on.")
         return watcher
     low, high = limits
     if unit == "number" and file != "-" and low is None and high is None:
-        numbers = [number for number, _ in _symbols(file, unit)]
+        numbers = [number for number, _, _ in _symbols(file, unit, clock)]
         low, high = min(numbers, default=0.0), max(numbers, default=0.0)
         high = high if high > low else low + 1.0
     elif unit == "number" and (low is None or high is None):
@@ -107,13 +120,13 @@ def _watcher(
             "watch needs --low and --high for numbers of a pipe, got not both. Name the range in "
             "which they are expected."
         )
-    watcher = Watcher(low, high, seed=seed)
+    watcher = Watcher(low, high, phases=HOURS if clock else 0, seed=seed)
     watcher.metadata["unit"] = unit
     return watcher
 
 
 def _watch(
-    make: Callable[[], Any], file: str, unit: str, model: Path | None, every: int,
+    make: Callable[[], Any], file: str, unit: str, clock: bool, model: Path | None, every: int,
     out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Print what a watcher says of every symbol, as it comes."""
@@ -125,8 +138,8 @@ def _watch(
         watcher = make()
         saved, trace = watcher.count, Trace(unit, watcher.count)
         try:
-            for symbol, shown in _symbols(file, unit):
-                moment = watcher.take(symbol)
+            for symbol, phase, shown in _symbols(file, unit, clock):
+                moment = watcher.take(symbol, phase)
                 trace.add(moment, _safe(shown), symbol if unit == "number" else None)
                 _print(watcher.count, moment, shown, as_json)
                 if model is not None and watcher.count - saved == every:
@@ -152,8 +165,8 @@ def _safe(shown: str) -> str:
     return shown if shown.isprintable() else repr(shown)[1:-1]
 
 
-def _symbols(file: str, unit: str) -> Iterator[tuple[Any, str]]:
-    """Symbols of a file or a pipe as they come, and as they are shown."""
+def _symbols(file: str, unit: str, clock: bool = False) -> Iterator[tuple[Any, int | None, str]]:
+    """Symbols of a file or a pipe as they come, their hours, and as they are shown."""
     from isospike.data import read_text
     from isospike.memory.watch import line_template
 
@@ -165,9 +178,9 @@ def _symbols(file: str, unit: str) -> Iterator[tuple[Any, str]]:
                                      if file == "-" else lines, 1):  # fmt: skip
             text = line.rstrip("\r\n")
             if unit == "char":
-                yield from ((letter, repr(letter)[1:-1]) for letter in f"{text}\n")
+                yield from ((letter, None, repr(letter)[1:-1]) for letter in f"{text}\n")
             elif unit == "line":
-                yield line_template(text), text
+                yield line_template(text), None, text
             elif text.strip():
                 cell = text.rsplit(",", 1)[-1].strip()
                 try:
@@ -181,8 +194,20 @@ def _symbols(file: str, unit: str) -> Iterator[tuple[Any, str]]:
                         f"watch needs finite numbers, got {cell[:40]!r} in line {count}. Leave the "
                         "line out."
                     )
-                yield number, cell
+                yield number, _hour(text, count) if clock else None, cell
     except UnicodeDecodeError:
         raise InputError(
             f"watch needs UTF-8 text, got other bytes in {file!r}. Convert it to UTF-8."
+        ) from None
+
+
+def _hour(text: str, count: int) -> int:
+    """The hour of the day in the first column of a row."""
+    cell = text.split(",", 1)[0].strip()
+    try:
+        return datetime.fromisoformat(cell).hour
+    except ValueError:
+        raise InputError(
+            f"watch needs date and time in the first column for --clock, got {cell[:40]!r} in line "
+            f"{count}. Write 2026-11-28 01:30:00, or leave --clock out."
         ) from None
