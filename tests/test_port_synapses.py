@@ -121,8 +121,12 @@ def test_a_saved_port_holds_whole_numbers_and_answers_as_before(port, model, tmp
     with safe_open(tmp_path / "port" / "isospike.safetensors", "pt") as file:
         weight, table = file.get_tensor("up.weight"), file.get_tensor("table.weight")
     assert weight.dtype == {8: torch.int8, 4: torch.uint8}[bits]
-    assert weight.nbytes == products(port)[0].weight.numel() * bits // 8
-    assert table.nbytes == 50 * 4 + 50 * 24 * {8: 8, 4: 6}[bits] // 8
+    numbers = products(port)[0].weight.numel()
+    if bits == 8:
+        assert (weight.nbytes, table.nbytes) == (numbers, 50 * 4 + 50 * 24)
+    else:  # a prefix code; of a few numbers its table is a share
+        assert weight.nbytes <= 4.2 / 8 * numbers
+        assert table.nbytes <= 50 * 4 + 6.2 / 8 * 50 * 24
 
 
 @pytest.mark.parametrize("bits", [8, 4])

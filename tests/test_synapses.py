@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from isospike.errors import InputError
 from isospike.porting.packing import pack, unpack
 from isospike.porting.synapses import GROUP, Moments, limits, round_weight, wide_channels
 
@@ -80,11 +81,36 @@ def test_a_channel_of_larger_weights_gets_further_synapses():
     assert wide_channels(torch.zeros(3)).tolist() == []
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8, 11, 16])
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8, 16])
 @pytest.mark.parametrize("shape", [(0,), (1,), (3, 5), (2, 3, 4)])
 def test_packed_numbers_come_back(bits, shape):
     least, most = limits(bits)
     q = torch.randint(least, most + 1, shape, generator=torch.Generator().manual_seed(bits))
-    packed = pack(q, bits)
-    assert packed.numel() * packed.element_size() == -(-q.numel() * bits // 8)
-    assert torch.equal(unpack(packed, bits, shape), q.short())
+    assert torch.equal(unpack(pack(q, bits), bits, shape), q.short())
+
+
+@pytest.mark.parametrize("bits", [4, 6])
+def test_packed_numbers_take_the_bits_of_their_entropy(bits):
+    g = torch.Generator().manual_seed(0)
+    q = (torch.randn(100_000, generator=g) * 2**bits / 7).round()
+    q = q.clamp(*limits(bits))
+    shares = q.unique(return_counts=True)[1] / q.numel()
+    entropy = -(shares * shares.log2()).sum()
+    assert entropy <= 8 * pack(q, bits).numel() / q.numel() <= min(entropy + 0.1, bits)
+
+
+def test_what_is_no_packed_numbers_is_refused():
+    q = torch.tensor([5, -3, 0, 7])
+    whole = pack(q, 4)
+    wrong = {
+        "got Error": [whole[:0].new_tensor([255, 255, 255])],
+        "another count": [whole[:-1], torch.cat([whole, whole]), pack(q[:3], 4),
+                          pack(torch.zeros(10**6), 4)],
+        "4 bits, got larger": [pack(torch.tensor([5, -3, 0, 8]), 4)],
+    }  # fmt: skip
+    for told, files in wrong.items():
+        for file in files:
+            with pytest.raises(InputError, match=told):
+                unpack(file, 4, (4,))
+    with pytest.raises(InputError, match="another count"):
+        unpack(whole, 4, (2, 3))

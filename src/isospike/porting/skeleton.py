@@ -34,6 +34,9 @@ from isospike.porting.spec import PortSpec, class_path
 Header = Mapping[str, tuple[tuple[int, ...], torch.dtype | None]]
 """Shape and type of every tensor of a file, by name."""
 
+Forms = Mapping[str, tuple[tuple[int, ...] | None, torch.dtype]]
+"""Those that a file is to have; None for a row of any length."""
+
 # Keys of a configuration by which transformers would fetch or run something.
 DROPPED = frozenset(
     "attn_implementation _attn_implementation _attn_implementation_internal auto_map "
@@ -323,7 +326,7 @@ def header_of(model: nn.Module) -> Header:
 
 
 def check_header(
-    model: nn.Module, header: Header, packed: Header | None = None, given: bool = False
+    model: nn.Module, header: Header, packed: Forms | None = None, given: bool = False
 ) -> None:
     """Raise unless a file holds the tensors of a model, each once or by several names.
 
@@ -332,7 +335,7 @@ def check_header(
     Args:
         model: A port.
         header: Of the file.
-        packed: What it is to have for tensors that are packed.
+        packed: What it is to have for tensors that are packed; a shape of None is that of any row.
         given: Whether the user gave the model.
 
     Raises:
@@ -341,7 +344,9 @@ def check_header(
     own = model.state_dict(keep_vars=True)
     free = set(own_buffers(model))
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in own.items()}
-    found |= packed or {}
+    for name, (shape, kind) in (packed or {}).items():
+        row = shape is None and name in header and len(header[name][0]) == 1
+        found[name] = header[name][0] if row else shape or (), kind
     for name in {**dict.fromkeys(n for n in own if n in header), **header}:  # in the model's order
         if name not in own or (name not in free and header[name] != found[name]):
             raise _unfit(name, header[name], found.get(name), given)

@@ -21,7 +21,7 @@ from isospike.porting.synapses import WEIGHT_BITS
 from isospike.porting.tables import tables_of
 from isospike.report import codec
 
-FORMAT = 4
+FORMAT = 5
 PROBE = "The 3 cats' naïve café: 'Hello, World!'\n\t1,024 + 0.5 = ?"
 """Two tokenizers of as many words that read it alike are taken for the same."""
 DIGITS = ("digits",)  # attributes of a circuit
