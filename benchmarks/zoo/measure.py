@@ -24,6 +24,7 @@ from isospike.porting.run import run_of
 
 STEPS, CALIBRATION, HELD_OUT, ROWS = 8, 24, 8, 3
 FLOAT = 1e-4  # largest relative difference of the float phase
+AS_EXACT = 1.5  # times the error without a cache
 NEW_TOKENS = 6
 MARK = re.compile(r"(image|video|audio|vision).*_token_(id|index)$")  # in a configuration
 
@@ -164,9 +165,15 @@ class _Trial:
         text, uncached = _written(model, prompt, use_cache=False)
         if not torch.equal(original, text) or _difference(scores, uncached, None) > FLOAT:
             return  # the model itself computes something else with a cache
-        if not torch.equal(_written(ported, prompt)[0],
-                           _written(ported, prompt, use_cache=False)[0]):  # fmt: skip
-            self.silent.append("generate: another text with a cache than without")
+        if torch.equal(_written(ported, prompt)[0], _written(ported, prompt, use_cache=False)[0]):
+            return
+        # Some compute one token by another function than many: the roundings differ, no more.
+        cached, whole = (
+            _difference(scores, _written(ported, prompt, use_cache, original)[1], None)
+            for use_cache in (True, False)
+        )
+        if not cached < AS_EXACT * whole:
+            self.silent.append(f"generate: with a cache it errs {cached / whole:.1f} times as much")
 
     def _same(
         self, what: str, expected: dict[str, Tensor], got: dict[str, Tensor],
@@ -231,19 +238,31 @@ def _identical(x: Tensor, y: Tensor) -> bool:
     return x.shape == y.shape and bool(((x == y) | (x.isnan() & y.isnan())).all())
 
 
+class _Forced:
+    """Has a model write a given text."""
+
+    def __init__(self, text: Tensor) -> None:
+        self.text = text
+
+    def __call__(self, written: Tensor, scores: Tensor) -> Tensor:
+        chosen = self.text[:, written.shape[1], None]
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
+
+
 def _written(
-    model: Any, prompt: Mapping[str, Any], use_cache: bool = True
+    model: Any, prompt: Mapping[str, Any], use_cache: bool = True, text: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The tokens that a model writes, and the scores it chose them by; no marks of images, which
-    stand for one in the prompt."""
+    """The tokens that a model writes, or those of ``text``, and its scores for them; no marks of
+    images, which stand for one in the prompt."""
     fields = vars(getattr(model, "config", None) or object)
     marks = sorted({v for k, v in fields.items() if MARK.search(k) and isinstance(v, int)})
     with torch.no_grad(), same_draws():
         found = model.generate(
             **prompt, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1, use_cache=use_cache,
-            return_dict_in_generate=True, output_scores=True, suppress_tokens=marks or None,
+            return_dict_in_generate=True, output_logits=True, suppress_tokens=marks or None,
+            logits_processor=None if text is None else [_Forced(text)],
         )  # fmt: skip
-    return found.sequences, torch.cat(found.scores)
+    return found.sequences, torch.cat(found.logits)
 
 
 def _place(error: BaseException) -> str:
