@@ -150,6 +150,41 @@ def test_attention_by_einsum_in_a_model_of_its_own_is_found():
     torch.testing.assert_close(circuit.qk.matrix(), wq @ wk.T)
 
 
+class InPlace(nn.Module):
+    """A block that writes over what its attention gave, and over its probabilities."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
+        self.up, self.down = nn.Linear(12, 24), nn.Linear(24, 12)
+
+    def forward(self, x):
+        q, k, v = (part.unflatten(-1, (3, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        p = (q @ k.mT / 2).softmax(-1)
+        heads = (p @ v).transpose(1, 2).flatten(2)
+        p.zero_()
+        y = self.out(heads)
+        heads.mul_(2)
+        y += x
+        added = self.down(self.up(y).relu_())
+        added += y
+        y[:, 0] = 7
+        return added
+
+
+def test_what_a_model_writes_over_is_recorded_as_it_was():
+    block = seeded(InPlace).eval()
+    x = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(0))
+    (layer,) = recorded(block, {"x": x})
+    (attention,) = layer.attentions
+    projection = attention.projection
+    torch.testing.assert_close(attention.maps.sum(-1), torch.ones(6, 5))
+    torch.testing.assert_close(projection.y, block.out(projection.z))
+    torch.testing.assert_close(attention.added, projection.y)
+    torch.testing.assert_close(layer.x, x)
+    torch.testing.assert_close(layer.x + attention.added + layer.mlp, layer.y)
+
+
 def test_windows_of_an_image_are_rows_of_one_sequence():
     import transformers as t
 

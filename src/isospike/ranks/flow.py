@@ -146,6 +146,9 @@ class Listener:
         ``rows`` is the map that made each entry, of an attention.
         """
 
+    def overwritten(self, x: Any) -> None:
+        """What lies in the memory of ``x`` is about to change."""
+
 
 @dataclass
 class _Layer:
@@ -246,6 +249,8 @@ class Flow(TorchFunctionMode):
         if self.closed:
             return function(*args, **kwargs)
         name = getattr(function, "__name__", "")
+        if name == "__setitem__" or (name[-1:] == "_" and name[-2:] != "__"):
+            self.listener.overwritten(args[0])
         if function in LOWERINGS and (name in _PRODUCTS or name.startswith("conv")):
             return self._product(function, name, args, kwargs)
         if function in WRITTEN_IN_PYTHON:
@@ -426,10 +431,8 @@ class Flow(TorchFunctionMode):
         """The numbers of the entries of each tensor that a function gives, and whose they are.
 
         Args:
-            function: It.
-            name: Its name.
-            args: Its arguments.
-            kwargs: Likewise.
+            function, name: It, and its name.
+            args, kwargs: Its arguments.
             y: What it gave.
             known: Arguments, with the numbers of their entries, and whose these are.
         """

@@ -213,6 +213,26 @@ class _Draft:
             for norm in self.norms:
                 norm.tokens = self.tokens
 
+    def keep(self, x: Tensor) -> None:
+        """Copy what is held of the memory of ``x``, which is about to change."""
+        place, copies = x.untyped_storage().data_ptr(), dict[int, Tensor]()
+
+        def kept(held: Any) -> Any:
+            if not isinstance(held, Tensor) or held.untyped_storage().data_ptr() != place:
+                return held
+            if id(held) not in copies:
+                copies[id(held)] = held.clone()
+            return copies[id(held)]
+
+        self.x, self.mlp = kept(self.x), kept(self.mlp)
+        self.added = {part: tuple(map(kept, of)) for part, of in self.added.items()}  # type: ignore[misc]
+        for norm in self.norms:
+            norm.x, norm.y = kept(norm.x), kept(norm.y)
+        for found in self.projected.values():
+            found.z, found.y = kept(found.z), kept(found.y)
+        for attention in self.attended.values():
+            attention.maps = kept(attention.maps)
+
     def through(self, part: Tensor) -> Tensor:
         """A norm of ``part``, if one reads it, or ``part`` itself."""
         return next((norm.y for norm in self.norms if norm.x is part), part)
@@ -350,6 +370,12 @@ class _Recorder(Listener):
         elif part not in draft.added:
             alone = others == {MLP}  # an MLP beside the attention
             draft.added[part] = x, draft.x if alone else other, y, alone, rows
+
+    def overwritten(self, x: Any) -> None:
+        if isinstance(x, Tensor) and self.open:
+            with self.flow.unseen():
+                for draft in self.open:
+                    draft.keep(x)
 
     # The modules.
 
