@@ -179,6 +179,9 @@ def spikes(p, ctx):
 SUMS = 1e-5
 """A difference between the heads' sum and the attention's output that is rounding, in float32."""
 
+NOTHING = "measure_ranks needs a model with attention or with repeated layers"
+"""What is said of a single module, such as a convolution: there is nothing to rank."""
+
 
 def rank_one(entry):
     """Heads, layers and calls of one model, the largest difference of a sum, or what was said."""
@@ -226,7 +229,7 @@ def rank_architectures(p, ctx):
 
     entries = [ENTRIES[name] for name in p.names or ENTRIES]
     ported = ported_names(e.name for e in entries)
-    families, others, ranked, summed, heads = {}, [], 0, 0, 0
+    families, others, ranked, summed, heads, bare = {}, [], 0, 0, 0, 0
     for done, entry in enumerate(entries, 1):
         try:
             family, layers, worst, said = rank_one(entry)
@@ -236,6 +239,7 @@ def rank_architectures(p, ctx):
         ports = entry.name in ported
         good = worst is not None and worst < SUMS
         ranked += ports and layers is not None
+        bare += ports and said.startswith(NOTHING)
         heads += ports and worst is not None
         summed += ports and good
         row = families.setdefault((entry.kind, family), [0, 0, 0, 0.0])
@@ -259,10 +263,13 @@ def rank_architectures(p, ctx):
         meaning = "Models that are not ranked, or of which a part is left out."
         head = ("model", "ports", "said")
         tables.append(Table("What else was said", head, tuple(others), meaning))
-    numbers = {"models": len(entries), "port": len(ported), "ranked of these": int(ranked),
-               "with attention": int(heads), "heads sum": int(summed)}  # fmt: skip
+    numbers = {"models": len(entries), "port": len(ported), "without layers": int(bare),
+               "ranked of these": int(ranked), "with attention": int(heads),
+               "heads sum": int(summed)}  # fmt: skip
     goals = {} if p.names else {
-        "models that port and are not ranked": Goal(len(ported) - int(ranked), 0),
+        "models with layers that port and are not ranked": Goal(
+            len(ported) - int(bare) - int(ranked), 0
+        ),
         "of these, heads that do not sum": Goal(int(heads) - int(summed), 0),
     }  # fmt: skip
     return Findings(numbers, tables, goals)

@@ -17,7 +17,7 @@ from isospike.causal.metrics import compare_to_truth, order_divergence
 from isospike.causal.search import LikelihoodSearch
 from isospike.causal.simulate import random_dag, simulate, topological_order
 from isospike.errors import InputError
-from isospike.kernels.growth import grow, negentropy
+from isospike.kernels.growth import grow, negentropy, residual
 
 NONE = np.zeros((4, 4), bool)
 
@@ -250,6 +250,18 @@ def test_selection_finds_the_best_set_of_parents():
     )
     assert log + penalty * used == pytest.approx(best)
     assert used == width.sum()
+
+
+def test_what_a_regression_leaves_is_what_least_squares_leave():
+    draw = np.random.default_rng(0)
+    x = np.linalg.qr(draw.normal(size=(200, 6)) @ draw.normal(size=(6, 6)))[0] + 0.1
+    x /= np.linalg.norm(x, axis=0)
+    gram, features = x.T @ x, np.ascontiguousarray(x.T)
+    for at in ([], [3], [5, 0, 2], [1, 2, 3, 4, 5]):
+        left = residual(gram, features, np.array(at, np.int64), 0 if 0 not in at else 1)
+        y = x[:, 0 if 0 not in at else 1]
+        weight = np.linalg.lstsq(x[:, at], y, rcond=None)[0]
+        np.testing.assert_allclose(left, y - x[:, at] @ weight, atol=1e-7)
 
 
 def test_negentropy_is_nothing_for_a_gaussian_and_ignores_place_and_size():

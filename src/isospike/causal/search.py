@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from isospike.causal.splines import orthonormal
-from isospike.kernels.growth import grow, negentropy
+from isospike.kernels.growth import grow, negentropy, residual
 
 _NOTABLE = 7.0  # squared partial correlation times rows that makes two variables neighbours
 _WINDOW = 6  # neighbours in the order that are shuffled
@@ -73,10 +73,10 @@ class LikelihoodSearch:
         self.allowed = ~np.eye(d, dtype=bool) if allowed is None else allowed
         sd = x.std(0)
         self.scale = None if variance is None else sd**2 / variance
-        self.basis = np.empty((n, d * count))
+        self.basis = np.empty((d * count, n))
         for i in range(d):
-            self.basis[:, i * count : (i + 1) * count] = orthonormal(x[:, i], count)
-        self.gram = self.basis.T @ self.basis
+            self.basis[i * count : (i + 1) * count] = orthonormal(x[:, i], count).T
+        self.gram = self.basis @ self.basis.T
         self.penalty = np.log(n) / n
         self.room = n // 4
         # Starts are drawn in an order that depends on the data alone, not on that of the columns.
@@ -212,11 +212,10 @@ class LikelihoodSearch:
         self, child: int, parents: Sequence[int], widths: Sequence[int], rows: int
     ) -> Float[np.ndarray, "rows"]:
         """What a regression leaves of a variable whose norm is 1."""
-        c, basis = self.count, self.basis[:rows]
+        c = self.count
         at = [p * c + f for p, w in zip(parents, widths, strict=True) for f in range(w)]
-        gram = self.gram[np.ix_(at, at)] + 1e-9 * np.eye(len(at))
-        weight = np.linalg.solve(gram, self.gram[at, child * c])
-        return np.asarray(basis[:, child * c] - basis[:, at] @ weight)
+        features = self.basis[:, :rows]
+        return residual(self.gram, features, np.array(at, np.int64), child * c)  # type: ignore[no-any-return]
 
     def _sweeps(self, order: list[int]) -> list[int]:
         """Move every variable to its best place until none moves."""
@@ -234,13 +233,14 @@ class LikelihoodSearch:
 
     def _places(self, v: int, rest: list[int]) -> Float[np.ndarray, "d"]:
         """Cost of the order with v at each place among the others."""
-        own, less, more, before, bit = [], [0.0], [], 0, 1 << v
-        for u in rest:
-            own.append(self._best(v, before).cost)
-            less.append(self._best(u, before).cost)
-            more.append(self._best(u, before | bit).cost)
+        less, more, before, bit = [0.0], [], 0, 1 << v
+        own = [self._best(v, before).cost]
+        for u in rest:  # only what may be a parent changes a regression
+            cost = self._best(u, before).cost
+            less.append(cost)
+            more.append(self._best(u, before | bit).cost if self._near[u] & bit else cost)
             before |= 1 << u
-        own.append(self._best(v, before).cost)
+            own.append(self._best(v, before).cost if self._near[v] >> u & 1 else own[-1])
         value = np.cumsum(less) + own
         value[:-1] += np.cumsum(more[::-1])[::-1]
         if self.before is not None:

@@ -50,6 +50,8 @@ def orthonormal(v: Float[np.ndarray, "n"], count: int) -> Float[np.ndarray, "n c
     Returns:
         The basis.
     """
+    if count == 1:
+        return np.asarray((v - v.mean()) / (v.std() * len(v) ** 0.5))[:, None]
     u, r = np.linalg.qr(features(v, count))
     return np.asarray(u * (np.abs(r.diagonal()) > 1e-6 * len(v) ** 0.5))
 

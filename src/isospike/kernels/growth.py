@@ -89,6 +89,41 @@ def _backward(whole, width, count, penalty, residual, used):
 
 
 @njit(cache=True, nogil=True, fastmath=True)
+def residual(gram, features, at, target):
+    """What a regression leaves of one feature.
+
+    Args:
+        gram: Inner products of all features, of norm 1 each.
+        features: Their values, ``[features, rows]``.
+        at: Those it regresses on.
+        target: The feature that is explained.
+
+    Returns:
+        ``[rows]``.
+    """
+    k = len(at)
+    lower, weight = np.zeros((k, k)), np.zeros(k)
+    for i in range(k):
+        for j in range(i + 1):
+            value = gram[at[i], at[j]] + (1e-9 if i == j else 0.0)
+            for m in range(j):
+                value -= lower[i, m] * lower[j, m]
+            lower[i, j] = math.sqrt(max(value, 1e-9)) if i == j else value / lower[j, j]
+        value = gram[at[i], target]
+        for m in range(i):
+            value -= lower[i, m] * weight[m]
+        weight[i] = value / lower[i, i]
+    left = features[target].copy()
+    for i in range(k - 1, -1, -1):
+        for m in range(i + 1, k):
+            weight[i] -= lower[m, i] * weight[m]
+        weight[i] /= lower[i, i]
+        for row in range(len(left)):
+            left[row] -= weight[i] * features[at[i], row]
+    return left
+
+
+@njit(cache=True, nogil=True, fastmath=True)
 def negentropy(sample):
     """How far the entropy of a sample, once standardised, is below a Gaussian's, in nats.
 
