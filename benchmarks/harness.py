@@ -5,6 +5,7 @@ installed without their dependencies.
 """
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace as P
 
 import numpy as np
@@ -12,10 +13,19 @@ import torch
 from torch import nn
 
 from benchmarks.models import load_minilm, random_batches, small_bert, sts_benchmark
-from isospike.deploy.neurobench import Work, count_port, harness_metrics, harness_model
+from benchmarks.training import CIFAR, trained
+from isospike.deploy.neurobench import (
+    Work,
+    count_family,
+    count_port,
+    harness_metrics,
+    harness_model,
+)
 from isospike.experiments.study import Findings, Goal, study
 from isospike.porting.port import port
 from isospike.report.table import Table
+from isospike.train.fit import batches
+from isospike.train.recipe import RECIPES
 
 # Delay, Lyapunov time and constant past of the harness's fourteen series.
 SERIES = (
@@ -218,19 +228,59 @@ def sentences(p, ctx):
     return port(model, calibration, evaluation=batches), ids, scores
 
 
+def columns(told, ops, correct):
+    """Rows of NeuroBench's columns."""
+    name, value = correct
+    return (
+        (f"correctness: {name}", f"{value:.2f}"),
+        ("activation sparsity", f"{told['ActivationSparsity']:.3f}"),
+        ("dense operations", f"{ops['Dense']:,.0f}"),
+        ("effective MACs", f"{ops['Effective_MACs']:,.0f}"),
+        ("effective ACs", f"{ops['Effective_ACs']:,.0f}"),
+        ("membrane updates", f"{told['MembraneUpdates']:,.0f}"),
+    )
+
+
+def family(p, ctx):
+    """QKFormer on images of CIFAR-10 on spikes, in the harness: numbers and a table."""
+    from neurobench.benchmarks import Benchmark
+    from neurobench.metrics.workload import ClassificationAccuracy
+    from torch.utils.data import DataLoader, TensorDataset
+
+    recipe = replace(RECIPES["qkformer"]["small"], epochs=p.epochs)
+    model, data, _ = trained(ctx, f"cifar-qkformer-{p.epochs}", recipe)
+    held = batches(recipe, data)[1].__getitems__(list(range(p.images)))
+    few = DataLoader(TensorDataset(held["pixel_values"], held["labels"]), batch_size=50)
+
+    def count(images):
+        scores, work = count_family(model, images, steps=model.config.levels)
+        return scores.argmax(-1), work
+
+    metrics = [[], [ClassificationAccuracy, *harness_metrics()]]
+    told = Benchmark(harness_model(count, model), few, [], [], metrics).run(quiet=True)
+    ops, right = told["SynapticOperations"], 100 * told["ClassificationAccuracy"]
+    rows = columns(told, ops, (f"right of {p.images} images, %", right))
+    meaning = f"An image on average, in all steps; trained for {p.epochs} of nine epochs."
+    found = {f"QKFormer: {name}": value for name, value in ops.items()}
+    return {**found, "QKFormer: correctness": right}, Table(
+        "QKFormer on CIFAR-10 in the harness", ("", "figure"), rows, meaning
+    )
+
+
 @study(
     "neurobench",
-    question="What does NeuroBench's harness say of a port, with attention counted?",
-    data=("stsb/stsb-en-dev.csv", "stsb/stsb-en-train.csv"),
+    question="What does NeuroBench's harness say of a port and of a spiking transformer, with "
+    "attention counted?",
+    data=("stsb/stsb-en-dev.csv", "stsb/stsb-en-train.csv", *CIFAR),
     presets={
         "tiny": P(harness=False, rows=2, length=8),
-        "small": P(harness=True, rows=100, length=0),
-        "full": P(harness=True, rows=1500, length=0),
+        "small": P(harness=True, rows=100, length=0, images=500, epochs=1),
+        "full": P(harness=True, rows=1500, length=0, images=10_000, epochs=9),
     },
 )
 def neurobench(p, ctx):
     """MiniLM on pairs of sentences: NeuroBench's columns, by its own hooks and by our counts,
-    beside the report of the port on the same inputs."""
+    beside the report of the port on the same inputs. QKFormer on CIFAR-10 by our counts."""
     if not p.harness:
         model, held_out = small_bert(), random_batches(2, p.rows, p.length, seed=1)
         made = port(model, random_batches(2, 4, p.length), evaluation=held_out)
@@ -272,16 +322,13 @@ def neurobench(p, ctx):
         "updates": told["MembraneUpdates"],
     }  # fmt: skip
     rows = (
-        ("correctness: Spearman with people's scores, %", f"{correct:.2f}"),
-        ("activation sparsity", f"{told['ActivationSparsity']:.3f}"),
-        ("dense operations a sentence", f"{ops['Dense']:,.0f}"),
-        ("effective MACs", f"{ops['Effective_MACs']:,.0f}"),
-        ("effective ACs", f"{ops['Effective_ACs']:,.0f}"),
+        *columns(told, ops, ("Spearman with people's scores, %", correct)),
         ("effective ACs by the port's report", f"{counts.synaptic_ops * tokens:,.0f}"),
         ("all three by the harness's own hooks", f"{by_hooks:,.0f}"),
-        ("membrane updates", f"{told['MembraneUpdates']:,.0f}"),
     )
     apart = abs(ops["Effective_ACs"] / (counts.synaptic_ops * tokens) - 1)
     goals = {"effective ACs over the report's, less 1": Goal(apart, 1e-9)}
     meaning = "A sentence of STS-B on average; attention's additions are among the effective ACs."
-    return Findings(numbers, [Table("MiniLM in the harness", ("", "figure"), rows, meaning)], goals)
+    more, table = family(p, ctx)
+    first = Table("MiniLM in the harness", ("", "figure"), rows, meaning)
+    return Findings(numbers | more, [first, table], goals)

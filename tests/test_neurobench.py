@@ -19,6 +19,7 @@ from isospike.deploy.neurobench import (
 )
 from isospike.errors import MissingExtraError, UnsupportedError
 from isospike.models import QKFormer, QKFormerConfig, SpikeDrivenConfig, SpikeDrivenTransformer
+from isospike.models.levels import compare_levels, round_synapses
 
 KINDS = {
     "QKFormer": QKFormer(
@@ -65,6 +66,18 @@ def test_the_work_of_a_family_counts_every_spike_that_a_layer_reads(model):
     assert again == work
     doubled = count_family(model, torch.cat([x, x]), 3)[1]
     assert doubled.synaptic_ops == 2 * work.synaptic_ops
+
+
+def test_the_spikes_of_integer_neurons_are_counted_in_all_their_steps():
+    config = QKFormerConfig(channels=16, depths=(1, 1), heads=(2, 2), num_labels=4, levels=4)
+    model = QKFormer(config).eval()
+    round_synapses(model)
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    work, found = count_family(model, x, 4)[1], compare_levels(model, x)
+    assert found["spikes"] > 0
+    assert (work.spikes, work.neuron_updates) == (found["spikes"], 4 * found["neurons"])
+    assert work.synaptic_ops > work.spikes
+    assert work.macs == 2 * 3 * 64 * model_stem(model)
 
 
 def model_stem(model):

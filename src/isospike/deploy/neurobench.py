@@ -20,6 +20,7 @@ from isospike.errors import MissingExtraError, UnsupportedError
 from isospike.hf.batches import Batch, first_output, token_masks
 from isospike.models.classifier import SpikingClassifier
 from isospike.models.layers import MaskAttention, SelfAttention, Synapses, TokenAttention
+from isospike.models.levels import Gate, LevelNeurons
 from isospike.models.spiking_resformer import DualAttention
 from isospike.neurons import Neuron
 from isospike.porting.measure import Meter
@@ -129,6 +130,8 @@ def count_family(
     if there were no border; an image's pixels are multiplied instead. In attention, counting a
     query, a key or a pair is one addition, and in ``q k^T v`` so is every product of two spikes; in
     SpikingResformer's products each spike adds the currents of all patches, or channels, of a head.
+    Of a network of integer neurons spikes are counted in as many steps as it has levels; in one
+    step it multiplies.
 
     Args:
         model: A model of :mod:`isospike.models`, in inference.
@@ -171,6 +174,7 @@ def count_family(
     rules: tuple[tuple[Any, Any], ...] = (
         (Synapses, synapses), (TokenAttention, attention), (MaskAttention, attention),
         (SelfAttention, attention), (DualAttention, dual), (Neuron, neurons),
+        (LevelNeurons, neurons), (Gate, neurons),
     )  # fmt: skip
     for module in model.modules():
         for kind, hook in rules:

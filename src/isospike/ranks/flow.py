@@ -428,14 +428,8 @@ class Flow(TorchFunctionMode):
         self, function: Any, name: str, args: Any, kwargs: dict[str, Any], y: Any,
         known: list[tuple[Tensor, Tensor, Any]],
     ) -> list[tuple[Any, Any]]:  # fmt: skip
-        """The numbers of the entries of each tensor that a function gives, and whose they are.
-
-        Args:
-            function, name: It, and its name.
-            args, kwargs: Its arguments.
-            y: What it gave.
-            known: Arguments, with the numbers of their entries, and whose these are.
-        """
+        """The numbers of the entries of each tensor of ``y``, which a function gave, and whose they
+        are, from its arguments ``known``, the numbers of their entries, and whose these are."""
         if not known:
             return []
         owner = known[0][2]

@@ -225,7 +225,7 @@ class _Draft:
             return copies[id(held)]
 
         self.x, self.mlp = kept(self.x), kept(self.mlp)
-        self.added = {part: tuple(map(kept, of)) for part, of in self.added.items()}  # type: ignore[misc]
+        self.added = {part: tuple(map(kept, of)) for part, of in self.added.items()}
         for norm in self.norms:
             norm.x, norm.y = kept(norm.x), kept(norm.y)
         for found in self.projected.values():
