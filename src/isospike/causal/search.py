@@ -107,7 +107,9 @@ class LikelihoodSearch:
         draw, d = np.random.default_rng(0), self.variables
         firsts = [] if order is None else [[int(v) for v in order]]
         firsts += [self._valid(self.canonical[draw.permutation(d)].tolist()) for _ in range(starts)]
-        best = min((self.climb(first) for first in firsts), key=self.cost)
+        best, *others = (self.climb(first) for first in firsts)
+        for other in others:
+            best = other if self.cost(other) < self.cost(best) - _LEAST else best
         width = min(_WINDOW, d)
         for _ in range(hops):
             at = int(draw.integers(0, d - width + 1))
@@ -226,7 +228,7 @@ class LikelihoodSearch:
                 at = order.index(v)
                 rest = order[:at] + order[at + 1 :]
                 value = self._places(v, rest)
-                best = int(value.argmin())
+                best = int(np.argmax(value <= value.min() + _LEAST))  # ties not by rounding
                 if value[best] < value[at] - _LEAST:
                     order, moved = [*rest[:best], v, *rest[best:]], True
         return order
