@@ -1,6 +1,7 @@
-"""Predictors that the sequence machine is compared with: PPM-C and a bitwise logistic mixer."""
+"""Predictors that the sequence machine is compared with: PPM-C, a bitwise logistic mixer, PPMd."""
 
 import math
+from importlib.util import find_spec
 
 import numpy as np
 from numba import njit
@@ -40,6 +41,15 @@ def ppm_c(ids, alphabet):
             if seen[symbol] > 1:
                 break
     return right, bits
+
+
+def ppmd(text):
+    """Bits a character of PPMd, variant H, order 6; None without the package pyppmd."""
+    if find_spec("pyppmd") is None:
+        return None
+    import pyppmd
+
+    return 8 * len(pyppmd.compress(text, max_order=ORDER, mem_size=2**26)) / len(text)
 
 
 def mixer(ids, alphabet, slots=2**22):

@@ -20,16 +20,25 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.machine import area
-from benchmarks.peers import mixer, ppm_c
+from benchmarks.peers import mixer, ppm_c, ppmd
 from isospike.data import chorales, shakespeare
 from isospike.experiments.study import Findings, Goal, study
-from isospike.memory import BackoffNgram, SequenceMachine, Watcher, line_template
+from isospike.memory import (
+    Backoff,
+    BackoffNgram,
+    Combined,
+    SequenceMachine,
+    Shift,
+    Watcher,
+    line_template,
+)
 from isospike.progress import update
 from isospike.report.table import Table
 
 PROFILES = {"standard": (0.11, 1), "low FP": (0.22, 1), "low FN": (0.11, 2)}
 PUBLISHED = {"standard": 72.1, "low FP": 65.0, "low FN": 77.4}
 LONG = 500_000  # symbols from which two seeds do
+PEERS = ("5-gram", "PPM-C", "mixer", "PPMd")
 SYSTEMS = ("HDFS", "BGL", "Apache", "Linux")
 
 
@@ -51,34 +60,74 @@ def prediction(p, ctx):
         cases |= {f"{path.stem}, {n:,}": text[:n] for n in (100_000, 1_000_000) if len(text) >= n}
     if p.chords != 0:
         cases["chorales, chords"] = [chord for piece in chorales() for chord in piece]
-    rows, numbers, goals = [], {}, {}
+    rows, numbers, goals, found = [], {}, {}, {}
     for done, (name, sequence) in enumerate(cases.items()):
         update("prediction", done, len(cases))
         symbols = sorted(set(sequence))
-        number = {symbol: i for i, symbol in enumerate(symbols)}
-        ids = [number[symbol] for symbol in sequence]
-        found = []
-        for seed in range(p.seeds if len(ids) < LONG else min(p.seeds, 2)):
-            machine = SequenceMachine(symbols, seed=seed)
-            right, match, _ = machine.match_sequence(sequence, learn=True)
-            bits = SequenceMachine(symbols, seed=seed).surprise_sequence(sequence).mean()
-            found.append((float(right.mean()), float(bits), area(match, right)))
-        accuracy, bits, roc = np.mean(found, 0)
-        ngram = float(np.mean(BackoffNgram(5).learn_sequence(sequence)))
-        peers = {"PPM-C": ppm_c(ids, len(symbols)), "mixer": mixer(ids, len(symbols))}
-        others = {key: float(r.mean()) for key, (r, _) in peers.items()} | {"n-gram": ngram}
-        ahead = 100 * (accuracy - max(others.values()))
+        accuracy, bits, roc = machine_figures(sequence, symbols, p.seeds)
+        others = other_figures(sequence, symbols)
+        ahead = 100 * (accuracy - max(right for right, _ in others.values() if right is not None))
         numbers |= {f"accuracy, {name}": accuracy, f"bits, {name}": bits, f"area, {name}": roc,
                     f"points ahead, {name}": ahead}  # fmt: skip
         goals[f"points over the best other, {name}"] = Goal(ahead, 2.0, at_least=True)
         goals[f"area under the ROC curve, {name}"] = Goal(roc, 0.86, at_least=True)
-        rows.append((name, f"{accuracy:.3f} ({bits:.2f})", f"{ngram:.3f}",
-                     *(f"{r.mean():.3f} ({b.mean():.2f})" for r, b in peers.values()),
-                     f"{roc:.3f}"))  # fmt: skip
-    head = ("sequence", "machine", "5-gram", "PPM-C", "mixer", "area")
-    meaning = "Share of next symbols right (bits): the default machine is ahead of all three."
-    table = Table("Next symbol, on line", head, tuple(rows), meaning)
-    return Findings(numbers, [table], goals if p.seeds > 1 else {})
+        packed = others["PPMd"][1]
+        if packed is not None:
+            numbers[f"bits of PPMd, {name}"] = packed
+        if packed is not None and len(sequence) >= LONG:
+            goals[f"bits against PPMd, {name}"] = Goal(bits, packed)
+        if isinstance(sequence, str) and len(sequence) < LONG:
+            found[name] = {"default": accuracy, **context_figures(sequence, symbols)}
+            best = max(found[name].values())
+            goals[f"default against the best context, {name}"] = Goal(accuracy, best, True)
+        rows.append((name, cell(accuracy, bits), *(cell(*of) for of in others.values())))
+    meaning = "Share of next symbols right (bits): the default machine is ahead of all in accuracy."
+    tables = [Table("Next symbol, on line", ("sequence", "machine", *PEERS), tuple(rows), meaning)]
+    if found:
+        parts = [(name, *(f"{x:.3f}" for x in of.values())) for name, of in found.items()]
+        head = ("sequence", *next(iter(found.values())))
+        meaning = "Share of next symbols right: the default context is the best one."
+        tables.append(Table("By context", head, tuple(parts), meaning))
+    return Findings(numbers, tables, goals if p.seeds > 1 else {})
+
+
+def cell(accuracy, bits):
+    """Accuracy and bits as a table has them."""
+    parts = (
+        None if accuracy is None else f"{accuracy:.3f}",
+        None if bits is None else f"({bits:.2f})",
+    )
+    return " ".join(filter(None, parts)) or None
+
+
+def machine_figures(sequence, symbols, seeds):
+    """Accuracy, bits a symbol and area under the ROC curve of the default machine."""
+    found = []
+    for seed in range(seeds if len(sequence) < LONG else min(seeds, 2)):
+        machine = SequenceMachine(symbols, seed=seed)
+        right, match, _ = machine.match_sequence(sequence, learn=True)
+        bits = SequenceMachine(symbols, seed=seed).surprise_sequence(sequence).mean()
+        found.append((float(right.mean()), float(bits), area(match, right)))
+    return np.mean(found, 0).tolist()
+
+
+def other_figures(sequence, symbols):
+    """Accuracy and bits of each of PEERS, None for what it has not."""
+    number = {symbol: i for i, symbol in enumerate(symbols)}
+    ids = [number[symbol] for symbol in sequence]
+    both = [(float(right.mean()), float(bits.mean()))
+            for right, bits in (ppm_c(ids, len(symbols)), mixer(ids, len(symbols)))]  # fmt: skip
+    ngram = float(np.mean(BackoffNgram(5).learn_sequence(sequence))), None
+    packed = None, ppmd(sequence) if isinstance(sequence, str) else None
+    return dict(zip(PEERS, (ngram, *both, packed), strict=True))
+
+
+def context_figures(sequence, symbols):
+    """Accuracy of machines of other contexts than the default."""
+    contexts = {"Backoff(depth=4)": Backoff(depth=4), "Backoff()": Backoff(),
+                "Shift(depth=4)": Shift(depth=4), "Combined()": Combined()}  # fmt: skip
+    return {name: float(SequenceMachine(symbols, context=context).learn_sequence(sequence).mean())
+            for name, context in contexts.items()}  # fmt: skip
 
 
 def series(folder):

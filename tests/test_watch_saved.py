@@ -198,3 +198,17 @@ def test_a_trace_is_bounded_and_keeps_the_extremes(count):
     assert (report.spans[0].low, report.spans[-1].high) == (0.0, count - 1.0)
     best = sorted((m.anomaly for m in moments[93:]), reverse=True)[:MOST_EVENTS]
     assert [event.anomaly for event in report.events] == best
+
+
+def test_numbers_of_a_file_are_watched_as_those_of_a_pipe(tmp_path):
+    values = np.sin(np.arange(30)).round(2).tolist()
+    table = tmp_path / "v.csv"
+    table.write_text("".join(f"{v}\n" for v in [*values, "nan", 0.5]))
+    line = ("--unit", "number", "--low", -1, "--high", 1, "--every", 7, "--model")
+    done = [call("watch", name, *line, tmp_path / f"{i}", text=table.read_text())
+            for i, name in enumerate((table, "-"))]  # fmt: skip
+    assert done[0].stdout == done[1].stdout
+    assert done[0].stdout.count("\n") == 30
+    for i, one in enumerate(done):
+        assert "got 'nan' in line 31" in one.stderr
+        assert Watcher.load(tmp_path / f"{i}").count == 30

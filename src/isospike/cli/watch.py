@@ -20,6 +20,9 @@ from isospike.report.files import check_destination, check_file
 WATCHED = ("char", "line", "number")
 MOST_LINE = 2**16  # characters of a line that is watched
 HOURS = 24
+MOST_AT_ONCE = 256  # numbers of a file
+
+Row = tuple[Any, int | None, str]  # a symbol, its hour, as it is shown
 
 
 @command(
@@ -138,10 +141,17 @@ def _watch(
         watcher = make()
         saved, trace = watcher.count, Trace(unit, watcher.count)
         try:
-            for symbol, phase, shown in _symbols(file, unit, clock):
-                moment = watcher.take(symbol, phase)
-                trace.add(moment, _safe(shown), symbol if unit == "number" else None)
-                _print(watcher.count, moment, shown, as_json)
+            # A pipe waits for its next value; numbers of a file are taken faster side by side.
+            most = 1 if file == "-" or unit != "number" else MOST_AT_ONCE
+            for run in _runs(_symbols(file, unit, clock), most if model is None else every, most):
+                symbols, hours, texts = zip(*run, strict=True)
+                first = watcher.count
+                moments = watcher.take_all(symbols, hours if clock else None)
+                for count, (moment, symbol, shown) in enumerate(
+                    zip(moments, symbols, texts, strict=True), first + 1
+                ):
+                    trace.add(moment, _safe(shown), symbol if unit == "number" else None)
+                    _print(count, moment, shown, as_json)
                 if model is not None and watcher.count - saved == every:
                     watcher.save(model)
                     saved = watcher.count
@@ -150,6 +160,26 @@ def _watch(
                 watcher.save(model)
             if out is not None:
                 trace.report({"file": file, "unit": unit}).save(out)
+
+
+def _runs(symbols: Iterator[Row], every: int, most: int) -> Iterator[list[Row]]:
+    """Rows in lists of at most ``most``, of which one ends at each multiple of ``every``.
+
+    A mistake in the stream is raised once what came before it was taken.
+    """
+    run: list[Row] = []
+    try:
+        for place, row in enumerate(symbols, 1):
+            run.append(row)
+            if len(run) == most or place % every == 0:
+                yield run
+                run = []
+    except InputError:
+        if run:
+            yield run
+        raise
+    if run:
+        yield run
 
 
 def _print(count: int, moment: Any, shown: str, as_json: bool) -> None:

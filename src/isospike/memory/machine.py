@@ -310,7 +310,7 @@ class SequenceMachine:
             InputError: As :meth:`learn`.
         """
         chance = self._stream(sequence, learn)[1].chance
-        return np.abs(np.log2(np.clip(chance, 2.0**-30, 1.0)))
+        return np.abs(np.log2(np.minimum(np.maximum(chance, 2.0**-30), 1.0)))
 
     @_alone
     def generate(self, prompt: Iterable[Hashable], count: int) -> list[Hashable]:
@@ -492,9 +492,9 @@ class SequenceMachine:
         self._ranked = True
 
     def _calibrate(self, right: Any, margin: Any) -> None:
-        bins = np.clip((margin * BINS).astype(np.int64), 0, BINS - 1)
-        np.add.at(self._seen, bins, 1)
-        np.add.at(self._right, bins, right)
+        bins = np.minimum(np.maximum((margin * BINS).astype(np.int64), 0), BINS - 1)
+        self._seen += np.bincount(bins, minlength=BINS)
+        self._right += np.bincount(bins[right], minlength=BINS)
 
     def _trusted(self, margin: float) -> bool:
         """Whether predictions of at least about this margin were right often enough."""

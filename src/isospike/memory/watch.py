@@ -275,7 +275,8 @@ class Watcher:
                 if at == 0:
                     bits.append(machine.surprise_sequence(column.tolist()))
                     continue
-                both = np.stack([turns + most + 3, column], 1).reshape(-1)
+                both = np.empty(2 * len(turns), np.int64)
+                both[0::2], both[1::2] = turns + most + 3, column
                 bits.append(machine.surprise_sequence(both.tolist())[1::2])
             groups.append(np.sort(bits, axis=0)[_AGREED])
         if self.phases:
