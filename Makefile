@@ -74,7 +74,7 @@ bench: $(READY)
 # Peers without what they require: some of it would replace torch.
 bench-kernels: $(READY)
 	$(BIN)/pip install --quiet --no-deps spikingjelly==2.0.0 snntorch==1.0.0 loguru h5py
-	$(BIN)/python -W ignore $(BENCH) lif spike-linear spike-attention spikformer neuron-start
+	$(BIN)/python -W ignore $(BENCH) lif spike-linear spike-attention spikformer spikformer-training neuron-start
 
 # Everything is installed once; a changed requirement installs again.
 $(READY): pyproject.toml constraints.txt

@@ -47,14 +47,15 @@ PAGES = {
         "wheel-threshold", "burst-chain",
     )),
     "neurons": ("Neurons and spike products", (
-        "lif", "spike-linear", "spike-attention", "spikformer", "neuron-start",
+        "lif", "spike-linear", "spike-attention", "spikformer",
+        "spikformer-training", "neuron-start",
     )),
     "deploy": ("Off this machine", (
         "nir-attention", "nir-families", "nir-files", "onnx", "neurobench", "mackey-glass",
     )),
     "training": ("Training", (
         "cifar-integers", "cifar-families", "sequential-mnist", "event-digits", "trained-port",
-        "timesteps",
+        "sst2", "timesteps",
     )),
     "gpu": ("On a GPU", ("gpu-parity", "gpu-ports", "gpu-neurons", "gpu-models")),
     "positions": ("Positional encodings", (

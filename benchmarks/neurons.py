@@ -223,6 +223,52 @@ def network(p, ctx):
     return Findings(numbers, [table], goals)
 
 
+@study(
+    "spikformer-training",
+    question="How fast does a spiking transformer train, and how much memory does a step keep, "
+    "beside SpikingJelly's?",
+    extra="peers",
+    presets={
+        "tiny": P(peers=False, rounds=1, threads=1, images=2),
+        "small": P(peers=True, rounds=2, threads=1, images=16),
+        "full": P(peers=True, rounds=5, threads=1, images=64),
+    },
+)
+def training(p, ctx):
+    """Forward, loss and backward of Spikformer-2-96 at T = 4, images of 32 x 32."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(p.images, 3, 32, 32, generator=draw)
+    labels = torch.randint(0, 10, (p.images,), generator=draw)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ours = Spikformer(SpikformerConfig(channels=96, heads=8, blocks=2, num_labels=10)).train()
+    losses = {}
+    if p.peers:
+        from spikingjelly.activation_based import functional
+        from spikingjelly.activation_based.model.spikformer import Spikformer as Theirs
+
+        theirs = Theirs(T=4, img_size_h=32, img_size_w=32, patch_size=4, num_classes=10,
+                        embed_dims=96, num_heads=8, mlp_ratio=4.0, depths=2).train()  # fmt: skip
+        ours.load_state_dict(from_spikingjelly(theirs.state_dict()))
+
+        def spikingjelly(_):
+            functional.reset_net(theirs)
+            return F.cross_entropy(theirs(x).mean(0), labels)
+
+        losses["SpikingJelly"] = spikingjelly
+    losses["isospike"] = lambda _: ours(x, labels).loss
+    numbers = {f"MB kept for the gradient, {n}": kept_by(f, x) / 1e6 for n, f in losses.items()}
+    numbers |= {f"loss, {name}": float(f(x).detach()) for name, f in losses.items()}
+    runs = {n: partial(lambda f: f(x).backward(), f) for n, f in losses.items()}
+    title, kept = "a training step", "MB kept for the gradient, "
+    table, goals = faster(ctx, p, title, runs, "SpikingJelly", {"isospike": 2},
+                          "Forward, loss and backward; convolutions take most of it.")  # fmt: skip
+    if p.peers:
+        share = numbers[f"{kept}isospike"] / numbers[f"{kept}SpikingJelly"]
+        goals["memory over SpikingJelly's"] = Goal(share, 0.6)
+    return Findings(numbers, [table], goals)
+
+
 def spikingjelly_spikformer(sample, x):
     """The calibrated peer, a function that runs it, and the class of its neurons."""
     from spikingjelly.activation_based import functional

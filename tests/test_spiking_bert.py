@@ -18,7 +18,7 @@ from transformers import (
 from isospike.errors import InputError, RangeError, ShapeError, UnsupportedError
 from isospike.models import SpikingBert, SpikingBertConfig
 from isospike.models.spiking_bert import Clamp, from_authors, from_bert
-from isospike.train.distillation import distil
+from isospike.train import distil, spiking_student
 
 FIXTURE = json.loads((Path(__file__).parent / "golden" / "families.json").read_text())[
     "spiking_bert"
@@ -231,6 +231,67 @@ def test_a_student_learns_what_its_teacher_says():
     assert losses[-1][1] < 0.1 * losses[0][1]
     spiking = call(model.eval(), steps=64).logits.softmax(-1)
     torch.testing.assert_close(spiking, said.logits.softmax(-1), rtol=0, atol=0.15)
+
+
+def teacher_of(layers=3, **more):
+    """A random teacher of which every part has something to say."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = {**SIZES, "num_hidden_layers": layers, "initializer_range": 0.3, **more}
+        return BertForSequenceClassification(BertConfig(**sizes)).eval()
+
+
+def test_a_student_with_all_layers_begins_with_its_teachers_states():
+    # GELU alone is not affine: what it gives below 0 is lost, so that it is replaced here.
+    teacher = teacher_of(hidden_act="relu")
+    text = [{"input_ids": TOKENS, "attention_mask": MASK}]
+    student, maps = spiking_student(teacher, text, (0, 1, 2), share=1.0)
+    with torch.no_grad():
+        said = teacher(**text[0], output_hidden_states=True)
+        found = student(**text[0])
+        kept = MASK != 0
+        for ours, theirs, layer in zip(found.hidden_states, said.hidden_states, maps, strict=True):
+            torch.testing.assert_close(layer(ours)[kept], theirs[kept], rtol=0, atol=2e-4)
+            assert ours[kept].min() > -1e-5
+            assert ours[kept].max() < 1 + 1e-5
+        linear = teacher.bert.pooler.dense(said.hidden_states[-1][:, 0])
+        wanted = teacher.classifier(linear)
+    torch.testing.assert_close(found.logits, wanted, rtol=0, atol=1e-3)
+    assert wanted.std() > 0.1
+    spiking = call(student, steps=800).logits
+    assert (spiking - wanted).abs().max() < 0.2 * wanted.std()
+
+
+def test_a_student_may_leave_layers_out_and_is_distilled_by_its_own_maps():
+    teacher = teacher_of(4)
+    text = {"input_ids": TOKENS, "attention_mask": MASK}
+    student, maps = spiking_student(teacher, [text], (1, 3))
+    assert student.config.num_hidden_layers == 2
+    assert len(maps) == 3
+    with torch.no_grad():
+        said = teacher(**text, output_hidden_states=True)
+    states = [said.hidden_states[i] for i in (0, 2, 4)]
+    found = student(**text)
+    parts = distil((found.logits, found.hidden_states), (said.logits, states), maps, mask=MASK)
+    parts.loss.backward()
+    assert all(p.grad is not None for p in maps.parameters())
+    with pytest.raises(RangeError, match="project for each of 3 hidden states, got 2"):
+        distil((found.logits, found.hidden_states), (said.logits, states), maps[:2], mask=MASK)
+
+
+def test_a_student_of_nothing_is_refused():
+    teacher, text = teacher_of(), [{"input_ids": TOKENS}]
+    for layers in ((), (1, 0), (0, 3), (0, 0)):
+        with pytest.raises(RangeError, match="layers from 0 to 2 in order"):
+            spiking_student(teacher, text, layers)
+    with pytest.raises(RangeError, match=r"share in \(1/2, 1\], got 0.5"):
+        spiking_student(teacher, text, (0,), share=0.5)
+    with pytest.raises(InputError, match="got no batches"):
+        spiking_student(teacher, [], (0,))
+    with pytest.raises(InputError, match="a classifier of transformers' type bert, got BertModel"):
+        spiking_student(teacher.bert, text, (0,))
+    with pytest.raises(InputError, match="input_ids as a torch.Tensor, got NoneType"):
+        spiking_student(teacher, [{"attention_mask": MASK}], (0,))
 
 
 def test_what_cannot_be_distilled_is_refused():

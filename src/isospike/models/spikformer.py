@@ -26,7 +26,7 @@ from isospike.kernels.runtime.precision import in_float32
 from isospike.models.classifier import AT_ONCE, SpikingClassifier
 from isospike.models.configs import SpikformerConfig
 from isospike.models.importers import Rule, rename
-from isospike.models.layers import ATTENTION, NEURONS, pool_largest, pool_spikes, split_axis
+from isospike.models.layers import ATTENTION, NEURONS, Synapses, pool_spikes, split_axis
 from isospike.neurons import LIF, NeuronParams, compile_neuron, run, scale_and_shift
 from isospike.products import PRECISIONS, spike_attention
 
@@ -37,35 +37,15 @@ class Projection(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, outputs, bias=False)
-        self.norm = nn.BatchNorm1d(outputs)
+        # Tokens as pixels with channels last, for which torch's normalisation is several times as
+        # fast as for rows.
+        self.norm = nn.BatchNorm2d(outputs)
         self.neurons = LIF(NEURONS)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.linear(x)
-        spikes: Tensor = self.neurons(self.norm(y.flatten(0, 2)).view(y.shape))
-        return spikes
-
-
-class Convolution(nn.Module):
-    """``LIF(pool(norm(conv(x))))`` of images ``[steps, batch, channels, height, width]``, or the
-    pool behind the neurons."""
-
-    def __init__(self, inputs: int, outputs: int, pool: bool, pools_spikes: bool = False) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
-        self.pool, self.pools_spikes = pool, pools_spikes
-        self.neurons = LIF(NEURONS)
-
-    def forward(self, x: Tensor, steps: int = 1) -> Tensor:
-        y = self.norm(self.conv(x.flatten(0, 1)))
-        y = pool_largest(y) if self.pool and not self.pools_spikes else y
-        y = split_axis(y, 0, tuple(x.shape[:2]))
-        y = y.expand(steps, *y.shape[1:]) if len(y) == 1 else y
+        y = self.norm(self.linear(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         spikes: Tensor = self.neurons(y)
-        if not (self.pool and self.pools_spikes):
-            return spikes
-        return split_axis(pool_largest(spikes.flatten(0, 1)), 0, tuple(spikes.shape[:2]))
+        return spikes
 
 
 class Block(nn.Module):
@@ -112,10 +92,10 @@ class Spikformer(SpikingClassifier):
         channels = config.channels
         sizes = [config.num_channels, *(channels >> i for i in (3, 2, 1, 0))]
         self.stages = nn.ModuleList(
-            Convolution(a, b, i >= 2, config.pools_spikes)
+            Synapses(a, b, 3, pool=i >= 2 and not config.pools_spikes, neurons=NEURONS)
             for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False))
         )
-        self.position = Convolution(channels, channels, pool=False)
+        self.position = Synapses(channels, channels, 3, neurons=NEURONS)
         self.blocks = nn.ModuleList(
             Block(channels, config.heads, config.expansion * channels) for _ in range(config.blocks)
         )
@@ -127,10 +107,11 @@ class Spikformer(SpikingClassifier):
         return 4
 
     def encode(self, frames: Tensor, steps: int) -> Tensor:
-        x = frames.permute(0, 1, 4, 2, 3)
-        for stage in self.stages:
+        x = frames
+        for i, stage in enumerate(self.stages):
             x = stage(x, steps)
-        x = (x + self.position(x)).flatten(3).transpose(2, 3)
+            x = pool_spikes(x) if i >= 2 and self.config.pools_spikes else x
+        x = (x + self.position(x)).flatten(2, 3)
         for block in self.blocks:
             x = block(x)
         return x.mean(2)  # type: ignore[no-any-return]
@@ -302,13 +283,14 @@ class FoldedSpikformer:
     """
 
     def __init__(self, model: Spikformer, precision: str) -> None:
-        stages = [cast(Convolution, stage) for stage in model.stages]
+        stages = [cast(Synapses, stage) for stage in model.stages]
         blocks = [cast(Block, block) for block in model.blocks]
         self.frames = model.frames
         a, b = scale_and_shift(stages[0].norm)
         self.image_weight = stages[0].conv.weight.detach() * a.view(-1, 1, 1, 1)
         self.image_neurons = _neurons(NEURONS._replace(bias=b * NEURONS.gain), b)
-        self.stages = [_fold(stage, precision) for stage in stages[1:]]
+        late = model.config.pools_spikes
+        self.stages = [_fold(s, precision, late and i >= 2) for i, s in enumerate(stages) if i]
         self.position = _fold(model.position, precision)
         self.dtype = self.position.dtype
         self.blocks = [
@@ -375,14 +357,14 @@ def fold(model: Spikformer, precision: str = "exact") -> FoldedSpikformer:
     return FoldedSpikformer(model, precision)
 
 
-def _fold(layer: Convolution | Projection, precision: str) -> Folded:
+def _fold(layer: Synapses | Projection, precision: str, late: bool = False) -> Folded:
     a, b = scale_and_shift(layer.norm)
-    weight = layer.conv.weight if isinstance(layer, Convolution) else layer.linear.weight
+    weight = layer.conv.weight if isinstance(layer, Synapses) else layer.linear.weight
     weight = weight.detach() * a.view(-1, *[1] * (weight.dim() - 1))
     neurons = _neurons(NEURONS._replace(bias=b * NEURONS.gain), b)
-    size, pool, late = weight.shape[-1] if weight.dim() == 4 else 1, False, False
-    if isinstance(layer, Convolution):
-        pool, late = layer.pool and not layer.pools_spikes, layer.pool and layer.pools_spikes
+    size, pool = weight.shape[-1] if weight.dim() == 4 else 1, False
+    if isinstance(layer, Synapses):
+        pool = layer.pool
         weight = weight.contiguous(memory_format=torch.channels_last)
     if precision == "fast":
         return Folded(weight.bfloat16(), neurons, size, pool, late)

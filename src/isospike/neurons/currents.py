@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from isospike.errors import RangeError, ShapeError
 from isospike.kernels.neuron.reference import integrate_steps
-from isospike.neurons.checks import check_steps
+from isospike.neurons.checks import read_steps
 from isospike.neurons.spiking import (
     DEFAULT,
     LIF,
@@ -89,7 +89,8 @@ def integrate(
     """Run leaky integrators through all steps of ``x``; the equation is in the module's head.
 
     Args:
-        x: Input ``[steps, *shape]``; float32, bfloat16 or float64.
+        x: Input ``[steps, *shape]``; float32, bfloat16 or float64, or whole numbers such as counts
+            of events, which are read as float32.
         state: Value to start from; None is 0.
         params: Parameters of the integrators.
 
@@ -115,7 +116,7 @@ def integrate(
 def _integrate(
     owner: str, x: Tensor, state: NeuronState | None, params: IntegratorParams
 ) -> tuple[Tensor, NeuronState]:
-    check_steps(owner, x)
+    x = read_steps(owner, x)
     check_kind(owner, "params", params, IntegratorParams, "IntegratorParams(decay=0.9)")
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     values = [_check_param(owner, n, v, x, kind) for n, v in params._asdict().items()]
@@ -130,7 +131,7 @@ def delay(
     """Give every entry some steps later: ``y[t] = x[t - steps]``, and 0 before there was input.
 
     Args:
-        x: Input ``[time, *shape]``, floating point.
+        x: Input ``[time, *shape]``, floating point or whole numbers.
         steps: Whole number of steps, at least 0; or one for each entry, as an integer tensor
             broadcastable to ``shape``.
         state: What was still held; None is nothing.
@@ -148,7 +149,7 @@ def delay(
     >>> delay(torch.tensor([[1.0], [2.0], [3.0]]), 1)[0].flatten()
     tensor([0., 1., 2.])
     """
-    check_steps("delay", x)
+    x = read_steps("delay", x)
     wait = _check_wait("delay", steps).to(x.device)
     shape = x.shape[1:]
     try:

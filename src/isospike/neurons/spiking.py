@@ -25,7 +25,7 @@ from isospike.errors import InputError, RangeError, ShapeError, UnsupportedError
 from isospike.kernels.neuron.engine import broadcast_param, neuron
 from isospike.kernels.neuron.ranges import check_compiled, check_range
 from isospike.kernels.neuron.reference import run_steps
-from isospike.neurons.checks import INPUTS, check_steps
+from isospike.neurons.checks import INPUTS, read_steps
 from isospike.surrogate import Sigmoid, Surrogate
 from isospike.tensors import check_kind, check_tensor, is_transformed
 
@@ -105,7 +105,8 @@ def run(
     """Run neurons through all steps of ``x``; the equations are in the module's head.
 
     Args:
-        x: Input ``[steps, *shape]``; float32, bfloat16 or float64.
+        x: Input ``[steps, *shape]``; float32, bfloat16 or float64, or whole numbers such as counts
+            of events, which are read as float32.
         state: Membrane to start from; None is rest, 0.
         params: Parameters of the neurons.
         dtype: Type of the spikes: None for that of ``x``; a floating type, ``torch.uint8`` or
@@ -212,7 +213,7 @@ def _run(
     engine: str,
     keep: bool,
 ) -> tuple[Tensor, NeuronState]:
-    check_steps(owner, x)
+    x = read_steps(owner, x)
     dtype = x.dtype if dtype is None else dtype
     if dtype not in SPIKES:
         raise RangeError(

@@ -237,12 +237,33 @@ def _archive(path: Path, steps: int) -> Part:
 def _frames(arrays: dict[str, Array], pairs: Sequence[tuple[int, int]], steps: int) -> Tensor:
     """Recordings as frames of counts: as many events in each of ``steps`` frames."""
     side = (-(-(int(max(arrays["x"].max(), arrays["y"].max())) + 1) // 4)) * 4
-    frames = np.zeros((len(pairs), steps, 2, side, side), np.uint8)
-    for i, (a, b) in enumerate(pairs):
-        step = np.arange(b - a) * steps // max(1, b - a)
-        place = (step, arrays["p"][a:b], arrays["y"][a:b], arrays["x"][a:b])
-        np.add.at(frames[i], tuple(p.astype(np.int64) for p in place), 1)
-    return torch.from_numpy(frames)
+    frames = []
+    for a, b in pairs:
+        x, y, p = (arrays[name][a:b].astype(np.int64) for name in "xyp")
+        frames.append(count_events(x, y, p, steps, (side, side)))
+    kind = np.uint8 if max((int(f.max()) for f in frames), default=0) < 256 else np.int32
+    return torch.from_numpy(np.stack(frames).astype(kind))
+
+
+def count_events(x: Array, y: Array, p: Array, steps: int, size: tuple[int, int]) -> Array:
+    """Events of a recording, in the order of time, as frames of counts: as many in each frame.
+
+    Args:
+        x: Columns.
+        y: Rows.
+        p: Polarities, 0 or 1.
+        steps: Number of frames.
+        size: Height and width.
+
+    Returns:
+        Counts ``[steps, 2, height, width]``.
+
+    >>> count_events(*np.array([[0, 1], [0, 0], [1, 1]]), 2, (1, 2)).tolist()
+    [[[[0, 0]], [[1, 0]]], [[[0, 0]], [[0, 1]]]]
+    """
+    frames = np.zeros((steps, 2, *size), np.int32)
+    np.add.at(frames, (np.arange(len(x)) * steps // max(1, len(x)), p, y, x), 1)
+    return frames
 
 
 class Batches(Dataset[Any]):

@@ -3,8 +3,8 @@
 (1)  loss = weight mean over i (P a_i - h_i)^2 + tau^2 KL(p(teacher) || p(student))
 
 p is the softmax of logits over tau. a_i are the hidden states of the student, h_i those of the
-teacher's layers in equal distances, the embedding first and the last layer last, and P is a layer
-that is trained along and thrown away.
+teacher's layers in equal distances, the embedding first and the last layer last, and P is a layer,
+or one for each state, that is trained along and thrown away.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,8 @@ def distil(
             embedding and of each layer, such as ``logits`` and ``hidden_states`` of a
             :class:`~isospike.models.SpikingBert`.
         teacher: The same of the teacher; its layers are a multiple of the student's.
-        project: P, from the student's channels to the teacher's.
+        project: P, from the student's channels to the teacher's; a ``ModuleList`` of one for each
+            hidden state, such as that of :func:`~isospike.train.spiking_student`.
         mask: Which tokens are no padding, ``[batch, tokens]``; others are not compared.
         weight: Of the hidden states.
         temperature: tau, above 0; larger ones compare the teacher's smaller scores too.
@@ -92,9 +93,15 @@ def distil(
             f"distil needs the same classes of both, got logits {tuple(logits.shape)} and "
             f"{tuple(answers.shape)}. Configure num_labels."
         )
+    each = list(project) if isinstance(project, nn.ModuleList) else [project] * len(states)
+    if len(each) != len(states):
+        raise RangeError(
+            f"distil needs project for each of {len(states)} hidden states, got {len(each)}. Give "
+            "one layer for all, or one for each."
+        )
     hidden = logits.new_zeros(())
-    for ours, theirs in zip(states, targets[:: others // layers], strict=True):
-        seen = project(ours)
+    for ours, theirs, layer in zip(states, targets[:: others // layers], each, strict=True):
+        seen = layer(ours)
         if seen.shape != theirs.shape or mask.shape != theirs.shape[:2]:
             raise ShapeError(
                 f"distil needs project to give the teacher's {tuple(theirs.shape)} and a mask of "
