@@ -14,14 +14,17 @@ from torch import nn
 
 from benchmarks.models import load_minilm, random_batches, small_bert, sts_benchmark
 from benchmarks.training import CIFAR, trained
+from isospike.data.shipped import shakespeare
 from isospike.deploy.neurobench import (
     Work,
     count_family,
+    count_machine,
     count_port,
     harness_metrics,
     harness_model,
 )
 from isospike.experiments.study import Findings, Goal, study
+from isospike.memory import Combined, SequenceMachine
 from isospike.porting.port import port
 from isospike.report.table import Table
 from isospike.train.fit import batches
@@ -267,20 +270,49 @@ def family(p, ctx):
     )
 
 
+def sequence_machine(p):
+    """The machine with a store on English prose, in the harness: numbers and a table."""
+    from neurobench.benchmarks import Benchmark
+    from neurobench.metrics.workload import ClassificationAccuracy
+    from torch.utils.data import DataLoader, TensorDataset
+
+    text = shakespeare()[: p.symbols]
+    alphabet = sorted(set(text))
+    machine = SequenceMachine(alphabet, context=Combined(), seed=0)
+    number = {symbol: i for i, symbol in enumerate(alphabet)}
+    ids = torch.tensor([number[symbol] for symbol in text])
+
+    def count(batch):
+        expected, work = count_machine(machine, [alphabet[i] for i in batch.tolist()])
+        return torch.tensor([number.get(symbol, -1) for symbol in expected]), work
+
+    loader = DataLoader(TensorDataset(ids, ids), batch_size=500)
+    metrics = [[], [ClassificationAccuracy, *harness_metrics()]]
+    told = Benchmark(harness_model(count, nn.Identity()), loader, [], [], metrics).run(quiet=True)
+    ops, right = told["SynapticOperations"], 100 * told["ClassificationAccuracy"]
+    rows = columns(told, ops, (f"right of {p.symbols:,} letters, %", right))
+    meaning = "A letter on average, each predicted before it is learned, once."
+    found = {f"sequence machine: {name}": value for name, value in ops.items()}
+    return {**found, "sequence machine: correctness": right}, Table(
+        "The sequence machine in the harness", ("", "figure"), rows, meaning
+    )
+
+
 @study(
     "neurobench",
-    question="What does NeuroBench's harness say of a port and of a spiking transformer, with "
-    "attention counted?",
+    question="What does NeuroBench's harness say of a port, a spiking transformer and a sequence "
+    "machine, with attention counted?",
     data=("stsb/stsb-en-dev.csv", "stsb/stsb-en-train.csv", *CIFAR),
     presets={
         "tiny": P(harness=False, rows=2, length=8),
-        "small": P(harness=True, rows=100, length=0, images=500, epochs=1),
-        "full": P(harness=True, rows=1500, length=0, images=10_000, epochs=9),
+        "small": P(harness=True, rows=100, length=0, images=500, epochs=1, symbols=5000),
+        "full": P(harness=True, rows=1500, length=0, images=10_000, epochs=9, symbols=100_000),
     },
 )
 def neurobench(p, ctx):
     """MiniLM on pairs of sentences: NeuroBench's columns, by its own hooks and by our counts,
-    beside the report of the port on the same inputs. QKFormer on CIFAR-10 by our counts."""
+    beside the report of the port on the same inputs. QKFormer on CIFAR-10 and the sequence machine
+    on Shakespeare by our counts."""
     if not p.harness:
         model, held_out = small_bert(), random_batches(2, p.rows, p.length, seed=1)
         made = port(model, random_batches(2, 4, p.length), evaluation=held_out)
@@ -329,6 +361,7 @@ def neurobench(p, ctx):
     apart = abs(ops["Effective_ACs"] / (counts.synaptic_ops * tokens) - 1)
     goals = {"effective ACs over the report's, less 1": Goal(apart, 1e-9)}
     meaning = "A sentence of STS-B on average; attention's additions are among the effective ACs."
-    more, table = family(p, ctx)
     first = Table("MiniLM in the harness", ("", "figure"), rows, meaning)
-    return Findings(numbers | more, [first, table], goals)
+    images, second = family(p, ctx)
+    letters, third = sequence_machine(p)
+    return Findings(numbers | images | letters, [first, second, third], goals)

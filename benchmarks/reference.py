@@ -37,7 +37,8 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
          "isospike.deploy.onnx.write_onnx isospike.deploy.families.family_network "
          "isospike.deploy.c.round_network isospike.deploy.c.write_c "
          "isospike.deploy.neurobench.Work isospike.deploy.neurobench.count_port "
-         "isospike.deploy.neurobench.count_family isospike.deploy.neurobench.harness_model "
+         "isospike.deploy.neurobench.count_family isospike.deploy.neurobench.count_machine "
+         "isospike.deploy.neurobench.harness_model "
          "isospike.deploy.neurobench.harness_metrics isospike.deploy.chips.check_chip "
          "isospike.deploy.chips.ChipReport",),
     ),

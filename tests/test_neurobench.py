@@ -13,11 +13,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from isospike.deploy.neurobench import (
     Work,
     count_family,
+    count_machine,
     count_port,
     harness_metrics,
     harness_model,
 )
 from isospike.errors import MissingExtraError, UnsupportedError
+from isospike.memory import Combined, SequenceMachine, Shift, Store
 from isospike.models import QKFormer, QKFormerConfig, SpikeDrivenConfig, SpikeDrivenTransformer
 from isospike.models.levels import compare_levels, round_synapses
 
@@ -78,6 +80,34 @@ def test_the_spikes_of_integer_neurons_are_counted_in_all_their_steps():
     assert (work.spikes, work.neuron_updates) == (found["spikes"], 4 * found["neurons"])
     assert work.synaptic_ops > work.spikes
     assert work.macs == 2 * 3 * 64 * model_stem(model)
+
+
+@pytest.mark.parametrize("context", [Combined(), Shift()], ids=["combined", "shift"])
+def test_the_work_of_a_sequence_machine_is_that_of_its_store(context):
+    text = "abracadabra"
+    machine = SequenceMachine("abcdr", context=context, store=Store(rule="add"), seed=0)
+    alone = SequenceMachine("abcdr", context=context, store=Store(rule="add"), seed=0)
+    found, work = count_machine(machine, text)
+    assert [x == y for x, y in zip(found, text, strict=True)] == alone.learn_sequence(text).tolist()
+    store, (k, m), (n, d) = machine.settings.store, context.context_code, context.code
+    assert work.samples == len(text)
+    assert work.spikes == len(text) * (k + n + store.active)
+    made = (m + d) * m if isinstance(context, Combined) else context.depth * n
+    dense = made + store.locations * store.connections + store.locations * 8
+    assert work.dense == len(text) * dense
+    # One symbol more: by hand, from the connections of each location.
+    memory = machine._memory
+    strength = memory._decoder.matrix() != 0
+    fires = memory._state.context.copy()
+    made = (k + n) * m if isinstance(context, Combined) else context.depth * n
+    read = (memory._state.counters[memory._state.active] != 0).sum()
+    one = count_machine(machine, "a", learn=False)[1]
+    assert one.synaptic_ops == made + int(strength[:, fires].sum()) + read
+
+
+def test_a_machine_without_a_store_is_not_counted():
+    with pytest.raises(UnsupportedError, match=r"with a store, got context=Mixed\(\)"):
+        count_machine(SequenceMachine("ab"), "ab")
 
 
 def model_stem(model):

@@ -8,7 +8,7 @@ spike causes, attention's included. The package ``neurobench`` is in the extra o
 3.0
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from isospike.errors import MissingExtraError, UnsupportedError
 from isospike.hf.batches import Batch, first_output, token_masks
+from isospike.memory.addressed import AddressedMemory
+from isospike.memory.machine import SequenceMachine
 from isospike.models.classifier import SpikingClassifier
 from isospike.models.layers import MaskAttention, SelfAttention, Synapses, TokenAttention
 from isospike.models.levels import Gate, LevelNeurons
@@ -187,6 +189,51 @@ def count_family(
         for handle in handles:
             handle.remove()
     return scores, work
+
+
+def count_machine(
+    machine: SequenceMachine, symbols: Sequence[Hashable], learn: bool = True
+) -> tuple[list[Hashable], Work]:
+    """What a sequence machine with a store expects along a sequence, and its work.
+
+    For each symbol: the spikes of the old context and of the last symbol make the new context, each
+    through all its connections; the context's spikes reach locations; those that fire add their
+    counters, where these are not 0. Writing is not counted.
+
+    Args:
+        machine: A machine whose context addresses a store.
+        symbols: Of its alphabet.
+        learn: Whether it learns them.
+
+    Returns:
+        The symbol that it expected in place of each, None for none, and the work.
+
+    Raises:
+        UnsupportedError: The machine counts contexts of many kinds and has no store.
+        InputError: As for :meth:`SequenceMachine.learn`.
+
+    >>> from isospike.memory import Combined, SequenceMachine
+    >>> machine = SequenceMachine("abc", context=Combined(), seed=0)
+    >>> found, work = count_machine(machine, "abcabcabc")
+    >>> found[-3:], work.samples, 0 < work.synaptic_ops < work.dense
+    (['a', 'b', 'c'], 9, True)
+    """
+    memory = machine._memory
+    if not isinstance(memory, AddressedMemory):
+        raise UnsupportedError(
+            "count_machine needs a machine with a store, got "
+            f"context={type(machine.settings.context).__name__}(). Use Combined()."
+        )
+    expected: list[Hashable] = []
+    work = Work()
+    for symbol in symbols:
+        expected.append(machine.predict(1).symbol)
+        cost = memory.reading
+        work.include(
+            Work(1, cost["additions"], cost["dense"], 0.0, cost["neurons"], cost["spikes"])
+        )
+        (machine.learn if learn else machine.follow)(symbol)
+    return expected, work
 
 
 def _add(work: Work, x: Tensor, fan_out: float) -> None:

@@ -221,6 +221,27 @@ class AddressedMemory:
     def synapses(self) -> int:
         return int(self._state.counters.size)
 
+    @property
+    def reading(self) -> dict[str, float]:
+        """What the present context costs: ``spikes`` of a symbol, of the context and of locations;
+        ``additions`` that they cause, at counters other than 0; ``dense``, those of all neurons;
+        ``neurons`` that are updated."""
+        (k, m), n, start = (
+            (len(self._state.context), self._sizes[0]),
+            self._code,
+            self._decoder.start,
+        )
+        reach = np.diff(start, axis=1)
+        counters, active = self._state.counters, self._state.active
+        shifted = len(self._state.history) * n[0]
+        added = (shifted or (k + n[0]) * m) + reach[:, self._state.context].sum()
+        return {
+            "spikes": float(n[0] + k + len(active)),
+            "additions": float(added + np.count_nonzero(counters[active])),
+            "dense": float((shifted or (m + n[1]) * m) + reach.sum() + counters.size),
+            "neurons": float(m + len(counters) + counters.shape[1]),
+        }
+
     def resize(self, symbols: int) -> None:
         if self._data is not None and symbols > math.comb(self._data[1], self._data[0]):
             raise RangeError(
