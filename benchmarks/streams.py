@@ -192,8 +192,8 @@ def nab_scores(scores, files):
              "full": P(files=None, goal=True)},
 )  # fmt: skip
 def nab(p, ctx):
-    """Numenta Anomaly Benchmark, 48 series, one setting; the settings were chosen on every second
-    file, the other half is beside it. A detector may know a file's least and greatest value.
+    """Numenta Anomaly Benchmark, 48 series, one setting, found while looking at them all; either
+    half of the files is beside it. A detector may know a file's least and greatest value.
     """
     if p.files == 0:  # the form of the study on made numbers
         numbers = [*np.sin(np.arange(400) / 9), 5.0, *np.sin(np.arange(20) / 9)]
@@ -212,7 +212,7 @@ def nab(p, ctx):
             scores[kind, name] = np.array([moment.anomaly for moment in moments])
         rows = sum(len(numbers) for _, numbers, _, _ in files)
         costs[kind] = 1e6 * (time.perf_counter() - start) / rows
-    parts = {"all": files, "chosen on": files[::2], "not chosen on": files[1::2]}
+    parts = {"all": files, "even files": files[::2], "odd files": files[1::2]}
     found = {(kind, part): nab_scores({name: scores[kind, name] for name, *_ in some}, some)
              for kind in costs for part, some in parts.items() if some}  # fmt: skip
     table = Table(
