@@ -201,6 +201,14 @@ def test_a_model_is_saved_and_loaded_by_transformers(family, form, tmp_path):
         torch.testing.assert_close(again(x, steps=3).logits, model(x, steps=3).logits)
 
 
+def test_a_folder_of_another_family_is_refused(tmp_path):
+    SpikeDrivenTransformer(SpikeDrivenConfig(channels=16, blocks=1, num_labels=4)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(InputError, match="type isospike-qkformer, got isospike-spike-driven. Load"):
+        QKFormer.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(("family", "form"), MODELS)
 def test_a_gradient_reaches_every_weight(family, form):
     model, fixture = published(family, form)

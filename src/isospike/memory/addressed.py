@@ -226,12 +226,8 @@ class AddressedMemory:
         """What the present context costs: ``spikes`` of a symbol, of the context and of locations;
         ``additions`` that they cause, at counters other than 0; ``dense``, those of all neurons;
         ``neurons`` that are updated."""
-        (k, m), n, start = (
-            (len(self._state.context), self._sizes[0]),
-            self._code,
-            self._decoder.start,
-        )
-        reach = np.diff(start, axis=1)
+        k, m, n = len(self._state.context), self._sizes[0], self._code
+        reach = np.diff(self._decoder.start, axis=1)
         counters, active = self._state.counters, self._state.active
         shifted = len(self._state.history) * n[0]
         added = (shifted or (k + n[0]) * m) + reach[:, self._state.context].sum()

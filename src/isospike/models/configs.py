@@ -5,6 +5,7 @@ transformers reads and writes each like its own: ``config.json``, ``num_labels``
 """
 
 from importlib import import_module
+from typing import Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
@@ -19,10 +20,30 @@ class SpikingConfig(PreTrainedConfig):  # type: ignore[misc]
 
     # transformers makes a dataclass of each, whose __init__ takes more than its fields.
     __no_type_check__ = True
+    _others: ClassVar[tuple[str, ...]] = ()  # types whose files it reads too
 
     def check(self) -> None:
         """Raise unless a model of these sizes can be built."""
         raise NotImplementedError
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration that a file holds, unless it is of a model of another kind.
+
+        Args:
+            config_dict: What the file holds.
+            kwargs: As transformers takes them.
+
+        Raises:
+            InputError: It is of another kind.
+        """
+        found = config_dict.get("model_type", cls.model_type)
+        if found not in (cls.model_type, *cls._others):
+            raise InputError(
+                f"{cls.__name__} needs a model of type {cls.model_type}, got {found}. Load it with "
+                "the class that saved it, or with AutoModel."
+            )
+        return super().from_dict(config_dict, **kwargs)
 
 
 class QKFormerConfig(SpikingConfig):
@@ -337,6 +358,7 @@ class SpikingBertConfig(SpikingConfig):
     """
 
     # Not a subclass of BertConfig, whose module loads all of the lists that wait for this one.
+    _others = ("bert",)
     model_type = "isospike-spiking-bert"
     vocab_size: int = 30522
     hidden_size: int = 768
