@@ -111,7 +111,7 @@ def pack(q: Tensor, bits: int) -> Tensor:
 
     >>> pack(torch.tensor([-1, 3, 0]), 8).tolist()
     [-1, 3, 0]
-    >>> len(pack(torch.zeros(8000, dtype=torch.int8), 4)) <= 1008  # a bit each
+    >>> len(pack(torch.zeros(8000, dtype=torch.int8), 4)) < 1100  # 8,000 bits and a table
     True
     """
     if bits in _WHOLE:
