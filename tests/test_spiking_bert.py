@@ -17,7 +17,8 @@ from transformers import (
 
 from isospike.errors import InputError, RangeError, ShapeError, UnsupportedError
 from isospike.models import SpikingBert, SpikingBertConfig
-from isospike.models.spiking_bert import Clamp, from_authors, from_bert
+from isospike.models.spiking_bert import NEURONS, Clamp, from_authors, from_bert
+from isospike.neurons import NeuronState, run
 from isospike.train import distil, spiking_student
 
 FIXTURE = json.loads((Path(__file__).parent / "golden" / "families.json").read_text())[
@@ -82,6 +83,79 @@ def test_rates_of_the_first_population_are_those_of_the_clamp_to_one_spike():
     assert (rate - true).abs().max() <= 1 / 64 + 1e-5
 
 
+@pytest.mark.parametrize("steps", [1, 4, 10])
+def test_in_turns_a_neuron_fires_what_it_summed_up_in_silence(steps):
+    # u = 1/2 + T y, then T steps without current, a spike and a soft reset wherever u >= 1: at
+    # T = 4, y = .3 begins with 1.7, fires once, and ends at .7.
+    torch.manual_seed(0)
+    y = torch.cat([torch.tensor([0.3, 0.125, -0.4, 0.0, 1.0, 7.0]), torch.randn(200)])
+    silence = torch.zeros(steps, len(y))
+    spikes, state = run(silence, NeuronState(0.5 + steps * y), NEURONS)
+    turn = Clamp(steps)(y)
+    assert torch.equal(spikes.sum(0), (turn * steps).round())
+    assert torch.equal(turn * steps, (turn * steps).round()), "whole spikes"
+    inside = (y > 0) & (y < 1)
+    assert ((turn - y).abs()[inside] <= 0.5 / steps + 1e-6).all()
+    if steps == 4:
+        assert turn[:6].tolist() == [0.25, 0.25, 0.0, 0.0, 1.0, 1.0]
+        assert state.v[0].item() == pytest.approx(0.7)
+
+
+def test_a_run_in_turns_is_the_run_that_levels_train():
+    model = drawn(SpikingBertConfig(**SIZES, turns=True, levels=7))
+    trained, found = call(model), call(model, steps=7)
+    assert torch.equal(found.logits, trained.logits)
+    assert trained.spikes is None
+    fired = [(rate * 7).round()[MASK == 1] for rate in found.hidden_states]
+    assert sum(f.sum() for f in fired) < found.spikes.sum() <= 7 * (32 + 4 * 208) * MASK.sum()
+    for steps in (4, 64):
+        apart = [a - b for a, b in zip(call(model, steps=steps).hidden_states,
+                                       call(drawn(SpikingBertConfig(**SIZES))).hidden_states,
+                                       strict=True)]  # fmt: skip
+        assert max(a.abs().mean().item() for a in apart) < 1 / steps
+
+
+def test_in_turns_no_population_fires_too_much():
+    clamped = call(model := drawn(SpikingBertConfig(**SIZES))).hidden_states[-1]
+    for steps in (8, 32):
+        model.config.turns = False
+        at_once = call(model, steps=steps).hidden_states[-1] - clamped
+        model.config.turns = True
+        in_turns = call(model, steps=steps).hidden_states[-1] - clamped
+        assert in_turns.abs().mean() < 0.8 * at_once.abs().mean()
+
+
+def test_levels_have_the_gradient_of_the_clamp():
+    y = torch.tensor([-0.3, 0.1, 0.5, 0.93, 1.2], requires_grad=True)
+    a = Clamp(10)(y)
+    assert a.tolist() == pytest.approx([0.0, 0.1, 0.5, 0.9, 1.0])
+    (a * torch.arange(1.0, 6.0)).sum().backward()
+    assert y.grad.tolist() == [0.0, 2.0, 3.0, 4.0, 0.0]
+
+
+def test_shortcuts_have_weights_where_asked(tmp_path):
+    torch.manual_seed(0)
+    bert = BertForSequenceClassification(BertConfig(**SIZES)).eval()
+    plain, weighted = from_bert(bert), from_bert(bert, shortcut_weights=True)
+    more = weighted.state_dict().keys() - plain.state_dict().keys()
+    assert len(more) == 8
+    assert all(torch.equal(weighted.state_dict()[name], torch.ones(32)) for name in more)
+    assert torch.equal(call(weighted).logits, call(plain).logits)
+    bert.save_pretrained(tmp_path / "bert")
+    read = SpikingBert.from_pretrained(tmp_path / "bert", shortcut_weights=True).eval()
+    torch.testing.assert_close(call(read).logits, call(plain).logits)
+    # A shortcut of no weight leaves the product alone.
+    with torch.no_grad():
+        for weight in weighted.shortcuts:
+            weight.zero_()
+    assert not torch.allclose(call(weighted).logits, call(plain).logits)
+    weighted.train()(TOKENS, MASK).logits.sum().backward()
+    assert all(weighted.get_parameter(name).grad.abs().max() > 0 for name in more)
+    weighted.eval().save_pretrained(tmp_path / "own")
+    again = SpikingBert.from_pretrained(tmp_path / "own").eval()
+    assert torch.equal(call(again).logits, call(weighted).logits)
+
+
 def test_steps_may_be_cut_anywhere():
     model = drawn(SpikingBertConfig(**SIZES))
     whole = call(model, steps=11)
@@ -97,9 +171,9 @@ def test_steps_may_be_cut_anywhere():
 
 
 @pytest.mark.parametrize("steps", [None, 6])
-@pytest.mark.parametrize("published", [False, True])
-def test_sequences_of_a_batch_and_padding_do_not_know_of_each_other(published, steps):
-    model = drawn(SpikingBertConfig(**SIZES, published_currents=published))
+@pytest.mark.parametrize("more", [{}, {"published_currents": True}, {"turns": True}])
+def test_sequences_of_a_batch_and_padding_do_not_know_of_each_other(more, steps):
+    model = drawn(SpikingBertConfig(**SIZES, **more))
     whole = call(model, steps=steps)
     with torch.no_grad():
         short = model(TOKENS[:1, :4], steps=steps)
@@ -173,6 +247,10 @@ def test_what_does_not_fit_is_refused():
     for wrong in ({"num_attention_heads": 5}, {"steps": 0}):
         with pytest.raises(RangeError, match="SpikingBertConfig needs a hidden_size that"):
             SpikingBert(SpikingBertConfig(**{**SIZES, **wrong}))
+    with pytest.raises(RangeError, match="needs levels >= 1 or None, got 0"):
+        SpikingBert(SpikingBertConfig(**SIZES, levels=0))
+    with pytest.raises(InputError, match="needs turns or published_currents, got both"):
+        SpikingBert(SpikingBertConfig(**SIZES, turns=True, published_currents=True))
     with pytest.raises(InputError, match="an encoder of transformers' type bert, got GPT2Model"):
         from_bert(GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9)))
     with pytest.raises(UnsupportedError, match="got 'head.bias' among 1 names"):
@@ -241,11 +319,12 @@ def teacher_of(layers=3, **more):
         return BertForSequenceClassification(BertConfig(**sizes)).eval()
 
 
-def test_a_student_with_all_layers_begins_with_its_teachers_states():
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_student_with_all_layers_begins_with_its_teachers_states(weighted):
     # GELU alone is not affine: what it gives below 0 is lost, so that it is replaced here.
     teacher = teacher_of(hidden_act="relu")
     text = [{"input_ids": TOKENS, "attention_mask": MASK}]
-    student, maps = spiking_student(teacher, text, (0, 1, 2), share=1.0)
+    student, maps = spiking_student(teacher, text, (0, 1, 2), share=1.0, shortcut_weights=weighted)
     with torch.no_grad():
         said = teacher(**text[0], output_hidden_states=True)
         found = student(**text[0])
@@ -260,6 +339,25 @@ def test_a_student_with_all_layers_begins_with_its_teachers_states():
     assert wanted.std() > 0.1
     spiking = call(student, steps=800).logits
     assert (spiking - wanted).abs().max() < 0.2 * wanted.std()
+
+
+def test_a_shortcut_with_weights_is_not_squeezed_by_its_widest_channel():
+    teacher = teacher_of(hidden_act="relu")
+    with torch.no_grad():
+        for layer in (teacher.bert.embeddings, *(m.output for m in teacher.bert.encoder.layer)):
+            layer.LayerNorm.weight[3] = 10.0
+    text = {"input_ids": TOKENS, "attention_mask": MASK}
+    with torch.no_grad():
+        said = teacher(**text, output_hidden_states=True).hidden_states[-1][MASK == 1]
+    error = {}
+    for weighted in (False, True):
+        student, maps = spiking_student(
+            teacher, [text], (0, 1, 2), share=1.0, shortcut_weights=weighted, turns=True
+        )
+        with torch.no_grad():
+            got = maps[-1](call(student, steps=32).hidden_states[-1])[MASK == 1]
+        error[weighted] = ((got - said).abs().mean(0) / said.std(0)).median().item()
+    assert error[True] < 0.5 * error[False]
 
 
 def test_a_student_may_leave_layers_out_and_is_distilled_by_its_own_maps():

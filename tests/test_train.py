@@ -229,6 +229,26 @@ def test_a_loss_that_is_no_number_stops_the_run_by_name(tmp_path):
 
 
 @needs_accelerate
+def test_a_loss_that_is_no_number_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    home = import_module("isospike.train.fit")
+
+    whole = home.fit(SMALL, data(), tmp_path / "whole").model.state_dict()
+    loss, calls = home._Trainer.compute_loss, []
+
+    def broken(self, *args, **keywords):
+        calls.append(1)
+        found = loss(self, *args, **keywords)
+        return found * float("nan") if len(calls) == 5 else found  # the second epoch's second
+
+    monkeypatch.setattr(home._Trainer, "compute_loss", broken)
+    with pytest.raises(RangeError, match=r"got nan at step 4\. The last checkpoint is kept"):
+        home.fit(SMALL, data(), tmp_path / "cut")
+    assert [p.name for p in tmp_path.glob("cut/checkpoint-*")] == ["checkpoint-3"]
+    resumed = home.fit(SMALL, data(), tmp_path / "cut", resume=True).model.state_dict()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@needs_accelerate
 def test_a_training_starts_from_the_weights_of_another(tmp_path):
     from isospike.train.fit import fit
 

@@ -352,6 +352,12 @@ class SpikingBertConfig(SpikingConfig):
         published_currents: Whether sub-layers read the spikes of each step, as in the authors'
             code, instead of their mean so far: for comparisons, since that run does not approach
             the clamped one.
+        turns: Whether a population fires when the one before it has fired all its steps, so that
+            its rate is the clamped one, rounded; instead of all at the same steps.
+        levels: Steps whose rounding the clamped run has, so that training sees it; None for no
+            rounding.
+        shortcut_weights: Whether the shortcuts have a trained weight for each channel, of 1 at
+            first, which BERT and the paper's network do not have.
 
     >>> SpikingBertConfig(steps=16).num_hidden_layers
     4
@@ -378,6 +384,9 @@ class SpikingBertConfig(SpikingConfig):
     add_cross_attention: bool = False
     steps: int | None = None
     published_currents: bool = False
+    turns: bool = False
+    levels: int | None = None
+    shortcut_weights: bool = False
 
     def __post_init__(self, **more: object) -> None:
         super().__post_init__(**more)
@@ -397,6 +406,16 @@ class SpikingBertConfig(SpikingConfig):
             raise RangeError(
                 "SpikingBertConfig needs a hidden_size that num_attention_heads divides, and steps "
                 f">= 1 or None, got {channels}, {heads} and {self.steps}. Choose 768, 12 and None."
+            )
+        if self.levels is not None and self.levels < 1:
+            raise RangeError(
+                f"SpikingBertConfig needs levels >= 1 or None, got {self.levels}. Give the steps "
+                "of the run that the training shall see."
+            )
+        if self.turns and self.published_currents:
+            raise InputError(
+                "SpikingBertConfig needs turns or published_currents, got both. The paper's "
+                "populations fire at the same steps: leave turns out."
             )
 
 

@@ -14,6 +14,16 @@ floats, as in the paper.
 Deviates from the paper, whose f reads the spikes of each step, ``x[t] = f(s_before[t])``: the mean
 of a normalisation is not the normalisation of a mean, so that run has another limit than (1).
 ``published_currents=True`` is theirs. Their neurons start empty; ours at half the threshold.
+
+A spike cannot be taken back: what a population fires for the first few, coarse means is too much
+where (1) is near 0, above all behind GELU. With ``turns=True`` a population sums its current in
+silence until the one before has fired its T spikes at most, and has T steps of its own:
+
+(4)  rate = floor(T clamp(f(m), 0, 1) + 1/2) / T,  m the rates before
+
+which is (1) rounded to whole spikes. The answer of L layers takes (1 + 5 L) T steps, and those of
+other sequences follow T steps apart. ``levels=T`` puts (4) into the clamped run, so that training
+sees it, with the gradient of (1) (straight-through).
 """
 
 import math
@@ -55,12 +65,41 @@ class SpikingBertOutput(SequenceClassifierOutput):  # type: ignore[misc]
 
 
 class Clamp:
-    """(1): what every population of neurons does in the run without time."""
+    """(1): what every population of neurons does in the run without time; or (4).
 
-    spikes = None
+    Args:
+        levels: Steps T of (4); None for (1).
+    """
+
+    def __init__(self, levels: int | None = None) -> None:
+        self.levels = levels
 
     def __call__(self, y: Tensor) -> Tensor:
-        return y.clamp(0, 1)
+        a = y.clamp(0, 1)
+        if self.levels is None:
+            return a
+        # The last term is 0, and has the gradient.
+        return torch.floor(a.detach() * self.levels + 0.5) / self.levels + (a - a.detach())
+
+
+class Turns(Clamp):
+    """(4), and its spikes: neurons that fire after those before them.
+
+    Args:
+        mask: Which tokens are no padding, ``[batch, tokens]``.
+        steps: T.
+    """
+
+    def __init__(self, mask: Tensor, steps: int) -> None:
+        super().__init__(steps)
+        self.mask, self.steps = mask, steps
+        self.spikes = torch.zeros(len(mask), dtype=torch.float64, device=mask.device)
+
+    def __call__(self, y: Tensor) -> Tensor:
+        rate = super().__call__(y)
+        fired = (rate.detach() * self.steps).round().sum(-1, dtype=torch.float64)
+        self.spikes += torch.where(self.mask, fired, 0.0).sum(1)
+        return rate
 
 
 class Populations:
@@ -141,7 +180,15 @@ class SpikingBert(BertPreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        count = 2 * config.num_hidden_layers if config.shortcut_weights else 0
+        self.shortcuts = nn.ParameterList(torch.ones(config.hidden_size) for _ in range(count))
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.ParameterList):
+            for weight in module:
+                nn.init.ones_(weight)
 
     def forward(
         self,
@@ -178,7 +225,10 @@ class SpikingBert(BertPreTrainedModel):  # type: ignore[misc]
             )
         x = self.bert.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
         if steps is None:
-            hidden, spikes = self._pass(x, mask, Clamp()), None
+            hidden, spikes = self._pass(x, mask, Clamp(self.config.levels)), None
+        elif self.config.turns:
+            turns = Turns(mask, steps)
+            hidden, spikes = self._pass(x, mask, turns), turns.spikes
         else:
             hidden, spikes = self._run(x, mask, steps)
         logits = self.classifier(hidden[-1][:, 0])
@@ -205,12 +255,13 @@ class SpikingBert(BertPreTrainedModel):  # type: ignore[misc]
         """What ``fire`` gives for the embedding and for each layer."""
         a = fire(x)
         hidden = [a]
+        weights = iter(self.shortcuts)
         for layer in self.bert.encoder.layer:
             attention = layer.attention
             k, v = fire(attention.self.key(a)), fire(attention.self.value(a))
             b = fire(self._attend(attention.self.query(a), k, v, mask))
-            b = fire(attention.output(b, a))
-            a = fire(layer.output(fire(layer.intermediate(b)), b))
+            b = fire(attention.output(b, a * next(weights, 1)))
+            a = fire(layer.output(fire(layer.intermediate(b)), b * next(weights, 1)))
             hidden.append(a)
         return hidden
 
@@ -285,6 +336,7 @@ def from_bert(bert: nn.Module, **settings: Any) -> SpikingBert:
     head = given.get("classifier.weight")
     if head is None or head.shape != model.classifier.weight.shape:
         given |= {f"classifier.{name}": t for name, t in model.classifier.state_dict().items()}
+    given |= {f"shortcuts.{name}": t for name, t in model.shortcuts.state_dict().items()}
     model.load_state_dict({name: given[name] for name in model.state_dict()})
     model.train(bert.training)
     return model

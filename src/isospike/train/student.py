@@ -11,7 +11,7 @@ take it back, so that neither attention nor normalisation sees a difference:
 - a query may be multiplied by a key's span, and a key's low adds the same to all scores of a query;
 - weights of attention add up to 1, so that (1) of values is (1) of their means;
 - a shortcut is added with weight 1, so that all its channels have one span, and a normalisation
-  does not see it;
+  does not see it; or, with ``shortcut_weights``, with each channel's own span as its weight;
 - GELU is nearly linear in the large: a hidden neuron that gives more than 1 has its input and its
   output scaled, and the mean that this loses is a bias of the next layer.
 
@@ -46,6 +46,7 @@ def spiking_student(
     layers: Sequence[int],
     *,
     share: float = 0.9995,
+    **settings: Any,
 ) -> tuple[SpikingBert, nn.ModuleList]:
     """A SpikingBERT with some layers of a teacher, which gives what they give within its ranges.
 
@@ -56,6 +57,9 @@ def spiking_student(
         layers: Numbers of the teacher's layers that the student has, from 0, in order.
         share: Share of the values of a channel that are below the top of its range, and of those
             above its bottom.
+        settings: Of the student's configuration. ``shortcut_weights=True`` gives every channel of a
+            shortcut a span of its own: with one for all, the widest channel sets it, and most have
+            few of the steps.
 
     Returns:
         The student, in evaluation; and for the embedding and each of its layers a linear map of its
@@ -91,16 +95,22 @@ def spiking_student(
     if not 0.5 < share <= 1:
         raise RangeError(f"spiking_student needs share in (1/2, 1], got {share}. Use 0.9995.")
     seen = _record(bert, batches)
-    student = from_bert(teacher, num_hidden_layers=len(layers)).eval()
+    student = from_bert(teacher, **settings, num_hidden_layers=len(layers)).eval()
     maps = nn.ModuleList()
     with torch.no_grad():
-        at = _common(seen["embedding"], share)
+        weights = [*student.shortcuts]
+        joined = _range if weights else _common
+        at = joined(seen["embedding"], share)
         _squeeze(student.bert.embeddings.LayerNorm, at)
         maps.append(_back(at))
-        for own, number in zip(student.bert.encoder.layer, layers, strict=True):
+        for i, (own, number) in enumerate(zip(student.bert.encoder.layer, layers, strict=True)):
             own.load_state_dict(bert.bert.encoder.layer[number].state_dict())
-            at = _fit_layer(own, at, {n: seen[f"{number} {n}"] for n in PLACES}, share)
-            maps.append(_back(at))
+            own_seen = {name: seen[f"{number} {name}"] for name in PLACES}
+            after, end = (joined(own_seen[name], share) for name in ("attention", "output"))
+            _join(own.attention.output, at, after, weights[2 * i] if weights else None)
+            _join(own.output, after, end, weights[2 * i + 1] if weights else None)
+            _fit_layer(own, at, after, own_seen, share)
+            maps.append(_back(at := end))
         _read(student.classifier, bert, at)
     return student, maps
 
@@ -171,8 +181,11 @@ def _back(at: Range) -> nn.Linear:
     return layer
 
 
-def _fit_layer(layer: Any, at: Range, seen: Mapping[str, Tensor], share: float) -> Range:
-    """Make a layer read rates of one range and give those of another."""
+def _fit_layer(
+    layer: Any, at: Range, after: Range, seen: Mapping[str, Tensor], share: float
+) -> None:
+    """Make what is between the shortcuts of a layer read and give rates; ``at`` and ``after`` are
+    the ranges that attention and the perceptron read."""
     own, output = layer.attention.self, layer.attention.output
     for part in (own.query, own.key, own.value):
         _expand(part, at)
@@ -182,7 +195,6 @@ def _fit_layer(layer: Any, at: Range, seen: Mapping[str, Tensor], share: float) 
     own.query.weight.mul_(key.span[:, None])
     own.query.bias.mul_(key.span)
     _expand(output.dense, value)
-    _join(output, at, after := _common(seen["attention"], share))
     hidden = seen["hidden"]
     top = _range(hidden, share)
     top = Range(torch.zeros_like(top.low), (top.low + top.span).clamp(min=1))
@@ -195,15 +207,17 @@ def _fit_layer(layer: Any, at: Range, seen: Mapping[str, Tensor], share: float) 
     down = layer.output.dense
     down.bias.add_(down.weight @ lost)
     _expand(down, top)
-    _join(layer.output, after, end := _common(seen["output"], share))
-    return end
 
 
-def _join(output: Any, at: Range, to: Range) -> None:
-    """Make a product and the shortcut of rates beside it one sum of their scale, and its
-    normalisation give rates."""
-    output.dense.weight.div_(at.span)
-    output.dense.bias.copy_((output.dense.bias + at.low) / at.span)
+def _join(output: Any, at: Range, to: Range, weight: Tensor | None) -> None:
+    """Make a product and the shortcut of rates beside it one sum of their scale, or weigh the
+    shortcut; and make its normalisation give rates."""
+    if weight is None:
+        output.dense.weight.div_(at.span)
+        output.dense.bias.copy_((output.dense.bias + at.low) / at.span)
+    else:
+        weight.copy_(at.span)
+        output.dense.bias.add_(at.low)
     _squeeze(output.LayerNorm, to)
 
 
