@@ -253,6 +253,35 @@ def test_background_knowledge_is_kept():
         known(required=[("y", 0)]).fit(data.data)
 
 
+def test_a_margin_is_to_what_else_could_be_chosen():
+    matrix = precision(made("linear", 6).data)
+    whole = np.triu(np.ones((6, 6), bool), 1)  # the whole order is known, and another than found
+    free = schur_sort(matrix)
+    back = np.argsort(np.argsort(free.order)[::-1])
+    for before in (whole, whole[np.ix_(back, back)]):
+        for forced in (
+            schur_sort(matrix, before=before),
+            sample_sort(np.tile(matrix, (3, 1, 1)), before=before),
+        ):
+            assert np.isinf(forced.margins).all()
+    half = np.zeros((6, 6), bool)
+    half[free.order[-1], free.order[:-1]] = True  # the last one must be the first
+    for some in (
+        schur_sort(matrix, before=half), sample_sort(np.tile(matrix, (3, 1, 1)), before=half)
+    ):  # fmt: skip
+        assert (some.margins >= 0).all()
+        assert np.isinf(some.margins).sum() == 2
+
+
+def test_a_report_where_all_is_known_has_no_margin():
+    data = made("linear", 3, 1.0, 300)
+    known = BackgroundKnowledge(tiers=[[2], [1], [0]])
+    fit = isospike.ScoreSchurSort(background=known)
+    report = isospike.order_causes(data.data, estimator=fit)
+    assert report.order == ("x2", "x1", "x0")
+    assert report.headline()["Smallest margin"].startswith("–")
+
+
 def test_names_of_a_data_frame_name_the_graph():
     data = made("linear", 4, 1.0, 500)
     frame = type("Frame", (), {"columns": list("abcd"), "__array__": lambda *_, **__: data.data})()

@@ -111,11 +111,26 @@ def test_the_fast_way_says_what_singular_values_say(shape, rank, monkeypatch):
     x = (normal(0, *shape) + normal(1, 1, shape[1])).float()
     fast = rank(x)
     monkeypatch.setattr(numerical, "_clearly_full", lambda *_: None)
+    monkeypatch.setattr(numerical, "_RANKS", {})
     slow = rank(x)
     assert (fast.rank, fast.low, fast.high) == (slow.rank, slow.low, slow.high)
     assert fast.determined
     if rank is numerical_rank:
         assert fast.gap == pytest.approx(slow.gap, rel=0.1)
+
+
+def test_ranks_are_kept_by_content_type_and_kind(monkeypatch):
+    monkeypatch.setattr(numerical, "_RANKS", kept := {})
+    x = normal(0, 6, 9).float()
+    first = numerical_rank(x)
+    assert numerical_rank(x.clone()) is first
+    assert affine_rank(x) != first
+    assert numerical_rank(x, torch.bfloat16).gap < first.gap / 1000
+    x[5] = x[0]  # the same tensor with other content
+    assert numerical_rank(x).rank == 5
+    for seed in range(100):
+        numerical_rank(normal(seed, 3, 4))
+    assert len(kept) == numerical.MOST_KEPT
 
 
 @pytest.mark.parametrize(

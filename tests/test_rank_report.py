@@ -192,6 +192,18 @@ def test_controls_are_seeded_and_cut_at_the_width():
     )
 
 
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_layers_found_once_serve_the_controls(name):
+    model, inputs = make(name), batch(name, 2, padded=False)
+    measured = measure_forward(model, inputs)
+    other = seeded(lambda: type(model)(model.config).eval(), 1)
+    for each in (model, other):
+        again = measure_forward(each, inputs, outputs_only=True)
+        known = measure_forward(each, inputs, outputs_only=True, like=measured)
+        assert known.sites == again.sites
+        assert known.heads == again.heads
+
+
 def test_save_writes_a_page_json_and_every_table(report, tmp_path):
     assert report.save(tmp_path / "deep" / "rank") == tmp_path / "deep" / "rank"
     names = {p.stem for p in (tmp_path / "deep" / "rank").iterdir()}

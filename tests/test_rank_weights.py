@@ -8,7 +8,14 @@ from models import make
 from torch import nn
 
 from isospike.errors import RangeError, ShapeError
-from isospike.ranks import Factored, fit_power_law, head_circuits, measure_weights, spectrum
+from isospike.ranks import (
+    Factored,
+    fit_power_law,
+    head_circuits,
+    measure_weights,
+    spectrum,
+    weights,
+)
 
 
 def normal(*shape, seed=0):
@@ -70,6 +77,20 @@ def test_a_spectrum_does_not_depend_on_scale_or_transposition(factor):
     s = torch.linalg.svdvals(w)
     assert one.stable == pytest.approx(float(s.square().sum() / s[0] ** 2))
     assert one.size == pytest.approx(float(w.square().mean().sqrt()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_matrix_of_many_rows_is_read_in_parts(dtype, monkeypatch):
+    x = torch.randn(50, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
+    whole = spectrum(x.float())
+    monkeypatch.setattr(weights, "AT_ONCE", 7)
+    for same in (x.float(), x.T.float()):
+        parts = spectrum(same)
+        assert (parts.rank, parts.dtype, parts.above) == (whole.rank, whole.dtype, whole.above)
+        assert parts.stable == pytest.approx(whole.stable, rel=1e-12)
+        assert parts.size == pytest.approx(whole.size, rel=1e-12)
+    s = torch.linalg.svdvals(x.double())
+    assert whole.stable == pytest.approx(float(s.square().sum() / s[0].square()), rel=1e-9)
 
 
 def test_every_matrix_of_a_model_has_a_row_and_tied_ones_have_one():

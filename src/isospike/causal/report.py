@@ -127,7 +127,10 @@ class OrderReport(Report):
     def headline(self) -> dict[str, str]:
         """Size of the table and of the graph, the least clear choice, and sortability."""
         known = {n: m for n, m in self.margins.items() if math.isfinite(m)}
-        least = min(known, key=lambda n: known[n])
+        least = min(known, key=lambda n: known[n], default=None)
+        margin = "–\nwhat is known left no choice"
+        if least is not None:
+            margin = f"{known[least]:.3f}\nfor {least}; near 0 the choice is arbitrary"
         share = self.sortability
         read = f"\n{self.file_format}" if self.file_format else ""
         return {
@@ -135,7 +138,7 @@ class OrderReport(Report):
             "Layers": f"{len(self.layers)}\ngroups removed in one step",
             "Edges": f"{len(self.edges) + len(self.undirected)}\n{len(self.undirected)} without "
             "a direction",
-            "Smallest margin": f"{known[least]:.3f}\nfor {least}; near 0 the choice is arbitrary",
+            "Smallest margin": margin,
             "Sortability": f"{share.var:.2f}\nby variance; by R² {share.r2:.2f}, by score "
             f"{share.score:.2f}; 0.5 is chance",
         }

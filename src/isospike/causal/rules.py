@@ -241,10 +241,13 @@ def _shape(search: LikelihoodSearch, order: list[int]) -> float:
 
 
 def _as_order(search: LikelihoodSearch, found: list[int]) -> SchurOrder:
-    """An order with the loss of likelihood, for each row, if a variable changes with the next."""
+    """An order with the loss of likelihood, for each row, if a variable changes with the next; it
+    is infinite where it is known to come first."""
     margins = np.full(len(found), np.inf)
     cost = search.cost(found)
     for k in range(len(found) - 1):
+        if search.before is not None and search.before[found[k], found[k + 1]]:
+            continue
         swapped = [*found[:k], found[k + 1], found[k], *found[k + 2 :]]
         margins[found[k]] = max(0.0, search.cost(swapped) - cost)
     return SchurOrder(

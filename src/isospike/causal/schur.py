@@ -39,9 +39,9 @@ class SchurOrder(NamedTuple):
         layers: The variables in groups that were removed in one step; causes first.
         pivots: Diagonal entry of each variable when it was removed: the precision of its noise, or
             the variance of its noise where elimination starts at the roots.
-        margins: Distance of each variable's diagonal entry to the next larger one at that step,
-            relative to the entry; infinite for the last variable. A margin near 0 means that the
-            choice was arbitrary.
+        margins: Distance of each variable's diagonal entry to the next larger one of those that
+            could be chosen at that step, relative to the entry; infinite where there was no other,
+            as for the last variable. A margin near 0 means that the choice was arbitrary.
 
     >>> SchurOrder(np.array([1, 0]), ((1,), (0,)), np.ones(2), np.ones(2)).order.tolist()
     [1, 0]
@@ -229,8 +229,7 @@ def sample_sort(
         back.append(p)
         waiting = waiting - ahead[:, p]
         pivots[p] = value[p]
-        others = np.einsum("nii->i", h)[left] / n
-        margins[p] = others.min() / value[p] - 1 if len(others) else np.inf
+        margins[p] = value[left].min(initial=np.inf) / value[p] - 1
         column = h[:, :, p].copy()
         if winsorise:
             low, high = np.quantile(column, [winsorise / 2, 1 - winsorise / 2], axis=0)

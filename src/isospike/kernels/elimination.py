@@ -98,8 +98,9 @@ def _panel(e, columns, size, floor, ridge, gamma):
         e.diagonal[p] = np.inf
         others = np.inf
         for j in range(size):
-            others = min(others, e.diagonal[j])
-        e.pivots[name], e.margins[name] = pivot, others / pivot - 1
+            if e.waiting[e.names[j]] == 0:
+                others = min(others, e.diagonal[j])
+        e.pivots[name], e.margins[name] = pivot, max(0.0, others / pivot - 1)
         for j in range(len(e.ahead)):
             e.waiting[j] -= e.ahead[name, j]
         column = columns[k]

@@ -96,7 +96,10 @@ def measure_controls(
     tokens = min(site.tokens for site in measured.sites)
     controls = []
     for name, other, inputs in _baselines(model, batch, width, tokens, seed):
-        found = measure_forward(other, inputs, outputs_only=True, what=f"control: {name}")
+        same = all(inputs[k].shape == v.shape for k, v in batch.items() if isinstance(v, Tensor))
+        like = measured if same else None
+        what = f"control: {name}"
+        found = measure_forward(other, inputs, outputs_only=True, like=like, what=what)
         median = statistics.median_low(s.tokens for s in found.sites)
         controls.append(Control(name, median, depth_rows(found)))
     return tuple(controls)

@@ -253,5 +253,8 @@ def _angles(
                 kept = numerical_rank(block, origin).rank
                 basis[:kept] = torch.linalg.svd(block, full_matrices=False).Vh[:kept]
     # Rows of zeros are at right angles to all others.
-    cosines = torch.linalg.matrix_norm(bases[:, None] @ bases.transpose(1, 2), 2).clamp(0, 1)
+    first, second = torch.triu_indices(len(bases), len(bases))
+    cosines = bases.new_empty(len(bases), len(bases))
+    found = torch.linalg.matrix_norm(bases[first] @ bases[second].mT, 2).clamp(0, 1)
+    cosines[first, second] = cosines[second, first] = found
     return tuple(map(tuple, cosines.acos().rad2deg().tolist()))

@@ -184,7 +184,12 @@ class ForwardMeasurements:
 
 
 def measure_forward(
-    model: nn.Module, batch: Mapping[str, Any], *, outputs_only: bool = False, what: str = "measure"
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    outputs_only: bool = False,
+    like: "ForwardMeasurements | None" = None,
+    what: str = "measure",
 ) -> ForwardMeasurements:
     """Run the model once and measure each layer as soon as it is done.
 
@@ -192,6 +197,8 @@ def measure_forward(
         model: A model that :func:`isospike.ranks.record.record` understands.
         batch: Arguments of its forward.
         outputs_only: Measure only the collapse of the layers' outputs and the attention maps.
+        like: Measurements of a model of the same modules on inputs of the same shapes: its layers
+            are then not searched again.
         what: Name of the phase, for progress.
 
     Returns:
@@ -224,7 +231,8 @@ def measure_forward(
             rows.kept.norm = norm.module, norm.tokens.of(norm.x), norm.tokens.of(norm.y)
 
     update(what, 0, total or 1)
-    left_out = record(model, batch, on_layer, on_norm)
+    plan = None if like is None else vars(like)[KEPT].plan
+    left_out, rows.kept.plan = record(model, batch, on_layer, on_norm, plan)
     if not rows.sites:
         if rows.short:
             _check_tokens(torch.ones(1, 1, dtype=torch.bool))

@@ -22,6 +22,7 @@ with independent entries, for (3). ``max(n, d) eps s_1``, the default of NumPy a
 for float64 data only: upcast float32 has full rank by it, and bfloat16 rank 0.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from isospike.tensors import check_tensor
 CLEAR_GAP = 10.0
 DECADE = 10.0
 INVERSE_STEPS = 20
+MOST_KEPT = 64  # ranks of the last matrices
 EPS_64 = torch.finfo(torch.float64).eps
 
 
@@ -224,6 +226,23 @@ def as_numbers(rows: Any, computed_in: torch.dtype | None, who: str) -> tuple[Te
     """Real numbers in float64, and the type in which they were computed.
 
     Args:
+        rows: As for :func:`as_real`.
+        computed_in: As for :func:`as_real`.
+        who: As for :func:`as_real`.
+
+    Raises:
+        InputError: As for :func:`as_real`.
+        RangeError: As for :func:`as_real`.
+        UnsupportedError: As for :func:`as_real`.
+    """
+    x, origin = as_real(rows, computed_in, who)
+    return x.detach().cpu().to(torch.float64), origin
+
+
+def as_real(rows: Any, computed_in: torch.dtype | None, who: str) -> tuple[Tensor, torch.dtype]:
+    """Real numbers in their own type, and the type in which they were computed.
+
+    Args:
         rows: A tensor, an array or a list.
         computed_in: That type; that of ``rows`` by default, float64 for whole numbers.
         who: Name of the public function, for error messages.
@@ -252,16 +271,17 @@ def as_numbers(rows: Any, computed_in: torch.dtype | None, who: str) -> tuple[Te
             f"{who} needs real numbers and a floating computed_in, got {x.dtype} and "
             f"{computed_in}. Name a type such as torch.float32."
         )
-    x = x.detach().cpu().to(torch.float64)
     return x, origin if origin.is_floating_point else torch.float64  # whole numbers are exact
+
+
+_RANKS: dict[bytes, NumericalRank] = {}
 
 
 def rank_of(x: RoundedMatrix, null: Tensor | None = None) -> NumericalRank:
     """The rank by (2) to (5).
 
-    A clear full rank is found from a Cholesky factor, many times as fast as singular values, and
-    its ``gap`` by inverse iteration. Other ranks need singular values, since the factor is that of
-    products, which have half of the digits.
+    Those of the last matrices are kept, by their content: in a transformer the output of one module
+    is what several others read.
 
     Args:
         x: The matrix.
@@ -270,6 +290,24 @@ def rank_of(x: RoundedMatrix, null: Tensor | None = None) -> NumericalRank:
 
     Returns:
         The rank.
+    """
+    key = hashlib.blake2b(repr(x.values.shape).encode())
+    for part in (*x, null):
+        key.update(b"" if part is None else part.numpy().tobytes())
+    known = key.digest()
+    if known not in _RANKS:
+        _RANKS[known] = _rank_of(x, null)
+        if len(_RANKS) > MOST_KEPT:
+            _RANKS.pop(next(iter(_RANKS)), None)
+    return _RANKS[known]
+
+
+def _rank_of(x: RoundedMatrix, null: Tensor | None) -> NumericalRank:
+    """The same, computed.
+
+    A clear full rank is found from a Cholesky factor, many times as fast as singular values, and
+    its ``gap`` by inverse iteration. Other ranks need singular values, since the factor is that of
+    products, which have half of the digits.
     """
     sizes = x.values.abs().amax(1, keepdim=True)
     kept = sizes[:, 0] > 0

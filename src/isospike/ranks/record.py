@@ -243,7 +243,8 @@ def record(
     batch: Mapping[str, Any],
     on_layer: Callable[[LayerRecord], None],
     on_norm: Callable[[NormRecord], None],
-) -> tuple[str, ...]:
+    plan: Plan | None = None,
+) -> tuple[tuple[str, ...], Plan]:
     """Run the model; call back for each layer when it is done, and for norms outside layers.
 
     A few rows are run several times before, to find the layers and the axes of their tokens.
@@ -253,9 +254,11 @@ def record(
         batch: Arguments of its forward. Values of padding are ignored.
         on_layer: Called with each layer.
         on_norm: Called with each normalisation outside the layers.
+        plan: The layers of a model of the same modules on inputs of the same shapes, so that they
+            need not be found again.
 
     Returns:
-        Names of attentions after which no projection was found; they are left out.
+        Names of attentions after which no projection was found; they are left out. And the layers.
 
     Raises:
         InputError: As for :func:`check_inputs`.
@@ -268,15 +271,16 @@ def record(
     try:
         model.eval()
         with torch.no_grad():
-            with same_draws():
-                plan = plan_of(model, batch)
+            if plan is None:
+                with same_draws():
+                    plan = plan_of(model, batch)
             recorder = _Recorder(model, batch, plan, on_layer, on_norm)
             with recorder.running():
                 model(**batch)
     finally:
         for module in training:
             module.training = True
-    return tuple(recorder.incomplete)
+    return tuple(recorder.incomplete), plan
 
 
 def check_inputs(model: nn.Module, batch: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from isospike.errors import InputError, RangeError, UnsupportedError
 from isospike.ranks.circuits import Circuit
+from isospike.ranks.layers import Plan
 from isospike.ranks.norms import find_norm
 
 SUM_TOLERANCE = 1e-4  # of a sum that is the stream, relative to its largest value
@@ -84,11 +85,13 @@ class Kept:
         layers: In order.
         norm: The last norm outside the layers, its input and its output.
         unembedding: ``[vocabulary, d]`` and its bias, of a model that predicts tokens.
+        plan: Where its layers were found.
     """
 
     layers: list[KeptLayer] = field(default_factory=list)
     norm: tuple[nn.Module, Tensor, Tensor] | None = None
     unembedding: tuple[Tensor, Tensor | None] | None = None
+    plan: Plan | None = None
 
     def attention(self, name: str, who: str) -> KeptAttention:
         """The attention of a name.

@@ -34,12 +34,13 @@ from torch import Tensor, nn
 from isospike.errors import RangeError, ShapeError
 from isospike.porting.product import SpikingProduct
 from isospike.progress import update
-from isospike.ranks.numerical import DECADE, as_numbers
+from isospike.ranks.numerical import DECADE, as_real
 from isospike.ranks.spikes import plain_weight
 
 LEAST_TAIL = 10  # values that a power law is fitted to
 TRACY_WIDOM = 2.02  # 99th percentile of the largest eigenvalue, in its own units
 NORMAL = 1.96  # of a 95 % interval
+AT_ONCE = 4096  # rows in float64, so that an embedding is never all of it twice
 
 
 class PowerLaw(NamedTuple):
@@ -169,24 +170,26 @@ def spectrum(weight: Any, computed_in: torch.dtype | None = None) -> Spectrum:
         ShapeError: It does not have two axes, or is empty.
         RangeError: An entry is NaN or infinite, or all are zero.
     """
-    w, origin = as_numbers(weight, computed_in, "spectrum")
+    w, origin = as_real(weight, computed_in, "spectrum")
     if w.dim() != 2 or not w.numel():
         raise ShapeError(
             f"spectrum needs a matrix [rows, columns], got shape {list(w.shape)}. Flatten the "
             "kernel of a convolution to [out, rest]."
         )
-    top = float(w.abs().max())
+    top = _largest(w)
     if not 0 < top < math.inf:
         raise RangeError(
             f"spectrum needs finite entries that are not all zero, got a maximum of {top}. Leave "
             "this weight out."
         )
     origin = computed_in or made_in(weight, origin)
-    w = w / top
     n, m = w.shape
-    gram = w @ w.T if n <= m else w.T @ w
+    gram = torch.zeros(min(n, m), min(n, m), dtype=torch.float64)
+    for some in torch.split((w if n > m else w.T).detach(), AT_ONCE):
+        part = some.cpu().double() / top
+        gram.addmm_(part.T, part)
     squares = torch.linalg.eigvalsh(gram).clamp_min(0).flip(0)
-    variance = float(w.square().mean())
+    variance = float(gram.trace()) / (n * m)
     roots = math.sqrt(n) + math.sqrt(m)
     spread = roots * (1 / math.sqrt(n) + 1 / math.sqrt(m)) ** (1 / 3)
     edge = variance * (roots**2 + TRACY_WIDOM * spread)
@@ -206,6 +209,12 @@ def spectrum(weight: Any, computed_in: torch.dtype | None = None) -> Spectrum:
     )
 
 
+def _largest(x: Tensor) -> float:
+    """The largest size of an entry; NaN if one is."""
+    low, high = x.detach().aminmax()
+    return float(torch.maximum(-low.double(), high.double()))
+
+
 def made_in(weight: Any, origin: torch.dtype) -> torch.dtype:
     """The narrowest type that holds all entries of a tensor: it was made in that one.
 
@@ -216,7 +225,8 @@ def made_in(weight: Any, origin: torch.dtype) -> torch.dtype:
     if not isinstance(weight, Tensor) or origin not in (torch.float32, torch.float64):
         return origin
     for narrow in (torch.bfloat16, torch.float16, torch.float32):
-        if torch.equal(weight.detach().to(narrow).to(weight.dtype), weight.detach()):
+        parts = torch.split(weight.detach(), AT_ONCE)
+        if all(torch.equal(x.to(narrow).to(x.dtype), x) for x in parts):
             return narrow
     return origin
 
@@ -237,7 +247,7 @@ def measure_weights(model: nn.Module) -> tuple[WeightRow, ...]:
     found = list(_matrices(model))
     rows = []
     for done, (name, matrix) in enumerate(found, 1):
-        if bool(matrix.any()) and bool(matrix.isfinite().all()):
+        if 0 < _largest(matrix) < math.inf:
             rows.append(WeightRow(name, spectrum(matrix)))
         update("weights", done, len(found))
     return tuple(rows)
