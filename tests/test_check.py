@@ -95,7 +95,9 @@ def test_a_module_that_runs_twice_is_listed_for_each_time():
 
 
 def test_a_model_of_another_kind_needs_a_sample():
-    with pytest.raises(isospike.InputError, match="check needs a sample for a Mixed, got none"):
+    with pytest.raises(
+        isospike.InputError, match="check needs a sample batch for a Mixed, got none"
+    ):
         isospike.check(Mixed(False))
 
 

@@ -202,7 +202,7 @@ def test_learn_takes_context_depth_and_synapses_and_says_when_the_store_is_full(
     done = call("learn", text, "--context", "deep", "--out", tmp_path / "n")
     assert "learn needs --context to be one of combined, layer" in done.stderr
     done = call("learn", text, "--depth", 4, "--out", tmp_path / "m")
-    assert "needs no settings of a machine that has learned" in done.stderr
+    assert "needs no --context, --depth, --synapses or --when-full for the machine" in done.stderr
 
 
 def test_a_machine_is_learned_by_one_process_at_a_time(tmp_path):

@@ -248,7 +248,7 @@ def replaced(name, value):
 @pytest.mark.parametrize(("edit", "kind", "says"), [
     (replaced("type", "Dendrite"), UnsupportedError, "got 'layer' of kind Dendrite"),
     (replaced("tau", None), InputError, "parameters of a LIF in 'layer', got others: .*tau"),
-    (replaced("type", None), InputError, "a node with a type, got none in 'layer'"),
+    (replaced("type", None), InputError, "a type for every node, got none for 'layer'"),
     (replaced("tau", np.full(3, 5e-5)), UnsupportedError, "node 'layer', a LIF: a step needs"),
     (replaced("v_threshold", np.full(3, np.nan)), RangeError, "'layer', a LIF: .*threshold"),
     (replaced("v_threshold", np.full(3, -1.0)), RangeError, "needs threshold above 0, got -1"),
@@ -275,7 +275,7 @@ def test_another_step_is_refused(nir, tmp_path):
 def test_shapes_that_do_not_fit_and_a_graph_without_ends_are_refused(nir):
     nodes = {"i": nir.Input(np.array([3])), "a": nir.Linear(np.ones((2, 4))),
              "o": nir.Output(np.array([2]))}  # fmt: skip
-    with pytest.raises(InputError, match="nodes whose shapes fit, got others"):
+    with pytest.raises(InputError, match="nodes whose shapes fit together, got others"):
         from_nir(nir.NIRGraph(nodes, [("i", "a"), ("a", "o")], type_check=False))
     with pytest.raises(InputError, match="needs an Input and an Output, got 0 and 1 of them"):
         from_nir(nir.NIRGraph({"o": nodes["o"]}, [], type_check=False))

@@ -93,7 +93,7 @@ def test_another_format_is_refused(saved, number):
     edit(saved, lambda config: config["isospike"].update(format=number))
     if number == 6:
         refused(saved, "Update isospike, or port the model again", isospike.UnsupportedError)
-    refused(saved, f"needs format 5, got {number!r}", isospike.UnsupportedError)
+    refused(saved, f"the file format 5 of a port, got {number!r}", isospike.UnsupportedError)
 
 
 BERT = "transformers.models.bert.modeling_bert:"

@@ -233,7 +233,7 @@ def test_activations_that_are_not_finite_are_named():
 @pytest.mark.parametrize(
     ("batches", "got"),
     [
-        ([], "at least one batch, got none"),
+        ([], "at least one calibration batch, got none"),
         ([models.batch("bert", rows=1)], "got 1 input"),
         ([{}], "tensors in its batches, got none in calibration batch 0"),
         (

@@ -206,7 +206,7 @@ class Leaky(torch.nn.Module):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"inhibition": True}, "without inhibition and graded spikes"),
+        ({"inhibition": True}, "without inhibition and without graded spikes"),
         ({"beta": torch.ones(3)}, "one beta and one threshold, got 3 and 1"),
         ({}, "a surrogate of atan, sigmoid, fast_sigmoid, got NoneType"),
         ({"reset_delay": False}, "a delayed subtract"),

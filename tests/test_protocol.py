@@ -272,7 +272,7 @@ def test_mistakes_are_named():
             operations.encode("z")
         with pytest.raises(InputError, match="of one length, got 2, 1 and 1"):
             run_online(operations, [OnlineSequence("ab", "a")])
-        with pytest.raises(InputError, match="a target to score, got none"):
+        with pytest.raises(InputError, match="at least one target to score, got none"):
             run_online(operations, [OnlineSequence("ab", [None, None])])
         with pytest.raises(InputError, match="scored targets of the alphabet of 8, got 'z'"):
             run_online(operations, [OnlineSequence("ab", "zz")])

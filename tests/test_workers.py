@@ -71,14 +71,18 @@ def test_a_worker_that_is_killed_is_one_line_and_the_finished_cells_are_kept(tmp
         found.append(cell)
         (tmp_path / str(cell)).touch()
 
-    with pytest.raises(isospike.InputError, match="workers that live, got one that was k") as error:
+    with pytest.raises(
+        isospike.InputError, match="worker processes to stay alive, got one that was k"
+    ) as error:
         map_cells(partial(die, tmp_path), [0, 1, 2, 3, 4, 5], 2, finish)
     assert "\n" not in str(error.value)
     assert {0, 1, 2} <= set(found) <= {0, 1, 2, 4, 5}
 
 
 def test_what_cannot_be_sent_is_refused():
-    with pytest.raises(isospike.UnsupportedError, match="needs what another process can be sent"):
+    with pytest.raises(
+        isospike.UnsupportedError, match="needs functions and values that pickle can send"
+    ):
         collect(lambda cell: cell, [1, 2], 2)
 
 
@@ -306,7 +310,9 @@ def test_a_task_of_ray_that_dies_is_one_line_and_the_next_run_goes_on(ray, tmp_p
         found.append(cell)
         (tmp_path / str(cell)).touch()
 
-    with pytest.raises(isospike.InputError, match="workers that live, got one that was k"):
+    with pytest.raises(
+        isospike.InputError, match="worker processes to stay alive, got one that was k"
+    ):
         map_cells(partial(die, tmp_path), [0, 1, 2, 3], "ray", finish)
     assert sorted(found) == [0, 1, 2]
     with pytest.raises(isospike.RangeError, match="fail needs no cell"):

@@ -434,5 +434,5 @@ def _check_counts(function: str, counts: Counts) -> None:
         if not 0 <= value < math.inf or (positive and value == 0):
             raise RangeError(
                 f"{function} needs finite counts {'above' if positive else 'of at least'} 0, got "
-                f"{name}={value}. Count the operations of a run that had tokens."
+                f"{name}={value}. Count the operations of a run on at least one token."
             )

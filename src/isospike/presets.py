@@ -89,7 +89,7 @@ def _spikingjelly(node: Any) -> Neuron:
 def _snntorch(leaky: Any) -> Neuron:
     if leaky.inhibition or float(leaky.graded_spikes_factor) != 1:
         raise UnsupportedError(
-            "from_module needs a Leaky without inhibition and graded spikes, got "
+            "from_module needs a Leaky without inhibition and without graded spikes, got "
             f"inhibition={leaky.inhibition}, graded_spikes_factor={leaky.graded_spikes_factor}. "
             "Leave them at their defaults."
         )

@@ -369,7 +369,9 @@ def run_online(
             whole.append(all(hits))
         states.append(machine.state)
     if not right:
-        raise InputError("run_online needs a target to score, got none. Give one, or skip fewer.")
+        raise InputError(
+            "run_online needs at least one target to score, got none. Give one, or lower skip."
+        )
     return OnlineScore(
         len(right), float(np.mean(bits)), float(np.mean(right)), float(np.mean(whole)),
         states[-1], max(states),

@@ -127,8 +127,9 @@ def _one_thread() -> Iterator[None]:
 
 def _died(error: BaseException) -> InputError:
     return InputError(
-        f"map_cells needs workers that live, got one that was killed ({type(error).__name__}). What"
-        " was computed is kept: run it again, with fewer workers if memory is short."
+        f"map_cells needs its worker processes to stay alive, got one that was killed "
+        f"({type(error).__name__}). What was computed is kept: run it again, with fewer workers if "
+        "memory is short."
     )
 
 
@@ -147,7 +148,8 @@ def _in_processes(
         packed = pickle.dumps(function)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise UnsupportedError(
-            f"map_cells needs what another process can be sent, got {error}. Use 1 worker, or ray."
+            f"map_cells needs functions and values that pickle can send to a process, got {error}. "
+            "Use 1 worker, or ray."
         ) from error
     with ProcessPoolExecutor(count, context, _start, (packed,)) as pool:
         running = {pool.submit(_call, cell): cell for cell in cells}

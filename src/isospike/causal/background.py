@@ -69,7 +69,7 @@ class BackgroundKnowledge:
             i, j = np.argwhere(required & forbidden)[0]
             raise InputError(
                 f"BackgroundKnowledge needs edges that are either required or forbidden, got "
-                f"{names[i]} -> {names[j]} as both. Remove it from one of the two."
+                f"{names[i]} -> {names[j]} as both. Remove it from one of the two lists."
             )
         known = required.copy()
         tiers = [[_index(v, names, "tiers") for v in tier] for tier in self.tiers]

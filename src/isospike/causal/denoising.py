@@ -209,8 +209,8 @@ class _Training:
             loss = float(_loss(test, test_noise, self.settings.noise, self.weights))
         if not np.isfinite(loss):
             raise RangeError(
-                f"denoising_score needs a loss that is a number, got {loss} after {step} steps. "
-                "Lower the learning rate, or raise the noise."
+                f"denoising_score needs a loss that is a number, got {loss} after {step} steps of "
+                "training. Lower the learning rate, or raise the noise."
             )
         self.losses.append((step, loss))
         return loss <= min(earlier for _, earlier in self.losses)

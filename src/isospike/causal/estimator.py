@@ -243,19 +243,20 @@ class ScoreSchurSort(BaseEstimator):  # type: ignore[misc]
             value = getattr(self, name)
             if value not in known and not (name == "information" and callable(value)):
                 raise InputError(
-                    f"ScoreSchurSort needs a known {name}, got {value!r}. Choose one of "
-                    f"{', '.join(known)}."
+                    f"ScoreSchurSort needs {name} among {', '.join(known)}, got {value!r}. Choose "
+                    "one of them."
                 )
         if self.correction == "regression" and self.information != "precision":
             raise UnsupportedError(
                 f"ScoreSchurSort needs information='precision' with correction='regression', got "
-                f"{self.information!r}. Use correction='mean' with others."
+                f"{self.information!r}. Use correction='mean' with that one."
             )
         gives = callable(self.information) or self.information == "denoising"
         if self.correction in CORRECTIONS[2:] and not gives:
             raise UnsupportedError(
-                f"ScoreSchurSort needs a score that gives Jacobians with correction="
-                f"{self.correction!r}, got {self.information!r}. Use denoising, or a function."
+                f"ScoreSchurSort needs a matrix for every row with correction={self.correction!r}, "
+                f"got information={self.information!r}. Use information='denoising', or a function "
+                "that returns Jacobians."
             )
 
     def _scaled(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:

@@ -175,8 +175,8 @@ def leaf_rows(
         lower = np.linalg.cholesky(information[np.ix_(back, back)])
     except np.linalg.LinAlgError:
         raise RangeError(
-            "leaf_rows needs a positive definite matrix, got one that is not. Shrink it "
-            "(score='shrinkage')."
+            "leaf_rows needs a positive definite matrix, got one that is not. Give more rows, "
+            "or use information='shrinkage' with correction='mean'."
         ) from None
     weights = np.zeros((d, d))
     weights[np.ix_(back, back)] = -lower / lower.diagonal()
@@ -250,8 +250,8 @@ def _check_status(status: int, state: Any) -> None:
         name = int(state.order[state.line[2]])
         raise RangeError(
             f"schur_sort needs a positive definite matrix, got the pivot "
-            f"{state.diagonal[state.places[name]]:.3g} of variable {name}. Give more rows, or "
-            "shrink the matrix (score='shrinkage')."
+            f"{state.diagonal[state.places[name]]:.3g} of variable {name}. Give more rows, or use "
+            "information='shrinkage' with correction='mean'."
         )
 
 

@@ -61,7 +61,7 @@ def information(x: Float[np.ndarray, "n d"], score: str = "precision") -> Float[
         draw = torch.Generator().manual_seed(0)
         return denoising_score(x, generator=draw).information(x)
     raise InputError(
-        f"information needs a known score, got {score!r}. Choose one of {', '.join(SCORES)}."
+        f"information needs a score among {', '.join(SCORES)}, got {score!r}. Choose one of them."
     )
 
 

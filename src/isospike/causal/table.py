@@ -323,8 +323,8 @@ def _cut(lines: list[str], separator: str) -> list[list[str]]:
         return [[_bare(cell.strip()) for cell in row] for row in reader]
     except csv.Error as error:  # as of a cell of more than 131,072 characters
         raise InputError(
-            f"parse_table needs cells of a table, got an error of csv: {error}. Check quotes and "
-            "separators."
+            f"parse_table needs cells of a table, got some that cannot be split ({error}). Check "
+            "quotes and separators."
         ) from None
 
 
@@ -482,7 +482,7 @@ def _fill(table: DataTable, missing: str, name: str) -> DataTable:
         if not len(kept):
             raise InputError(
                 f"read_table needs rows without missing cells, got none in {name}. Drop the "
-                "columns that are mostly empty, or impute."
+                "columns that are mostly empty, or use missing='impute'."
             )
         return replace(table, rows=kept, notes=(*table.notes, note))
     empty = gone.all(0)

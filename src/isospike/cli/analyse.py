@@ -33,12 +33,13 @@ def dimension(
 ) -> Outcome:
     """Measure the effective dimension at every site of a model.
 
-    It says how many directions a port would have to code. A site is the input of a matrix
-    product, a row one token. A number after ≥ is limited by the number of rows, not by the model:
-    give more text.
+    The effective dimension is the number of directions in which the values vary, which a port has
+    to encode. A site is the input of a matrix product; each token gives one row of data. A number
+    after ≥ is limited by the number of rows, not by the model: give more text.
 
     Args:
-        share: Share of the variance that the counted principal components explain.
+        share: Fraction of the variance that the counted principal components explain, above 0 and
+            at most 1.
         out (DIR): Where to write a page, JSON and a table.
     """
     if not 0 < share <= 1:
@@ -86,15 +87,16 @@ def rank(
 ) -> Outcome:
     """Find representations that collapse and heads that are redundant.
 
-    Prints one line for each layer and warnings in words; writes a page, JSON and CSV tables.
+    Prints one line for each layer, and warnings; writes a page, JSON and CSV tables.
 
     Args:
         model (MODEL): A folder that transformers saved or isospike port wrote, a name on the
             Hugging Face hub, or ``minilm``.
-        tokens: Tokens of a sequence. No rank exceeds it, so more than channels show more.
-            [default: all that the model reads, up to 512]
-        sequences: Pieces of the text to measure, 1 to 64.
-        controls: Also run new random weights, tokens in random order, and fewer tokens.
+        tokens: Tokens of each sequence. No rank can exceed their number, so give more than the
+            model has channels if it reads so many. [default: all that the model reads, up to 512]
+        sequences: Number of sequences to measure, 1 to 64.
+        controls: Also measure, for comparison, the model with new random weights, with the tokens
+            in random order, and with fewer tokens.
         out (DIR): Where to write. [default: out/rank/<name of the model>]
     """
     if not 1 <= sequences <= MOST_SEQUENCES:
@@ -144,37 +146,45 @@ def order(
     seed: int = 0,
     out: Path = Path("out/order"),
 ) -> Outcome:
-    """Order the columns of a table, causes first, and draw the graph.
+    """Order the columns of a table, causes first, and draw the causal graph.
 
-    Writes a page, JSON and CSV tables. With the true edges, the inverse covariance, sorting by
-    variance, random orders and the empty graph are compared with the result.
+    Writes a page, JSON and CSV tables. With --truth, the result is compared with those of the
+    inverse covariance, of sorting by variance, of random orders and of the empty graph.
 
     Args:
-        file (FILE): A table of numbers, one row a line, separator and header found out; JSON
-            records; with pandas an Excel or parquet file; or ``sachs``, which comes with isospike.
-        truth: True edges, a cause and an effect on each line.
-        correction: ``regression``: splines, from the roots (default). ``mean``: the mean
-            information matrix, from the leaves (default with others). ``per-sample``,
-            ``winsorised``: every row's Jacobian; with denoising only.
-        information: Matrix of the other corrections: ``precision``, ``shrinkage``, ``glasso``,
-            ``stein`` or ``denoising``, a network.
-        prune: Edges: ``cam``, F-tests of splines; ``row``, linear weights; ``slopes``, root mean
-            squared slopes.
-        level (SHARE): Target false discovery rate of --prune cam.
-        threshold (SLOPE): Smallest edge weight that row and slopes keep.
-        gamma (SHARE): Variables within this relative tolerance of the minimum are removed in the
-            same step.
-        noise_scale: Scale of the noise of each column, a name and a number on each line.
-        required: Edges that are known, as --truth.
-        forbidden: Edges that cannot be, as --truth.
-        tiers: Names of columns, a tier on each line, earlier ones first.
-        rule: Where directions come from: ``auto``, what the data allow; ``equal-variance``;
-            ``curvature``; ``independence``; ``partial``, arrows that follow from independences;
-            ``pairwise``, for two columns.
+        file (FILE): A table of numbers, one row a line, whose separator and header are detected;
+            JSON records; with pandas an Excel or parquet file; or ``sachs``, which comes with
+            isospike.
+        truth: True edges, if they are known: a cause and an effect on each line.
+        correction: How columns are ordered. ``regression``: causes first, by spline regressions
+            (default). ``mean``: effects first, by the mean information matrix (default with another
+            --information than precision). ``per-sample``, ``winsorised``: effects first, by a
+            matrix for every row; with --information denoising only.
+        information: How the information matrix of --correction mean is estimated: ``precision``,
+            the inverse covariance; ``shrinkage``; ``glasso``; ``stein``; or ``denoising``, by a
+            neural network.
+        prune: How edges are chosen: ``cam``, by F-tests of splines; ``row``, by linear weights;
+            ``slopes``, by root-mean-square slopes.
+        level (RATE): Target false discovery rate of --prune cam.
+        threshold (SLOPE): Smallest edge weight that --prune row and slopes keep.
+        gamma (SHARE): Columns whose criterion is within this fraction of the smallest are ordered
+            in the same step.
+        noise_scale: Scale of each column's noise, up to a common factor: a column and a number on
+            each line. [default: all equal]
+        required: Edges that are known to exist, written as in --truth.
+        forbidden: Edges that are known not to exist, written as in --truth.
+        tiers: Groups of columns whose order is known: the columns of one group on each line, causes
+            before effects.
+        rule: How directions are found: ``auto``, chosen by the data; ``equal-variance`` of the
+            noises; ``curvature`` of the functions; ``independence`` of noises that are not
+            Gaussian; ``partial``, only what follows from independences; ``pairwise``, for two
+            columns.
         columns (NAMES): Columns to keep, separated by commas.
         drop (NAMES): Columns to leave out, separated by commas.
-        missing: Rows with missing cells: ``refuse``, ``drop`` them, or ``impute`` medians.
-        resamples: Random halves of the rows that say how often each edge comes again; 0 for none.
+        missing: What to do about missing cells: ``refuse`` the table, ``drop`` the rows that have
+            them, or ``impute`` the column's median.
+        resamples: How many random halves of the rows are ordered too, to say how often each edge is
+            found again; 0 for none.
         out (DIR): Where to write.
     """
     check_destination(out)

@@ -122,7 +122,7 @@ See it, each in about a minute:
   isospike demo analyse    causes in a table, what collapses in a model
 
 With what you have:
-  isospike check MODEL     what of a model would run on spikes
+  isospike check MODEL     which parts of it would run on spikes
   isospike port MODEL      port it, measure it, save it
   isospike train NAME DIR  train a spiking network on your pictures
   isospike learn FILE      learn a text or melodies, symbol by symbol
@@ -136,8 +136,8 @@ app = typer.Typer(
     name="isospike",
     cls=_Group,
     help="Sequence models that compute with spikes: port a pretrained transformer, measure and use "
-    "the port; see what collapses in a model; learn sequences in one pass; order the causes in a "
-    "table.",
+    "the port; find representations of a model that collapse; learn sequences in one pass; order "
+    "the causes in a table.",
     epilog=_epilog(
         "Start with", ("isospike port minilm", "isospike learn shakespeare", "isospike order sachs")
     )

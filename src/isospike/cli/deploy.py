@@ -41,14 +41,16 @@ def export(
 
     Args:
         to (FORMAT): nir, onnx or c.
-        partial: Write what the format holds, and list the rest. Without it, everything or nothing.
-        strict: Refuse functions in float, which each runtime computes its own way.
+        partial: Write the parts that the format can hold, and list the others. Without it, nothing
+            is written unless all parts fit.
+        strict: With --to onnx: refuse a port whose softmax, normalisation and activations are in
+            float, since each runtime rounds these in its own way.
         size (PIXELS): Height and width of the images of a spiking transformer.
         out (FILE): The file to write. [default: the folder's name, beside it]
     """
     if to not in FORMATS:
         names = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise InputError(f"export needs --to {names}, got {to!r}. Choose one.")
+        raise InputError(f"export needs --to {names}, got {to!r}. Choose one of them.")
     trained = _is_trained(port)
     if not trained:
         find_port(port)

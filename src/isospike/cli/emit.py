@@ -26,6 +26,7 @@ PIPE_WIDTH = 160  # in a pipe there is no edge to fold at
 AGAIN_S = 30.0  # a phase that takes longer says in a pipe how far it is
 
 _SUBJECT = re.compile(r"([A-Za-z_][\w.]*) needs (an? )?(\w*)(.*)", re.DOTALL)
+_SETTING = re.compile(r"\b([a-z_]+)='?([\w-]+)\b'?")
 _QUIET: ContextVar[bool] = ContextVar("isospike_quiet", default=False)
 
 
@@ -57,7 +58,13 @@ class Words:
         subject, article, what, rest = match.groups(default="")
         if what == "one" and subject in self.options:
             return f"{self.name} {self.options[subject]} needs {what}{rest}"
+        rest = _SETTING.sub(self._option, rest)
         return f"{self.name} needs {self.options.get(what, article + what)}{rest}"
+
+    def _option(self, setting: re.Match[str]) -> str:
+        """``missing='drop'`` as ``--missing drop``, if the command has that option."""
+        name, value = setting.groups()
+        return f"{self.options[name]} {value}" if name in self.options else setting[0]
 
 
 @dataclass(frozen=True, kw_only=True)

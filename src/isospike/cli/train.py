@@ -46,12 +46,12 @@ def train(
         data (DIR): Class folders in ``train`` and ``test``, the files of MNIST, or two archives
             ``*train.npz`` and ``*test.npz`` of JPEG files or of events.
         size (SIZE): ``small`` trains on two cores; ``full`` is the recipe of the paper.
-        epochs: Passes over the training part. [default: as the size says]
-        batch: Images of a step of the optimiser. [default: as the size says]
-        steps: Time steps of the model. [default: as the size says]
+        epochs: Number of passes over the training part. [default: as --size says]
+        batch: Number of images in each step of the optimiser. [default: as --size says]
+        steps: Number of time steps of the model. [default: as --size says]
         resume: Go on from the last checkpoint in --out.
-        skip_broken: Leave files out that hold no image.
-        out (DIR): Where the model goes.
+        skip_broken: Skip files that cannot be read as images.
+        out (DIR): Where to write the model.
     """
     from importlib.util import find_spec
 

@@ -36,18 +36,17 @@ def embed(
 ) -> Outcome:
     """Embed every line of a text on spikes.
 
-    An embedding is the output over the tokens, pooled and cut to a length as the folder's
-    sentence-transformers files say (the mean of all that the model reads by default) and scaled to
-    length 1. Empty lines are skipped.
-    --json prints one list per line of text; without it or --out, a short table is printed.
+    An embedding is the model's output pooled over the tokens of a line, as the folder's
+    sentence-transformers files say (their mean where there are none), and scaled to length 1.
+    Empty lines are skipped. --json prints one list per line of text; without it or --out, a short
+    table is printed.
 
     Args:
         text: UTF-8 text, one sentence per line; ``-`` for standard input.
-        execution (MODE): Run ``collapsed`` (fast) or ``stepped`` (the specification).
+        execution (MODE): ``collapsed`` (fast) or ``stepped`` (every time step; the same output).
             [default: as saved]
-        device: Where it runs: ``cpu``, ``cuda`` or ``cuda:1``.
-        batch_size: Lines that are read at once.
-        tokens: Most tokens that are read of a line. [default: as the folder says]
+        batch_size: Number of lines that are computed at once.
+        tokens: Most tokens of a line to read; the rest is cut off. [default: as saved]
         out (FILE.npy): Write all embeddings, one row per line of text, as a NumPy array.
     """
     if out is not None:
@@ -91,14 +90,15 @@ def generate(
 ) -> Outcome:
     """Continue a prompt on spikes, token by token.
 
-    The port must be of a causal language model.
+    The port must be of a causal language model, such as GPT-2 or Llama.
 
     Args:
         prompt (TEXT): Text to continue.
-        tokens: Most tokens to add.
-        temperature: 0 always takes the likeliest token; above 0 draws one.
-        seed: Seed of the draws. [default: a new one every time]
-        execution (MODE): Run ``collapsed`` (fast) or ``stepped`` (the specification).
+        tokens: Number of tokens to add, at most.
+        temperature: 0 takes the likeliest token each time; above 0 a token is drawn at random, the
+            more evenly the larger it is.
+        seed: Seed of the random draws. [default: a new one every time]
+        execution (MODE): ``collapsed`` (fast) or ``stepped`` (every time step; the same output).
             [default: as saved]
     """
     if not 1 <= tokens <= MOST_TOKENS:

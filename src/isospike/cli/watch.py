@@ -45,21 +45,22 @@ def watch(
 ) -> Outcome:
     """Say how much each line, number or character of a stream surprises, and how unusual that is.
 
-    Each is predicted before it is learned. One line a symbol is printed as it comes: its number,
-    its surprise in bits, how unusual it is from 0 to 1, and the symbol.
+    Each symbol is predicted before it is learned. For each, one line is printed as it comes: its
+    place in the stream, its surprise in bits (-log2 of its predicted probability), how unusual that
+    is, from 0 to 1, and the symbol.
 
     Args:
         file (FILE): A file, or ``-`` for a pipe.
         unit (UNIT): What a symbol is: ``line`` (words with digits left out, as of a log),
             ``char``, or ``number`` (one a line, or the last column of a CSV).
-        low: Least number expected. [default: of the file]
-        high: Greatest number expected. [default: of the file]
+        low: Smallest number expected; needed where numbers come by a pipe. [default: the file's]
+        high: Largest number expected; likewise. [default: the file's]
         clock: Take the hour of the day into account, for numbers of a CSV whose first column is
             date and time, such as ``2026-11-28 01:30:00``.
-        model (FILE): Where to save what is learned, after every ``--every`` symbols and at the end,
-            also by Ctrl-C. What is there already goes on with the next symbol.
-        every: Symbols from one save to the next. If the process is killed, what came after the
-            last save is to be given again.
+        model (FILE): File to save what is learned in, every --every symbols and at the end, also
+            after Ctrl-C. If it is there already, it is loaded and goes on learning.
+        every: Number of symbols between two saves. If the process is killed, give it again what
+            came after the last save.
         out (DIR): Where to write a page with pictures, JSON and tables, at the end.
     """
     if unit not in WATCHED:
@@ -67,10 +68,12 @@ def watch(
             f"watch needs unit to be one of {', '.join(WATCHED)}, got {unit!r}. Choose one of them."
         )
     if unit != "number" and (low, high) != (None, None):
-        raise InputError("watch needs --low and --high only with --unit number, got them. Leave "
-                         "them out.")  # fmt: skip
+        raise InputError(f"watch needs --low and --high only with --unit number, got --unit {unit}."
+                         " Leave them out.")  # fmt: skip
     if unit != "number" and clock:
-        raise InputError("watch needs --clock only with --unit number, got it. Leave it out.")
+        raise InputError(
+            f"watch needs --clock only with --unit number, got --unit {unit}. Leave it out."
+        )
     if every < 1:
         raise RangeError(f"watch needs every of at least 1, got {every}. Try 1000.")
     if model is not None:
@@ -120,8 +123,8 @@ def _watcher(
         high = high if high > low else low + 1.0
     elif unit == "number" and (low is None or high is None):
         raise InputError(
-            "watch needs --low and --high for numbers of a pipe, got not both. Name the range in "
-            "which they are expected."
+            "watch needs --low and --high for numbers of a pipe, got one or none. Name the range "
+            "in which they are expected."
         )
     watcher = Watcher(low, high, phases=HOURS if clock else 0, seed=seed)
     watcher.metadata["unit"] = unit

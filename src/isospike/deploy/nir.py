@@ -235,7 +235,9 @@ def find_nir(owner: str) -> Any:
 def _parse(nir: Any, name: str, held: Any) -> Any:
     """The nodes of a file, one by one, so that a mistake names its node."""
     if not isinstance(held, dict) or "type" not in held:
-        raise InputError(f"read_nir needs a node with a type, got none in {name}. Write it again.")
+        raise InputError(
+            f"read_nir needs a type for every node, got none for {name}. Write the file again."
+        )
     if held["type"] != "NIRGraph":
         try:
             return nir.dict2NIRNode(dict(held))
@@ -256,7 +258,7 @@ def _parse(nir: Any, name: str, held: Any) -> Any:
 def _unreadable(name: str, held: Mapping[str, Any], error: Exception) -> InputError:
     return InputError(
         f"read_nir needs the parameters of a {held['type']} in {name}, got others: "
-        f"{first_sentence(error)} Look at what wrote the file."
+        f"{first_sentence(error)} Write the file again, and check the library that wrote it."
     )
 
 
@@ -319,6 +321,6 @@ def _check_shapes(network: Network) -> None:
         network.trace_shapes()
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"read_nir needs nodes whose shapes fit, got others: {first_sentence(error)} Look at "
-            "what wrote the file."
+            f"read_nir needs nodes whose shapes fit together, got others: {first_sentence(error)} "
+            "Check the library that wrote the file."
         ) from None

@@ -82,8 +82,8 @@ class Reader:
             ) from None
         except (AttributeError, TypeError, ValueError, IndexError) as error:
             raise InputError(
-                f"read_nir needs the parameters of a {kind} in {name!r}, got others: {error}. Look "
-                "at what wrote the file."
+                f"read_nir needs the parameters of a {kind} in {name!r}, got others: {error}. "
+                "Check the library that wrote the file."
             ) from None
 
     def _share(self, tau: Array) -> Array:
@@ -91,8 +91,8 @@ class Reader:
         share = self.dt / np.asarray(tau, np.float64)
         if not np.all((share > 0) & (share <= 1 + WHOLE)):
             raise UnsupportedError(
-                f"a step needs dt of at most the time constant, got dt = {self.dt:g} s and "
-                f"{float(np.min(tau)):g} s. Give the dt that the file was made for."
+                f"a step needs a dt of at most the time constant, got {self.dt:g} s for a constant "
+                f"of {float(np.min(tau)):g} s. Give the dt that the file was made for."
             )
         return np.minimum(share, 1.0)
 
@@ -143,7 +143,7 @@ class Reader:
         if not np.all(np.abs(steps - whole) <= WHOLE * np.maximum(1, whole)):
             raise UnsupportedError(
                 f"a delay needs a whole number of steps of {self.dt:g} s, got "
-                f"{float(steps.flat[0]):g}. Give the dt that the file was made for."
+                f"{float(steps.flat[0]):g} of them. Give the dt that the file was made for."
             )
         return Delay(torch.from_numpy(whole.astype(np.int64)))
 

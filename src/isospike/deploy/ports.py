@@ -74,8 +74,8 @@ def port_network(
         shapes |= _product(build, name, module)
     if not build.outputs:
         raise UnsupportedError(
-            "port_network needs a linear product whose code has a rule, got none. Port with the "
-            "code rate, phase or signed-digit."
+            "port_network needs a linear layer whose code NIR's neurons can compute, got none. "
+            "Port with the code rate, phase or signed-digit."
         )
     if build.refused and not partial:
         build.network(dt, partial=False)

@@ -73,8 +73,8 @@ def _hold(module: nn.Module, args: Any) -> None:
         config._attn_implementation = IMPLEMENTATION
     elif chosen != IMPLEMENTATION:
         raise UnsupportedError(
-            f"a port needs its own attention, got the implementation {chosen!r}. Choose "
-            f"{IMPLEMENTATION!r} again."
+            f"a port needs its own attention, got attn_implementation {chosen!r}. Call "
+            f"set_attn_implementation({IMPLEMENTATION!r})."
         )
 
 

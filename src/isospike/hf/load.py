@@ -302,7 +302,7 @@ def _check_folder(path: Path, ported: bool) -> None:
         )
     if ported:
         raise UnsupportedError(
-            f"find_model needs a model of numbers, got {str(path)!r}, which runs on spikes already."
+            f"find_model needs a float model, got {str(path)!r}, which runs on spikes already."
             " Name the model it was made from."
         )
     names = sorted(p.name for p in path.iterdir())
@@ -416,8 +416,8 @@ def _load_weights(source: Source, config: Any, mapped: bool) -> Any:
     missing = sorted(key for key in outcome["missing_keys"] if "pooler" not in key.split("."))
     if missing:
         raise InputError(
-            f"load needs every weight of the model, got none for {missing[0]} in {source.name!r} "
-            f"({len(missing)} missing). Save the model again."
+            f"load needs every weight of the model, got a file without {missing[0]} in "
+            f"{source.name!r} ({len(missing)} missing). Save the model again, or download it again."
         )
     return model.eval()
 

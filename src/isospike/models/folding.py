@@ -117,8 +117,9 @@ def fold(model: Any, precision: str = "exact") -> Any:
         return spikformer.fold(model, precision)
     if precision != "exact" or not isinstance(model, SpikingClassifier):
         raise UnsupportedError(
-            "fold needs a spiking classifier of isospike.models and precision='exact', got "
-            f"{type(model).__name__} and {precision!r}. Leave precision out."
+            "fold needs a Spikformer, or another spiking classifier of isospike.models with "
+            f"precision='exact', got a {type(model).__name__} and {precision!r}. Leave precision "
+            "out, or give one of these."
         )
     if getattr(model.config, "published_leak", False):
         raise UnsupportedError(

@@ -450,8 +450,8 @@ def times(frame: Frame, weight: Tensor) -> int:
 def _not_compiled() -> UnsupportedError:
     """The error of a port that is compiled, exported or traced though it sees calls."""
     return UnsupportedError(
-        "torch needs a port whose products are all modules to compile, export or trace it, got one "
-        "that computes some where they are called. Run it as it is."
+        "torch needs a port whose matrix products are all modules to compile, export or trace it, "
+        "got one with products in the code of a forward. Run it without that."
     )
 
 
@@ -468,9 +468,9 @@ def _within_dynamo() -> bool:
 
 def _unknown(frame: Frame) -> UnsupportedError:
     return UnsupportedError(
-        f"this port needs calibration inputs that reach every product, got one in "
-        f"{frame.name or 'the model'} ({type(frame.module).__name__}) that they did not. Port the "
-        "model again on inputs that use it."
+        f"this port needs calibration inputs that reach every matrix product, got one in "
+        f"{frame.name or 'the model'} ({type(frame.module).__name__}) that they did not reach. "
+        "Port the model again on inputs that use it."
     )
 
 

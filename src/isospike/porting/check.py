@@ -166,7 +166,8 @@ def _made_up(model: nn.Module) -> dict[str, Any]:
         shape = (ROWS, config.num_channels, config.image_size, config.image_size)  # type: ignore[union-attr]
         return {"pixel_values": torch.linspace(-1, 1, torch.Size(shape).numel()).view(shape)}
     raise InputError(
-        f"check needs a sample for a {type(model).__name__}, got none. Pass a batch of a few rows."
+        f"check needs a sample batch for a {type(model).__name__}, got none: inputs are made up "
+        "only for models of transformers that read tokens or images. Pass sample."
     )
 
 

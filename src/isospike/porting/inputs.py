@@ -72,7 +72,9 @@ class Inputs:
         given = _listed(calibration, "calibration")
         groups = _named(evaluation)
         if not given:
-            raise InputError("port needs at least one batch, got none. Give some real inputs.")
+            raise InputError(
+                "port needs at least one calibration batch, got none. Give some real inputs."
+            )
         for kind, batches in (
             ("calibration", given),
             *(("evaluation", g) for g in groups.values()),

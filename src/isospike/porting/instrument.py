@@ -233,8 +233,8 @@ def _before(module: nn.Module, args: Any, keywords: dict[str, Any]) -> None:
     if weight.dtype not in (torch.float32, torch.float64):
         raise UnsupportedError(
             f"a port needs float32 or float64, got {str(weight.dtype).removeprefix('torch.')}, "
-            "which rounds its integers. Port or load it again; for bfloat16 products, with "
-            "precision='fast'."
+            "which rounds its integers. Load or port it again without converting it; for faster "
+            "products in bfloat16, use precision='fast'."
         )
     if run.learning is None:
         stack.enter_context(torch.no_grad())
@@ -270,7 +270,7 @@ class _Untrained(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         raise UnsupportedError(
-            "a port needs passes without a gradient, which spikes have not, got a backward pass. "
+            "a port needs passes without a gradient, since spikes have none, got a backward pass. "
             "Train what Port.trainable returns, or freeze the port by requires_grad_(False)."
         )
 
@@ -316,7 +316,8 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> Ported:
         product = replacement(name, model.get_submodule(name), run)
         if product is None:
             raise UnsupportedError(
-                f"load needs a plain product in {name}, got another. Port the model again."
+                f"load needs at {name} the kind of layer that was ported, got a "
+                f"{type(model.get_submodule(name)).__name__}. Port the model again."
             )
         product.site = found[site]
         model.set_submodule(name, product)
@@ -347,7 +348,8 @@ def rebuild(model: nn.Module, spec: Mapping[str, Any], run: Run) -> Ported:
             module = model.get_submodule(name)
             if not isinstance(getattr(module, part, 0), SignedDigitFormat):
                 raise UnsupportedError(
-                    f"load needs digits of a circuit, got those of {name!r}. Save the port again."
+                    f"load needs circuits where they were saved, got none at {name!r}. Port the "
+                    "model again."
                 )
             setattr(module, part, SignedDigitFormat(grid, steps))
     attach_run(model, run)

@@ -145,15 +145,17 @@ def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     try:  # no more than is wanted, however much the bytes would give
         numbers = np.frombuffer(coder.decompress(packed.numpy().data, count + 1), np.int8)
     except zlib.error as error:
-        raise InputError(f"load needs packed numbers, got {error}. Save the port again.") from error
+        raise InputError(
+            f"load needs packed weights that unpack, got {error}. Save the port again."
+        ) from error
     if len(numbers) != count or not coder.eof or coder.unused_data:
         raise InputError(
-            f"load needs {count} packed numbers, got bytes that hold another count. Save the port "
-            "again."
+            f"load needs {count} packed weights, got a file with another number of them. Save the "
+            "port again."
         )
     most = 2 ** (bits - 1)
     if count and not -most <= numbers.min() <= numbers.max() < most:
         raise InputError(
-            f"load needs packed numbers of {bits} bits, got larger ones. Save the port again."
+            f"load needs packed weights of {bits} bits, got larger ones. Save the port again."
         )
     return torch.from_numpy(numbers.astype(np.int16)).view(shape)

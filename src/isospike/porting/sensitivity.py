@@ -119,8 +119,8 @@ def measure_channels(
         measured[name] = Channels(gradient[name] / max(power, 1e-300), variance, each / tokens)
     if not any(bool((c.sensitivity > 0).any()) for c in measured.values()):
         raise InputError(
-            "allocation needs an output that depends on some site, got gradients of 0 everywhere. "
-            "Check the model."
+            "port needs an output that depends on the inputs of its products for per_channel, got "
+            "gradients of 0 everywhere. Leave per_channel out, or check the model."
         )
     return measured
 

@@ -158,7 +158,8 @@ class PortSpec:
             newer = type(number) is int and number > FORMAT
             way = "Update isospike" if newer else "Use the isospike version that saved it"
             raise UnsupportedError(
-                f"load needs format {FORMAT}, got {number!r}. {way}, or port the model again."
+                f"load needs the file format {FORMAT} of a port, got {number!r}. {way}, or port "
+                "the model again."
             )
         spec: PortSpec = codec.decode(cls, value)
         wrong = spec._first_wrong()

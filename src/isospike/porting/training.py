@@ -66,7 +66,8 @@ def trainable(model: nn.Module) -> nn.Module:
     """
     if any(tensor.is_meta for tensor in model.parameters()):
         raise UnsupportedError(
-            "trainable needs a port in memory, got one whose weights are offloaded. Load it whole."
+            "trainable needs a port in memory, got one whose weights are offloaded. Save it, and "
+            "load it with isospike.load where there is memory for it."
         )
     mode = run_of(model).mode
     learner = copy.deepcopy(model)
@@ -100,8 +101,8 @@ def settled(model: nn.Module) -> nn.Module:
     learning = run_of(model).learning
     if learning is None:
         raise UnsupportedError(
-            f"this needs a model that Port.trainable made, got a {type(model).__name__} that is a "
-            "port already. Train what Port.trainable returns."
+            f"settled needs a model that Port.trainable made, got a {type(model).__name__} that is "
+            "a port already. Train what Port.trainable returns, and pass that."
         )
     port = copy.deepcopy(model).eval()
     run = run_of(port)

@@ -59,8 +59,9 @@ def check_allocation(kind: type[WeightedCode]) -> None:
     if kind.spikes_per_octave is None:
         digits = [name for name, other in CODES.items() if other.spikes_per_octave is not None]
         raise UnsupportedError(
-            f"allocation needs a code of digits, {' or '.join(digits)}, got {kind.name!r}, whose "
-            "spikes do not grow by octaves. Use one of them, or give steps by site."
+            f"port needs a code of digits for per_channel, {' or '.join(digits)}, got "
+            f"{kind.name!r}, whose spikes do not grow by octaves. Use one of them, or leave "
+            "per_channel out."
         )
 
 

@@ -407,7 +407,8 @@ def _open(path: Path, stack: contextlib.ExitStack) -> Snapshot:
                 return Snapshot(path, digests, files)
     read_manifest(path)  # says what is wrong
     raise InputError(
-        f"load needs a folder at rest, got {path}, which is saved again and again. Try again."
+        f"load needs a folder that does not change while it is read, got {path}, which another "
+        "process is saving. Try again."
     )
 
 

@@ -120,7 +120,7 @@ def pack_float32(weight: Tensor) -> BytePlanes:
         wrong = int((~weight.isfinite()).sum())
         raise RangeError(
             f"spike_linear needs finite weights, got {wrong} of {weight.numel()} that are NaN or "
-            "infinite. Look at what made them."
+            "infinite. Check how they were made."
         )
     from isospike.kernels.product.digits import find_steps  # imports the compiler
 
