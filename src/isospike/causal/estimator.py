@@ -58,14 +58,15 @@ class _Found(NamedTuple):
 
 
 class ScoreSchurSort(BaseEstimator):  # type: ignore[misc]
-    """Causal order of observational data by Schur complements, and a graph along it.
+    """Estimate a causal order of the columns of a table, and a graph along that order.
 
-    Assumes additive noise and no hidden causes. The default first tries the rule of equal
-    variances, which needs noises of one variance in the columns' own units. Where that does not
-    hold, as in rescaled columns, it warns and takes directions from curved functions or from noises
-    that are not Gaussian. Lines with Gaussian noise give a partially directed graph. Two columns
-    are compared by :func:`isospike.causal.pairs.compare_directions`. The class follows the
-    conventions of scikit-learn, so that ``clone``, pipelines and grid searches accept it.
+    Assumes additive noise and no hidden causes. The name is that of its linear case: columns are
+    removed one by one by Schur complements of the information matrix. The default first tries the
+    rule of equal variances, which needs noises of one variance in the columns' own units. Where
+    that does not hold, as in rescaled columns, it warns and takes directions from curved functions
+    or from noises that are not Gaussian. Lines with Gaussian noise give a partially directed graph.
+    Two columns are compared by :func:`isospike.causal.pairs.compare_directions`. The class follows
+    the conventions of scikit-learn, so that ``clone``, pipelines and grid searches accept it.
 
     ==========  =================================================================================
     correction

@@ -225,8 +225,9 @@ class Dimension:
 
 
 class EffectiveDimension:
-    """Estimator of :class:`Dimension`, in one pass: ``EffectiveDimension().fit(x).dimension_``.
+    """Estimate how many directions rows of data use: ``EffectiveDimension().fit(x).dimension_``.
 
+    The six measures (1) to (6) are those of :class:`Dimension`, all in one pass over the rows.
     Memory does not grow with the rows: it holds their moments (:class:`Moments`, of all of them)
     and a uniform sample of ``keep`` rows. Standard errors are those of resampled kept rows
     (resampled neighbourhoods for (5) and (6), where copies of a row would have distance 0), times

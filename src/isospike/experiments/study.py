@@ -458,12 +458,13 @@ def reproduce(
     data: str | Path | None = None,
     workers: Workers = 1,
 ) -> StudyReport:
-    """Run a study or the test of a claim.
+    """Run a study, such as the test of a published claim.
 
     Args:
-        name: Of the study, e.g. ``geometry``.
-        preset: ``tiny``, ``small`` or ``full``.
-        package: Where the study is registered.
+        name: Name of the study, e.g. ``geometry``; ``isospike reproduce`` lists them.
+        preset: Size of the run: ``tiny`` takes seconds, ``small`` minutes; ``full`` makes the
+            tables of the documentation.
+        package: Python package that holds the study.
         folder: Where parts of long work are kept; a second run goes on from there.
         data: The folder of the data sets; that in ``ISOSPIKE_DATA`` by default.
         workers: A number of processes; with the extra ``ray``, ``ray`` or ``ray:ADDRESS``.

@@ -477,6 +477,8 @@ def _changed(owner: str, params: NeuronParams, changes: dict[str, Any]) -> Neuro
 class LIF(Neuron):
     """Leaky integrate-and-fire neurons: the decay is constant, or an ``nn.Parameter``.
 
+    Args and errors are those of :class:`Neuron`.
+
     >>> layer = LIF(decay=0.5, threshold=1.0)
     >>> layer(torch.full((4, 1), 0.75)).flatten()  # time is axis 0
     tensor([0., 1., 0., 1.])
@@ -506,8 +508,8 @@ class PLIF(Neuron):
     number or a tensor of one per neuron.
 
     Args:
-        params: As for :class:`LIF`; ``decay`` strictly between 0 and 1.
-        changes: As for :class:`LIF`.
+        params: As for :class:`Neuron`; ``decay`` strictly between 0 and 1.
+        changes: As for :class:`Neuron`.
         input_decays: Whether the input is scaled by ``1 - decay``, times ``params.gain``.
         dtype: Type of the spikes, see :func:`run`.
         engine: See :func:`run`.

@@ -122,7 +122,9 @@ class CheckReport(Report):
 
 
 def check(model: nn.Module, sample: Batch | None = None, *, name: str | None = None) -> CheckReport:
-    """Say what of a model would run on spikes, stay in float or be refused; calibrate nothing.
+    """Say which modules of a model a port would run on spikes, keep in float or refuse.
+
+    It is much faster than a port, since nothing is calibrated.
 
     Args:
         model: A PyTorch transformer, usually from Hugging Face; it is not changed.

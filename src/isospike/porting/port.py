@@ -218,36 +218,41 @@ def port(
 ) -> Port:
     """Port a pretrained transformer to binary spikes, without training.
 
-    Every matrix product of the copy reads spikes, in a module or where it is called:
-    :mod:`isospike.porting.product`, :mod:`isospike.porting.attention`,
-    :mod:`isospike.porting.calls`. *Error* is the relative root-mean-square error of the first
-    output over the unpadded tokens of evaluation batches. The copy is first compared with the
-    original, in float. A port runs in float32 or float64, whatever autocast says, and has no
-    gradients but those of :meth:`Port.trainable`. Where torchrun has started several processes,
-    each calls this with all batches and runs its share: :mod:`isospike.porting.parallel`.
+    The port is a copy of the model whose matrix products all read spikes, in modules and in the
+    code of a forward: :mod:`isospike.porting.product`, :mod:`isospike.porting.attention`,
+    :mod:`isospike.porting.calls`. *Error* is the root-mean-square change of the first output over
+    the unpadded tokens of evaluation batches, relative to the output. Before that the copy, still
+    in float, is checked against the original. A port runs in float32 or float64, whatever autocast
+    says, and has no gradients but those of :meth:`Port.trainable`. Where torchrun has started
+    several processes, each calls this with all batches and runs its share:
+    :mod:`isospike.porting.parallel`.
 
     Args:
         model: A PyTorch transformer, usually from Hugging Face; it is not changed. One that is
             larger than memory is given by :func:`isospike.porting.offload.offload`. Of a
             compiled one, the model that was compiled is ported.
-        calibration: Keyword arguments of the model, a few hundred sentences, such as
-            ``{"input_ids": ..., "attention_mask": ...}``, of all lengths that will be read:
-            :func:`isospike.hf.groups.group_by_length`. None for random tokens or pixels, where no
-            data is at hand.
-        code: ``signed-digit``, ``half-octave``, ``phase``, ``rate``, ``bernoulli`` or ``latency``.
-        steps: Time steps; by site name, as ``{"*": 8, "*.output.dense": 6}``, later patterns
-            first; or a :class:`Target`.
+        calibration: Batches of inputs like those that will be read, of all their lengths
+            (:func:`isospike.hf.groups.group_by_length`): dictionaries of the model's arguments,
+            such as ``{"input_ids": ..., "attention_mask": ...}``, of a few hundred sentences in
+            all. None for random tokens or pixels, where no data is at hand.
+        code: How spikes encode a number: ``signed-digit``, ``half-octave``, ``phase``, ``rate``,
+            ``bernoulli`` or ``latency``.
+        steps: Number of time steps; or one for each site (the input of a matrix product), by
+            patterns of names of which the last that fits counts, as ``{"*": 8, "*.output.dense":
+            6}``; or a :class:`Target`, an error to reach.
         evaluation: Batches to measure on; the last quarter of ``calibration`` if None. Several
             kinds of inputs by name, ``{"held out": ..., "foreign": ...}``, have their errors
             reported side by side; all other figures are of the first.
-        execution: ``collapsed`` (one product on the integers that spikes carry) or ``stepped`` (the
-            specification); up to 255 levels the same bits.
+        execution: ``collapsed``, one product on the integers that the spikes encode, or
+            ``stepped``, every time step, which is slow; up to 255 levels the same bits.
         precision: ``exact``, or ``fast`` for bfloat16 products (collapsed, up to 256 levels); on a
             processor without a bfloat16 unit both are exact.
-        functions: What is not a product, in ``float`` or ``spiking``; then what no circuit computes
-            stays in float and is listed in the report.
-        ranges: ``dynamic``, a gain for each token and site that follows the input; or ``static``,
-            for hardware without it. Codes of one neuron and allocated channels are static.
+        functions: How softmax, normalisation, activations and gates are computed: in ``float``, or
+            ``spiking``, by neurons that add, compare and reset; what these cannot compute stays in
+            float and is listed in the report.
+        ranges: How large the encoded numbers may be: ``dynamic``, scaled to each token as it is
+            read; or ``static``, fixed in calibration, for hardware that cannot rescale. Codes of
+            one neuron and channels of ``Target(per_channel=True)`` are static.
         weight_bits: 16, 8 or 4: the weights of products are whole numbers of so many bits, rounded
             so that the calibration's outputs err least.
         keep: Names of modules, with wildcards, whose weights keep 16 bits, such as ``lm_head``.
