@@ -130,7 +130,7 @@ def recall(
     if unknown:
         raise InputError(
             f"recall needs prompt of symbols that the machine has learned, got {unknown[0]!r}. It "
-            f"knows {len(learned.symbols)}: {_some(learned.symbols)}."
+            f"knows {len(learned.symbols)}, such as {_some(learned.symbols)}. Use those."
         )
     joint = {"char": "", "line": "\n"}.get(unit, " ")
     if out is not None and unit != "melody":
@@ -149,8 +149,7 @@ def recall(
 
 def _some(symbols: Any) -> str:
     """The first of the symbols, for a message."""
-    first = ", ".join(repr(str(symbol)) for symbol in list(symbols)[:8])
-    return f"{first}{' ...' if len(symbols) > 8 else ''}"
+    return ", ".join(repr(str(symbol)) for symbol in list(symbols)[:4])
 
 
 def _write_tune(path: Path, symbols: list[str]) -> None:
