@@ -55,7 +55,7 @@ PAGES = {
     )),
     "training": ("Training", (
         "cifar-integers", "cifar-families", "sequential-mnist", "event-digits", "trained-port",
-        "sst2", "timesteps",
+        "sst2", "sst2-turns", "timesteps",
     )),
     "gpu": ("On a GPU", ("gpu-parity", "gpu-ports", "gpu-neurons", "gpu-models")),
     "positions": ("Positional encodings", (

@@ -1,6 +1,6 @@
-"""Sentences judged by a float model, by its port, and by a SpikingBERT that learnt from it.
+"""Sentences judged by a float model, by its port, and by SpikingBERTs that learnt from it.
 
-The preset ``tiny`` has random models and tokens.
+The presets ``tiny`` have random models and tokens.
 """
 
 import json
@@ -31,6 +31,7 @@ from isospike.train import distil, spiking_student
 PORTED = (8, 6, 4)  # steps
 POINTS = 0.005  # that a port may be below the float model
 ASKED = 0.84
+SPIKES = 57_466  # of a token, of the port at T=8: the study sst2
 
 
 def texts(p, ctx):
@@ -51,15 +52,15 @@ def tiny_texts():
     return model, made.training, made.calibration, made.measured["SST-2 dev"]
 
 
-def learnt(p, ctx, model, training, calibration):
+def learnt(p, ctx, model, training, calibration, name="sst-spiking-bert", **settings):
     """The student before and after it is trained to give the teacher's states and answers."""
-    fresh, maps = spiking_student(model, calibration, p.layers)
-    folder = ctx.folder / f"sst-spiking-bert-{p.count}"
+    fresh, maps = spiking_student(model, calibration, p.layers, **settings)
+    folder = ctx.folder / f"{name}-{p.count}"
     done = folder / "trained.json"
     if done.exists():
         seconds = json.loads(done.read_bytes())["cpu_seconds"]
         return fresh, SpikingBert.from_pretrained(folder).eval(), seconds
-    student, _ = spiking_student(model, calibration, p.layers)
+    student, _ = spiking_student(model, calibration, p.layers, **settings)
     student.bert.embeddings.word_embeddings.requires_grad_(False)
     places = [0, *(n + 1 for n in p.layers)]
 
@@ -156,3 +157,75 @@ def sst2(p, ctx):
             numbers[f"accuracy, SpikingBERT, T={p.steps}"], ASKED, at_least=True
         )
     return Findings(numbers, [Table("SST-2 on spikes", head, tuple(rows), meaning)], goals)
+
+
+@study(
+    "sst2-turns",
+    question="How few steps does a SpikingBERT need whose populations fire in turns, whose "
+    "shortcuts have weights, and whose training sees the rounding to whole spikes?",
+    data=SST,
+    extra="demo",
+    presets={
+        "tiny": P(
+            sentences=None, layers=(1,), count=4, rate=1e-3, share=0.995, levels=4, turns=(8,),
+        ),
+        "small": P(
+            sentences=64, layers=(0, 2, 3, 5), tuned=60, count=40, rate=2e-4, share=0.995,
+            levels=10, turns=(8, 16), thin=8,
+        ),
+        "full": P(
+            sentences=256, layers=(0, 2, 3, 5), tuned=1000, count=450, rate=2e-4, share=0.995,
+            levels=10, turns=(8, 16, 100), thin=1,
+        ),
+    },
+)  # fmt: skip
+def sst2_turns(p, ctx):
+    """Four layers of the same fine-tuned MiniLM, distilled; at the last number of steps, the
+    paper's, and at the most that have no more spikes than the port of ``sst2`` at 8."""
+    given = tiny_texts() if p.sentences is None else texts(p, ctx)
+    model, training, calibration, judged = given
+    marks = torch.cat([labels for _, labels in judged])
+    count, tokens = len(marks), sum(int(b["attention_mask"].sum()) for b, _ in judged)
+    rows, numbers = [], {}
+
+    def add(way, logits, spikes):
+        right = float((logits.argmax(-1) == marks).double().mean())
+        numbers[f"accuracy, {way}"] = right
+        held = ("", "")
+        if spikes is not None:
+            numbers[f"spikes of a token, {way}"] = spikes / tokens
+            held = (f"{spikes / count:,.0f}", f"{spikes / tokens:,.0f}")
+        rows.append((way, f"{right:.2%}", *held))
+
+    def clamped(each):
+        each.config.levels = None
+        return logits_of(each, {"dev": judged})["dev"]
+
+    add("float32", logits_of(model, {"dev": judged})["dev"], None)
+    fresh, student, seconds = learnt(
+        p, ctx, model, training, calibration, "sst-spiking-bert-turns",
+        share=p.share, shortcut_weights=True, levels=p.levels, turns=True,
+    )  # fmt: skip
+    numbers["minutes of training"] = seconds / 60
+    for way, each in (("not trained, ", fresh), ("", student)):
+        add(f"{way}clamped", clamped(each), None)
+    first, *others = p.turns
+    add(f"T={first}", *spiking(student, judged, first))
+    once = numbers[f"spikes of a token, T={first}"] / first
+    equal = max(1, int(SPIKES / once)) if p.sentences is not None else p.levels
+    numbers["steps at equal spikes"] = equal
+    for steps in sorted({equal, *others}):
+        add(f"T={steps}", *spiking(student, judged, steps))
+    add(f"not trained, T={equal}", *spiking(fresh, judged, equal))
+    meaning = (
+        f"{count} sentences, four layers of six, trained for some minutes with rates of {p.levels} "
+        f"steps. A population fires its T steps after the one before it has. T={equal} has no more "
+        "spikes than the port at T=8."
+    )
+    goals = {}
+    if p.sentences is not None:
+        for what, steps in {"at the paper's steps": max(p.turns), "at equal spikes": equal}.items():
+            right = numbers[f"accuracy, T={steps}"]
+            goals[f"accuracy {what}"] = Goal(right, ASKED, at_least=True)
+    head = ("SpikingBERT", "right", "spikes/sentence", "spikes/token")
+    return Findings(numbers, [Table("SpikingBERT in turns", head, tuple(rows), meaning)], goals)
