@@ -152,7 +152,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
     },
     "qkformer": {
-        "small": Recipe("isospike-qkformer", POOLED, **{**ONE, "epochs": 9}),
+        "small": Recipe("isospike-qkformer", POOLED, **{**ONE, "epochs": 12}),
         "full": Recipe("isospike-qkformer", **PAPER),
     },
     "ms-qkformer": {
