@@ -9,6 +9,7 @@ import torch
 from isospike.codes.orders import random_orders
 from isospike.errors import RangeError
 from isospike.kernels.machine import stream
+from isospike.kernels.machine.handle import Handle
 from isospike.kernels.machine.locations import OR
 from isospike.memory.contexts import Recurrent, Shift, Store
 from isospike.memory.decoder import AddressDecoder
@@ -256,6 +257,7 @@ class AddressedMemory:
         m, locations = self._sizes
         sizes = (m, locations, self._state.counters.shape[1], symbols, (2, 2))
         self._work = stream.Work(*(np.zeros(s, np.float32) for s in sizes))
+        self._handle = Handle(self._fixed, self._state, self._work)
 
     def reset_context(self) -> None:
         start = len(self.scores)
@@ -273,11 +275,13 @@ class AddressedMemory:
         stream.advance(self._fixed, self._state, self._work, symbol)
 
     def rank(self, order: Any, value: Any) -> None:
-        stream.rank(self._fixed, self._state, self._work, order, value)
+        self.step(-1, False, True, order, value)
 
     def step(self, symbol: int, learn: bool, ahead: bool, order: Any, value: Any) -> None:
-        parts = self._fixed, self._state, self._work
-        stream.step(*parts, symbol, learn, ahead, order, value)
+        fixed, state, work = self._handle.parts
+        if fixed is not self._fixed or state is not self._state or work is not self._work:
+            self._handle = Handle(self._fixed, self._state, self._work)
+        stream.step(self._handle, symbol, learn, ahead, order, value)
 
     def stream(self, ids: Any, learn: bool, found: Found) -> None:
         stream.stream(self._fixed, self._state, self._work, ids, learn, *found)

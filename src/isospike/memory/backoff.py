@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from isospike.kernels.machine import backoff as kernels
+from isospike.kernels.machine.handle import Handle
 from isospike.memory.addressed import MOST_COUNT, Found, check_range
 from isospike.memory.contexts import Backoff
 from isospike.memory.files import Shapes
@@ -75,6 +76,7 @@ class BackoffMemory:
 
     def resize(self, symbols: int) -> None:
         self._scores = np.zeros(symbols, np.float32)
+        self._handle = Handle(self._sketch, self._scores)
 
     def reset_context(self) -> None:
         self._sketch.filled[0] = 0
@@ -89,10 +91,10 @@ class BackoffMemory:
         kernels.advance(self._sketch, symbol)
 
     def rank(self, order: Any, value: Any) -> None:
-        kernels.rank(self._sketch, self._scores, order, value)
+        kernels.step(self._handle, -1, False, True, order, value)
 
     def step(self, symbol: int, learn: bool, ahead: bool, order: Any, value: Any) -> None:
-        kernels.step(self._sketch, self._scores, symbol, learn, ahead, order, value)
+        kernels.step(self._handle, symbol, learn, ahead, order, value)
 
     def stream(self, ids: Any, learn: bool, found: Found) -> None:
         kernels.stream(self._sketch, self._scores, ids, learn, *found)

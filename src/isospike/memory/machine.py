@@ -66,6 +66,9 @@ class Prediction(NamedTuple):
     accepted: bool
 
 
+_NOTHING = Prediction(None, 0.0, 0.0, (), False)
+
+
 class SequenceMachine:
     """A spiking sequence machine: encode, context, retrieve, store, decode.
 
@@ -144,7 +147,7 @@ class SequenceMachine:
         self.symbols: list[Hashable] = []
         self.metadata: dict[str, Any] = {}
         self._ids: dict[Hashable, int] = {}
-        self._right, self._seen = np.zeros(BINS), np.zeros(BINS)
+        self._right, self._seen = [0.0] * BINS, [0.0] * BINS  # predictions by their margin
         self._expected: tuple[int, float] | None = None
         self._ranked = False  # whether order and value are those of the present context
         self._order, self._value = np.zeros(0, np.int64), np.zeros(0, np.float32)
@@ -171,7 +174,6 @@ class SequenceMachine:
 
     # One symbol at a time.
 
-    @_alone
     def predict(self, alternatives: int = 5) -> Prediction:
         """The symbol that comes next; changes nothing that is learned.
 
@@ -188,23 +190,23 @@ class SequenceMachine:
             raise RangeError(
                 f"predict needs alternatives >= 0, got {alternatives}. Use 0 for none."
             )
-        if not self.symbols:
-            return Prediction(None, 0.0, 0.0, (), False)
-        count = max(2, alternatives)
-        if not self._ranked or count > len(self._order):
-            self._rank(min(count, len(self.symbols)))
-        order, value = self._order.tolist(), self._value.tolist()
-        best = value[0]
-        if best <= 0:
-            self._expected = None
-            return Prediction(None, 0.0, 0.0, (), False)
-        margin = best - value[1] if len(value) > 1 else best
-        self._expected = order[0], margin
-        symbols = self.symbols
-        ranked = tuple([(symbols[i], v) for i, v in zip(order, value, strict=True)])
-        return Prediction(ranked[0][0], best, margin, ranked[:alternatives], self._trusted(margin))
+        with self._lock:
+            symbols = self.symbols
+            if not symbols:
+                return _NOTHING
+            if not self._ranked or alternatives > len(self._order):
+                self._rank(min(max(2, alternatives), len(symbols)))
+            order, value = self._order.tolist(), self._value.tolist()
+            best = value[0]
+            if best <= 0:
+                self._expected = None
+                return _NOTHING
+            margin = best - value[1] if len(value) > 1 else best
+            self._expected = order[0], margin
+            ranked = tuple(zip(map(symbols.__getitem__, order), value, strict=True))
+            few = ranked if alternatives >= len(ranked) else ranked[:alternatives]
+            return Prediction(ranked[0][0], best, margin, few, self._trusted(margin))
 
-    @_alone
     def learn(self, symbol: Hashable) -> None:
         """Store ``symbol`` as what follows the present context, and move on to the next.
 
@@ -214,17 +216,18 @@ class SequenceMachine:
         Raises:
             InputError: An unknown symbol, unless the machine grows, or one that is not hashable.
         """
-        i = self._id(symbol)
-        asked = self._expected is not None
-        if self._expected is not None:
-            guess, margin = self._expected
-            place = min(max(int(margin * BINS), 0), BINS - 1)
-            self._seen[place] += 1
-            self._right[place] += guess == i
-            self._expected = None
-        # Who asked for a prediction before is likely to ask again.
-        self._memory.step(i, True, asked, self._order, self._value)
-        self._ranked = asked
+        with self._lock:
+            i = self._id(symbol)
+            asked = self._expected is not None
+            if self._expected is not None:
+                guess, margin = self._expected
+                place = min(int(margin * BINS), BINS - 1)
+                self._seen[place] += 1
+                self._right[place] += guess == i
+                self._expected = None
+            # Who asked for a prediction before is likely to ask again.
+            self._memory.step(i, True, asked, self._order, self._value)
+            self._ranked = asked
 
     @_alone
     def follow(self, symbol: Hashable) -> None:
@@ -438,8 +441,8 @@ class SequenceMachine:
             "settings": self.settings.to_dict(), "symbols": self.symbols, "metadata": self.metadata,
             "expected": self._expected, "extent": self._memory.extent,
         }  # fmt: skip
-        tensors = {**self._memory.tensors(), "right": self._right, "seen": self._seen}
-        return about, tensors
+        counts = {"right": np.array(self._right), "seen": np.array(self._seen)}
+        return about, {**self._memory.tensors(), **counts}
 
     @classmethod
     def of_state(cls, about: dict[str, Any], tensors: dict[str, Any]) -> "SequenceMachine":
@@ -463,7 +466,7 @@ class SequenceMachine:
         machine.metadata = about["metadata"]
         if about["expected"] is not None:
             machine._expected = about["expected"][0], about["expected"][1]
-        machine._right[:], machine._seen[:] = tensors["right"], tensors["seen"]
+        machine._right, machine._seen = tensors["right"].tolist(), tensors["seen"].tolist()
         inside = {name: tensors[name] for name in tensors if name not in ("right", "seen")}
         machine._memory.restore(inside)
         return machine
@@ -493,18 +496,16 @@ class SequenceMachine:
 
     def _calibrate(self, right: Any, margin: Any) -> None:
         bins = np.minimum(np.maximum((margin * BINS).astype(np.int64), 0), BINS - 1)
-        self._seen += np.bincount(bins, minlength=BINS)
-        self._right += np.bincount(bins[right], minlength=BINS)
+        self._seen = (self._seen + np.bincount(bins, minlength=BINS)).tolist()
+        self._right = (self._right + np.bincount(bins[right], minlength=BINS)).tolist()
 
     def _trusted(self, margin: float) -> bool:
         """Whether predictions of at least about this margin were right often enough."""
         middle = min(int(margin * BINS), BINS - 1)
+        first, last = max(0, middle - 1), middle + 2
         # A prior of two predictions, as good as their margin.
-        right, seen = 2 * min(1.0, margin), 2.0
-        for place in range(max(0, middle - 1), min(middle + 2, BINS)):
-            right += self._right.item(place)
-            seen += self._seen.item(place)
-        return right / seen >= self.settings.confidence
+        right = sum(self._right[first:last], 2 * min(1.0, margin))
+        return right / sum(self._seen[first:last], 2.0) >= self.settings.confidence
 
     def _id(self, symbol: Hashable) -> int:
         if type(symbol) in _PLAIN and (known := self._ids.get(symbol)) is not None:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from isospike.kernels.machine import mixing as kernels
+from isospike.kernels.machine.handle import Handle
 from isospike.memory.addressed import MOST_COUNT, Found, check_range
 from isospike.memory.contexts import Mixed
 from isospike.memory.files import Shapes
@@ -64,6 +65,7 @@ class MixedMemory:
             marked=np.zeros(0, np.int64), candidates=np.zeros(0, np.int64), base=np.zeros(0),
             chain=np.zeros(0), score=np.zeros(0), share=np.zeros(0), rest=np.zeros(1),
         )  # fmt: skip
+        self._handle = Handle(self._mixture, self._votes)
         self._room: dict[str, Any] = {}
 
     @staticmethod
@@ -164,11 +166,10 @@ class MixedMemory:
         kernels.advance(self._mixture, self._votes, symbol)
 
     def rank(self, order: Any, value: Any) -> None:
-        kernels.rank(self._mixture, self._votes, order, value)
+        kernels.step(self._parts(), -1, False, True, order, value)
 
     def step(self, symbol: int, learn: bool, ahead: bool, order: Any, value: Any) -> None:
-        arguments = (symbol, learn, ahead, order, value)
-        while not kernels.step(self._mixture, self._votes, *arguments):
+        while not kernels.step(self._parts(), symbol, learn, ahead, order, value):
             self._make_room()
 
     def stream(self, ids: Any, learn: bool, found: Found) -> None:
@@ -235,6 +236,13 @@ class MixedMemory:
         m.history[np.arange(clock - len(past), clock) & (len(m.history) - 1)] = past
         names = ("checks", "sizes", "cell_symbols", "cell_counts", "gains")
         self._unpack(*(tensors[name] for name in names))
+
+    def _parts(self) -> Handle:
+        """What was learned, and the votes, as one argument."""
+        mixture, votes = self._handle.parts
+        if mixture is not self._mixture or votes is not self._votes:
+            self._handle = Handle(self._mixture, self._votes)
+        return self._handle
 
     def _pack(self, lines: int, cells: int) -> dict[str, Any]:
         """The ``lines`` that fired last, which have ``cells``, as a file has them."""

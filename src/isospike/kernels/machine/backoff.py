@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from isospike.kernels.machine.handle import parts
 from isospike.kernels.machine.locations import largest
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -124,11 +125,16 @@ def rank(sketch, scores, order, value):
 
 
 @njit(cache=True, nogil=True)
-def step(sketch, scores, symbol, learn, ahead, order, value):
-    """Store a symbol, or only follow it, and rank what comes next if asked to."""
+def step(handle, symbol, learn, ahead, order, value):
+    """Store a symbol, or only follow it, and rank what comes next if asked to.
+
+    ``handle`` holds a Sketch and the scores; symbol -1 is none.
+    """
+    sketch, scores = parts(handle)
     if learn:
         store(sketch, symbol)
-    advance(sketch, symbol)
+    if symbol >= 0:
+        advance(sketch, symbol)
     if ahead:
         rank(sketch, scores, order, value)
 

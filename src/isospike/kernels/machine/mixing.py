@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from isospike.kernels.machine.handle import parts
+
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(29)
 _ONE = np.uint64(1)
@@ -445,16 +447,18 @@ def has_room(m):
 
 
 @njit(cache=True, nogil=True)
-def step(m, votes, symbol, learn, ahead, order, value):
+def step(handle, symbol, learn, ahead, order, value):
     """Store a symbol, or only follow it, and rank what comes next if asked to; False without room.
 
-    Without room nothing changes.
+    Without room nothing changes. ``handle`` holds a Mixture and Votes; symbol -1 is none.
     """
+    m, votes = parts(handle)
     if learn:
         if not has_room(m):
             return False
         store(m, votes, symbol)
-    advance(m, votes, symbol)
+    if symbol >= 0:
+        advance(m, votes, symbol)
     if ahead:
         rank(m, votes, order, value)
     return True

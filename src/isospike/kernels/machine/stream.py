@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from isospike.kernels.machine.handle import parts
 from isospike.kernels.machine.locations import (
     OR,
     activate_locations,
@@ -164,11 +165,16 @@ def rank(fixed, state, work, order, value):
 
 
 @njit(cache=True, nogil=True)
-def step(fixed, state, work, symbol, learn, ahead, order, value):
-    """Store a symbol, or only follow it, and rank what comes next if asked to."""
+def step(handle, symbol, learn, ahead, order, value):
+    """Store a symbol, or only follow it, and rank what comes next if asked to.
+
+    ``handle`` holds Fixed, State and Work; symbol -1 is none.
+    """
+    fixed, state, work = parts(handle)
     if learn:
         store(fixed, state, symbol)
-    advance(fixed, state, work, symbol)
+    if symbol >= 0:
+        advance(fixed, state, work, symbol)
     if ahead:
         rank(fixed, state, work, order, value)
 

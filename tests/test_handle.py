@@ -1,0 +1,83 @@
+"""Many arrays as one argument of compiled code."""
+
+import copy
+import pickle
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from numba import njit
+
+from isospike.kernels.machine.handle import Handle, parts
+from isospike.memory import Backoff, Combined, Mixed, SequenceMachine, Shift
+
+
+class Pair(NamedTuple):
+    table: Any
+    pair: Any
+
+
+@njit
+def totals(handle, out):
+    """What compiled code sees of each part; the first array is changed."""
+    (table, (whole, share)), row = parts(handle)
+    out[0], out[1], out[2] = table[1, 2], whole * share, row.sum()
+    table[1, 2] += 1
+    return table.shape[0] * table.shape[1] * len(row)
+
+
+def made(dtype):
+    table = np.arange(6).reshape(2, 3).astype(dtype)
+    return table, Handle(Pair(table, (3, 0.25)), np.ones(4, np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64, np.float32, np.float64])
+def test_compiled_code_reads_and_changes_the_arrays_of_a_handle(dtype):
+    table, handle = made(dtype)
+    out = np.zeros(3)
+    assert totals(handle, out) == 24
+    assert out.tolist() == [5, 0.75, 4]
+    assert table.tolist() == [[0, 1, 2], [3, 4, 6]]
+    totals(handle, out)
+    assert (out[0], table[1, 2]) == (6, 7)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda h: pickle.loads(pickle.dumps(h))])
+def test_a_copy_has_arrays_of_its_own(copied):
+    table, handle = made(np.int64)
+    other, out = copied(handle), np.zeros(3)
+    totals(other, out)
+    assert (table[1, 2], other.parts[0].table[1, 2]) == (5, 6)
+    del handle, table
+    assert (totals(other, out), out[0]) == (24, 6)
+
+
+def test_an_array_with_gaps_is_refused():
+    with pytest.raises(ValueError, match="arrays without gaps"):
+        Handle(np.zeros((4, 4))[:, ::2])
+
+
+@pytest.mark.parametrize("context", [Mixed(), Backoff(), Combined(), Shift()])
+def test_a_copied_machine_and_its_original_go_separate_ways(context):
+    machine = SequenceMachine("abc", context=context)
+    for symbol in "abcabcab":
+        machine.predict()
+        machine.learn(symbol)
+    other = copy.deepcopy(machine)
+    expected = copy.deepcopy(machine)
+    for symbol in "ccccaaaa":  # of the original alone
+        machine.predict()
+        machine.learn(symbol)
+    assert other.predict() == expected.predict()
+    assert other.generate("ab", 6) == expected.generate("ab", 6)
+
+
+def test_a_machine_that_grows_past_its_arrays_goes_on():
+    """Calls equal sequences of one symbol while history, lines and alphabet move."""
+    text = [(7 * n * n + n // 3) % 300 for n in range(700)]
+    one, other = (SequenceMachine(context=Mixed(), grow=True) for _ in range(2))
+    for symbol in text:
+        guess = one.predict().symbol
+        one.learn(symbol)
+        assert other.learn_sequence([symbol]).tolist() == [guess == symbol]
+    assert one.predict() == other.predict()
