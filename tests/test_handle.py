@@ -73,11 +73,11 @@ def test_a_copied_machine_and_its_original_go_separate_ways(context):
 
 
 def test_a_machine_that_grows_past_its_arrays_goes_on():
-    """Calls equal sequences of one symbol while history, lines and alphabet move."""
+    """Calls equal sequences of one symbol while history, lines and cells move."""
     text = [(7 * n * n + n // 3) % 300 for n in range(700)]
-    one, other = (SequenceMachine(context=Mixed(), grow=True) for _ in range(2))
+    one, other = (SequenceMachine(range(300)) for _ in range(2))
     for symbol in text:
-        guess = one.predict().symbol
+        assert one.predict()[:4] == other.predict()[:4]
         one.learn(symbol)
-        assert other.learn_sequence([symbol]).tolist() == [guess == symbol]
-    assert one.predict() == other.predict()
+        other.learn_sequence([symbol])
+    assert one.synapses == other.synapses > 256

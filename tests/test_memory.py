@@ -470,3 +470,16 @@ def test_an_answer_is_not_changed_by_the_next_one():
     memory.write(p[1:], y[1:])
     memory.active_locations(p[1:])
     assert all(torch.equal(x, y) for x, y in zip(first, copies, strict=True))
+
+
+@pytest.mark.parametrize("alpha", [0.9, 0.5, 1.0])
+@pytest.mark.parametrize("connections", [1, 4, 65])
+def test_locations_beyond_a_block_are_those_of_one_address_alone(alpha, connections):
+    """Sums in bytes find what exact sums find; one address alone has no bound to start from."""
+    generator = torch.Generator().manual_seed(5)
+    memory = SparseDistributedMemory(
+        (9, 70), (connections, 5, 70_001), (3, 8), alpha, generator=generator, dtype=torch.float32
+    )
+    addresses = torch.stack([torch.randperm(70, generator=generator)[:9] for _ in range(12)])
+    alone = torch.stack([memory.active_locations(address) for address in addresses])
+    assert torch.equal(memory.active_locations(addresses), alone)

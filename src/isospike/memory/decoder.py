@@ -21,6 +21,7 @@ class AddressDecoder:
         start, location, rank: Neuron n reaches, in block b of locations, ``location[start[b, n]:
             start[b, n + 1]]``, counted within the block, by connections of these ranks.
         power: alpha^rank.
+        reached: The neurons to which each location is connected, by rank, ``[W, a]``.
 
     Args:
         neurons: A, address neurons.
@@ -66,6 +67,8 @@ class AddressDecoder:
             rows = reached[first : first + 4096]
             draws = torch.rand(len(rows), neurons, generator=generator)
             torch.topk(draws, connections, dim=1, out=(torch.empty(0), rows))
+        few = np.uint16 if neurons <= 2**16 else np.int32
+        self.reached = reached.numpy().astype(few)
         # By block of locations, in it by neuron, then by location.
         flat, k = reached.flatten(), torch.arange(locations).repeat_interleave(connections)
         place = k // BLOCK * neurons + flat
@@ -83,7 +86,7 @@ class AddressDecoder:
     @property
     def table(self) -> tuple[object, ...]:
         """The connections."""
-        return self.start, self.location, self.rank, self.power
+        return self.start, self.location, self.rank, self.power, self.reached
 
     @property
     def arrays(self) -> tuple[object, ...]:

@@ -6,6 +6,8 @@ counters. Loops are compiled at first use and cached. Sums are taken in a fixed 
 not depend on threads.
 """
 
+import math
+
 import numpy as np
 from numba import njit
 from numba.extending import overload
@@ -14,6 +16,9 @@ OR, MAX, ADD, DECAY, RANK = range(5)
 SILENT = -1  # an output that no neuron gives
 BLOCK = 65536  # locations whose scores stay in the level-2 cache, and whose numbers fit 16 bits
 _MOST = 64  # entries whose largest is looked at before they are
+_NARROW = 64  # connections of a location whose sum, rounded up, a byte can hold
+_EACH = np.uint64(0x0101010101010101)  # one in each byte of a word
+_HIGH, _LOW = _EACH * np.uint64(0x80), _EACH * np.uint64(0x7F)
 
 
 def _bits(score):
@@ -170,17 +175,116 @@ def _excite(address, gain, start, location, rank, power, block):
 
 
 @njit(cache=True, nogil=True)
+def _round_up(gain, power, bound):
+    """What a connection adds to a score, in steps, no less than it is, and the bound in steps.
+
+    ``[gain, power]``; steps are as small as eight bits allow for the largest sum of a location.
+    """
+    steps, most = np.zeros((len(gain), len(power)), np.uint8), 0.0
+    few = min(len(gain), len(power))
+    for i in range(few):
+        most += gain[i] * power[i]
+    scale = (254 - few) / most
+    for r in range(len(gain)):
+        for k in range(len(power)):
+            steps[r, k] = np.uint8(math.ceil(scale * gain[r] * power[k]))
+    return steps, np.int64(scale * bound * (1 - 1e-4))
+
+
+@njit(cache=True, nogil=True)
+def _excite_roughly(address, steps, start, location, rank, rough):
+    """Excitation of a block of locations in steps, no less than it is."""
+    rough[:] = 0
+    for r in range(len(address)):
+        step = steps[r]
+        for p in range(start[address[r]], start[address[r] + 1]):
+            rough[location[p]] += step[rank[p]]
+
+
+@njit(cache=True, nogil=True)
+def _any(words, least):
+    """Whether some byte of the words is at least so large, eight bytes at a time."""
+    found = np.uint64(0)
+    if least > 128:
+        more = _EACH * np.uint64(256 - least)
+        for i in range(len(words)):
+            found |= ((words[i] & _LOW) + more) & words[i]
+    else:
+        more = _EACH * np.uint64(128 - least)
+        for i in range(len(words)):
+            found |= ((words[i] & _LOW) + more) | words[i]
+    return found & _HIGH != 0
+
+
+@njit(cache=True, nogil=True)
+def _excitation(neurons, came, gain, power, total):
+    """Excitation of the location with these connections, summed as :func:`_excite` does.
+
+    ``came`` is the number of each neuron's spike, or of none. Into ``total[0]``.
+    """
+    total[0] = 0
+    before = -1
+    while True:
+        next_one, by = len(gain), 0
+        for k in range(len(neurons)):
+            spike = came[neurons[k]]
+            if before < spike < next_one:
+                next_one, by = spike, k
+        if next_one == len(gain):
+            return
+        total[0] += gain[next_one] * power[by]
+        before = next_one
+
+
+@njit(cache=True, nogil=True)
+def _likely_locations(address, gain, decoder, score, bound, where, value):
+    """The locations whose excitation reaches a bound, and how many they are.
+
+    First all excitations are summed in bytes, rounded up, of which a cache holds four times as
+    many as of floats; the few that then reach the bound are summed exactly.
+    """
+    start, location, rank, power, neurons = decoder
+    steps, least = _round_up(gain, power, bound)
+    least, found, total = max(1, least), 0, np.empty(1, score.dtype)
+    if least > 255:
+        return 0
+    came = np.full(start.shape[1], len(address), np.int64)
+    for r in range(len(address)):
+        came[address[r]] = r
+    scratch = score[: len(score) & ~1].view(np.uint64)
+    for b in range(len(start)):
+        size = min(BLOCK, len(score) - b * BLOCK)
+        words = scratch[: (size + 7) // 8]
+        rough = words.view(np.uint8)
+        _excite_roughly(address, steps, start[b], location, rank, rough)
+        for c in range(0, len(words), 64):
+            if not _any(words[c : c + 64], least):
+                continue
+            for k in range(8 * c, min(8 * c + 512, size)):
+                if rough[k] < least:
+                    continue
+                _excitation(neurons[b * BLOCK + k], came, gain, power, total)
+                if total[0] >= bound:
+                    if found < len(where):
+                        where[found], value[found] = b * BLOCK + k, total[0]
+                    found += 1
+    return found
+
+
+@njit(cache=True, nogil=True)
 def activate_locations(address, gain, decoder, score, active, guess):
     """The locations that fire for one address, the most excited first, equal ones by index.
 
     Lines are looked at in blocks whose scores stay in the cache. ``score`` is scratch; ``guess`` as
     in :func:`likely_largest`.
     """
-    start, location, rank, power = decoder
+    start, location, rank, power, _ = decoder
     room = 8 * len(active)
     where, value = np.empty(room, np.int64), np.empty(room, score.dtype)
     found, bound = 0, _bound(guess)
-    if bound > 0:
+    if bound > 0 and len(start) > 1 and len(power) <= _NARROW:
+        found = _likely_locations(address, gain, decoder, score, bound, where, value)
+    elif bound > 0:
         for b in range(len(start)):
             block = score[: min(BLOCK, len(score) - b * BLOCK)]
             _excite(address, gain, start[b], location, rank, power, block)
