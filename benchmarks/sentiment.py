@@ -144,6 +144,8 @@ def sst2(p, ctx):
     for steps in (equal, p.steps):
         add(f"SpikingBERT, T={steps}", *spiking(student, judged, steps))
     numbers["steps at equal spikes"] = equal
+    student.config.turns = True
+    add(f"SpikingBERT in turns, T={p.steps}", *spiking(student, judged, p.steps))
     head = ("model", "right", "spikes/sentence", "spikes/token")
     meaning = (
         f"{count} sentences. The port has six layers; the SpikingBERT has four of them and is "
@@ -155,6 +157,9 @@ def sst2(p, ctx):
         goals["port, share of the sentences lost"] = Goal(below, POINTS)
         goals["accuracy of the SpikingBERT"] = Goal(
             numbers[f"accuracy, SpikingBERT, T={p.steps}"], ASKED, at_least=True
+        )
+        goals["accuracy of the SpikingBERT in turns"] = Goal(
+            numbers[f"accuracy, SpikingBERT in turns, T={p.steps}"], ASKED, at_least=True
         )
     return Findings(numbers, [Table("SST-2 on spikes", head, tuple(rows), meaning)], goals)
 
