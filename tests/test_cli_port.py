@@ -28,6 +28,7 @@ import isospike.report.files
 from isospike.cli import port as cli
 from isospike.codes import CODES
 from isospike.data import calibration_texts
+from isospike.errors import InputError
 
 PORT_FILES = {
     "config.json", "isospike.json", "isospike.safetensors", "answers.safetensors", "report.html",
@@ -127,6 +128,17 @@ def test_port_calibrates_on_four_fifths_and_holds_every_fifth_passage_back():
     assert set(calibration) | set(held_back) == set(calibration_texts())
 
 
+def test_words_bound_the_passages_of_a_text(tmp_path):
+    file = tmp_path / "some.txt"
+    file.write_text("one two\n\n" + " ".join(f"w{i}" for i in range(90)) + "\n\nthree\n")
+    assert sum(map(len, cli._texts(file, 320))) == 3  # 40 words, 40 and 10
+    for words, lengths in {"1-100": [1, 2, 90], "2-30": [2, 30, 30, 30]}.items():
+        both = cli._texts(file, 320, words)
+        assert sorted(len(p.split()) for part in both for p in part) == lengths
+    with pytest.raises(InputError, match="needs --text for --words, got '1-9' alone"):
+        cli._texts(None, 320, "1-9")
+
+
 def test_port_without_out_writes_to_the_name_of_the_model(bert, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = call("port", bert, "--text", text, "--json", "--no-curve")
@@ -204,6 +216,9 @@ def test_the_installed_command_prints_no_noise_of_the_libraries(bert, text, tmp_
         (["--sentences", 1], "needs --sentences from 2 to 320, got 1."),
         (["--sentences", 321], "needs --sentences from 2 to 320, got 321."),
         (["--precision", "fast", "--execution", "stepped"], "needs collapsed execution"),
+        (["--words", "many"], "needs --words as the fewest and the most, such as 8-40, got 'many'"),
+        (["--words", "9-3"], "such as 8-40, got '9-3'."),
+        (["--words", "0-3"], "such as 8-40, got '0-3'."),
     ],
 )
 def test_a_number_or_name_out_of_range_is_refused(arguments, line, bert, text, tmp_path):

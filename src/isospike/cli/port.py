@@ -99,6 +99,7 @@ def port(
     weight_bits: int = 16,
     keep: str | None = None,
     sentences: int = MAX_SENTENCES,
+    words: str | None = None,
     seed: int = 0,
     curve: bool = True,
     workers: str | None = None,
@@ -132,6 +133,8 @@ def port(
         weight_bits (BITS): Bits of the whole numbers that weights are rounded to: 16, 8 or 4.
         keep (NAMES): Modules whose weights keep 16 bits, separated by commas, with wildcards:
             ``lm_head,*embed*``.
+        words (N-M): Fewest and most words of a passage of --text, such as 1-12 for queries or
+            8-400 for documents; longer paragraphs are cut, shorter ones left out. [default: 8-40]
         seed: Seed of the random spikes of --code bernoulli.
         curve: Also plot error against steps for every code, which takes most of the time.
         workers (N): Number of processes that compute the curve; or ``ray`` or ``ray:ADDRESS``, a
@@ -148,7 +151,7 @@ def port(
     source = find_model(model)
     folder = out or Path("out") / source.label
     check_destination(folder)
-    calibration, evaluation = _texts(text, sentences)
+    calibration, evaluation = _texts(text, sentences, words)
     mode: dict[str, Any] = {"execution": execution, "precision": precision, "functions": functions}
     wanted = _steps(code, steps, max_error, per_channel, mode)
     import torch
@@ -247,11 +250,16 @@ def check_sentences(sentences: int, least: int) -> None:
         )
 
 
-def _texts(text: Path | None, count: int) -> tuple[list[str], list[str]]:
+def _texts(text: Path | None, count: int, words: str | None = None) -> tuple[list[str], list[str]]:
     """Texts to calibrate on, and every fifth one to measure on."""
     from isospike.data import calibration_texts, passages, read_text
 
-    found = calibration_texts() if text is None else passages(read_text(text), count)
+    if text is None:
+        if words is not None:
+            raise InputError(f"port needs --text for --words, got {words!r} alone. Give a text.")
+        found = calibration_texts()
+    else:
+        found = passages(read_text(text), count, *_bounds(words))
     if len(found) < 2:
         raise InputError(
             f"port needs at least 2 passages of text, one to calibrate on and one to measure on, "
@@ -259,6 +267,19 @@ def _texts(text: Path | None, count: int) -> tuple[list[str], list[str]]:
         )
     held_out = found[4::5] or found[-1:]
     return [passage for passage in found if passage not in set(held_out)], held_out
+
+
+def _bounds(words: str | None) -> tuple[int, ...]:
+    """Fewest and most words of a passage; none for the library's own."""
+    if words is None:
+        return ()
+    low, _, high = words.partition("-")
+    if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high)):
+        raise InputError(
+            f"port needs --words as the fewest and the most, such as 8-40, got {words!r}. Write "
+            "two whole numbers, the smaller one first."
+        )
+    return int(low), int(high)
 
 
 def _inputs(

@@ -247,8 +247,8 @@ class Builder:
         With ranges that follow the input, sites differ in what an octave of resolution buys. An
         attention weight is one of many that add up, and nearly all are small: two more octaves, or
         one where two would be more than ``WEIGHT_LEVELS`` levels. A query, key or value has
-        all levels to itself, being scaled by head, and its error counts less: fewer, from six steps
-        on. A value on one side of its rest, an activation function's,
+        all levels to itself, being scaled by head, and its error counts less: fewer, from five
+        steps on. A value on one side of its rest, an activation function's,
         has half of a pair's levels: one more octave, up to ``EXACT_LEVELS``.
         """
         plain = kind(steps)
