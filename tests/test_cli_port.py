@@ -320,7 +320,7 @@ BAD_MODELS = {
     ),
     "a weight missing": (
         lambda m: edit_weights(m, lambda w: w.pop("encoder.layer.1.output.dense.weight")),
-        "got none for encoder.layer.1.output.dense.weight in",
+        "got a file without encoder.layer.1.output.dense.weight in",
     ),
     "weights of another size": (lambda m: edit_config(m, hidden_size=48), LOADABLE),
     "an image model": (
