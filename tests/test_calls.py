@@ -383,7 +383,9 @@ def test_a_port_that_computes_products_where_they_are_called_is_not_traced(how):
     port = isospike.port(MODELS["a parameter"]().eval(), [{"x": draw(3, 24, 6, WIDTH)}]).model
     traced = {"export": lambda: torch.export.export(port, (draw(4, 2, 6, WIDTH),)),
               "jit": lambda: torch.jit.trace(port, (draw(4, 2, 6, WIDTH),))}  # fmt: skip
-    with pytest.raises(isospike.UnsupportedError, match="needs a port whose matrix products are all"):
+    with pytest.raises(
+        isospike.UnsupportedError, match="needs a port whose matrix products are all"
+    ):
         traced[how]()
 
 

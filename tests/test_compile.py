@@ -50,7 +50,9 @@ def test_a_port_that_computes_products_where_they_are_called_is_not_compiled():
 
     x = torch.randn(24, 6, 8, generator=torch.Generator().manual_seed(0))
     port = isospike.port(Gram(), [{"x": x}]).model
-    with pytest.raises(isospike.UnsupportedError, match="needs a port whose matrix products are all"):
+    with pytest.raises(
+        isospike.UnsupportedError, match="needs a port whose matrix products are all"
+    ):
         torch.compile(port, backend="aot_eager")(x)
 
 

@@ -104,13 +104,13 @@ def test_what_is_no_packed_numbers_is_refused():
     whole = pack(q, 4)
     wrong = {
         "got Error": [whole[:0].new_tensor([255, 255, 255])],
-        "another count": [whole[:-1], torch.cat([whole, whole]), pack(q[:3], 4),
+        "another number of them": [whole[:-1], torch.cat([whole, whole]), pack(q[:3], 4),
                           pack(torch.zeros(10**6), 4)],
-        "4 bits, got larger": [pack(torch.tensor([5, -3, 0, 8]), 4)],
+        "4 bits, got larger ones": [pack(torch.tensor([5, -3, 0, 8]), 4)],
     }  # fmt: skip
     for told, files in wrong.items():
         for file in files:
             with pytest.raises(InputError, match=told):
                 unpack(file, 4, (4,))
-    with pytest.raises(InputError, match="another count"):
+    with pytest.raises(InputError, match="another number of them"):
         unpack(whole, 4, (2, 3))
