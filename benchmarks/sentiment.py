@@ -92,6 +92,29 @@ def spiking(student, judged, steps):
     return torch.cat(logits), spikes
 
 
+class Scores:
+    """Rows of a table and numbers of a study, one for each way to judge the sentences."""
+
+    def __init__(self, judged):
+        self.marks = torch.cat([labels for _, labels in judged])
+        self.count = len(self.marks)
+        self.tokens = sum(int(batch["attention_mask"].sum()) for batch, _ in judged)
+        self.rows, self.numbers = [], {}
+
+    def add(self, way, logits, spikes):
+        """Note a way; its share of right answers."""
+        right = float((logits.argmax(-1) == self.marks).double().mean())
+        self.numbers[f"accuracy, {way}"] = right
+        held = ("", "")
+        if spikes is not None:
+            each, token = spikes / self.count, spikes / self.tokens
+            self.numbers[f"spikes of a sentence, {way}"] = each
+            self.numbers[f"spikes of a token, {way}"] = token
+            held = (f"{each:,.0f}", f"{token:,.0f}")
+        self.rows.append((way, f"{right:.2%}", *held))
+        return right
+
+
 @study(
     "sst2",
     question="How well are sentences of SST-2 judged on spikes, by a port of the float model and "
@@ -113,19 +136,8 @@ def sst2(p, ctx):
     part's sentences."""
     given = tiny_texts() if p.sentences is None else texts(p, ctx)
     model, training, calibration, judged = given
-    marks = torch.cat([labels for _, labels in judged])
-    count, tokens = len(marks), sum(int(b["attention_mask"].sum()) for b, _ in judged)
-    rows, numbers = [], {}
-
-    def add(way, logits, spikes):
-        right = float((logits.argmax(-1) == marks).double().mean())
-        numbers[f"accuracy, {way}"] = right
-        if spikes is not None:
-            numbers[f"spikes of a sentence, {way}"] = spikes / count
-            numbers[f"spikes of a token, {way}"] = spikes / tokens
-        held = ("", "") if spikes is None else (f"{spikes / count:,.0f}", f"{spikes / tokens:,.0f}")
-        rows.append((way, f"{right:.2%}", *held))
-        return right
+    scores = Scores(judged)
+    rows, numbers, add = scores.rows, scores.numbers, scores.add
 
     def logits(each):
         return logits_of(each, {"dev": judged})["dev"]
@@ -134,7 +146,7 @@ def sst2(p, ctx):
     evaluation = [batch for batch, _ in judged]
     for steps in PORTED:
         ported = isospike.port(model, calibration, steps=steps, evaluation=evaluation)
-        add(f"port, T={steps}", logits(ported.model), ported.report.spikes * count)
+        add(f"port, T={steps}", logits(ported.model), ported.report.spikes * scores.count)
     fresh, student, seconds = learnt(p, ctx, model, training, calibration)
     numbers["minutes of training"] = seconds / 60
     add("SpikingBERT, clamped, not trained", logits(fresh), None)
@@ -146,8 +158,8 @@ def sst2(p, ctx):
     numbers["steps at equal spikes"] = equal
     head = ("model", "right", "spikes/sentence", "spikes/token")
     meaning = (
-        f"{count} sentences. The port has six layers; the SpikingBERT has four of them and is "
-        f"trained for some minutes; at T={equal} it has the spikes of the port at T={PORTED[0]}."
+        f"{scores.count} sentences. The port has six layers; the SpikingBERT has four of them and "
+        f"is trained for some minutes; at T={equal} it has the spikes of the port at T={PORTED[0]}."
     )
     goals = {}
     if p.sentences is not None:
@@ -185,18 +197,8 @@ def sst2_turns(p, ctx):
     paper's, and at the most that have no more spikes than the port of ``sst2`` at 8."""
     given = tiny_texts() if p.sentences is None else texts(p, ctx)
     model, training, calibration, judged = given
-    marks = torch.cat([labels for _, labels in judged])
-    count, tokens = len(marks), sum(int(b["attention_mask"].sum()) for b, _ in judged)
-    rows, numbers = [], {}
-
-    def add(way, logits, spikes):
-        right = float((logits.argmax(-1) == marks).double().mean())
-        numbers[f"accuracy, {way}"] = right
-        held = ("", "")
-        if spikes is not None:
-            numbers[f"spikes of a token, {way}"] = spikes / tokens
-            held = (f"{spikes / count:,.0f}", f"{spikes / tokens:,.0f}")
-        rows.append((way, f"{right:.2%}", *held))
+    scores = Scores(judged)
+    rows, numbers, add = scores.rows, scores.numbers, scores.add
 
     def clamped(each):
         each.config.levels = None
@@ -223,9 +225,9 @@ def sst2_turns(p, ctx):
     student.config.turns = True
     add(f"as in sst2, T={others[-1]}", *spiking(student, judged, others[-1]))
     meaning = (
-        f"{count} sentences, four layers of six, trained for some minutes with rates of {p.levels} "
-        f"steps. A population fires its T steps after the one before it has. T={equal} has no more "
-        "spikes than the port at T=8."
+        f"{scores.count} sentences, four layers of six, trained for some minutes with rates of "
+        f"{p.levels} steps. A population fires its T steps after the one before it has. "
+        f"T={equal} has no more spikes than the port at T=8."
     )
     goals = {}
     if p.sentences is not None:
