@@ -284,9 +284,9 @@ def test_settings_that_are_unknown_are_refused():
         QKFormer(QKFormerConfig(form="mnist"))
     with pytest.raises(RangeError, match="a multiple of 8 and four pools, got channels=12"):
         SpikeDrivenTransformer(SpikeDrivenConfig(channels=12))
-    with pytest.raises(UnsupportedError, match="got Linear and 'exact'"):
+    with pytest.raises(UnsupportedError, match="got a Linear and 'exact'"):
         fold(torch.nn.Linear(1, 1))
-    with pytest.raises(UnsupportedError, match="got QKFormer and 'fast'"):
+    with pytest.raises(UnsupportedError, match="got a QKFormer and 'fast'"):
         fold(PUBLISHED["qkformer", "cifar"](), "fast")
 
 
