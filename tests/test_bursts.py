@@ -165,6 +165,21 @@ def test_spikes_are_those_of_the_step_and_change_nothing(layers, context):
         assert np.array_equal(times, again[name][1])
 
 
+@pytest.mark.parametrize("layers", ["wheel", "rdlif"])
+def test_a_machine_whose_alphabet_grows_reads_the_counters_it_writes(layers):
+    """Each symbol is one data neuron: more symbols, other counters."""
+    ids = sequence(6, 60)
+    grown = SequenceMachine(context=COMBINED, store=STORE, layers=layers, grow=True)
+    for symbol in ids:
+        grown.learn(symbol)
+    whole = SequenceMachine(list(dict.fromkeys(ids)), context=COMBINED, store=STORE, layers=layers)
+    for symbol in ids:
+        whole.learn(symbol)
+    assert grown.predict() == whole.predict()
+    grown.reset_context()
+    assert grown.follow_sequence(ids).mean() > 0.8
+
+
 def test_spikes_need_spiking_layers():
     with pytest.raises(UnsupportedError, match="spikes needs a machine of spiking layers"):
         machine().spikes(0)

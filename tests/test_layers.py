@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +11,7 @@ from scipy.integrate import solve_ivp
 
 from isospike.codes.orders import nof_m, random_orders, significance
 from isospike.errors import RangeError, ShapeError
+from isospike.kernels.machine import bursts
 from isospike.memory.layers import first_spikes, rdlif_times, wheel_times
 
 seeds = st.integers(0, 2**31)
@@ -94,6 +96,44 @@ def test_rdlif_activation_at_the_spike_is_the_threshold(seed):
     gain = 0.9 ** torch.arange(11, dtype=torch.float64)
     at = (weights[:, order] * gain * kernel).sum(1)
     assert (at[got.isfinite()] - 0.8).abs().max() < 1e-12
+
+
+@given(seeds, st.floats(0.05, 1.5), st.sampled_from([0.3, 2.0, 50.0]), st.integers(1, 40))
+def test_sums_and_a_horizon_find_what_every_neuron_followed_by_itself_does(seed, share, tau, count):
+    """Thresholds that are reached before the burst is complete, after it, and never."""
+    weights, order, times = (x.numpy() for x in burst(seed))
+    rows, gain = weights.T * (weights.T > 0.4), 0.9 ** np.arange(11)
+    rate, level, fired, few = np.empty((4, 40))
+    bursts.receive(rows, order, gain, times, tau, tau, rate, level)
+    about = (order, gain, times, share * max(level.max(), tau * rate.max() / math.e), tau, tau)
+    bursts.rdlif(rows, *about, rate, level, fired, 40)
+    bursts.rdlif(rows, *about, rate, level, few, count)
+    alone = [bursts._rdlif_spike(rows, *about[:3], i, *about[3:]) for i in range(40)]
+    assert fired.tolist() == pytest.approx(alone, rel=1e-9)
+    first = np.sort(fired, kind="stable")[:count]
+    assert np.array_equal(np.sort(few, kind="stable")[:count], first)
+    assert np.array_equal(few[few <= first[-1]], fired[few <= first[-1]])
+
+
+@given(seeds, st.floats(0.1, 2.5))
+def test_a_wheel_summed_at_once_is_the_wheel_followed_by_itself(seed, share):
+    weights, order, times = (x.numpy() for x in burst(seed))
+    rows, gain = weights.T - 0.3, 0.9 ** np.arange(11)
+    threshold = share * float((gain @ rows[order]).max()) + 0.1
+    arrived, most, fired = np.empty((3, 40))
+    bursts.wheel(rows, order, gain, times, threshold, 1.0, 0.0, arrived, most, fired)
+    for i in range(40):
+        alone = bursts._wheel_spike(rows, order, gain, times, i, threshold, 1.0, 0.0, most)
+        assert fired[i] == alone
+
+
+def test_a_burst_that_lasts_longer_than_numbers_reach_is_followed_to_its_end():
+    weights = torch.tensor([[1.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    times = torch.tensor([0.0, 1e6], dtype=torch.float64)  # exp(1e6 / 20) is infinite
+    got = rdlif_times(weights, torch.tensor([0, 1]), times, alpha=1.0, threshold=5.0)
+    once = rdlif_times(weights[:1, :1], torch.tensor([0]), times[:1], alpha=1.0, threshold=5.0)
+    assert got[0] == once[0]
+    assert got[1] - 1e6 == pytest.approx(float(once[0]), abs=1e-9)
 
 
 def test_rdlif_with_slow_neurons_fires_in_the_order_of_the_abstract_code():

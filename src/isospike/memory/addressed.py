@@ -1,6 +1,7 @@
 """The inside of a sequence machine whose context addresses a sparse distributed memory."""
 
 import math
+import operator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -187,6 +188,7 @@ class AddressedMemory:
             counters=np.zeros((store.locations, data[1]), np.uint8 if rule == OR else np.float32),
         )
         self._sizes = (m, store.locations)
+        self._handle = Handle()
         self.resize(0)
 
     @staticmethod
@@ -257,7 +259,6 @@ class AddressedMemory:
         m, locations = self._sizes
         sizes = (m, locations, self._state.counters.shape[1], symbols, (2, 2))
         self._work = stream.Work(*(np.zeros(s, np.float32) for s in sizes))
-        self._handle = Handle(self._fixed, self._state, self._work)
 
     def reset_context(self) -> None:
         start = len(self.scores)
@@ -278,10 +279,7 @@ class AddressedMemory:
         self.step(-1, False, True, order, value)
 
     def step(self, symbol: int, learn: bool, ahead: bool, order: Any, value: Any) -> None:
-        fixed, state, work = self._handle.parts
-        if fixed is not self._fixed or state is not self._state or work is not self._work:
-            self._handle = Handle(self._fixed, self._state, self._work)
-        stream.step(self._handle, symbol, learn, ahead, order, value)
+        stream.step(self._ready, symbol, learn, ahead, order, value)
 
     def stream(self, ids: Any, learn: bool, found: Found) -> None:
         stream.stream(self._fixed, self._state, self._work, ids, learn, *found)
@@ -310,6 +308,19 @@ class AddressedMemory:
     def refresh(self) -> None:
         """Activate the locations of the context."""
         stream.activate(self._fixed, self._state, self._work)
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        """What the compiled loops take."""
+        return self._fixed, self._state, self._work
+
+    @property
+    def _ready(self) -> Handle:
+        """The same as one argument."""
+        known, parts = self._handle.parts, self._parts
+        if len(known) != len(parts) or any(map(operator.is_not, known, parts)):
+            self._handle = Handle(*parts)
+        return self._handle
 
     def _live(self, tensors: dict[str, Any]) -> Any:
         """Neurons of the context that fire."""

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from isospike.kernels.machine import stream
-from isospike.kernels.machine.locations import OR, largest, write_counters
+from isospike.kernels.machine import spiking, stream
+from isospike.kernels.machine.locations import OR
 from isospike.memory.addressed import AddressedMemory, Found, check_range
 from isospike.memory.contexts import Recurrent, Shift, Store
 from isospike.memory.files import Shapes
@@ -35,6 +35,7 @@ class SpikingMemory(AddressedMemory):
     def __init__(self, layers: str, context: Recurrent | Shift, store: Store, seed: int) -> None:
         super().__init__(context, store, seed)
         k = len(self._state.context)
+        self._former: SpikingLayer | None = None
         contexts = self._form_contexts(layers, k)
         matrix, w = self._decoder.matrix().t().contiguous().numpy(), self._decoder.active
         addresses = [self._address(*burst) for burst in contexts]
@@ -44,61 +45,33 @@ class SpikingMemory(AddressedMemory):
             chosen = [self._chooser.run(burst) for burst in addresses]
         excited = [self._excited(*burst) for burst in chosen]
         self._output = SpikingLayer(layers, self._state.counters, 1, excited, strongest=1.0)
-        self._times = np.zeros(k)
+        self._layers = spiking.Layers(
+            former=(self._former or self._chooser).neurons,
+            chooser=self._chooser.neurons,
+            output=self._output.neurons,
+            times=np.full(k, np.inf),
+            spikes=np.full(w, np.inf),
+            ones=np.ones(w, np.float32),
+        )
 
     def reset_context(self) -> None:
-        self._times = np.zeros(len(self._state.context))
+        self._layers.times[:] = 0
         super().reset_context()
 
     def score(self) -> None:
-        burst = self._excited(self._active, self._spikes)
-        self._output.weights = self._state.counters
-        fired = self._output.times(burst)
-        self._work.activity[:] = self._output.activity(fired, burst)
-        stream.match_symbols(self._fixed, self._work, len(self._state.active))
+        spiking.score(*self._parts)
 
     def store(self, symbol: int) -> None:
-        f = self._fixed
-        write_counters(
-            self._state.counters, f.rule, f.decay, self._active, f.sigma, f.data_codes[symbol],
-            f.gain_data,
-        )  # fmt: skip
+        spiking.store(*self._parts, symbol)
 
     def advance(self, symbol: int) -> None:
-        state, code = self._state, self._fixed.codes[symbol]
-        if self._fixed.kind == stream.SHIFT:
-            stream.advance(self._fixed, state, self._work, symbol)
-            self._times = np.arange(len(state.context), dtype=np.float64)
-        else:
-            known = state.context[: len(self._times)]
-            order, self._times = self._former.run(self._meet(known, self._times, code))
-            state.context[: len(order)] = order
-        self.refresh()
-
-    def rank(self, order: Any, value: Any) -> None:
-        self.score()
-        largest(self.scores, len(order), order)
-        value[:] = self.scores[order]
+        spiking.advance(*self._parts, symbol)
 
     def step(self, symbol: int, learn: bool, ahead: bool, order: Any, value: Any) -> None:
-        if learn:
-            self.store(symbol)
-        self.advance(symbol)
-        if ahead:
-            self.rank(order, value)
+        spiking.step(self._ready, symbol, learn, ahead, order, value)
 
     def stream(self, ids: Any, learn: bool, found: Found) -> None:
-        top = np.empty(min(2, len(self.scores)), np.int64)
-        for n, symbol in enumerate(ids.tolist()):
-            self.score()
-            largest(self.scores, len(top), top)
-            best, whole = self.scores[top[0]], self.scores.sum()
-            found.guess[n], found.match[n] = top[0], best
-            found.margin[n] = best - (self.scores[top[1]] if len(top) > 1 else 0.0)
-            found.chance[n] = self.scores[symbol] / whole if whole > 0 else 1 / len(self.scores)
-            if learn:
-                self.store(symbol)
-            self.advance(symbol)
+        spiking.follow(self._ready, ids, learn, *found)
 
     def spikes(self, symbol: int) -> dict[str, tuple[Any, Any]]:
         """The bursts that carry ``symbol`` in and the next prediction out; nothing changes.
@@ -118,12 +91,14 @@ class SpikingMemory(AddressedMemory):
         }
         try:
             self.advance(symbol)
-            context, locations = self._times, self._spikes
+            context, locations = (
+                t[np.isfinite(t)] for t in (self._layers.times, self._layers.spikes)
+            )
             start = context[:1].sum()  # of the burst that the locations receive; 0 if there is none
             bursts["context"] = self._state.context[: len(context)].copy(), context
-            bursts["locations"] = self._active.copy(), start + locations
+            bursts["locations"] = self._state.active[: len(locations)].copy(), start + locations
             self.score()
-            fired = self._output.times(self._excited(self._active, locations))
+            fired = self._layers.output.fired
             first = fired.argsort(kind="stable")[: self._fixed.data_codes.shape[1]]
             first = first[np.isfinite(fired[first])]
             bursts["output"] = first, start + locations[:1].sum() + fired[first]
@@ -135,10 +110,7 @@ class SpikingMemory(AddressedMemory):
         return bursts
 
     def tensors(self) -> dict[str, Any]:
-        times = np.full(len(self._state.context), np.inf)  # infinity: did not fire
-        times[: len(self._times)] = self._times
-        self._times = times
-        return {**super().tensors(), "times": times}
+        return {**super().tensors(), "times": self._layers.times}  # infinity: did not fire
 
     @staticmethod
     def shapes(context: Recurrent | Shift, store: Store, symbols: int) -> Shapes:
@@ -157,9 +129,14 @@ class SpikingMemory(AddressedMemory):
         return tensors["context"][: int(np.isfinite(tensors["times"]).sum())]
 
     def refresh(self) -> None:
-        self._times = self._times[np.isfinite(self._times)]
-        known = self._state.context[: len(self._times)]
-        self._active, self._spikes = self._chooser.run(self._address(known, self._times))
+        spiking.choose(self._fixed, self._state, self._layers)
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        if self._output.weights is not self._state.counters:  # they grow with the alphabet
+            self._output.weights = self._state.counters
+            self._layers = self._layers._replace(output=self._output.neurons)
+        return *super()._parts, self._layers
 
     def _form_contexts(self, layers: str, k: int) -> list[tuple[Any, Any]]:
         """Sample contexts and, unless it is a register, the layer that forms contexts.
@@ -183,13 +160,9 @@ class SpikingMemory(AddressedMemory):
 
     def _meet(self, order: Any, times: Any, code: Any) -> Burst:
         """The bursts of the old context and of a symbol's code, which start together."""
-        fixed = self._fixed
-        rows = np.concatenate([order, len(fixed.old) + code])
-        gain = np.concatenate([fixed.gain_old[: len(order)], fixed.gain_new])
-        start = times[0] if len(times) else 0.0
-        when = np.concatenate([times - start, np.arange(len(code), dtype=np.float64)])
-        first = when.argsort(kind="stable")
-        return rows[first], gain[first], when[first]
+        f = self._fixed
+        gain = f.gain_old[: len(order)]
+        return spiking.meet(len(f.old), order, gain, times, code, f.gain_new)  # type: ignore[no-any-return]
 
     def _address(self, order: Any, times: Any) -> Burst:
         return order, self._fixed.gain_context[: len(order)], times

@@ -17,7 +17,6 @@ from torch import Tensor
 from isospike.codes.orders import check_alpha
 from isospike.errors import InputError, IsospikeError, RangeError, ShapeError
 from isospike.kernels.machine import bursts
-from isospike.kernels.machine.locations import largest
 from isospike.tensors import check_floating, check_whole
 
 ABSTRACT = "abstract"  # layers that compute the order directly, without spikes in time
@@ -78,9 +77,10 @@ def wheel_times(
             f"wheel_times needs spikes at or after start={start}, got {float(times[0])}. Give an "
             "earlier start."
         )
-    fired = np.empty(len(weights))
-    arrived = np.zeros(len(weights))
-    bursts.wheel(*_events(weights, order, times, alpha), threshold, slope, start, arrived, fired)
+    fired, arrived, most = np.empty((3, len(weights)))
+    bursts.wheel(
+        *_events(weights, order, times, alpha), threshold, slope, start, arrived, most, fired
+    )
     return torch.from_numpy(fired).to(times.dtype)
 
 
@@ -138,10 +138,11 @@ def rdlif_times(
             f"rdlif_times needs weights >= 0, got {float(weights.min())}. Shift the weights, "
             "or use wheel_times."
         )
-    fired, peaks, last = np.empty((3, len(weights)))
+    fired, rate, level = np.empty((3, len(weights)))
     bursts.rdlif(
-        *_events(weights, order, times, alpha), threshold, tau_rate, tau, fired, peaks, last
-    )
+        *_events(weights, order, times, alpha), threshold, tau_rate, tau, rate, level, fired,
+        len(fired),
+    )  # fmt: skip
     return torch.from_numpy(fired).to(times.dtype)
 
 
@@ -205,7 +206,7 @@ class SpikingLayer:
         self.kind, self.weights, self.fire = kind, weights, fire
         span = max(float(times[-1] - times[0]) for _, _, times in sample)
         most = max(float(gain.sum()) for _, gain, _ in sample)
-        self.slope, self.tau, self.threshold = 1.0, 10 * max(span, 1.0), math.inf
+        self.slope, self.tau = 1.0, 10 * max(span, 1.0)
         if kind == "wheel":
             h = 1.001 * most * float(weights.max() if strongest is None else strongest)
             self.slope = h / fire
@@ -214,6 +215,18 @@ class SpikingLayer:
             if strongest is not None:
                 weights = np.full((len(weights), 1), strongest)
             self.threshold = self._lowest_safe_threshold(weights, sample)
+
+    @property
+    def neurons(self) -> bursts.Neurons:
+        """The layer as compiled loops take it, with room for what they sum."""
+        out = self.weights.shape[1]
+        # A wheel sums in the precision of the abstract layer: equal sums stay equal.
+        double = self.kind == "rdlif" or self.weights.dtype == np.float64
+        sums = np.empty((2, out), np.float64 if double else np.float32)
+        return bursts.Neurons(
+            KINDS.index(self.kind), float(self.threshold), float(self.slope), float(self.tau),
+            self.weights, sums, np.empty(out),
+        )  # fmt: skip
 
     def times(self, burst: Burst) -> Any:
         """When each neuron fires.
@@ -224,24 +237,9 @@ class SpikingLayer:
         Returns:
             Times after the first input spike, ``[out]``; infinity for a neuron that does not fire.
         """
-        rows, gain, times = burst
-        fired, peaks, last = np.empty((3, self.weights.shape[1]))
-        if len(rows) == 0:
-            fired[:] = math.inf
-        elif self.kind == "wheel":
-            # Summed in the precision of the abstract layer: equal sums stay equal.
-            double = self.weights.dtype == np.float64
-            arrived = np.empty(len(fired), np.float64 if double else np.float32)
-            bursts.wheel(
-                self.weights, rows, gain, times - times[0], self.threshold, self.slope, 0.0,
-                arrived, fired,
-            )  # fmt: skip
-        else:
-            bursts.rdlif(
-                self.weights, rows, gain, times - times[0], self.threshold, self.tau, self.tau,
-                fired, peaks, last,
-            )  # fmt: skip
-        return fired
+        neurons = self.neurons
+        bursts.fire(neurons, *burst, len(neurons.fired))
+        return neurons.fired
 
     def run(self, burst: Burst) -> tuple[Any, Any]:
         """The burst that answers a burst.
@@ -252,11 +250,11 @@ class SpikingLayer:
         Returns:
             The neurons that fire until the layer is reset, in order, and their times.
         """
-        fired = self.times(burst)
-        order = np.empty(min(self.fire, len(fired)), np.int64)
-        largest(-fired, len(order), order)
-        order = order[np.isfinite(fired[order])]
-        return order, fired[order]
+        neurons = self.neurons
+        order = np.empty(min(self.fire, len(neurons.fired)), np.int64)
+        times = np.empty(len(order))
+        n = bursts.answer(neurons, *burst, order, times)
+        return order[:n], times[:n]
 
     def activity(self, fired: Any, burst: Burst) -> Any:
         """What the neurons received, computed from the times at which they fire.
@@ -268,26 +266,17 @@ class SpikingLayer:
         Returns:
             The sum of gain x weight of each neuron, ``[out]``; for RDLIF neurons about so.
         """
-        _, gain, times = burst
-        if len(times) == 0:
-            return np.zeros(len(fired))
-        if self.kind == "wheel":
-            return self.threshold - self.slope * fired
-        mean = times[0] + gain @ (times - times[0]) / gain.sum()  # as if all arrived there
-        late = np.where(np.isfinite(fired), times[0] + fired - mean, 1.0)
-        reach = late * np.exp(-late / self.tau)
-        return np.where(np.isfinite(fired), self.threshold / reach, 0.0)
+        activity = np.empty(len(fired))
+        bursts.received(self.neurons._replace(fired=fired), *burst[1:], activity)
+        return activity
 
     def _lowest_safe_threshold(self, weights: Any, sample: list[Burst]) -> float:
         """The largest activation with which a neuron meets the last spike of a burst."""
         lowest = 0.0
         for rows, gain, times in sample:
-            fired, peaks, last = np.empty((3, weights.shape[1]))
-            bursts.rdlif(
-                weights, rows, gain, times - times[0], math.inf, self.tau, self.tau, fired, peaks,
-                last,
-            )  # fmt: skip
-            lowest = max(lowest, float(last.max()))
+            rate, level = np.empty((2, weights.shape[1]))
+            bursts.receive(weights, rows, gain, times, self.tau, self.tau, rate, level)
+            lowest = max(lowest, float(level.max()))
         return lowest
 
 

@@ -11,6 +11,7 @@ from numba import njit
 
 from isospike.kernels.machine.handle import parts
 from isospike.kernels.machine.locations import largest
+from isospike.kernels.machine.stream import note
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(29)
@@ -145,12 +146,7 @@ def stream(sketch, scores, ids, learn, guess, match, margin, chance):
     top = np.empty(min(2, len(scores)), np.int64)
     for n in range(len(ids)):
         score(sketch, scores)
-        largest(scores, len(top), top)
-        guess[n] = top[0]
-        match[n] = scores[top[0]]
-        margin[n] = match[n] - (scores[top[1]] if len(top) > 1 else 0.0)
-        whole = scores.sum()
-        chance[n] = scores[ids[n]] / whole if whole > 0 else 1 / len(scores)
+        note(scores, ids[n], top, n, guess, match, margin, chance)
         if learn:
             store(sketch, ids[n])
         advance(sketch, ids[n])

@@ -124,26 +124,34 @@ def score_symbols(fixed, state, work):
 
 
 @njit(cache=True, nogil=True)
-def advance(fixed, state, work, symbol):
-    """Put ``symbol`` into the context, and activate the locations of the new context."""
+def shift(fixed, state, work, symbol):
+    """Put ``symbol`` into a register, whose last symbols are the context."""
     score = work.context
     score[:] = 0
-    code = fixed.codes[symbol]
+    for i in range(len(state.history) - 1, 0, -1):
+        state.history[i] = state.history[i - 1]
+    state.history[0] = symbol
+    size = len(score) // len(state.history)
+    for i in range(len(state.history)):
+        code = fixed.codes[state.history[i]]
+        for r in range(len(code)):
+            score[i * size + code[r]] = fixed.gain_old[i] * fixed.gain_new[r]
+    likely_largest(score, state.context, work.guess[0])
+
+
+@njit(cache=True, nogil=True)
+def advance(fixed, state, work, symbol):
+    """Put ``symbol`` into the context, and activate the locations of the new context."""
     if fixed.kind == SHIFT:
-        for i in range(len(state.history) - 1, 0, -1):
-            state.history[i] = state.history[i - 1]
-        state.history[0] = symbol
-        size = len(score) // len(state.history)
-        for i in range(len(state.history)):
-            code = fixed.codes[state.history[i]]
-            for r in range(len(code)):
-                score[i * size + code[r]] = fixed.gain_old[i] * fixed.gain_new[r]
+        shift(fixed, state, work, symbol)
     else:
+        score, code = work.context, fixed.codes[symbol]
+        score[:] = 0
         for r in range(len(state.context)):
             add_row(score, fixed.gain_old[r], fixed.old[state.context[r]])
         for r in range(len(code)):
             add_row(score, fixed.gain_new[r], fixed.new[code[r]])
-    likely_largest(score, state.context, work.guess[0])
+        likely_largest(score, state.context, work.guess[0])
     activate(fixed, state, work)
 
 
@@ -154,6 +162,17 @@ def store(fixed, state, symbol):
         state.counters, fixed.rule, fixed.decay, state.active, fixed.sigma,
         fixed.data_codes[symbol], fixed.gain_data,
     )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def note(scores, symbol, top, n, guess, match, margin, chance):
+    """Write what the scores say before ``symbol``, number ``n`` of a stream, comes."""
+    largest(scores, len(top), top)
+    guess[n] = top[0]
+    match[n] = scores[top[0]]
+    margin[n] = match[n] - (scores[top[1]] if len(top) > 1 else 0.0)
+    whole = scores.sum()
+    chance[n] = scores[symbol] / whole if whole > 0 else 1 / len(scores)
 
 
 @njit(cache=True, nogil=True)
@@ -185,12 +204,7 @@ def stream(fixed, state, work, ids, learn, guess, match, margin, chance):
     top = np.empty(min(2, len(work.scores)), np.int64)
     for n in range(len(ids)):
         score_symbols(fixed, state, work)
-        largest(work.scores, len(top), top)
-        guess[n] = top[0]
-        match[n] = work.scores[top[0]]
-        margin[n] = match[n] - (work.scores[top[1]] if len(top) > 1 else 0.0)
-        whole = work.scores.sum()
-        chance[n] = work.scores[ids[n]] / whole if whole > 0 else 1 / len(work.scores)
+        note(work.scores, ids[n], top, n, guess, match, margin, chance)
         if learn:
             store(fixed, state, ids[n])
         advance(fixed, state, work, ids[n])
