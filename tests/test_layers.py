@@ -103,11 +103,12 @@ def test_sums_and_a_horizon_find_what_every_neuron_followed_by_itself_does(seed,
     """Thresholds that are reached before the burst is complete, after it, and never."""
     weights, order, times = (x.numpy() for x in burst(seed))
     rows, gain = weights.T * (weights.T > 0.4), 0.9 ** np.arange(11)
-    rate, level, fired, few = np.empty((4, 40))
-    bursts.receive(rows, order, gain, times, tau, tau, rate, level)
-    about = (order, gain, times, share * max(level.max(), tau * rate.max() / math.e), tau, tau)
-    bursts.rdlif(rows, *about, rate, level, fired, 40)
-    bursts.rdlif(rows, *about, rate, level, few, count)
+    sums, (fired, few) = np.empty((2, 40)), np.empty((2, 40))
+    bursts.receive(rows, order, gain, times, tau, tau, sums)
+    highest = max(sums[1].max(), tau * sums[0].max() / math.e)
+    about = order, gain, times, share * highest, tau, tau
+    bursts.rdlif(rows, *about, sums, fired, 40)
+    bursts.rdlif(rows, *about, sums, few, count)
     alone = [bursts._rdlif_spike(rows, *about[:3], i, *about[3:]) for i in range(40)]
     assert fired.tolist() == pytest.approx(alone, rel=1e-9)
     first = np.sort(fired, kind="stable")[:count]
@@ -120,10 +121,10 @@ def test_a_wheel_summed_at_once_is_the_wheel_followed_by_itself(seed, share):
     weights, order, times = (x.numpy() for x in burst(seed))
     rows, gain = weights.T - 0.3, 0.9 ** np.arange(11)
     threshold = share * float((gain @ rows[order]).max()) + 0.1
-    arrived, most, fired = np.empty((3, 40))
-    bursts.wheel(rows, order, gain, times, threshold, 1.0, 0.0, arrived, most, fired)
+    sums, fired = np.empty((2, 40)), np.empty(40)
+    bursts.wheel(rows, order, gain, times, threshold, 1.0, 0.0, sums, fired)
     for i in range(40):
-        alone = bursts._wheel_spike(rows, order, gain, times, i, threshold, 1.0, 0.0, most)
+        alone = bursts._wheel_spike(rows, order, gain, times, i, threshold, 1.0, 0.0, fired)
         assert fired[i] == alone
 
 

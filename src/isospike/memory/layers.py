@@ -77,10 +77,8 @@ def wheel_times(
             f"wheel_times needs spikes at or after start={start}, got {float(times[0])}. Give an "
             "earlier start."
         )
-    fired, arrived, most = np.empty((3, len(weights)))
-    bursts.wheel(
-        *_events(weights, order, times, alpha), threshold, slope, start, arrived, most, fired
-    )
+    sums, fired = np.empty((2, len(weights))), np.empty(len(weights))
+    bursts.wheel(*_events(weights, order, times, alpha), threshold, slope, start, sums, fired)
     return torch.from_numpy(fired).to(times.dtype)
 
 
@@ -138,11 +136,9 @@ def rdlif_times(
             f"rdlif_times needs weights >= 0, got {float(weights.min())}. Shift the weights, "
             "or use wheel_times."
         )
-    fired, rate, level = np.empty((3, len(weights)))
-    bursts.rdlif(
-        *_events(weights, order, times, alpha), threshold, tau_rate, tau, rate, level, fired,
-        len(fired),
-    )  # fmt: skip
+    sums, fired = np.empty((2, len(weights))), np.empty(len(weights))
+    events = _events(weights, order, times, alpha)
+    bursts.rdlif(*events, threshold, tau_rate, tau, sums, fired, len(fired))
     return torch.from_numpy(fired).to(times.dtype)
 
 
@@ -274,9 +270,9 @@ class SpikingLayer:
         """The largest activation with which a neuron meets the last spike of a burst."""
         lowest = 0.0
         for rows, gain, times in sample:
-            rate, level = np.empty((2, weights.shape[1]))
-            bursts.receive(weights, rows, gain, times, self.tau, self.tau, rate, level)
-            lowest = max(lowest, float(level.max()))
+            sums = np.empty((2, weights.shape[1]))
+            bursts.receive(weights, rows, gain, times, self.tau, self.tau, sums)
+            lowest = max(lowest, float(sums[1].max()))
         return lowest
 
 

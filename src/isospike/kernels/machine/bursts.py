@@ -38,13 +38,13 @@ class Neurons(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def wheel(weights, rows, gain, times, threshold, slope, start, arrived, most, fired):
+def wheel(weights, rows, gain, times, threshold, slope, start, sums, fired):
     """Neuron i fires when ``slope (t - start)`` and what has arrived reach the threshold.
 
-    ``arrived`` and ``most``, the largest it was, are scratch.
+    ``sums`` receives what has arrived, and the largest that was.
     """
-    arrived[:] = 0
-    most[:] = 0
+    sums[:] = 0
+    arrived, most = sums[0], sums[1]
     for j in range(len(rows)):
         row, g = weights[rows[j]], gain[j]
         for i in range(len(arrived)):
@@ -133,10 +133,10 @@ def _rdlif_spike(weights, rows, gain, times, i, threshold, tau_rate, tau):
 
 
 @njit(cache=True, nogil=True)
-def receive(weights, rows, gain, times, tau_rate, tau, rate, level):
+def receive(weights, rows, gain, times, tau_rate, tau, sums):
     """Driving force and activation of RDLIF neurons at the last event, had none fired."""
-    rate[:] = 0
-    level[:] = 0
+    sums[:] = 0
+    rate, level = sums[0], sums[1]
     for j in range(len(rows)):
         ago = times[-1] - times[j]
         force = gain[j] * math.exp(-ago / tau_rate)
@@ -148,19 +148,20 @@ def receive(weights, rows, gain, times, tau_rate, tau, rate, level):
 
 
 @njit(cache=True, nogil=True)
-def rdlif(weights, rows, gain, times, threshold, tau_rate, tau, rate, level, fired, count):
+def rdlif(weights, rows, gain, times, threshold, tau_rate, tau, sums, fired, count):
     """First spikes of RDLIF neurons, infinity if none; weights must not be negative.
 
     A neuron whose activation was at the threshold before the last event has lost at most what
     leaks meanwhile: one below that has not fired yet.
 
-    Only the ``count`` first spikes need be right; the times of others may be infinity. ``rate`` and
-    ``level`` are scratch.
+    Only the ``count`` first spikes need be right; the times of others may be infinity. ``sums`` is
+    that of :func:`receive`.
     """
     fired[:] = np.inf
     if len(rows) == 0:
         return
-    receive(weights, rows, gain, times, tau_rate, tau, rate, level)
+    receive(weights, rows, gain, times, tau_rate, tau, sums)
+    rate, level = sums[0], sums[1]
     early = threshold * math.exp((times[0] - times[-1]) / tau)
     effect = np.inf
     if count < len(fired):
@@ -217,17 +218,11 @@ def fire(neurons, rows, gain, times, count):
     if len(rows) == 0:
         fired[:] = np.inf
         return
-    after = times - times[0]
+    after, threshold = times - times[0], neurons.threshold
     if neurons.kind == WHEEL:
-        wheel(
-            weights, rows, gain, after, neurons.threshold, neurons.slope, 0.0, sums[0], sums[1],
-            fired,
-        )  # fmt: skip
+        wheel(weights, rows, gain, after, threshold, neurons.slope, 0.0, sums, fired)
     else:
-        rdlif(
-            weights, rows, gain, after, neurons.threshold, neurons.tau, neurons.tau, sums[0],
-            sums[1], fired, count,
-        )  # fmt: skip
+        rdlif(weights, rows, gain, after, threshold, neurons.tau, neurons.tau, sums, fired, count)
 
 
 @njit(cache=True, nogil=True)
