@@ -4,7 +4,7 @@ import os
 import pkgutil
 from importlib.util import find_spec
 
-import jaxtyping
+import checked
 from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,13 +14,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Shapes and types are checked at every call, but in compiled code.
 UNCHECKED = {"kernels", "__main__"}
 ROOT = find_spec("isospike")
-jaxtyping.install_import_hook(
+checked.install(
     [
         f"isospike.{room.name}"
         for room in pkgutil.iter_modules(ROOT.submodule_search_locations)
         if room.name not in UNCHECKED
-    ],
-    "beartype.beartype",
+    ]
 )
 
 # A busy machine is slow, and no fault of the test.

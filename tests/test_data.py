@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isospike.causal.cells import number
 from isospike.causal.table import parse_table
 from isospike.data import (
     calibration_texts,
@@ -293,3 +294,16 @@ def test_a_table_with_an_endless_cell_is_refused(text):
 def test_a_table_may_have_lines_longer_than_a_cell_may_be():
     line = ",".join("1" * 5 for _ in range(40_000))
     assert parse_table(f"{line}\n{line}").rows.shape == (2, 40_000)
+
+
+@pytest.mark.parametrize("cell", ["1" * 50_000 + "x", "1" * 50_000 + "." + "1" * 50_000 + "dx"])
+def test_a_long_cell_that_is_no_number_takes_no_time(cell):
+    assert number(cell, decimal_comma=False) is None
+    assert number(cell, decimal_comma=True) is None
+
+
+def test_an_exponent_of_fortran_is_one():
+    found = [
+        number(cell, decimal_comma=False) for cell in ("1.5D+03", "-.5d2", "2.d-1", "1d", "d3")
+    ]
+    assert found == [1500, -50, 0.2, None, None]

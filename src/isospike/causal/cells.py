@@ -17,7 +17,7 @@ _UNITS = "$€£¥%"
 _AMERICAN = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")  # 1,234.5
 _EUROPEAN = re.compile(r"[-+]?(\d{1,3}([. ']\d{3})+|\d*),\d+([eE][-+]?\d+)?")  # 1.234,5
 _SPACED = re.compile(r"[-+]?\d{1,3}([ ']\d{3})+(\.\d*)?")  # 1 234.5
-_FORTRAN = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+))[dD]([-+]?\d+)")  # 1.5D+03
+_FORTRAN = re.compile(r"([-+]?(?:\d+(?:\.\d*)?|\.\d+))[dD]([-+]?\d+)")  # 1.5D+03
 _DATES = ("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%Y/%m/%d", "%d-%m-%Y", "%d %b %Y", "%b %d, %Y")
 
 
@@ -69,8 +69,10 @@ def number(cell: str, decimal_comma: bool) -> float | None:
         cell = cell.replace(",", "")
     if _SPACED.fullmatch(cell):
         cell = re.sub(r"[ ']", "", cell)
+    if fortran := _FORTRAN.fullmatch(cell):
+        cell = "e".join(fortran.groups())
     try:
-        return float(_FORTRAN.sub(r"\1e\2", cell))
+        return float(cell)
     except ValueError:
         return None
 

@@ -466,7 +466,8 @@ def _chosen(
                 f"columns are {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}."
             )
     kept = list(dict.fromkeys(columns)) if columns is not None else list(names)
-    return [list(names).index(n) for n in kept if n not in drop]
+    places = {n: j for j, n in enumerate(names)}
+    return [places[n] for n in kept if n not in drop]
 
 
 def _fill(table: DataTable, missing: str, name: str) -> DataTable:
