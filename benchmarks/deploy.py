@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.models import load_minilm, random_batches, small_bert
+from benchmarks.models import lively, load_minilm, random_batches, small_bert
 from benchmarks.port import STORIES, greedy, read_stories
 from isospike.deploy.attention import mask_attention, token_attention
 from isospike.deploy.build import Builder, convolution
@@ -127,20 +127,6 @@ def nir_attention(p, ctx):  # noqa: ARG001
     head = ("attention", "run by", "spikes that differ", "spikes compared", "rate")
     meaning = "No spike should differ from torch's own products."
     return Findings(numbers, [Table("Attention in NIR", head, tuple(rows), meaning)], goals)
-
-
-def lively(model):
-    """A model whose weights and normalisations make neurons fire."""
-    g = torch.Generator().manual_seed(0)
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            size = layer.weight[0].numel() ** -0.5
-            layer.weight.data = 2 * size * torch.randn(layer.weight.shape, generator=g)
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean = 0.2 * torch.randn(len(layer.weight), generator=g)
-            layer.running_var = 0.5 + torch.rand(len(layer.weight), generator=g)
-            layer.bias.data = 0.5 + 0.3 * torch.randn(len(layer.weight), generator=g)
-    return model.eval()
 
 
 @study(

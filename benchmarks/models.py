@@ -70,6 +70,20 @@ def small_llama(seed: int = 0) -> LlamaForCausalLM:
         return LlamaForCausalLM(config).eval()
 
 
+def lively(model: nn.Module) -> nn.Module:
+    """A model whose weights and normalisations make neurons fire."""
+    g = torch.Generator().manual_seed(0)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            size = layer.weight[0].numel() ** -0.5
+            layer.weight.data = 2 * size * torch.randn(layer.weight.shape, generator=g)
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean = 0.2 * torch.randn(len(layer.weight), generator=g)
+            layer.running_var = 0.5 + torch.rand(len(layer.weight), generator=g)
+            layer.bias.data = 0.5 + 0.3 * torch.randn(len(layer.weight), generator=g)
+    return model.eval()
+
+
 def random_batches(count: int, rows: int, tokens: int, seed: int = 0) -> list[Batch]:
     """Random tokens for the small models."""
     draw = torch.Generator().manual_seed(seed)

@@ -363,8 +363,8 @@ def test_unusable_tables_are_refused(table, error, got):
         ({"gamma": math.nan}, RangeError, r"gamma of at least 0 and below 1, got nan"),
         ({"threshold": math.inf}, RangeError, r"threshold of at least 0 and finite, got inf"),
         ({"threshold": -1.0}, RangeError, r"threshold of at least 0 and finite, got -1"),
-        ({"level": math.nan}, RangeError, r"level of at least 0 and below 1, got nan"),
-        ({"level": 0.0}, RangeError, r"a level in \(0, 1\), got 0"),
+        ({"level": math.nan}, RangeError, r"level above 0 and below 1, got nan"),
+        ({"level": 0.0}, RangeError, r"level above 0 and below 1, got 0"),
         (
             {"information": lambda v: v[0], "correction": "mean"},
             ShapeError,

@@ -8,6 +8,8 @@ import pytest
 import torch
 from folders import call, make_folder, quiet_transformers  # noqa: F401
 
+import isospike
+from isospike.hf.load import find_model, load
 from isospike.porting import offload as offloading
 
 
@@ -92,4 +94,9 @@ def test_channels_of_an_offloaded_model_are_refused(shards, text, tmp_path):
     done = call("port", shards, "--text", text, "--out", tmp_path / "port", "--max-error", 0.1,
                 "--per-channel", "--sentences", 8, "--offload", tmp_path)  # fmt: skip
     assert done.exit_code == 2
-    assert "port needs a model in memory to allocate steps by channel" in done.stderr
+    assert done.stderr.startswith("error: port needs --per-channel or --offload, got both")
+    with pytest.raises(isospike.UnsupportedError, match="in memory to allocate steps by channel"):
+        isospike.port(
+            offloading.offload(load(find_model(shards)).model, tmp_path / "weights"), None,
+            steps=isospike.Target(0.1, per_channel=True),
+        )  # fmt: skip

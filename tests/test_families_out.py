@@ -2,6 +2,8 @@
 
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,21 +28,11 @@ from isospike.models import (
 )
 from isospike.neurons import LIF, NeuronParams
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks
+
+from benchmarks.models import lively  # noqa: E402
+
 DT = 1e-4
-
-
-def lively(model, seed=0):
-    """A model whose weights and normalisations make neurons fire."""
-    g = torch.Generator().manual_seed(seed)
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            size = layer.weight[0].numel() ** -0.5
-            layer.weight.data = 2 * size * torch.randn(layer.weight.shape, generator=g)
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean = 0.2 * torch.randn(len(layer.weight), generator=g)
-            layer.running_var = 0.5 + torch.rand(len(layer.weight), generator=g)
-            layer.bias.data = 0.5 + 0.3 * torch.randn(len(layer.weight), generator=g)
-    return model.eval()
 
 
 def spike_driven(pools=(False, True, False, False)):

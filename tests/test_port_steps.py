@@ -13,6 +13,7 @@ from torch import nn
 import isospike
 from isospike.codes import CODES, Law, fit_law
 from isospike.porting import Target
+from isospike.porting.plan import Builder
 from isospike.porting.ported import Ported
 
 # What cannot be ported.
@@ -145,13 +146,41 @@ def test_a_max_error_out_of_reach_stops_at_the_most_steps_and_says_so(monkeypatc
     assert report.error_predicted > 5e-3
 
 
-def test_a_max_error_below_the_floor_of_the_law_is_refused_with_the_floor(monkeypatch):
-    home = importlib.import_module("isospike.porting.plan")
-    monkeypatch.setattr(home, "fit_law", lambda code, errors: Law(code, 1.0, 3.0, 0.07))
+def measures(monkeypatch, errors):
+    """Let the calibration error be ``errors`` by the number of steps; which were measured."""
+    seen = []
+
+    def error(builder, built):
+        seen.append(built.plan.steps)
+        return errors[seen[-1]]
+
+    monkeypatch.setattr(Builder, "error", error)
+    return seen
+
+
+def test_a_floor_of_four_short_codes_refuses_no_max_error_that_the_longest_reaches(monkeypatch):
+    short = {t: Law("signed-digit", 1.0, 6.0, 0.07).error(t) for t in (5, 6, 7, 9)}
+    assert fit_law("signed-digit", short).floor == pytest.approx(0.07, rel=0.01)
+    seen = measures(monkeypatch, {**short, 16: 0.04})
+    report = quick(steps=Target(0.05)).report
+    assert seen == [5, 6, 7, 9, 16]
+    assert report.law.steps == (5, 6, 7, 9, 16)
+    assert report.law.floor < 0.04
+    assert 9 < report.steps <= 16
+    measures(monkeypatch, {**short, 16: 0.06})
     with pytest.raises(
-        isospike.RangeError, match="the floor of its law, 0.07, got 0.05: no number"
+        isospike.RangeError, match=r"its longest code reaches, 0\.06 at 16 .* steps, got 0\.05\."
     ):
         quick(steps=Target(0.05))
+
+
+def test_measured_steps_that_reach_a_max_error_are_taken_whatever_the_law_says(monkeypatch):
+    errors = {5: 0.9, 6: 0.8, 7: 0.19, 9: 0.18}
+    assert fit_law("signed-digit", errors).fewest_steps(0.2) > 7
+    measures(monkeypatch, errors)
+    report = quick(steps=Target(0.2)).report
+    assert (report.steps, report.reached) == (7, True)
+    assert report.error <= 0.2 < report.error_predicted
 
 
 def test_a_model_without_products_is_refused():

@@ -221,6 +221,17 @@ def test_every_page_is_as_it_is_stored():
 
 
 @needs_repository
+def test_readme_says_from_which_studies_the_rows_of_two_studies_come():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("A row is one port, with")[2]
+    for name in ("synapses", "beside-others"):
+        given = stored(ROOT / f"results/{name}-full.json").provenance.parameters
+        assert f"[`{name}`](docs/measurements/port.md#" in text
+        assert given["steps"] == 8
+        assert given["bits"] == [16, 8, 4]
+        assert re.search(rf"\b{given['sentences']}\b", text)
+
+
+@needs_repository
 def test_every_study_is_on_a_page_and_every_note_belongs_to_something():
     from benchmarks import documents
 

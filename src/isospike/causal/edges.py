@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 
 from isospike.causal.schur import leaf_rows
 from isospike.causal.scores import information
-from isospike.causal.splines import MAX_FEATURES, MAX_PARENTS, orthonormal, scipy
+from isospike.causal.splines import MAX_FEATURES, MAX_PARENTS, check_level, orthonormal, scipy
 from isospike.errors import RangeError
 
 _Fit = tuple[np.ndarray, np.ndarray]  # residual, and the growth of its square sum without a parent
@@ -125,8 +125,7 @@ def prune(
 
     Reference: Buhlmann, Peters, Ernest (2014), CAM: causal additive models (the pruning step).
     """
-    if not 0 < level < 1:
-        raise RangeError(f"prune needs a level in (0, 1), got {level}. Try 0.001.")
+    check_level("prune", level)
     d = x.shape[1]
     allowed = np.ones((d, d), bool) if forbidden is None else ~forbidden
     always = np.zeros((d, d), bool) if required is None else required

@@ -24,6 +24,7 @@ from isospike.causal.guards import (
 from isospike.causal.rules import RULES, RuleFit, edge_directions, order_by_rule
 from isospike.causal.schur import SchurOrder, sample_sort, schur_sort
 from isospike.causal.scores import SCORES, information, score_covariance
+from isospike.causal.splines import check_level
 from isospike.errors import (
     InputError,
     MissingExtraError,
@@ -94,7 +95,7 @@ class ScoreSchurSort(BaseEstimator):  # type: ignore[misc]
         correction: A name from the table.
         prune: ``cam`` for spline F-tests, ``row`` for linear weights above ``threshold``,
             ``slopes`` for root mean squared slopes above it, by Stein's score.
-        level: Target false discovery rate of ``cam``.
+        level: Target false discovery rate of ``cam``, above 0 and below 1.
         threshold: Smallest edge weight kept by ``row`` and ``slopes``, in units of the child over
             units of the parent.
         ridge: Value added to each pivot (:func:`isospike.causal.schur.schur_sort`).
@@ -161,7 +162,7 @@ class ScoreSchurSort(BaseEstimator):  # type: ignore[misc]
             UnsupportedError: The options do not fit together.
             MissingExtraError: scikit-learn or SciPy is needed and not installed.
         """
-        self._check_options()
+        self.check()
         columns = getattr(X, "columns", None)
         names = None if columns is None else [str(c) for c in columns]
         # As scikit-learn has it: only where all names are text.
@@ -227,10 +228,18 @@ class ScoreSchurSort(BaseEstimator):  # type: ignore[misc]
     def __sklearn_is_fitted__(self) -> bool:
         return "order_" in vars(self)
 
-    def _check_options(self) -> None:
+    def check(self) -> None:
+        """Check the options, which needs no data; :meth:`fit` does so first.
+
+        Raises:
+            InputError: An option has a name that is not known.
+            RangeError: A number is out of range.
+            UnsupportedError: The options do not fit together.
+        """
+        check_level("ScoreSchurSort", self.level)
         for name, value, most in (
-            ("level", self.level, 1), ("threshold", self.threshold, math.inf),
-            ("gamma", self.gamma, 1), ("ridge", self.ridge, math.inf),
+            ("threshold", self.threshold, math.inf), ("gamma", self.gamma, 1),
+            ("ridge", self.ridge, math.inf),
         ):  # fmt: skip
             if not 0 <= value < most:
                 bound = "finite" if most == math.inf else f"below {most}"

@@ -21,9 +21,9 @@ from isospike.causal.guards import (
     in_range,
 )
 from isospike.causal.page import dot_text, draw_graph, graphml_text
-from isospike.causal.stability import resample_order
+from isospike.causal.stability import check_halves, resample_order
 from isospike.causal.table import DataTable
-from isospike.errors import ShapeError
+from isospike.errors import RangeError, ShapeError
 from isospike.progress import update
 from isospike.report.files import Content
 from isospike.report.page import Note, Section
@@ -279,9 +279,14 @@ def order_causes(
     columns = getattr(table, "columns", None)
     names = None if columns is None else [str(c) for c in columns]
     x = in_range(check_data(table, names, "order_causes"))
+    fit = estimator or ScoreSchurSort()
+    fit.check()
+    if resamples < 0:
+        raise RangeError(f"order_causes needs resamples >= 0, got {resamples}. Use 100, or 0.")
+    if resamples:
+        check_halves("order_causes", *x.shape)
     graph = _true_graph(table, truth, x.shape[1])
     update("order", 0, 1)
-    fit = estimator or ScoreSchurSort()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit.fit(table)

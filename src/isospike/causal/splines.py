@@ -142,14 +142,19 @@ def spline_sort(
     return SchurOrder(order, tuple(layers), elimination.pivots, elimination.margins)
 
 
+def check_level(owner: str, level: float) -> None:
+    """Raise RangeError unless this is the level of a test: above 0 and below 1."""
+    if not 0 < level < 1:
+        raise RangeError(f"{owner} needs level above 0 and below 1, got {level:g}. Try 0.001.")
+
+
 def _check_options(count: int, rows: int, level: float) -> None:
     if not 1 <= count < rows - 1:
         raise RangeError(
             f"spline_sort needs count in [1, rows - 2], got {count} for {rows} rows. Use fewer "
             "features, or more rows."
         )
-    if not 0 < level < 1:
-        raise RangeError(f"spline_sort needs a level in (0, 1), got {level}. Try 0.01.")
+    check_level("spline_sort", level)
 
 
 class _Elimination:

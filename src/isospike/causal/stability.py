@@ -60,12 +60,8 @@ def resample_order(
         raise RangeError(f"resample_order needs resamples >= 1, got {resamples}. Use 100.")
     x = fit._scaled(in_range(check_data(X, fit.names_, "resample_order")))
     n, d = x.shape
+    check_halves("resample_order", n, d)
     half = n // 2
-    if half <= d + 1:
-        raise InputError(
-            f"resample_order needs more than {2 * d + 3} rows for halves of {d} columns, got {n}. "
-            "Give more rows, or resamples=0."
-        )
     draw = np.random.default_rng(seed)
     edges, joined, before, done = np.zeros((d, d)), np.zeros((d, d)), np.zeros((d, d)), 0
     start = np.asarray(fit.order_)
@@ -85,3 +81,12 @@ def resample_order(
     update("resample", resamples, resamples)
     share = max(done, 1)
     return Stability(edges / share, joined / share, before / share, done)
+
+
+def check_halves(owner: str, rows: int, columns: int) -> None:
+    """Raise InputError unless half of the rows is enough for a fit."""
+    if rows // 2 <= columns + 1:
+        raise InputError(
+            f"{owner} needs more than {2 * columns + 3} rows for halves of {columns} columns, got "
+            f"{rows}. Give more rows, or resamples=0."
+        )

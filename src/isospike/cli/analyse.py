@@ -165,7 +165,7 @@ def order(
             neural network.
         prune: How edges are chosen: ``cam``, by F-tests of splines; ``row``, by linear weights;
             ``slopes``, by root-mean-square slopes.
-        level (RATE): Target false discovery rate of --prune cam.
+        level (RATE): Target false discovery rate of --prune cam, above 0 and below 1.
         threshold (SLOPE): Smallest edge weight that --prune row and slopes keep.
         gamma (SHARE): Columns whose criterion is within this fraction of the smallest are ordered
             in the same step.
@@ -196,7 +196,10 @@ def order(
         "information": information, "correction": correction, "prune": prune, "level": level,
         "threshold": threshold, "gamma": gamma, "rule": rule,
     }  # fmt: skip
+    from isospike.causal.estimator import ScoreSchurSort
     from isospike.causal.table import read_table
+
+    ScoreSchurSort(**options).check()
 
     table = read_table(file, columns=_names(columns), drop=_names(drop) or (), missing=missing)
     shape = f"{len(table.rows):,} rows, {len(table.columns)} columns"
@@ -204,7 +207,6 @@ def order(
     graph, known = _known(
         table.columns, truth, noise_scale, required=required, forbidden=forbidden, tiers=tiers
     )
-    from isospike.causal.estimator import ScoreSchurSort
     from isospike.causal.report import order_causes
 
     report = order_causes(

@@ -41,8 +41,8 @@ def export(
 
     Args:
         to (FORMAT): nir, onnx or c.
-        partial: Write the parts that the format can hold, and list the others. Without it, nothing
-            is written unless all parts fit.
+        partial: With --to nir: write the parts that the format can hold, and list the others.
+            Without it, nothing is written unless all parts fit.
         strict: With --to onnx: refuse a port whose softmax, normalisation and activations are in
             float, since each runtime rounds these in its own way.
         size (PIXELS): Height and width of the images of a spiking transformer.
@@ -51,6 +51,11 @@ def export(
     if to not in FORMATS:
         names = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise InputError(f"export needs --to {names}, got {to!r}. Choose one of them.")
+    for option, given, one in (("--partial", partial, "nir"), ("--strict", strict, "onnx")):
+        if given and to != one:
+            raise InputError(
+                f"export needs {option} only with --to {one}, got it with --to {to}. Leave it out."
+            )
     trained = _is_trained(port)
     if not trained:
         find_port(port)
@@ -65,12 +70,7 @@ def export(
             "onnx."
         )
     else:
-        from isospike.porting.files import load
-
-        model = load(port)
-        report = _nir(model, port, place, partial, strict) if to == "nir" else _onnx(
-            model, port, place, strict
-        )  # fmt: skip
+        report = _nir(port, place, partial) if to == "nir" else _onnx(port, place, strict)
     return Outcome(data=report.to_json(), text=report.summary(), saved=place)
 
 
@@ -93,14 +93,15 @@ def _trained(folder: Path, to: str, place: Path, partial: bool, size: int) -> An
             f"export needs a port for onnx, got the spiking transformer {folder}. Export it to nir "
             "or c."
         )
+    if to == "nir":
+        from isospike.deploy.nir import find_nir, write_nir
+
+        find_nir("export")
     kind = quiet_transformers().AutoModelForImageClassification
     needs = f"export needs a model that transformers can load, {str(folder)!r}"
     with wrap_foreign_errors(needs, "Train it again, or copy it whole."):
         model = kind.from_pretrained(folder, local_files_only=True).eval()
     if to == "nir":
-        from isospike.deploy.nir import find_nir, write_nir
-
-        find_nir("export")
         network, refused = family_network(model, (size, size), partial=partial)
         write_nir(network, place, {"code": "binary", "steps": int(model.config.steps)})
     else:
@@ -112,21 +113,26 @@ def _trained(folder: Path, to: str, place: Path, partial: bool, size: int) -> An
     return _report(folder, to, nodes, refused, place)
 
 
-def _nir(model: Any, port: Path, place: Path, partial: bool, strict: bool) -> Any:
+def _nir(port: Path, place: Path, partial: bool) -> Any:
     from isospike.deploy.nir import find_nir, write_nir
     from isospike.deploy.ports import port_network
+    from isospike.porting.files import load
 
     find_nir("export")
-    network, refused = port_network(model, partial=partial and not strict)
+    model: Any = load(port)
+    network, refused = port_network(model, partial=partial)
     code = next(m.site.code for m in model.modules() if hasattr(m, "site"))
     write_nir(network, place, {"code": str(code), "steps": int(code.steps)})
     nodes = tuple((n, type(network.node(n)).__name__) for n in network.places)
     return _report(port, "nir", nodes, refused, place)
 
 
-def _onnx(model: Any, port: Path, place: Path, strict: bool) -> Any:
-    from isospike.deploy.onnx import write_onnx
+def _onnx(port: Path, place: Path, strict: bool) -> Any:
+    from isospike.deploy.onnx import find_onnx, write_onnx
+    from isospike.porting.files import load
 
+    find_onnx("export")
+    model: Any = load(port)
     write_onnx(model, place, strict=strict)
     nodes = tuple((n, type(m).__name__) for n, m in model.named_modules() if hasattr(m, "site"))
     return _report(port, "onnx", nodes, [], place)

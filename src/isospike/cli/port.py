@@ -144,7 +144,7 @@ def port(
         out (DIR): Folder to write to. An earlier port in it is replaced; a folder that holds
             anything else is refused. [default: out/<name of the model>]
     """
-    _check(steps, max_error, per_channel, sentences)
+    _check(steps, max_error, per_channel, sentences, offload)
     if workers is not None:
         reach_workers("port", workers)
     _check_device(device, offload)
@@ -153,7 +153,7 @@ def port(
     check_destination(folder)
     calibration, evaluation = _texts(text, sentences, words)
     mode: dict[str, Any] = {"execution": execution, "precision": precision, "functions": functions}
-    wanted = _steps(code, steps, max_error, per_channel, mode)
+    wanted = _steps(code, steps, max_error, per_channel, mode, ranges)
     import torch
 
     from isospike.hf.load import load
@@ -214,7 +214,10 @@ def _placed(text_model: TextModel, device: str, folder: Path | None) -> TextMode
     return replace(text_model, model=text_model.model.to(device))
 
 
-def _check(steps: int | None, max_error: float | None, per_channel: bool, sentences: int) -> None:
+def _check(
+    steps: int | None, max_error: float | None, per_channel: bool, sentences: int,
+    offload: Path | None,
+) -> None:  # fmt: skip
     if steps is not None and max_error is not None:
         raise InputError(
             "port needs --steps or --max-error, got both. Give the steps, or the error to find "
@@ -225,20 +228,31 @@ def _check(steps: int | None, max_error: float | None, per_channel: bool, senten
             "port needs --max-error to allocate steps for, got --per-channel alone. Add one, such "
             "as 0.05."
         )
+    if per_channel and offload is not None:
+        raise InputError(
+            "port needs --per-channel or --offload, got both: channels are measured by gradients, "
+            "in memory. Leave one out."
+        )
     check_sentences(sentences, 2)
 
 
 def _steps(
-    code: str, steps: int | None, max_error: float | None, per_channel: bool, mode: dict[str, Any]
-) -> Any:
+    code: str, steps: int | None, max_error: float | None, per_channel: bool,
+    mode: dict[str, Any], ranges: str,
+) -> Any:  # fmt: skip
     """The steps, or the error to reach; refuses what the library would refuse after loading."""
     from isospike import codes
-    from isospike.porting.plan import Target
+    from isospike.porting.plan import Target, check_ranges, check_steps
     from isospike.porting.run import Mode
 
     wanted = DEFAULT_STEPS if steps is None else steps
     Mode(**mode).check("port", codes.code(code, wanted).levels)
-    return wanted if max_error is None else Target(max_error, per_channel)
+    check_ranges(ranges)
+    if max_error is None:
+        return wanted
+    target = Target(max_error, per_channel)
+    check_steps(code, target)
+    return target
 
 
 def check_sentences(sentences: int, least: int) -> None:

@@ -27,7 +27,7 @@ def reproduce(
     studies: str = "isospike.experiments",
     data: Path | None = None,
     workers: str | None = None,
-    out: Path = Path("out/positions"),
+    out: Path = Path("out/studies"),
 ) -> Outcome:
     """Test a published claim: what it says, what was measured, and whether it holds.
 
@@ -38,7 +38,8 @@ def reproduce(
         studies (PACKAGE): Python package that holds the studies; ``benchmarks`` has more, in a
             copy of the repository.
         data (DIR): Folder of the data sets that a study needs. [default: $ISOSPIKE_DATA]
-        out (DIR): Where results go. What is there already is not computed again.
+        out (DIR): Where results go, as NAME-PRESET.json. Parts of long work that are there already
+            are not computed again.
     """
     from isospike.experiments import study
 
@@ -63,7 +64,7 @@ def reproduce(
     tables = "".join(f"\n\n{t.title}\n\n{t.markdown()}" for t in report.results)
     first = f"claim    {report.statement}\nverdict  {report.decision}"
     text = (first if report.statement else report.verdict()) + tables
-    return Outcome(data=report.to_json(), text=text)
+    return Outcome(data=report.to_json(), text=text, saved=stored)
 
 
 @command(

@@ -56,6 +56,7 @@ def train(
     from importlib.util import find_spec
 
     from isospike.train.data import load_data
+    from isospike.train.fit import need_checkpoint
     from isospike.train.recipe import find_recipe
 
     check_file(out / "recipe.toml")
@@ -64,6 +65,8 @@ def train(
         find_recipe(model, size), seed=seed, **{k: v for k, v in given.items() if v is not None}
     )
     recipe.check()
+    if resume:
+        need_checkpoint(out)
     if find_spec("accelerate") is None:
         raise MissingExtraError(
             "train needs the package accelerate, got none. Install isospike[train]."

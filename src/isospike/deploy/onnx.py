@@ -59,18 +59,27 @@ def write_onnx(
     >>> port = isospike.port(model, batches)  # doctest: +SKIP
     >>> write_onnx(port.model, "port.onnx")  # doctest: +SKIP
     """
-    try:
-        onnx = import_module("onnx")
-    except ImportError:
-        raise MissingExtraError(
-            "write_onnx needs the package onnx, got none. Install isospike[onnx]."
-        ) from None
+    onnx = find_onnx("write_onnx")
     if opset < OLDEST:
         raise RangeError(
             f"write_onnx needs an opset from {OLDEST}, got {opset}. {OPSET} is the usual."
         )
     kind = _check(model, strict)
     write_file(Path(path), kind(onnx, model, integers).build(opset))
+
+
+def find_onnx(owner: str) -> Any:
+    """The package onnx.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        return import_module("onnx")
+    except ImportError:
+        raise MissingExtraError(
+            f"{owner} needs the package onnx, got none. Install isospike[onnx]."
+        ) from None
 
 
 def _check(model: nn.Module, strict: bool) -> "type[ModelGraph]":

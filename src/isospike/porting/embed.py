@@ -148,9 +148,8 @@ def embed_text(
     """
     pooling, longest = text_model.pooling, tokens or text_model.longest_embedded
     pooling.check()
-    if batch_size < 1:
-        raise RangeError(f"embed needs batch_size of at least 1, got {batch_size}. Try {BATCH}.")
-    if tokens is not None and not 1 <= tokens <= text_model.longest:
+    check_amounts(batch_size, tokens)
+    if tokens is not None and tokens > text_model.longest:
         raise RangeError(
             f"embed needs tokens from 1 to {text_model.longest}, which is what this model reads, "
             f"got {tokens}. Choose a number in that range."
@@ -183,6 +182,14 @@ def embed_text(
     norms = vectors.norm(dim=1, keepdim=True)
     cut = sum(length > longest for length in lengths)
     return Embeddings(vectors / norms.clamp_min(1e-12), norms[:, 0], cut)
+
+
+def check_amounts(batch_size: int, tokens: int | None) -> None:
+    """Raise RangeError unless both are above 0; which tokens a model reads is not known yet."""
+    if batch_size < 1:
+        raise RangeError(f"embed needs batch_size of at least 1, got {batch_size}. Try {BATCH}.")
+    if tokens is not None and tokens < 1:
+        raise RangeError(f"embed needs tokens of at least 1, got {tokens}. Leave it out for all.")
 
 
 def pool(

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from isospike import codes
 from isospike.codes import CODES, Law, WeightedCode, fit_law
@@ -313,15 +313,29 @@ class ByLaw(Planner):
             update("fit the error law", done, len(self.kind.fit_steps))
             errors[steps] = self.builder.error(self.builder.build(self._plan(steps)))
         update("fit the error law", len(self.kind.fit_steps), len(self.kind.fit_steps))
-        self.law = law = fit_law(self.kind.name, errors)
-        if self.error <= law.floor:
-            raise RangeError(
-                f"port needs a target above the floor of its law, {law.floor:.3g}, got "
-                f"{self.error:.3g}: no number of {law.code} steps reaches it. Ask for more error, "
-                "or try another code."
-            )
-        self.steps = law.fewest_steps(self.error) or law.kind.search_limit
+        self.law = fit_law(self.kind.name, errors)
+        if self.error <= self.law.floor:
+            self._beyond(errors)
+        measured = [steps for steps, error in errors.items() if error <= self.error]
+        predicted = self.law.fewest_steps(self.error) or self.kind.search_limit
+        self.steps = min([predicted, *measured])
         return self.builder.build(self._plan(self.steps))
+
+    def _beyond(self, errors: dict[int, float]) -> None:
+        """Fit the law again with the longest code: a floor that short ones show may not be there.
+
+        Raises:
+            RangeError: The longest code errs more than was asked for.
+        """
+        longest = self.kind.search_limit
+        errors[longest] = self.builder.error(self.builder.build(self._plan(longest)))
+        if errors[longest] > self.error:
+            raise RangeError(
+                f"port needs a target that its longest code reaches, {errors[longest]:.3g} at "
+                f"{longest} {self.kind.name} steps, got {self.error:.3g}. Ask for more error, or "
+                "try another code."
+            )
+        self.law = fit_law(self.kind.name, errors)
 
     def better(self, error: float) -> Built | None:
         if self.law is None or error <= self.error:
@@ -422,11 +436,6 @@ def make_planner(builder: Builder, code: str, steps: Steps) -> Planner:
         steps: A number for all sites, numbers by site name, or a target.
     """
     if isinstance(steps, Target):
-        if steps.per_channel and shelf_of(builder.discovery.model) is not None:
-            raise UnsupportedError(
-                "port needs a model in memory to allocate steps by channel, which follows "
-                "gradients, got an offloaded one. Give steps, or an error without per_channel."
-            )
         kind = Allocated if steps.per_channel else ByLaw
         return kind(builder, CODES[code], steps.error)
     if isinstance(steps, Mapping):
@@ -467,6 +476,15 @@ def check_steps(code: str, steps: Steps) -> None:
         return
     for each in steps.values() if isinstance(steps, Mapping) else [steps]:
         codes.code(code, each)
+
+
+def check_in_memory(model: nn.Module, steps: Steps) -> None:
+    """Raise UnsupportedError if steps are allocated by channel and the weights are offloaded."""
+    if isinstance(steps, Target) and steps.per_channel and shelf_of(model) is not None:
+        raise UnsupportedError(
+            "port needs a model in memory to allocate steps by channel, which follows gradients, "
+            "got an offloaded one. Give steps, or an error without per_channel."
+        )
 
 
 def by_name(code: str, steps: Mapping[str, int], names: list[str]) -> dict[str, WeightedCode]:

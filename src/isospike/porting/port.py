@@ -46,6 +46,7 @@ from isospike.porting.plan import (
     Steps,
     Target,
     check_code,
+    check_in_memory,
     check_ranges,
     check_steps,
     make_planner,
@@ -244,7 +245,8 @@ def port(
             kinds of inputs by name, ``{"held out": ..., "foreign": ...}``, have their errors
             reported side by side; all other figures are of the first.
         execution: ``collapsed``, one product on the integers that the spikes encode, or
-            ``stepped``, every time step, which is slow; up to 255 levels the same bits.
+            ``stepped``, every time step, which is slow. Up to 255 levels (8 steps of the default
+            code) both give the same bits; above, they agree to about 1e-6.
         precision: ``exact``, or ``fast`` for bfloat16 products (collapsed, up to 256 levels); on a
             processor without a bfloat16 unit both are exact.
         functions: How softmax, normalisation, activations and gates are computed: in ``float``, or
@@ -277,10 +279,11 @@ def port(
         raise InputError(f"port needs a list of names to keep, got {keep!r}. Give [{keep!r}].")
     synapses = Synapses(weight_bits, tuple(keep))
     synapses.check()
+    check_ranges(ranges)
     model = offload(model) if is_offloaded(model) else model
+    check_in_memory(model, steps)
     _check_weights(model)
     inputs = Inputs.of(neutral(model) if calibration is None else calibration, evaluation)
-    check_ranges(ranges)
     with same_draws(None if generator is None else generator.initial_seed()):
         inputs, sample = inputs.sampled(model)
         discovery = discover(model, sample, functions, inputs.calibration)

@@ -166,9 +166,7 @@ def fit(
     model = build(recipe, data)
     if model.config.num_labels != len(data.classes):
         raise InputError("train needs num_labels of the data, got another. Leave it out.")
-    last = find_checkpoint(out) if resume else None
-    if resume and last is None:
-        raise InputError(f"train needs a checkpoint to resume from, got none in {out}. Start anew.")
+    last = need_checkpoint(out) if resume else None
     train, test = batches(recipe, data)
     if start is not None:
         model.load_state_dict(type(model).from_pretrained(start).state_dict())
@@ -213,6 +211,14 @@ def find_checkpoint(out: Path) -> str | None:
             json.loads((place / "trainer_state.json").read_bytes())  # is written last
             return str(place)
     return None
+
+
+def need_checkpoint(out: Path) -> str:
+    """The last whole checkpoint in a folder; raises InputError if there is none."""
+    last = find_checkpoint(out)
+    if last is None:
+        raise InputError(f"train needs a checkpoint to resume from, got none in {out}. Start anew.")
+    return last
 
 
 def _arguments(recipe: Recipe, out: Path, steps: int, processes: int) -> TrainingArguments:
