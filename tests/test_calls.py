@@ -279,7 +279,7 @@ def test_the_steps_of_a_recurrence_share_a_site_and_may_be_more_than_before():
     assert [n for n in names if n.startswith("a:weight")] == [
         "a:weight_ih_l0", "a:weight_hh_l0", "a:weight_ih_l0_reverse", "a:weight_hh_l0_reverse",
     ]  # fmt: skip
-    x = draw(9, 2, 40, WIDTH)
+    x = draw(9, 2, 12, WIDTH)
     expected = model(x).detach()
     assert (run(port, x) - expected).norm() < 0.05 * expected.norm()
 

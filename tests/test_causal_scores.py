@@ -1,5 +1,7 @@
 """The denoising score, slopes of parents, and networks from BIF files."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -47,8 +49,11 @@ def test_mean_jacobians_are_means_of_jacobians_and_those_of_autograd():
     np.testing.assert_allclose(each, (expected + expected.swapaxes(1, 2)) / 2, atol=0.02)
 
 
-def test_denoising_orders_curved_models_and_repeats():
+def test_denoising_orders_curved_models_and_repeats(monkeypatch):
     data = made("sin", 5, 300)
+    quick = functools.partial(denoising_score, settings=DenoisingSettings(steps=300))
+    for module in ("scores", "estimator"):
+        monkeypatch.setattr(f"isospike.causal.{module}.denoising_score", quick)
     for correction in ("mean", "per-sample"):
         fit = isospike.ScoreSchurSort("denoising", correction, "row").fit(data.data)
         assert order_divergence(fit.order_, data.truth) <= 1

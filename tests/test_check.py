@@ -12,7 +12,9 @@ import isospike
 from isospike.porting.check import CheckReport
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "gpt2", "llama"])
+@pytest.mark.parametrize(
+    "name", ["bert", "llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit", "gpt2"))]
+)
 def test_what_is_on_spikes_is_what_a_port_has(name):
     model = models.make(name)
     report = isospike.check(model)

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+import isospike
+
 START = (  # The byte says that two small modules are loaded, which takes milliseconds.
     "import os; from isospike import interrupts; interrupts.answer(); os.write(1, b'.'); "
     "from isospike.__main__ import main; main()"
@@ -84,11 +86,14 @@ def test_ctrl_c_ends_code_that_keeps_the_exception_to_itself():
 # ------------------------------------------------------------------------ streams
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["reproduce"]])
-def test_a_full_stdout_is_named(arguments):
+LIST = pytest.param("reproduce", marks=pytest.mark.slow)  # of all studies: it imports each
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version", LIST])
+def test_a_full_stdout_is_named(argument):
     with open("/dev/full", "w") as full:
         process = subprocess.run(
-            [sys.executable, "-m", "isospike", *arguments],
+            [sys.executable, "-m", "isospike", argument],
             stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
         )  # fmt: skip
     (line,) = process.stderr.splitlines()
@@ -96,9 +101,10 @@ def test_a_full_stdout_is_named(arguments):
     assert "needs a stdout that takes its result, got No space left on device." in line
 
 
-def test_a_closed_stdout_is_named_and_a_closed_stderr_stops_nothing(tmp_path):
+@pytest.mark.parametrize("argument", ["--version", LIST])
+def test_a_closed_stdout_is_named_and_a_closed_stderr_stops_nothing(argument):
     script = 'exec "$0" -m isospike "$@"'
-    arguments = [sys.executable, "reproduce"]
+    arguments = [sys.executable, argument]
     shell = {"stderr": subprocess.PIPE, "check": False, "timeout": 60, "text": True}
     closed = subprocess.run(["sh", "-c", f"{script} >&-", *arguments], **shell)
     assert closed.returncode == 3
@@ -107,13 +113,14 @@ def test_a_closed_stdout_is_named_and_a_closed_stderr_stops_nothing(tmp_path):
         ["sh", "-c", f"{script} 2>&-", *arguments], stdout=subprocess.PIPE, **shell
     )
     assert mute.returncode == 0
-    assert "lemma-1" in mute.stdout
+    assert ("lemma-1" if argument == "reproduce" else isospike.__version__) in mute.stdout
 
 
-def test_a_reader_that_has_read_enough_is_no_error():
-    line = '{ "$0" -m isospike reproduce; echo "exit $?" >&2; } | head -c 1'
+@pytest.mark.parametrize("argument", ["--help", LIST])
+def test_a_reader_that_has_read_enough_is_no_error(argument):
+    line = '{ "$0" -m isospike "$1"; echo "exit $?" >&2; } | head -c 1'
     done = subprocess.run(
-        ["sh", "-c", line, sys.executable],
+        ["sh", "-c", line, sys.executable, argument],
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.stderr in ("exit 3\n", "exit 0\n")  # a short list may fit into the pipe

@@ -13,7 +13,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 PYTHON = [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")]
 QUICK = [
     "README.md", "docs/concepts/code.md", "docs/howto/add-a-family.md", "docs/howto/deploy.md",
-    "docs/start/analyse.md", "docs/start/train.md",
+    "docs/start/analyse.md",
 ]  # fmt: skip
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 OURS = "https://github.com/isospike/isospike/blob/main/"

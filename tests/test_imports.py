@@ -1,5 +1,6 @@
 """Importing isospike loads nothing heavy, and shows its public names. (Layers: import-linter.)"""
 
+import itertools
 import subprocess
 import sys
 from importlib.metadata import version
@@ -29,18 +30,17 @@ def test_the_version_is_that_of_the_package():
     assert isospike.__version__ == version("isospike")
 
 
-FIRST = [
-    "LlamaConfig",
-    "BertModel",
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("AutoConfig", "BertConfig", "AutoModelForImageClassification")
-    ),
-]
+NAMES = ("LlamaConfig", "BertModel", "AutoConfig", "BertConfig", "AutoModelForImageClassification")
+QUICK = {("LlamaConfig", True), ("BertModel", False)}  # each is a process that imports torch
 
 
-@pytest.mark.parametrize("name", FIRST)
-@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK))
+        for case in itertools.product(NAMES, (True, False))
+    ],
+)
 def test_whatever_of_transformers_is_imported_first_its_lists_know_our_models(name, before):
     ours = ["import isospike", f"from transformers import {name}"]
     script = [
@@ -56,7 +56,7 @@ def test_whatever_of_transformers_is_imported_first_its_lists_know_our_models(na
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["llama", "t5"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("t5", marks=pytest.mark.slow)])
 def test_a_module_of_models_may_be_the_first_that_is_imported(name):
     place = f"transformers.models.{name}.modeling_{name}"
     subprocess.run([sys.executable, "-c", f"import isospike, {place}"], check=True)

@@ -19,7 +19,9 @@ from benchmarks.models import random_batches, small_bert
 
 torch.set_num_threads(1)
 if sys.argv[2] == "two":
-    torch.distributed.init_process_group("gloo")
+    store = f"file://{sys.argv[1]}/store"
+    rank = int(sys.argv[4])
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
 batches = random_batches(5, 3, 7)
 batches[1]["attention_mask"][:, 4:] = 0
 if sys.argv[3] == "broken" and torch.distributed.get_rank() == 1:
@@ -37,26 +39,37 @@ torch.save({
 """
 
 
-def ported(folder, processes, case):
-    """Run the program; what it saved, and its end."""
+def ported_here(folder, case, monkeypatch):
+    """Run the program in this process; what it saved."""
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setattr(sys, "argv", ["program.py", str(folder), "one", case])
+    threads = torch.get_num_threads()
+    exec(PROGRAM, {})
+    torch.set_num_threads(threads)
+    return torch.load(folder / "one-0.pt")
+
+
+def ported_by_two(folder, case):
+    """Run the program in two processes; what they saved, and what each said and ended with."""
     script = folder / "program.py"
     script.write_text(PROGRAM, encoding="utf-8")
-    start = [] if processes == "one" else ["-m", "torch.distributed.run", "--standalone",
-                                           "--nproc-per-node", "2"]  # fmt: skip
-    command = [sys.executable, *start, str(script), str(folder), processes, case]
     paths = {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **paths}
-    )
-    return [torch.load(path) for path in sorted(folder.glob(f"{processes}-*.pt"))], done
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(folder), "two", case, rank],
+            cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, **paths},
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    ends = [(process.communicate()[1], process.returncode) for process in running]
+    return [torch.load(path) for path in sorted(folder.glob("two-*.pt"))], ends
 
 
 @pytest.mark.parametrize("case", ["steps", pytest.param("target", marks=pytest.mark.slow)])
-def test_two_processes_make_the_port_of_one_bit_for_bit(tmp_path, case):
-    (one,), done = ported(tmp_path, "one", case)
-    assert done.returncode == 0, done.stderr
-    two, done = ported(tmp_path, "two", case)
-    assert done.returncode == 0, done.stderr
+def test_two_processes_make_the_port_of_one_bit_for_bit(tmp_path, case, monkeypatch):
+    one = ported_here(tmp_path, case, monkeypatch)
+    two, ends = ported_by_two(tmp_path, case)
+    assert [code for _, code in ends] == [0, 0], ends
     assert len(two) == 2
     for each in two:
         assert each["state"].keys() == one["state"].keys()
@@ -70,7 +83,10 @@ def test_two_processes_make_the_port_of_one_bit_for_bit(tmp_path, case):
 
 
 def test_what_fails_in_one_process_is_an_error_in_both(tmp_path):
-    found, done = ported(tmp_path, "two", "broken")
+    found, ends = ported_by_two(tmp_path, "broken")
     assert not found
-    assert done.returncode
-    assert "an error in process 1 of 2. port needs batches that the model takes" in done.stderr
+    for said, code in ends:
+        assert code
+        assert "needs batches that the model takes" in said
+    text = "an error in process 1 of 2. port needs batches that the model takes"
+    assert text in ends[0][0]

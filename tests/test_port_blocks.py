@@ -19,8 +19,11 @@ from isospike.porting.run import Run
 from isospike.porting.statistics import Sample
 
 VOCAB = 64
-FEW = ("bert", "t5")
-MANY = (*FEW, *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama", "vit", "mixtral")))
+SLOW = ("llama", "vit", "mixtral")
+
+
+def slow(name):
+    return pytest.param(name, marks=pytest.mark.slow)
 
 
 def made(name):
@@ -183,14 +186,14 @@ def test_the_rows_kept_of_a_batch_depend_on_it_and_on_the_tokens_before_it():
 # ------------------------------------------------------------------------------- parity
 
 
-@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize("name", ["bert", "t5", *map(slow, SLOW)])
 def test_a_port_made_block_by_block_is_the_port_made_at_once(name, monkeypatch):
     by_blocks = ported(made(name), name)
     monkeypatch.setattr("isospike.porting.discover.find_blocks", lambda *_: ())
     same(by_blocks, ported(made(name), name))
 
 
-@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize("name", ["bert", *map(slow, ("t5", *SLOW))])
 def test_a_port_of_an_offloaded_model_is_that_of_the_model(name, large, tmp_path):
     model = made(name)
     one, other = ported(offload(model, tmp_path), name), ported(model, name)

@@ -554,7 +554,7 @@ def _tensors(x: Any) -> list[Tensor]:
     if isinstance(x, Tensor):
         return [x]
     if isinstance(x, Mapping):
-        x = x.values()
-    elif not isinstance(x, list | tuple):
-        return []
-    return [t for y in x for t in _tensors(y)]
+        x = tuple(x.values())
+    parts = x if isinstance(x, list | tuple) else ()
+    parts = [y for y in parts if isinstance(y, Tensor | list | tuple | Mapping)]
+    return [t for y in parts for t in ([y] if isinstance(y, Tensor) else _tensors(y))]
