@@ -39,11 +39,11 @@ BENCHMARKS = list(find_studies("benchmarks")) if HERE else []
 CLAIMS = list(find_studies())
 # Many processes, ports or timed runs; what they do is tested case by case in test_port_loading.py,
 # test_machine_files.py, test_report_files.py, test_cli*.py, test_gains.py, test_neurons.py (engine
-# gpu), test_products.py, test_spikformer.py and gpu-neurons.
+# gpu), test_products.py, test_spikformer.py, test_uses.py and gpu-neurons.
 SLOW = {
     "damaged-files", "killed-saves", "loads-beside-saves", "command-lines", "foreign-captions",
     "foreign-lengths", "foreign-models", "port-speed", "gpu-ports", "gpu-models",
-    "gpu-parity",
+    "gpu-parity", "uses",
 }  # fmt: skip
 # These are run, in other shapes, by test_experiments.py and test_gated_output.py.
 ELSEWHERE = {"gated-output", "published-table", "spike-timing", "geometry"}
