@@ -14,6 +14,7 @@ from isospike.cli import app
 from isospike.data import shakespeare
 from isospike.errors import InputError, RangeError
 from isospike.memory import Backoff, Mixed, SequenceMachine
+from isospike.memory.addressed import Found
 from isospike.memory.machine import Prediction
 from isospike.report.disk import held
 
@@ -71,6 +72,41 @@ def test_a_stream_equals_its_symbols_one_by_one_and_may_be_saved_anywhere(
         other.learn(symbol)
     assert right == singly
     assert one.predict() == other.predict()
+
+
+def skewed(count, seed):
+    """Symbols of which few are common and most are rare, in runs that come again."""
+    draw = np.random.default_rng(seed)
+    parts = [(draw.zipf(1.3, 6) % 300).tolist() for _ in range(60)]
+    return [symbol for i in draw.integers(0, 60, count // 6) for symbol in parts[i]]
+
+
+STREAMS = {
+    "letters": list(PROSE[:3000]), "words": PROSE.split()[:1500], "skewed": skewed(2400, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+@pytest.mark.parametrize("stream", STREAMS)
+def test_every_way_to_ask_ranks_the_most_probable_of_all_symbols(stream, count):
+    text = STREAMS[stream]
+    symbols = sorted(set(text))
+    one, other = machine(symbols), machine(symbols)
+    ids = np.array([symbols.index(symbol) for symbol in text])
+    found = Found.empty(len(ids))
+    one.memory.stream(ids, True, found)
+    for n, symbol in enumerate(text):
+        guess = other.predict(count)
+        if n > 0:
+            assert guess.symbol == symbols[found.guess[n]], f"at {n}"
+            assert guess.similarity == found.match[n]
+            assert guess.margin == pytest.approx(found.margin[n], abs=1e-6)
+            scores = other.memory.scores
+            best = np.lexsort((np.arange(len(scores)), -scores))[:count]
+            assert [s for s, _ in guess.alternatives] == [symbols[i] for i in best], f"at {n}"
+        other.learn(symbol)
+    for name, array in other.memory.tensors().items():
+        np.testing.assert_array_equal(one.memory.tensors()[name], array)
 
 
 def test_the_default_machine_is_at_least_as_good_as_back_off_on_prose():

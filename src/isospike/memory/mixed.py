@@ -60,7 +60,7 @@ class MixedMemory:
         )  # fmt: skip
         widest = (kinds, kernels.WIDEST)
         self._votes = kernels.Votes(
-            ready=np.zeros(5, np.int64), place=np.zeros((kinds, 4), np.int64),
+            ready=np.zeros(6, np.int64), place=np.zeros((kinds, 4), np.int64),
             cell=np.zeros((*widest, 2), np.int32), vote=np.zeros(widest),
             marked=np.zeros(0, np.int64), candidates=np.zeros(0, np.int64), base=np.zeros(0),
             chain=np.zeros(0), score=np.zeros(0), share=np.zeros(0), rest=np.zeros(1),
@@ -226,7 +226,7 @@ class MixedMemory:
         for name in ("at", "last", "often", "by_state", "by_depth", "by_latest", "by_match"):
             getattr(m, name)[...] = tensors[name]
         m.spans[:] = tensors["spans"].view(np.uint64)
-        self._votes.ready[kernels.READY] = 0
+        self._votes.ready[kernels.READY], self._votes.ready[kernels.SECOND] = 0, -1
         past = tensors["history"]
         self._mixture = m._replace(
             history=np.zeros(len(tensors["recent"]), np.int32),

@@ -417,6 +417,8 @@ class _Shapes(Watcher):
         if name not in self.seen:
             self.seen[name], self.sums[name] = tuple(x.shape), float(x.double().sum())
 
+    on_place = on_values
+
 
 def _axes(ported: Ported, sample: Batch) -> tuple[dict[str, Axes], Streams]:
     """Rows and tokens of every site, of outputs (``->`` before their names) and, named "", of the

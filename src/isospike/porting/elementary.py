@@ -59,10 +59,10 @@ FINENESS_OF_ROOTS = 2**11  # units in the smallest argument of a root or recipro
 LARGEST_ROOT = 2.0**52  # units in the largest
 
 
-def _unpadded(run: Run, x: Tensor) -> Tensor:
+def _unpadded(run: Run, x: Tensor, name: str) -> Tensor:
     """The values of unpadded tokens, ``[values, 1]``, of ``x [batch, tokens, ...]`` or ``[batch,
-    heads, tokens, channels]``; all of them where no mask fits."""
-    mask = run.single_mask
+    heads, tokens, channels]`` in the circuit ``name``; all of them where no mask fits."""
+    mask = run.circuit_mask(name)
     if mask is not None and x.dim() == 4 and (len(x), x.shape[2]) == mask.shape:
         x = x.transpose(1, 2)
     if mask is not None and x.shape[:2] == mask.shape:
@@ -93,16 +93,17 @@ class SpikingGate(nn.Module):
         run = self.run
         few, many = (a, b) if a.numel() <= b.numel() else (b, a)
         if run.phase == "float":
-            run.show(self.name, _unpadded(run, few))
+            run.place(self.name, few)
+            run.show(self.name, _unpadded(run, few, self.name))
             return a * b
         y = gated(self.digits, few, many, run.mode.stepped).to(torch.result_type(a, b))
         if watcher := run.circuit_watcher:
-            rows = _unpadded(run, few)
+            rows = _unpadded(run, few, self.name)
             spikes = float(SignedDigitFormat.count(self.digits.integers(rows.to(wide(rows)))).sum())
             n = float(rows.numel())
             watcher.on_circuit(make_stats(self.name, "product", 2 * n, 2 * n * self.digits.steps,
                                spikes, spikes * many.numel() / max(1, few.numel()),
-                               _unpadded(run, y), _unpadded(run, a * b)))  # fmt: skip
+                               *(_unpadded(run, z, self.name) for z in (y, a * b))))  # fmt: skip
         return y
 
     def fit(self, sample: Sample) -> None:
@@ -147,19 +148,18 @@ class SpikingRelay(nn.Module):
             return torch.view_as_complex(self._sent(torch.view_as_real(x)))
         run = self.run
         if run.phase == "float":
-            run.show(self.name, _unpadded(run, x))
+            run.place(self.name, x)
+            run.show(self.name, _unpadded(run, x, self.name))
             return x
         z = x.to(wide(x))
         n = encoded_integers(self.digits, z) if run.mode.stepped else self.digits.integers(z)
         sent = n * self.digits.grid
         if (watcher := run.circuit_watcher) and not self.source:
-            spikes, rows = (
-                float(SignedDigitFormat.count(_unpadded(run, n)).sum()),
-                _unpadded(run, z),
-            )
+            n, kept, rows = (_unpadded(run, y, self.name) for y in (n, sent, z))
+            spikes = float(SignedDigitFormat.count(n).sum())
             count = float(2 * rows.numel())
             watcher.on_circuit(make_stats(self.name, "relay", count, count * self.digits.steps,
-                               spikes, 2 * spikes, _unpadded(run, sent), rows))  # fmt: skip
+                               spikes, 2 * spikes, kept, rows))  # fmt: skip
         return sent.to(x.dtype)
 
     def fit(self, sample: Sample) -> None:
@@ -206,24 +206,25 @@ class SpikingRoot(nn.Module):
         """
         run = self.run
         if run.phase == "float":
-            values = _unpadded(run, x)
+            run.place(self.name, x)
+            values = _unpadded(run, x, self.name)
             sizes = values.abs()
             inverses = torch.where(sizes > 0, sizes.reciprocal(), sizes)
             run.show(self.name, torch.cat([values, inverses.nan_to_num(posinf=0.0)], 1))
             return self._true(x, upper)
         y = self._spiking(x, upper)
         if watcher := run.circuit_watcher:
-            rows = _unpadded(run, x)
+            rows = _unpadded(run, x, self.name)
             finding, gates = (
                 float(s.sum()) for s in inverse_spikes(self._whole(rows), root=self._root)
             )
             n = float(rows.numel())
-            true = _unpadded(run, self._true(x, upper))
+            true = _unpadded(run, self._true(x, upper), self.name)
             kept = true.isfinite()
             updates = n * (2 * FEW_STEPS + FACTOR_STEPS) + finding
             watcher.on_circuit(make_stats(self.name, "normalisation", 5 * n, updates,
                                finding + gates, finding + gates * y.numel() / max(1, x.numel()),
-                               _unpadded(run, y)[kept], true[kept]))  # fmt: skip
+                               _unpadded(run, y, self.name)[kept], true[kept]))  # fmt: skip
         return y
 
     def fit(self, sample: Sample) -> None:
@@ -291,15 +292,16 @@ class SpikingExp(nn.Module):
         """The function of ``x``, of any shape."""
         run = self.run
         if run.phase == "float":
-            run.show(self.name, _unpadded(run, x).clamp_min(-1e4))
+            run.place(self.name, x)
+            run.show(self.name, _unpadded(run, x, self.name).clamp_min(-1e4))
             return x.exp()
         d = self._below(x)
         y = (exp2_negative(d, stepped=run.mode.stepped) * self.digits.grid).to(x.dtype)
         if watcher := run.circuit_watcher:
-            rows = _unpadded(run, x)
+            rows, given = (_unpadded(run, z, self.name) for z in (x, y))
             spikes, n = float(exp2_spikes(self._below(rows)).sum()), float(rows.numel())
             watcher.on_circuit(make_stats(self.name, "activation", n, n * (OCTAVES + FEW_STEPS),
-                               spikes, spikes, _unpadded(run, y), rows.exp()))  # fmt: skip
+                               spikes, spikes, given, rows.exp()))  # fmt: skip
         return torch.where(x.isnan(), x, y)
 
     def fit(self, sample: Sample) -> None:

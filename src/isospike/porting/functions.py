@@ -98,10 +98,11 @@ class SpikingActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         run, function = self.run, ACTIVATIONS[self.function]
         if run.phase == "float":
+            run.place(self.name, x)
             return function(x)
         y = self._spiking(x)
         if watcher := run.circuit_watcher:
-            watcher.on_circuit(self._stats_of(run.rows(x), run.rows(y)))
+            watcher.on_circuit(self._stats_of(run.rows(x, self.name), run.rows(y, self.name)))
         return y
 
     def _spiking(self, x: Tensor) -> Tensor:

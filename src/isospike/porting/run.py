@@ -134,6 +134,9 @@ class Watcher:
     def on_values(self, name: str, x: Tensor) -> None:
         """Take note of values that a circuit will encode, in a float pass."""
 
+    def on_place(self, name: str, x: Tensor) -> None:
+        """Take note of the shape of what a circuit reads, in a float pass."""
+
     def on_site(
         self,
         site: Site,
@@ -245,6 +248,12 @@ class Run:
         if self.watcher is not None:
             self.watcher.on_values(name, x)
 
+    def place(self, name: str, x: Tensor) -> None:
+        """Let the watcher see what a circuit reads as it is, with rows and tokens, in a float
+        pass."""
+        if self.watcher is not None:
+            self.watcher.on_place(name, x)
+
     @property
     def circuit_watcher(self) -> Watcher | None:
         """Who wants to know of circuits, if anybody."""
@@ -254,13 +263,14 @@ class Run:
         """Unpadded tokens of ``x [batch, tokens, channels]``; all of them where no mask fits, or
         where the model has several sequences and it is not known whose these are: those of the
         circuit ``name`` are."""
-        if name in self.axes and name:
-            return token_rows(x, self.masks.get(self.axes[name].stream))
-        return token_rows(x, self.single_mask)
+        return token_rows(x, self.circuit_mask(name))
 
-    @property
-    def single_mask(self) -> Tensor | None:
-        """The mask of the unpadded tokens of a model that has one sequence."""
+    def circuit_mask(self, name: str) -> Tensor | None:
+        """The mask of the unpadded tokens that the circuit ``name`` reads, ``[batch, tokens]``;
+        None if all are, or if it is not known which of several sequences they belong to."""
+        at = self.axes.get(name) if name else None
+        if at is not None and at.tokens is not None:
+            return self.masks.get(at.stream)
         several = any(axes.stream for axes in self.axes.values())
         return None if several else self.token_mask
 

@@ -79,7 +79,7 @@ class Votes(NamedTuple):
 
     Attributes:
         ready: Whether they are those of the present place; length of the longest context known;
-            candidates; the state of the match or -1; the number of this vote, ``[5]``.
+            candidates; state of the match or -1; number of the vote; second largest count, ``[6]``.
         place: Where each kind's line is or would be; its hash, state and cells, ``[kinds, 4]``.
         cell: Cell and symbol of each vote, ``[kinds, WIDEST, 2]``.
         vote: Its size, ``[kinds, WIDEST]``.
@@ -102,7 +102,7 @@ class Votes(NamedTuple):
     rest: Any
 
 
-READY, KNOWN, FOUND, MATCHED, NUMBER = range(5)
+READY, KNOWN, FOUND, MATCHED, NUMBER, SECOND = range(6)
 
 
 @njit(cache=True, nogil=True)
@@ -268,20 +268,47 @@ def rank(m, votes, order, value):
         order[:] = np.arange(len(order))
         return
     vote(m, votes)
-    found = votes.ready[FOUND]
-    few = found < len(order)  # others than candidates are needed
-    kept = 0
-    for i in range(len(m.often) if few else found):
-        symbol = i if few else votes.candidates[i]
-        p = probability(m, votes, symbol)
-        place = kept if kept < len(order) else len(order) - 1
-        if kept == len(order) and not _before(p, symbol, value[place], order[place]):
-            continue
-        kept = min(kept + 1, len(order))
-        while place > 0 and _before(p, symbol, value[place - 1], order[place - 1]):
-            order[place], value[place] = order[place - 1], value[place - 1]
-            place -= 1
-        order[place], value[place] = symbol, p
+    kept, last = 0, len(order) - 1
+    for i in range(votes.ready[FOUND]):
+        symbol = votes.candidates[i]
+        kept = _insert(votes.share[symbol], symbol, kept, order, value)
+    whole, rest = m.at[CLOCK] + _PRIOR * len(m.often), votes.rest[0]
+    least = _least(value[last], whole, rest) if kept > last else -1.0
+    if _second(m, votes) < least:
+        return
+    for symbol in range(len(m.often)):
+        if m.often[symbol] >= least and votes.marked[symbol] != votes.ready[NUMBER]:
+            kept = _insert(probability(m, votes, symbol), symbol, kept, order, value)
+            least = _least(value[last], whole, rest) if kept > last else -1.0
+
+
+@njit(cache=True, nogil=True)
+def _least(p, whole, rest):
+    """How often a symbol without a vote occurred if its probability is ``p``, or a bit less."""
+    return 0.999999 * p * whole / rest - _PRIOR if rest > 0 else math.inf
+
+
+@njit(cache=True, nogil=True)
+def _second(m, votes):
+    """The second largest count, -1 if not known; the commonest symbol is always a candidate."""
+    if votes.ready[SECOND] < 0:
+        others = m.often.copy()
+        others[m.at[COMMON]] = 0
+        votes.ready[SECOND] = np.int64(others.max())
+    return votes.ready[SECOND]
+
+
+@njit(cache=True, nogil=True)
+def _insert(p, symbol, kept, order, value):
+    """Put a symbol into its place among the ``kept`` best ones; how many there are now."""
+    place = min(kept, len(order) - 1)
+    if kept > place and not _before(p, symbol, value[place], order[place]):
+        return kept
+    while place > 0 and _before(p, symbol, value[place - 1], order[place - 1]):
+        order[place], value[place] = order[place - 1], value[place - 1]
+        place -= 1
+    order[place], value[place] = symbol, p
+    return min(kept + 1, len(order))
 
 
 @njit(cache=True, nogil=True)
@@ -369,8 +396,11 @@ def store(m, votes, symbol):
     for k in range(depth, len(votes.place)):
         _count(m, votes, k, symbol)
     m.often[symbol] += 1
+    other = symbol
     if m.often[symbol] > m.often[m.at[COMMON]]:
-        m.at[COMMON] = symbol
+        other, m.at[COMMON] = m.at[COMMON], symbol
+    if other != m.at[COMMON] and votes.ready[SECOND] >= 0:
+        votes.ready[SECOND] = max(votes.ready[SECOND], np.int64(m.often[other]))
     size = len(m.history)
     m.history[m.at[CLOCK] & (size - 1)] = symbol
     m.at[CLOCK] += 1
