@@ -62,7 +62,8 @@ class SpikingMemory(AddressedMemory):
         spiking.score(*self._parts)
 
     def store(self, symbol: int) -> None:
-        spiking.store(*self._parts, symbol)
+        fixed, state, _, layers = self._parts
+        spiking.store(fixed, state, layers, symbol)
 
     def advance(self, symbol: int) -> None:
         spiking.advance(*self._parts, symbol)
