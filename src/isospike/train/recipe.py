@@ -163,7 +163,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "small": Recipe(
             "isospike-max-former",
             {**POOLED, "depths": [2, 1, 1], "kernels": [3, 3]},
-            **{**ONE, "epochs": 4},
+            **{**ONE, "epochs": 24, "batch": 64, "rate": 3e-3},
         ),
         "full": Recipe("isospike-max-former", **{**PAPER, "batch": 128, "rate": 1.5e-3}),
     },
@@ -187,7 +187,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
                 "form": "imagenet", "channels": [64, 160], "depths": [2, 1], "heads": [2, 4],
                 "patches": [2, 1], "group": 64, "expansion": 2, "levels": 4,
             },
-            **{**ONE, "epochs": 7},
+            **{**ONE, "epochs": 14},
         ),
         "full": Recipe(
             "isospike-spiking-resformer",
