@@ -73,8 +73,11 @@ def _on_grid(channels: Tensor) -> bool:
     gaps = gaps.masked_fill(gaps <= 1e-6 * size, torch.inf)
     smallest = gaps.amin(1, keepdim=True)
     fits = smallest[:, 0].isinf()
+    above = ordered - ordered[:, :1]
     for divisor in range(1, 9):  # no two of the sample's levels may be neighbours
-        multiple = (ordered - ordered[:, :1]) / (smallest / divisor)
+        # A gap is rounded, and hundreds of them add up: it only says how many fit the whole range.
+        levels = (above[:, -1:] / (smallest / divisor)).round()
+        multiple = above * (levels / above[:, -1:])
         whole = ((multiple - multiple.round()).abs() < 0.02).all(1)
-        fits |= whole & (multiple[:, -1] <= MOST_LEVELS)
+        fits |= whole & (levels[:, 0] <= MOST_LEVELS)
     return bool(fits.all())
