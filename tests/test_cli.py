@@ -22,7 +22,7 @@ from isospike.errors import InputError
 
 
 def test_help_loads_nothing_heavy():
-    heavy = ["torch", "transformers", "plotly", "numpy"]
+    heavy = ["torch", "transformers", "plotly", "numpy", "isospike.report.page"]
     script = (
         "import sys; from isospike.cli import main; sys.argv = ['isospike', 'port', '--help']\n"
         f"try: main()\nexcept SystemExit: print([m for m in {heavy} if m in sys.modules])"
