@@ -342,21 +342,26 @@ def record_folded(run):
 
 @study(
     "neuron-start",
-    question="How long does the first neuron of a process take?",
+    question="How long do imports, help and the first neuron of a process take?",
     presets={"tiny": P(rounds=0, limit=0.3), "small": P(rounds=3, limit=0.3),
              "full": P(rounds=9, limit=0.3)},
 )  # fmt: skip
 def start(p, ctx):
-    """A process that runs one neuron, and one that trains one, against one that imports torch."""
+    """Processes that import, run a neuron, train one, against one that imports torch; and help."""
     if not p.rounds:
         return Findings()
     code = ("import torch; from isospike.neurons import LIF; x = torch.zeros(2, 4); "
             "torch.set_grad_enabled(False); LIF()(x)")  # fmt: skip
     trained = ("import torch; from isospike.neurons import LIF; x = torch.zeros(2, 4); "
                "LIF()(x.requires_grad_()).sum().backward()")  # fmt: skip
-    commands = {"import torch": "import torch", "one LIF": code, "one LIF, trained": trained}
+    commands = {"import torch": "import torch", "import torch, isospike": "import torch, isospike",
+                "one LIF": code, "one LIF, trained": trained}  # fmt: skip
     runs = {n: partial(subprocess.run, [sys.executable, "-c", c], check=True)
             for n, c in commands.items()}  # fmt: skip
+    runs["isospike --help"] = partial(
+        subprocess.run, [sys.executable, "-m", "isospike", "--help"], check=True,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
     times = ctx.timing(runs, p.rounds)
     rows = tuple((name, f"{times.seconds(name):.2f}") for name in runs)
     extra = times.seconds("one LIF") - times.seconds("import torch")
@@ -364,4 +369,10 @@ def start(p, ctx):
                "gradient loads Numba, and compiles five seconds more where it was not compiled "
                "before.")  # fmt: skip
     table = Table("A new process", ("process", "s"), rows, meaning)
-    return Findings({"extra, s": extra}, [table], {"extra seconds": Goal(extra, p.limit)})
+    both = times.seconds("import torch, isospike") / times.seconds("import torch")
+    goals = {
+        "extra seconds": Goal(extra, p.limit),
+        "import isospike over import torch": Goal(both, 1.1),
+        "help, seconds": Goal(times.seconds("isospike --help"), 0.25),
+    }
+    return Findings({"extra, s": extra}, [table], goals)

@@ -174,6 +174,14 @@ def test_a_floor_of_four_short_codes_refuses_no_max_error_that_the_longest_reach
         quick(steps=Target(0.05))
 
 
+def test_a_short_code_that_reaches_a_max_error_is_taken_if_the_longest_does_not(monkeypatch):
+    short = {t: Law("signed-digit", 1.0, 6.0, 0.07).error(t) for t in (5, 6, 7)}
+    measures(monkeypatch, {**short, 9: 0.049, 16: 0.051})
+    law = Law("signed-digit", 1.0, 3.0, 0.07)
+    monkeypatch.setattr(importlib.import_module("isospike.porting.plan"), "fit_law", lambda *_: law)
+    assert quick(steps=Target(0.05)).report.steps == 9
+
+
 def test_measured_steps_that_reach_a_max_error_are_taken_whatever_the_law_says(monkeypatch):
     errors = {5: 0.9, 6: 0.8, 7: 0.19, 9: 0.18}
     assert fit_law("signed-digit", errors).fewest_steps(0.2) > 7

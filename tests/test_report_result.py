@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+import isospike.report
 from isospike.errors import InputError
 from isospike.report import codec
 from isospike.report.result import Provenance, Report
@@ -163,3 +164,10 @@ def test_provenance_keeps_versions_command_and_plain_parameters(monkeypatch):
     assert set(found.versions) == {"python", "torch"}
     monkeypatch.setattr("sys.argv", ["train.py"])
     assert Provenance.of().command == ""
+
+
+def test_public_names_come_from_where_they_are_defined():
+    for name in isospike.report.__all__:
+        assert getattr(isospike.report, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Tabel'"):
+        _ = isospike.report.Tabel

@@ -317,19 +317,20 @@ class ByLaw(Planner):
         if self.error <= self.law.floor:
             self._beyond(errors)
         measured = [steps for steps, error in errors.items() if error <= self.error]
-        predicted = self.law.fewest_steps(self.error) or self.kind.search_limit
-        self.steps = min([predicted, *measured])
+        if self.error > self.law.floor:  # else a measurement reaches what the law does not
+            measured.append(self.law.fewest_steps(self.error) or self.kind.search_limit)
+        self.steps = min(measured)
         return self.builder.build(self._plan(self.steps))
 
     def _beyond(self, errors: dict[int, float]) -> None:
         """Fit the law again with the longest code: a floor that short ones show may not be there.
 
         Raises:
-            RangeError: The longest code errs more than was asked for.
+            RangeError: All codes that were measured err more than was asked for.
         """
         longest = self.kind.search_limit
         errors[longest] = self.builder.error(self.builder.build(self._plan(longest)))
-        if errors[longest] > self.error:
+        if min(errors.values()) > self.error:
             raise RangeError(
                 f"port needs a target that its longest code reaches, {errors[longest]:.3g} at "
                 f"{longest} {self.kind.name} steps, got {self.error:.3g}. Ask for more error, or "
