@@ -90,7 +90,10 @@ def noise(p, ctx):
             rows.append((f"{name}, {layer}", f"{edge:.1f}", f"{float(s[0]):.1f}",
                          f"{float(s.median()):.1f}"))  # fmt: skip
     head = ("type, layer", "edge", "largest singular value of the error", "median")
-    meaning = "Errors grow with depth, but the median stays near the edge of one rounding."
+    meaning = (
+        f"{'A small BERT' if small else 'MiniLM'} at {p.tokens} tokens, against a float64 copy: "
+        "errors grow with depth, but the median stays near the edge of one rounding."
+    )
     return Findings({}, [Table("Rounding of activations", head, tuple(rows), meaning)])
 
 
@@ -149,7 +152,8 @@ def spikes(p, ctx):
     reports = {"float": isospike.measure_ranks(model, batches[-1], controls=False)}
     for steps in p.steps:
         ported = isospike.port(model, batches[:-2], steps=steps, evaluation=batches[-2:]).model
-        reports[f"T={steps}"] = isospike.measure_ranks(ported, batches[-1], controls=False)
+        name = f"signed-digit, T={steps}"
+        reports[name] = isospike.measure_ranks(ported, batches[-1], controls=False)
     ranks, alike = [], []
     for name, r in reports.items():
         z = [s for row in r.depth for s in r.at(row.layer, "attention")]
@@ -168,10 +172,12 @@ def spikes(p, ctx):
         {},
         [
             Table("Rank of activations", ("model", "rank of attention's output", "entropic",
-                  "rank at the end", "entropic, end"), tuple(ranks), "No number of steps costs a "
-                  "rank."),
+                  "rank at the end", "entropic, end"), tuple(ranks), f"One window of {p.tokens} "
+                  "tokens that calibration did not see: no number of steps costs a rank."),
             Table("Likeness of tokens", ("model", "cosine", "s2/s1", "entropy", "worst recovery"),
-                  tuple(alike), "Few steps make attention sharper and tokens more alike."),
+                  tuple(alike), "Cosine of tokens at the end; means over layers of the second "
+                  "singular value over the first and of attention's entropy. Two steps make "
+                  "attention sharper and tokens a little more alike, more change little."),
         ],
     )  # fmt: skip
 
