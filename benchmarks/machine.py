@@ -150,6 +150,67 @@ def long_sequences(p, ctx):
     return Findings(numbers, [Table("One random sequence", head, tuple(rows), meaning)], goals)
 
 
+def trusting(machine, ids, way, learn=False):
+    """The prediction after each symbol, where the old context counts as much as it was trusted.
+
+    Its gains are multiplied by the similarity of the symbol that came (``agreement``), by that of
+    the best match (``activity``), or by 1 (``constant``).
+    """
+    memory, after = machine.memory, []
+    gains = memory._fixed.gain_old
+    whole = gains.copy()
+    for symbol in ids:
+        if learn:
+            memory.store(symbol)
+        memory.score()
+        trust = {"constant": 1.0, "agreement": memory.scores[symbol],
+                 "activity": memory.scores.max()}[way]  # fmt: skip
+        gains[:] = whole * trust
+        memory.advance(symbol)
+        memory.score()
+        after.append(int(memory.scores.argmax()))
+    gains[:] = whole
+    return after
+
+
+@study(
+    "context-weight",
+    question="Does a context weight that adapts help?",
+    presets={"tiny": P(seeds=1, length=40), "small": P(seeds=3, length=300),
+             "full": P(seeds=10, length=300)},
+)  # fmt: skip
+def context_weight(p, ctx):
+    """Second pass of one random sequence, alphabet 15, with wrong cues, and from its middle."""
+    numbers, rows = {}, []
+    cases = {"5 % of the cues wrong": (0.05, 0), "20 % wrong": (0.2, 0),
+             "from the middle": (0.0, p.length // 2)}  # fmt: skip
+    for context in (Combined(weight=0.3), Combined(weight=0.5), Layer(weight=0.4)):
+        for way in ("constant", "agreement", "activity"):
+            found = {case: [] for case in cases}
+            for seed in range(p.seeds):
+                draw = np.random.default_rng(seed)
+                ids = draw.integers(0, 15, p.length)
+                machine = SequenceMachine(range(15), context=context, store=PUBLISHED, seed=seed)
+                trusting(machine, ids.tolist(), way, learn=True)
+                for case, (share, start) in cases.items():
+                    cues, wrong = ids.copy(), draw.random(p.length) < share
+                    cues[wrong] = draw.integers(0, 15, int(wrong.sum()))
+                    machine.reset_context()
+                    after = trusting(machine, cues[start:-1].tolist(), way)
+                    found[case].append(float(np.mean(after == ids[start + 1 :])))
+            name = f"{context.name} {context.weight:g}, {way}"
+            numbers |= {f"{name}, {case}": np.mean(values) for case, values in found.items()}
+            rows.append((name, *(shown(values) for values in found.values())))
+    meaning = (
+        f"Share of next symbols right, length {p.length}, published size. The weight is constant, "
+        "or multiplied by the similarity of the symbol that came (agreement) or of the best match "
+        "(activity): the constant one is best nearly everywhere."
+    )
+    head = ("context and weight", *cases)
+    table = Table("Recall with a weight that adapts", head, tuple(rows), meaning)
+    return Findings(numbers, [table])
+
+
 @study(
     "distractors",
     question="How many transitions does the machine keep, beside a plain store of equal bytes?",

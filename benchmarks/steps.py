@@ -1,4 +1,4 @@
-"""How many steps the error of a site needs: predicted, and the smallest number that is enough.
+"""How many steps the error of a site needs, predicted and found; the dimension of its values.
 
 The sites of the first and the last block of four models. A case is a model, a site, a code and a
 target. Predictions see calibration inputs only; the error of a case is that of the site's code on
@@ -13,6 +13,7 @@ import functools
 import itertools
 import math
 import random
+import re
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -38,9 +39,12 @@ from benchmarks.models import (
 from benchmarks.port import STORIES, STS
 from isospike import codes
 from isospike.codes import CODES, Law, fit_law
+from isospike.data import passages, shakespeare
 from isospike.dimension import Moments, pca_count
 from isospike.experiments.study import Findings, Goal, study
 from isospike.hf.batches import rows_of, token_masks
+from isospike.hf.load import find_model, load
+from isospike.porting.dimensions import measure_dimension
 from isospike.porting.discover import discover
 from isospike.porting.ranges import fit_range
 from isospike.porting.run import Watcher
@@ -302,3 +306,57 @@ def steps(p, ctx):
         ],
         goals,
     )  # fmt: skip
+
+
+SITES = {
+    "attention.self.query": "input of query, key and value", "attention.self:query": "query",
+    "attention.self:key": "key", "attention.self:value": "value",
+    "attention.output.dense": "attention output",
+    "intermediate.dense": "input of the feed-forward part", "output.dense": "its hidden layer",
+}  # fmt: skip
+"""What the sites of a BERT's layer are, by their names in it."""
+
+
+def spread(estimates) -> str:
+    """The smallest and the largest of some estimates, with a sign where rows limit them."""
+    found = sorted((e.value, e.capped) for e in estimates if e is not None)
+    ends = [f"{'≥ ' if capped else ''}{value:.3g}" for value, capped in (found[0], found[-1])]
+    return " to ".join(dict.fromkeys(ends))
+
+
+@study(
+    "dimension",
+    question="In how many dimensions do a model's activations lie?",
+    extra="demo",
+    presets={"tiny": P(sentences=None), "small": P(sentences=10), "full": P(sentences=100)},
+)
+def dimension(p, ctx):
+    """MiniLM on sentences of Shakespeare, as ``isospike dimension minilm`` measures it."""
+    if p.sentences is None:
+        model, batches = small_bert(), random_batches(4, 8, 12)
+    else:
+        source = load(find_model("minilm"))
+        model, batches = source.model, source.batches(passages(shakespeare(), p.sentences))
+    report = measure_dimension(model, batches, generator=torch.Generator().manual_seed(0))
+    groups: dict[str, list] = {name: [] for name in SITES}
+    for site in report.sites:
+        inner = re.sub(r".*\.layer\.\d+\.", "", site.name)
+        if inner in groups:  # not the pooler, which sees one token of each sentence
+            groups[inner].append(site.dimension)
+    rows, numbers = [], {}
+    for inner, found in groups.items():
+        name = f"{SITES[inner]}, {found[0].width}"
+        names = ("pca", "participation", "entropy", "stable_rank", "two_nn", "mle")
+        cells = [spread(getattr(d, measure) for d in found) for measure in names]
+        rows.append((name, *cells[:4], " / ".join(cells[4:])))
+        for measure in ("pca", "participation"):
+            values = [getattr(d, measure).value for d in found]
+            numbers |= {f"{measure}, {name}, least": min(values),
+                        f"{measure}, {name}, most": max(values)}  # fmt: skip
+    meaning = (
+        f"{report.sites[0].dimension.rows:,} tokens, the range over the layers; a number after ≥ "
+        "is limited by the rows."
+    )
+    head = ("site, width", "PCA-95", "participation", "entropy", "stable rank", "TwoNN / MLE")
+    title = "Dimension of MiniLM's activations"
+    return Findings(numbers, [Table(title, head, tuple(rows), meaning)])
