@@ -257,8 +257,8 @@ def curved(p, ctx):
         [
             Table("Curved models: D / SHD", ("model (edges)", *names), tuple(rows),
                   f"d = {p.d}, N = {p.rows:,}, one pruning for all orders; the empty graph's SHD "
-                  "is the number of edges. The default, splines, is best or equal in D in every "
-                  "row."),
+                  "is the number of edges. Splines, with which the default begins, are best or "
+                  "equal in D in every row."),
             Table("Seconds", ("model", "splines", "SCORE"), tuple(times),
                   "Of the processor, with the pruning: splines take a twentieth of SCORE's time."),
         ],
