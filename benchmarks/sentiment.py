@@ -187,7 +187,7 @@ def sst2(p, ctx):
             levels=10, turns=(8, 16), plain=40, thin=8,
         ),
         "full": P(
-            sentences=256, layers=(0, 2, 3, 5), tuned=1000, count=450, rate=2e-4, share=0.995,
+            sentences=256, layers=(0, 2, 3, 5), tuned=1000, count=1200, rate=1e-4, share=0.9995,
             levels=10, turns=(8, 16, 100), plain=600, thin=1,
         ),
     },

@@ -50,6 +50,28 @@ def test_the_gradient_is_one_inside_the_range():
     assert x.grad.tolist() == [0.0, 1.0, 1.0, 0.0]
 
 
+def test_without_rounding_neurons_in_training_clamp_alone():
+    x = torch.tensor([-0.5, 0.2, 3.9, 4.5], requires_grad=True)
+    neurons = IntegerNeurons(4)
+    neurons.rounds = False
+    y = neurons(x)
+    assert y.tolist() == x.clamp(0, 4).tolist()
+    y.sum().backward()
+    assert x.grad.tolist() == [0.0, 1.0, 1.0, 0.0]
+    assert neurons.eval()(x).tolist() == [0.0, 0.0, 4.0, 4.0]
+
+
+def test_the_head_reads_integers_over_the_divisor():
+    x = images([2, 3, 16, 16])
+    rates, halves = (network(4, divisor=divisor) for divisor in (None, 2))
+    halves.load_state_dict(rates.state_dict())
+    bias = rates.head.bias
+    torch.testing.assert_close(halves(x).logits - bias, 2 * (rates(x).logits - bias))
+    assert torch.equal(halves(x, steps=4).logits, halves(x).logits)
+    with pytest.raises(RangeError, match="divisor above 0, got 0"):
+        network(4, divisor=0)
+
+
 @pytest.mark.parametrize("levels", [1, 3, 4])
 def test_the_run_on_spikes_is_the_run_on_integers(levels):
     model = network(levels)

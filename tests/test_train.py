@@ -176,10 +176,13 @@ def test_recipes_that_cannot_be_followed_are_refused(tmp_path):
         find_recipe("resnet")
     with pytest.raises(InputError, match="got 'huge'"):
         find_recipe("qkformer", "huge")
-    for wrong in ({"epochs": 0}, {"batch": 0}, {"steps": 0}, {"rate": 0.0}, {"rate": float("nan")}):
+    for wrong in (
+        {"epochs": 0}, {"batch": 0}, {"steps": 0}, {"rate": 0.0}, {"rate": float("nan")},
+        {"clamped": -0.1}, {"clamped": float("nan")},
+    ):  # fmt: skip
         with pytest.raises(RangeError, match="train needs"):
             replace(SMALL, **wrong).check()
-    with pytest.raises(InputError, match="an optimiser of sgd, adamw"):
+    with pytest.raises(InputError, match="an optimiser of sgd, adamw, muon"):
         replace(SMALL, optimiser="lion").check()
 
 
@@ -200,10 +203,15 @@ def test_a_network_learns_and_is_saved_with_its_recipe(tmp_path):
 
 
 @needs_accelerate
-def test_a_run_that_was_killed_in_mid_epoch_ends_with_the_same_weights(tmp_path, monkeypatch):
+@pytest.mark.parametrize("optimiser", ["sgd", "muon"])
+def test_a_run_that_was_killed_in_mid_epoch_ends_with_the_same_weights(
+    tmp_path, monkeypatch, optimiser
+):
     home = import_module("isospike.train.fit")
 
-    whole = home.fit(SMALL, data(), tmp_path / "whole").model.state_dict()
+    # The sixth step of nine is the last without rounding.
+    recipe = replace(SMALL, clamped=0.6, optimiser=optimiser)
+    whole = home.fit(recipe, data(), tmp_path / "whole").model.state_dict()
     step = home._Trainer.training_step
     calls = []
 
@@ -215,9 +223,24 @@ def test_a_run_that_was_killed_in_mid_epoch_ends_with_the_same_weights(tmp_path,
 
     monkeypatch.setattr(home._Trainer, "training_step", killed)
     with pytest.raises(KeyboardInterrupt):
-        home.fit(SMALL, data(), tmp_path / "cut")
-    resumed = home.fit(SMALL, data(), tmp_path / "cut", resume=True).model.state_dict()
+        home.fit(recipe, data(), tmp_path / "cut")
+    resumed = home.fit(recipe, data(), tmp_path / "cut", resume=True).model.state_dict()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@needs_accelerate
+def test_neurons_round_from_the_step_on_that_the_recipe_names(tmp_path, monkeypatch):
+    home = import_module("isospike.train.fit")
+
+    step, seen = home._Trainer.training_step, []
+
+    def watched(self, model, *args, **keywords):
+        seen.append({part.rounds for part in model.modules() if hasattr(part, "rounds")})
+        return step(self, model, *args, **keywords)
+
+    monkeypatch.setattr(home._Trainer, "training_step", watched)
+    home.fit(replace(SMALL, clamped=0.6), data(), tmp_path)
+    assert seen == [{False}] * 6 + [{True}] * 3
 
 
 @needs_accelerate

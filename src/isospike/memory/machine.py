@@ -147,7 +147,8 @@ class SequenceMachine:
         self.symbols: list[Hashable] = []
         self.metadata: dict[str, Any] = {}
         self._ids: dict[Hashable, int] = {}
-        self._right, self._seen = [0.0] * BINS, [0.0] * BINS  # predictions by their margin
+        # Predictions by their margin; one more number, always 0, lies beyond both ends.
+        self._right, self._seen = [0.0] * (BINS + 1), [0.0] * (BINS + 1)
         self._expected: tuple[int, float] | None = None
         self._ranked = False  # whether order and value are those of the present context
         self._order, self._value = np.zeros(0, np.int64), np.zeros(0, np.float32)
@@ -218,9 +219,10 @@ class SequenceMachine:
         """
         with self._lock:
             i = self._id(symbol)
-            asked = self._expected is not None
-            if self._expected is not None:
-                guess, margin = self._expected
+            expected = self._expected
+            asked = expected is not None
+            if expected is not None:
+                guess, margin = expected
                 place = min(int(margin * BINS), BINS - 1)
                 self._seen[place] += 1
                 self._right[place] += guess == i
@@ -441,7 +443,7 @@ class SequenceMachine:
             "settings": self.settings.to_dict(), "symbols": self.symbols, "metadata": self.metadata,
             "expected": self._expected, "extent": self._memory.extent,
         }  # fmt: skip
-        counts = {"right": np.array(self._right), "seen": np.array(self._seen)}
+        counts = {"right": np.array(self._right[:BINS]), "seen": np.array(self._seen[:BINS])}
         return about, {**self._memory.tensors(), **counts}
 
     @classmethod
@@ -466,7 +468,7 @@ class SequenceMachine:
         machine.metadata = about["metadata"]
         if about["expected"] is not None:
             machine._expected = about["expected"][0], about["expected"][1]
-        machine._right, machine._seen = tensors["right"].tolist(), tensors["seen"].tolist()
+        machine._right, machine._seen = ([*tensors[n].tolist(), 0.0] for n in ("right", "seen"))
         inside = {name: tensors[name] for name in tensors if name not in ("right", "seen")}
         machine._memory.restore(inside)
         return machine
@@ -496,16 +498,15 @@ class SequenceMachine:
 
     def _calibrate(self, right: Any, margin: Any) -> None:
         bins = np.minimum(np.maximum((margin * BINS).astype(np.int64), 0), BINS - 1)
-        self._seen = (self._seen + np.bincount(bins, minlength=BINS)).tolist()
-        self._right = (self._right + np.bincount(bins[right], minlength=BINS)).tolist()
+        self._seen = (self._seen + np.bincount(bins, minlength=BINS + 1)).tolist()
+        self._right = (self._right + np.bincount(bins[right], minlength=BINS + 1)).tolist()
 
     def _trusted(self, margin: float) -> bool:
         """Whether predictions of at least about this margin were right often enough."""
-        middle = min(int(margin * BINS), BINS - 1)
-        first, last = max(0, middle - 1), middle + 2
+        right, seen, i = self._right, self._seen, min(int(margin * BINS), BINS - 1)
         # A prior of two predictions, as good as their margin.
-        right = sum(self._right[first:last], 2 * min(1.0, margin))
-        return right / sum(self._seen[first:last], 2.0) >= self.settings.confidence
+        good = 2 * min(1.0, margin) + right[i - 1] + right[i] + right[i + 1]
+        return good / (2.0 + seen[i - 1] + seen[i] + seen[i + 1]) >= self.settings.confidence
 
     def _id(self, symbol: Hashable) -> int:
         if type(symbol) in _PLAIN and (known := self._ids.get(symbol)) is not None:

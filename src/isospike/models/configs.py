@@ -231,6 +231,7 @@ class IntegerNetConfig(SpikingConfig):
         channels: Of each stage; a stage halves the image's sides.
         levels: D, the largest integer of a neuron and the steps of a run on spikes; 0 for
             rectifiers, which have no spikes.
+        divisor: Number over which the head reads integers; None for D, or for 1 with rectifiers.
         num_channels: Channels of the input.
         steps: Time steps of a call that gives none: 1, on integers, or D.
 
@@ -241,6 +242,7 @@ class IntegerNetConfig(SpikingConfig):
     model_type = "isospike-integer-net"
     channels: list[int] | tuple[int, ...] = (64, 128, 256)
     levels: int = 4
+    divisor: float | None = None
     num_channels: int = 3
     steps: int = 1
 
@@ -251,6 +253,10 @@ class IntegerNetConfig(SpikingConfig):
                 "IntegerNetConfig needs channels of at least 1 and levels from 0 to 255, got "
                 f"channels={tuple(self.channels)}, levels={self.levels}. Choose channels=(64, 128, "
                 "256) and levels=4."
+            )
+        if self.divisor is not None and not 0 < self.divisor < float("inf"):
+            raise RangeError(
+                f"IntegerNetConfig needs divisor above 0, got {self.divisor}. Use half of levels."
             )
 
 

@@ -8,11 +8,12 @@
 The first layer is not trained. Its filters whiten patches of training images, whose covariance is
 E L E^T (:func:`whiten`); each has both signs, as cells that fire for more and for less.
 
-Training has no time: the gradient of (1) is 1 inside (0, D). A run of D steps is the same network
-on binary spikes: every layer waits for the D spikes of the layer before, adds what they drive, and
-fires (2), an integrate-and-fire neuron with a constant current that starts at half its threshold.
-Once the weights are on a grid (:func:`round_weights`) the sums of (3) are exact in float32, in any
-order, and the two runs agree bit for bit.
+Training has no time: the gradient of (1) is 1 inside (0, D). It may begin with what (1) rounds, and
+end with integers (``Recipe.clamped``). A run of D steps is the same network on binary spikes: every
+layer waits for the D spikes of the layer before, adds what they drive, and fires (2), an integrate-
+and-fire neuron with a constant current that starts at half its threshold. Once the weights are on a
+grid (:func:`round_weights`) the sums of (3) are exact in float32, in any order, and the two runs
+agree bit for bit.
 
 Deviates from the paper: a half is rounded up, as the neuron does, not to the even number.
 
@@ -38,14 +39,15 @@ SMALLEST = 5e-3  # e in (4), for images of variance 1
 
 class _Integer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, levels: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, levels: int, rounds: bool) -> Tensor:
         ctx.save_for_backward((x > 0) & (x < levels))
-        return x.clamp(0, levels).add_(0.5).floor_()
+        clamped = x.clamp(0, levels)
+        return clamped.add_(0.5).floor_() if rounds else clamped
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None
+        return grads[0] * inside, None, None
 
 
 class IntegerNeurons(nn.Module):
@@ -53,6 +55,9 @@ class IntegerNeurons(nn.Module):
 
     Args:
         levels: D, the largest integer; 0 for a rectifier, whose network has no spikes.
+
+    Attributes:
+        rounds: Whether integers are given in training too; else what (1) rounds, clamped values.
 
     >>> neurons = IntegerNeurons(4)
     >>> neurons(torch.tensor([-1.0, 0.5, 2.2, 9.0]))
@@ -63,13 +68,14 @@ class IntegerNeurons(nn.Module):
 
     def __init__(self, levels: int) -> None:
         super().__init__()
-        self.levels = levels
+        self.levels, self.rounds = levels, True
 
     def forward(self, x: Tensor) -> Tensor:
         """Integers of currents ``x``, shape of ``x``."""
         if self.levels == 0:
             return F.relu(x)
-        return _Integer.apply(x, self.levels)  # type: ignore[no-any-return,no-untyped-call]
+        rounds = self.rounds or not self.training
+        return _Integer.apply(x, self.levels, rounds)  # type: ignore[no-any-return,no-untyped-call]
 
     def fire(self, x: Tensor) -> Tensor:
         """Spikes ``[levels, *shape]`` of currents ``x [*shape]``."""
@@ -173,7 +179,7 @@ class IntegerNet(SpikingClassifier):
             for layer in layers:
                 spikes = layer.fire(spikes)
             counts = spikes.sum(0)
-        return torch.div(counts.mean((2, 3))[None], max(1, levels))
+        return torch.div(counts.mean((2, 3))[None], self.config.divisor or max(1, levels))
 
     def all_layers(self) -> list[IntegerLayer]:
         """The layers in order, the one that reads the image first."""

@@ -20,12 +20,14 @@ from transformers.training_args import TrainingArguments
 
 from isospike import progress
 from isospike.errors import InputError, RangeError, is_disk_full
-from isospike.models.integer import IntegerNet, whiten
+from isospike.models.integer import IntegerNet, IntegerNeurons, whiten
 from isospike.report.files import write_file
 from isospike.train.data import Batches, Data
+from isospike.train.muon import Muon, can_even
 from isospike.train.norms import share_norms
 from isospike.train.recipe import Recipe
 
+RATE_OF_OTHERS = 4  # with Muon, of weights that take its steps: those of the others
 WHITEN = 2000  # images whose patches the first filters whiten
 
 
@@ -52,14 +54,19 @@ class Fitted:
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Reports progress, counts epochs for the data, and stops at a loss that is no number."""
+    """Reports progress, counts epochs for the data, and lets neurons round in time."""
 
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
+    def __init__(self, batches: Batches, model: nn.Module, clamped: float) -> None:
+        self.batches, self.clamped = batches, clamped
+        self.neurons = [x for x in model.modules() if isinstance(x, IntegerNeurons)]
         self.losses: list[float] = []
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self.batches.epoch = int(state.epoch + 1e-6)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        for neurons in self.neurons:
+            neurons.rounds = state.global_step >= self.clamped * state.max_steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         progress.update("train", state.global_step, state.max_steps)
@@ -172,23 +179,13 @@ def fit(
         model.load_state_dict(type(model).from_pretrained(start).state_dict())
     elif isinstance(model, IntegerNet):
         whiten(model, train.scaled(torch.arange(0, len(train), max(1, len(train) // WHITEN))))
-    watch = _Watch(train)
-    decayed, others = _groups(model)
-    sgd = {"lr": recipe.rate, "momentum": 0.9, "nesterov": True}
-    kind: Any = torch.optim.SGD if recipe.optimiser == "sgd" else torch.optim.AdamW
-    optimiser = kind(
-        [
-            {"params": decayed, "weight_decay": recipe.decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        **(sgd if recipe.optimiser == "sgd" else {"lr": recipe.rate}),
-    )
+    watch = _Watch(train, model, recipe.clamped)
     trainer = _Trainer(
         model,
         _arguments(recipe, out, math.ceil(len(data.train) / recipe.batch), processes),
         train_dataset=train,
         data_collator=_whole,
-        optimizers=(optimiser, None),
+        optimizers=(_optimiser(recipe, model), None),
         callbacks=[watch],
     )
     if processes > 1:
@@ -230,7 +227,7 @@ def _arguments(recipe: Recipe, out: Path, steps: int, processes: int) -> Trainin
         lr_scheduler_type="linear",
         warmup_steps=int(recipe.warmup * steps * recipe.epochs),
         label_smoothing_factor=recipe.smoothing,
-        max_grad_norm=0.0 if recipe.optimiser == "sgd" else 1.0,
+        max_grad_norm=1.0 if recipe.optimiser == "adamw" else 0.0,
         save_strategy="epoch",
         save_total_limit=1,
         logging_steps=max(1, steps // 4),
@@ -244,10 +241,22 @@ def _arguments(recipe: Recipe, out: Path, steps: int, processes: int) -> Trainin
     )
 
 
-def _groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters that multiply, and biases and normalisations."""
+def _optimiser(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """That of a recipe; biases and normalisations do not decay."""
     every = list(model.parameters())
-    return [p for p in every if p.dim() > 1], [p for p in every if p.dim() <= 1]
+    even = [p for p in every if recipe.optimiser == "muon" and can_even(p)]
+    rest = [p for p in every if all(p is not q for q in even)]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if p.dim() > 1], "weight_decay": recipe.decay},
+        {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if recipe.optimiser == "muon":
+        own = {"lr": RATE_OF_OTHERS * recipe.rate, "momentum": 0.9}
+        groups = [{"params": even, "even": True}, *({**group, **own} for group in groups)]
+        return Muon([group for group in groups if group["params"]], lr=recipe.rate)
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=recipe.rate)
 
 
 def _whole(batch: Any) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 from isospike.errors import InputError, RangeError
 from isospike.report.reading import read_file
 
+OPTIMISERS = ("sgd", "adamw", "muon")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -19,7 +21,8 @@ class Recipe:
         config: What is set in its configuration.
         epochs: Passes over the training data.
         batch: Images of one step of the optimiser, over all processes.
-        optimiser: ``sgd`` (momentum .9, Nesterov) or ``adamw``.
+        optimiser: ``sgd`` (momentum .9, Nesterov), ``adamw``, or ``muon``, where convolutions are
+            normalised (:mod:`isospike.train.muon`).
         rate: The largest learning rate.
         warmup: Share of the steps in which the rate rises to it; then it falls to 0 in a line.
         decay: Weight decay, of weights that multiply.
@@ -27,6 +30,8 @@ class Recipe:
         shift: Pixels by which an image is moved at most; None for no variation.
         flip: Whether images are mirrored in every other epoch.
         steps: Time steps of the model, and frames of a recording.
+        clamped: Share of the optimiser's steps, from the first, in which neurons of integers give
+            what they round in the others.
         seed: Of all random draws.
 
     >>> Recipe("isospike-integer-net", epochs=3).toml().splitlines()[0]
@@ -45,6 +50,7 @@ class Recipe:
     shift: int | None = 2
     flip: bool = True
     steps: int = 4
+    clamped: float = 0.0
     seed: int = 0
 
     def check(self) -> None:
@@ -61,9 +67,12 @@ class Recipe:
                 )
         if not 0 < self.rate < float("inf"):
             raise RangeError(f"train needs rate above 0, got {self.rate}. Use 0.1.")
-        if self.optimiser not in ("sgd", "adamw"):
+        if not 0 <= self.clamped <= 1:
+            raise RangeError(f"train needs clamped in [0, 1], got {self.clamped}. Use 0.6.")
+        if self.optimiser not in OPTIMISERS:
             raise InputError(
-                f"train needs an optimiser of sgd, adamw, got {self.optimiser!r}. Choose one."
+                f"train needs an optimiser of {', '.join(OPTIMISERS)}, got {self.optimiser!r}. "
+                "Choose one."
             )
 
     def toml(self) -> str:
@@ -133,8 +142,9 @@ ONE: dict[str, Any] = {**SMALL, "decay": 0.05, "steps": 1}
 RECIPES: dict[str, dict[str, Recipe]] = {
     "integer-net": {
         "small": Recipe(
-            "isospike-integer-net", {"channels": [48, 128, 192], "levels": 4},
-            epochs=12, batch=250, rate=0.6, decay=1e-3, steps=1,
+            "isospike-integer-net", {"channels": [48, 128, 192], "levels": 4, "divisor": 2},
+            epochs=13, batch=250, optimiser="muon", rate=0.06, warmup=0.1, decay=1e-3, steps=1,
+            clamped=0.6,
         ),
         "full": Recipe(
             "isospike-integer-net", {"channels": [128, 256, 512], "levels": 4},
