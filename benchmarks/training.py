@@ -32,10 +32,8 @@ def drawn(count):
     return Data("noise", tuple(map(str, range(10))), part, part)
 
 
-def trained(ctx, name, recipe, file="cifar10_jpeg", before=None, **form):
+def trained(ctx, name, recipe, file="cifar10_jpeg", **form):
     """A network and its data, trained here unless that was done; and how it went.
-
-    It starts from the network ``before``, if there is one.
 
     ``cpu_seconds`` are those of the processors for all of it: reading the data, training, testing.
     """
@@ -46,15 +44,11 @@ def trained(ctx, name, recipe, file="cifar10_jpeg", before=None, **form):
     start, folder = time.process_time(), ctx.folder / name
     done, data = folder / "trained.json", load_data(ctx.file(file), **form)
     if not done.exists():
-        found = fit(recipe, data, folder, start=before and ctx.folder / before)
+        found = fit(recipe, data, folder)
         spent = {"cpu_seconds": time.process_time() - start, "accuracy": found.accuracy}
         write_file(done, json.dumps(spent).encode())
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     return model, data, json.loads(done.read_bytes())
-
-
-AGAIN = replace(RECIPES["integer-net"]["small"], epochs=2.5, rate=0.08, warmup=0.0, seed=1)
-"""Once more from a lower rate, with other draws."""
 
 
 @torch.no_grad()
@@ -79,7 +73,7 @@ def judge(model, batches, size=100):
 @study(
     "cifar-integers",
     question="How well does a network classify that is trained with integers in one step and runs "
-    "on binary spikes, after 30 minutes on two cores?",
+    "on binary spikes, after 30 minutes on two cores, and its twin of rectifiers?",
     presets={
         "tiny": P(data=None, images=20),
         "small": P(data=None, images=200),
@@ -96,16 +90,15 @@ def cifar_integers(p, ctx):
     else:
         from isospike.train.fit import batches as make
 
-        first = trained(ctx, "cifar-integers", recipe)[2]
-        model, data, spent = trained(ctx, "cifar-integers-2", AGAIN, before="cifar-integers")
-        minutes = (first["cpu_seconds"] + spent["cpu_seconds"]) / 60
+        model, data, spent = trained(ctx, "cifar-integers", recipe)
+        minutes = spent["cpu_seconds"] / 60
         batches = make(recipe, data)[1]
     round_weights(model)
     total = judge(model, batches)
     count = len(batches)
     numbers = {
         "weights": model.num_parameters(),
-        "epochs": recipe.epochs + AGAIN.epochs,
+        "epochs": recipe.epochs,
         "minutes of processors": minutes,
         "accuracy in one step": total["one"] / count,
         f"accuracy in {model.config.levels} steps": total["unrolled"] / count,
@@ -115,6 +108,11 @@ def cifar_integers(p, ctx):
         "spikes per neuron": total["spikes"] / total["neurons"],
         "neurons that differ": total["differ"],
     }
+    if p.data is not None:
+        twin = replace(recipe, config={**recipe.config, "levels": 0, "divisor": None})
+        spent = trained(ctx, "cifar-floats", twin)[2]
+        numbers["accuracy of the twin of rectifiers"] = spent["accuracy"]
+        numbers["minutes of processors of the twin"] = spent["cpu_seconds"] / 60
     rows = tuple((name, f"{value:.4g}") for name, value in numbers.items())
     meaning = (
         "Every neuron of the run on spikes is compared with the integer of the run in one step, on "
