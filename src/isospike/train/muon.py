@@ -41,12 +41,13 @@ def even_out(matrix: Tensor) -> Tensor:
     tensor([True, True])
     """
     wide = matrix.shape[0] <= matrix.shape[1]
-    x = matrix if wide else matrix.T
+    x: Tensor = matrix if wide else matrix.T
     x = x / (x.norm() + 1e-7)
     for _ in range(STEPS):
         square = x @ x.T
         x = A * x + (B * square + C * square @ square) @ x
-    return x if wide else x.T
+    even: Tensor = x if wide else x.T
+    return even
 
 
 class Muon(torch.optim.Optimizer):
