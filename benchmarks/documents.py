@@ -54,7 +54,7 @@ PAGES = {
         "nir-attention", "nir-families", "nir-files", "onnx", "neurobench", "mackey-glass",
     )),
     "training": ("Training", (
-        "cifar-integers", "cifar-families", "sequential-mnist", "event-digits", "trained-port",
+        "cifar-integers", "cifar-floats", "cifar-families", "sequential-mnist", "event-digits", "trained-port",
         "sst2", "sst2-turns", "timesteps",
     )),
     "gpu": ("On a GPU", ("gpu-parity", "gpu-ports", "gpu-neurons", "gpu-models")),
