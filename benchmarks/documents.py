@@ -54,8 +54,8 @@ PAGES = {
         "nir-attention", "nir-families", "nir-files", "onnx", "neurobench", "mackey-glass",
     )),
     "training": ("Training", (
-        "cifar-integers", "cifar-floats", "cifar-families", "sequential-mnist", "event-digits", "trained-port",
-        "sst2", "sst2-turns", "timesteps",
+        "cifar-integers", "cifar-floats", "cifar-families", "sequential-mnist", "event-digits",
+        "trained-port", "sst2", "sst2-turns", "timesteps",
     )),
     "gpu": ("On a GPU", ("gpu-parity", "gpu-ports", "gpu-neurons", "gpu-models")),
     "positions": ("Positional encodings", (
