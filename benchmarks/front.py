@@ -125,7 +125,7 @@ def errors() -> Table:
     for key in ("signed-digit, T=4", "signed-digit, T=6", "signed-digit, T=8"):
         cells = row("stsb", "MiniLM on STS-B", key)
         kept.append((float(cells["error"]), "compare sentences", "MiniLM, STS-B",
-                     f"cosine {cells['cosine']} to float's; rank correlation "
+                     f"cosine {cells['cosine'].removeprefix('0')} to float's; rank correlation "
                      f"{cells['Spearman (change)'].split()[1].strip('()')} points"))  # fmt: skip
     rows = tuple((short(e), *rest) for e, *rest in sorted(kept, key=lambda one: one[0]))
     return Table("Errors", ("error", "task", "model", "what is left"), rows)
