@@ -53,6 +53,20 @@ def test_other_weights_take_the_steps_of_sgd():
     torch.testing.assert_close(ours, theirs)
 
 
+def test_a_closure_computes_the_gradients_and_gives_the_loss():
+    w = nn.Parameter(torch.tensor([2.0]))
+    optimiser = Muon([{"params": [w]}], lr=0.1, momentum=0.0)
+
+    def closure():
+        optimiser.zero_grad()
+        loss = (w * w).sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimiser.step(closure) == 4.0
+    torch.testing.assert_close(w.detach(), torch.tensor([1.6]))
+
+
 def test_convolutions_that_mix_channels_alone_take_even_steps():
     assert can_even(nn.Conv2d(3, 4, 3).weight)
     assert not can_even(nn.Conv2d(4, 4, 3, groups=4).weight)

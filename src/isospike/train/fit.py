@@ -139,16 +139,13 @@ def build(recipe: Recipe, data: Data) -> Any:
     return AutoModelForImageClassification.from_config(config)
 
 
-def fit(
-    recipe: Recipe, data: Data, out: Path, *, start: Path | None = None, resume: bool = False
-) -> Fitted:
+def fit(recipe: Recipe, data: Data, out: Path, *, resume: bool = False) -> Fitted:
     """Train a model by a recipe, and save both in a folder.
 
     Args:
         recipe: How.
         data: On what.
         out: Folder for checkpoints, the model and ``recipe.toml``.
-        start: Folder of a model of this recipe, whose weights it starts from; None for random ones.
         resume: Whether to go on from the last checkpoint there.
 
     Returns:
@@ -175,9 +172,7 @@ def fit(
         raise InputError("train needs num_labels of the data, got another. Leave it out.")
     last = need_checkpoint(out) if resume else None
     train, test = batches(recipe, data)
-    if start is not None:
-        model.load_state_dict(type(model).from_pretrained(start).state_dict())
-    elif isinstance(model, IntegerNet):
+    if isinstance(model, IntegerNet):
         whiten(model, train.scaled(torch.arange(0, len(train), max(1, len(train) // WHITEN))))
     watch = _Watch(train, model, recipe.clamped)
     trainer = _Trainer(

@@ -5,7 +5,8 @@ With gradient g of a weight w, seen as a matrix of outputs by inputs,
 (1)  m <- mu m + g,  u = g + mu m
 (2)  w <- |w_0| w / |w| - rate O(u)
 
-where O(u) is u with all its singular values near 1 (.7 to 1.2), found by three steps of
+where O(u) is u with its singular values from a tenth of |u| on brought near 1 (.6 to 1.3), found by
+three steps of
 
 (3)  x <- (a + (b + c x x^T) x x^T) x,  x = u / |u|
 
@@ -18,7 +19,7 @@ Reference: Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein (2024), Muon: an
 hidden layers in neural networks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ STEPS = 3
 
 
 def even_out(matrix: Tensor) -> Tensor:
-    """O(u): a matrix with the same singular vectors, whose singular values are near 1.
+    """O(u): a matrix with the same singular vectors, whose larger singular values are near 1.
 
     Args:
         matrix: ``[outputs, inputs]``.
@@ -75,12 +76,19 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move all parameters that have a gradient.
 
         Args:
-            closure: Not used; every optimiser of torch takes one.
+            closure: Computes the gradients anew and gives the loss; None if they are there.
+
+        Returns:
+            The closure's loss; None without one.
         """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             rate, mu = group["lr"], group["momentum"]
             for w in group["params"]:
@@ -95,6 +103,7 @@ class Muon(torch.optim.Optimizer):
                     w.mul_(state["size"] / w.norm())
                     u = even_out(u.flatten(1)).view(w.shape)
                 w.add_(u, alpha=-rate)
+        return loss
 
 
 def can_even(weight: Tensor) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from isospike.errors import InputError, RangeError
 from isospike.report.reading import read_file
 
+NUMBERS = ("epochs", "batch", "rate", "warmup", "decay", "smoothing", "steps", "clamped", "seed")
 OPTIMISERS = ("sgd", "adamw", "muon")
 
 
@@ -58,8 +59,14 @@ class Recipe:
 
         Raises:
             RangeError: A number is out of range.
-            InputError: The optimiser is unknown.
+            InputError: The optimiser is unknown, or something is no number that is to be one.
         """
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InputError(
+                    f"train needs a number for {name}, got {value!r}. Correct it in the recipe."
+                )
         for name in ("epochs", "batch", "steps"):
             if getattr(self, name) < 1:
                 raise RangeError(
