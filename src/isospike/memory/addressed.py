@@ -1,7 +1,6 @@
 """The inside of a sequence machine whose context addresses a sparse distributed memory."""
 
 import math
-import operator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -188,7 +187,7 @@ class AddressedMemory:
             counters=np.zeros((store.locations, data[1]), np.uint8 if rule == OR else np.float32),
         )
         self._sizes = (m, store.locations)
-        self._handle = Handle()
+        self._handle: Handle | None = None
         self.resize(0)
 
     @staticmethod
@@ -259,6 +258,7 @@ class AddressedMemory:
         m, locations = self._sizes
         sizes = (m, locations, self._state.counters.shape[1], symbols, (2, 2))
         self._work = stream.Work(*(np.zeros(s, np.float32) for s in sizes))
+        self._handle = None
 
     def reset_context(self) -> None:
         start = len(self.scores)
@@ -279,7 +279,7 @@ class AddressedMemory:
         self.step(-1, False, True, order, value)
 
     def step(self, symbol: int, learn: bool, ahead: bool, order: Any, value: Any) -> None:
-        stream.step(self._ready, symbol, learn, ahead, order, value)
+        stream.step(self._handle or self._ready(), symbol, learn, ahead, order, value)
 
     def stream(self, ids: Any, learn: bool, found: Found) -> None:
         stream.stream(self._fixed, self._state, self._work, ids, learn, *found)
@@ -314,12 +314,10 @@ class AddressedMemory:
         """What the compiled loops take."""
         return self._fixed, self._state, self._work
 
-    @property
     def _ready(self) -> Handle:
-        """The same as one argument."""
-        known, parts = self._handle.parts, self._parts
-        if len(known) != len(parts) or any(map(operator.is_not, known, parts)):
-            self._handle = Handle(*parts)
+        """The same as one argument, until the alphabet grows."""
+        if self._handle is None:
+            self._handle = Handle(*self._parts)
         return self._handle
 
     def _live(self, tensors: dict[str, Any]) -> Any:

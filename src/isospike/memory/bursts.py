@@ -69,10 +69,10 @@ class SpikingMemory(AddressedMemory):
         spiking.advance(*self._parts, symbol)
 
     def step(self, symbol: int, learn: bool, ahead: bool, order: Any, value: Any) -> None:
-        spiking.step(self._ready, symbol, learn, ahead, order, value)
+        spiking.step(self._ready(), symbol, learn, ahead, order, value)
 
     def stream(self, ids: Any, learn: bool, found: Found) -> None:
-        spiking.follow(self._ready, ids, learn, *found)
+        spiking.follow(self._ready(), ids, learn, *found)
 
     def spikes(self, symbol: int) -> dict[str, tuple[Any, Any]]:
         """The bursts that carry ``symbol`` in and the next prediction out; nothing changes.

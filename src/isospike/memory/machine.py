@@ -204,7 +204,7 @@ class SequenceMachine:
                 return _NOTHING
             margin = best - value[1] if len(value) > 1 else best
             self._expected = order[0], margin
-            ranked = tuple(zip(map(symbols.__getitem__, order), value, strict=True))
+            ranked = tuple(zip([symbols[i] for i in order], value, strict=True))
             few = ranked if alternatives >= len(ranked) else ranked[:alternatives]
             return Prediction(ranked[0][0], best, margin, few, self._trusted(margin))
 
@@ -223,7 +223,7 @@ class SequenceMachine:
             asked = expected is not None
             if expected is not None:
                 guess, margin = expected
-                place = min(int(margin * BINS), BINS - 1)
+                place = int(margin * BINS) if margin < 1 else BINS - 1
                 self._seen[place] += 1
                 self._right[place] += guess == i
                 self._expected = None
@@ -503,9 +503,9 @@ class SequenceMachine:
 
     def _trusted(self, margin: float) -> bool:
         """Whether predictions of at least about this margin were right often enough."""
-        right, seen, i = self._right, self._seen, min(int(margin * BINS), BINS - 1)
+        right, seen, i = self._right, self._seen, int(margin * BINS) if margin < 1 else BINS - 1
         # A prior of two predictions, as good as their margin.
-        good = 2 * min(1.0, margin) + right[i - 1] + right[i] + right[i + 1]
+        good = 2 * (margin if margin < 1 else 1.0) + right[i - 1] + right[i] + right[i + 1]
         return good / (2.0 + seen[i - 1] + seen[i] + seen[i + 1]) >= self.settings.confidence
 
     def _id(self, symbol: Hashable) -> int:

@@ -16,6 +16,7 @@ OR, MAX, ADD, DECAY, RANK = range(5)
 SILENT = -1  # an output that no neuron gives
 BLOCK = 65536  # locations whose scores stay in the level-2 cache, and whose numbers fit 16 bits
 _MOST = 64  # entries whose largest is looked at before they are
+_SHORT = 4096  # scores that are looked at one by one sooner than in chunks
 _NARROW = 64  # connections of a location whose sum, rounded up, a byte can hold
 _EACH = np.uint64(0x0101010101010101)  # one in each byte of a word
 _HIGH, _LOW = _EACH * np.uint64(0x80), _EACH * np.uint64(0x7F)
@@ -93,22 +94,31 @@ def _reach(score, bound):
 
 
 @njit(cache=True, nogil=True)
-def _gather(score, first, bound, where, value, found):
+def _append(score, first, bound, where, value, found):
     """Append the entries that reach the bound, counted from ``first``; returns how many there are.
 
     More than there is room for are counted only.
     """
+    for k in range(len(score)):
+        if score[k] >= bound:
+            if found < len(where):
+                where[found], value[found] = first + k, score[k]
+            found += 1
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _gather(score, first, bound, where, value, found):
+    """:func:`_append`, which passes over what has no such entry."""
+    if len(score) <= _SHORT:
+        return _append(score, first, bound, where, value, found)
     for c in range(0, len(score), 1024):
         if _reach(score[c : c + 1024], bound) == 0:
             continue
         for d in range(c, min(c + 1024, len(score)), 64):
-            if _reach(score[d : min(d + 64, c + 1024)], bound) == 0:
-                continue
-            for k in range(d, min(d + 64, len(score))):
-                if score[k] >= bound:
-                    if found < len(where):
-                        where[found], value[found] = first + k, score[k]
-                    found += 1
+            part = score[d : min(d + 64, c + 1024)]
+            if _reach(part, bound) > 0:
+                found = _append(part, first + d, bound, where, value, found)
     return found
 
 
@@ -116,17 +126,21 @@ def _gather(score, first, bound, where, value, found):
 def _sort(where, value, order):
     """Write the largest of ``value`` to ``order``, equal ones by index; returns the last value.
 
-    By rank, counted: a sort would mispredict nearly every branch.
+    ``where`` ascends. By rank, counted pair by pair: a sort would mispredict nearly every branch.
     """
+    ranks, by_rank = np.zeros((2, len(value)), np.int64)
     for i in range(len(value)):
         rank = 0
-        for j in range(len(value)):
-            rank += (value[j] > value[i]) | ((value[j] == value[i]) & (where[j] < where[i]))
-        if rank < len(order):
-            order[rank] = where[i]
-        if rank == len(order) - 1:
-            last = value[i]
-    return last
+        for j in range(i):
+            before = value[j] >= value[i]
+            rank += before
+            ranks[j] += 1 - before
+        ranks[i] = rank
+    for i in range(len(value)):
+        by_rank[ranks[i]] = i
+    for k in range(len(order)):
+        order[k] = where[by_rank[k]]
+    return value[by_rank[len(order) - 1]]
 
 
 @njit(cache=True, nogil=True)
@@ -168,10 +182,14 @@ def likely_largest(score, order, guess):
 def _excite(address, gain, start, location, rank, power, block):
     """Excitation of a block of locations."""
     block[:] = 0
+    step = np.empty(len(power), block.dtype)  # what a connection of each rank adds
     for r in range(len(address)):
-        g = gain[r]
-        for p in range(start[address[r]], start[address[r] + 1]):
-            block[location[p]] += g * power[rank[p]]
+        for k in range(len(power)):
+            step[k] = gain[r] * power[k]
+        reached = slice(start[address[r]], start[address[r] + 1])
+        where, which = location[reached], rank[reached]
+        for p in range(len(where)):
+            block[where[p]] += step[which[p]]
 
 
 @njit(cache=True, nogil=True)
@@ -197,8 +215,10 @@ def _excite_roughly(address, steps, start, location, rank, rough):
     rough[:] = 0
     for r in range(len(address)):
         step = steps[r]
-        for p in range(start[address[r]], start[address[r] + 1]):
-            rough[location[p]] += step[rank[p]]
+        reached = slice(start[address[r]], start[address[r] + 1])
+        where, which = location[reached], rank[reached]
+        for p in range(len(where)):
+            rough[where[p]] += step[which[p]]
 
 
 @njit(cache=True, nogil=True)
