@@ -54,8 +54,8 @@ class Preset:
         name: Of the preset, in the names of files.
         families: Networks.
         data: Data sets; of noise if their name begins so.
-        seeds: Networks trained at the usual 4 steps.
-        retrained: Numbers of steps at which one more is trained, of the first seed.
+        seeds: Networks trained at each number of steps.
+        retrained: Numbers of steps at which networks are trained; 4 is always one of them.
         shown: Images that a training sees, repeated ones included.
         images, tests: Different images that it sees, and test images.
     """
@@ -63,10 +63,10 @@ class Preset:
     name: str
     families: tuple[str, ...] = tuple(FAMILIES)
     data: tuple[str, ...] = tuple(DATA)
-    seeds: int = 1
-    retrained: tuple[int, ...] = (1, 4)
-    shown: int = 5000
-    images: int = 2000
+    seeds: int = 3
+    retrained: tuple[int, ...] = TIMES
+    shown: int = 10_000
+    images: int = 5000
     tests: int = 400
 
 
@@ -74,7 +74,7 @@ PRESETS = {
     "tiny": Preset(
         "tiny", ("QKFormer", "SpikingResformer"), ("noise", "noise again"), 1, (2, 4), 12, 12, 12
     ),
-    "small": Preset("small", retrained=(2, 4), shown=1000, tests=200),
+    "small": Preset("small", seeds=1, retrained=(2, 4), shown=1000, images=1000, tests=200),
     "full": Preset("full"),
 }
 
@@ -152,18 +152,18 @@ def collect(preset: Preset, context: Context) -> dict[str, Cells]:
         context: Folders and processes.
 
     Returns:
-        ``usual``, seed by seed; ``retrained``, in the order of the preset's steps without 4;
+        ``usual``, seed by seed; ``retrained``, by the preset's steps without 4, seed by seed;
         ``frozen``; each by family and data set.
     """
     folders = {
         name: None if name.startswith("noise") else context.file(DATA[name]) for name in preset.data
     }
     pairs = [(family, name) for family in preset.families for name in preset.data]
-    others = [steps for steps in preset.retrained if steps != USUAL]
+    others = sorted(steps for steps in preset.retrained if steps != USUAL)
     kinds: dict[str, list[tuple[int, int, bool]]] = {
         "usual": [(USUAL, seed, False) for seed in range(preset.seeds)],
         "frozen": [(USUAL, 0, True)],
-        "retrained": [(steps, 0, False) for steps in sorted(others)],
+        "retrained": [(steps, s, False) for steps in others for s in range(preset.seeds)],
     }
     cells = [(*pair, *more) for wanted in kinds.values() for more in wanted for pair in pairs]
     cells.sort(key=lambda cell: cell[3])  # all of one seed first
@@ -318,6 +318,21 @@ def _pair_rows(
     return tuple((*pair, *row(pair)) for pair in found["usual"])
 
 
+def retrained(
+    found: Mapping[str, Cells], pair: tuple[str, str], preset: Preset
+) -> dict[int, Sequence[Cell]]:
+    """Networks trained at other numbers of steps than 4, of all seeds, by these.
+
+    Args:
+        found: What :func:`collect` gave.
+        pair: Family and data set.
+        preset: Its preset.
+    """
+    others = sorted(steps for steps in preset.retrained if steps != USUAL)
+    cells, n = found["retrained"][pair], preset.seeds
+    return {steps: cells[i * n : (i + 1) * n] for i, steps in enumerate(others)}
+
+
 def summed(found: Mapping[str, Cells], preset: Preset) -> dict[str, Any]:
     """Accuracies and needed steps by family and data set.
 
@@ -326,18 +341,17 @@ def summed(found: Mapping[str, Cells], preset: Preset) -> dict[str, Any]:
         preset: Its preset.
 
     Returns:
-        ``right``, fixed weights; ``again``, retrained, first seed; ``needed`` of both.
+        Means over seeds: ``right``, of fixed weights; ``again``, trained at each number of steps;
+        fewest T of them, ``needed`` and ``anew``; and ``cold``, of attention that is not trained.
     """
     right, again, needed, anew, cold = {}, {}, {}, {}, {}
-    others = sorted(steps for steps in preset.retrained if steps != USUAL)
     for pair, cells in found["usual"].items():
         tests = cells[0]["tests"]
         right[pair] = {t: mean_of(cells, "right", str(t)) for t in TIMES}
         needed[pair] = fewest(right[pair], tests * len(cells))
-        own = {t: c["right"][str(t)] for t, c in zip(others, found["retrained"][pair], strict=True)}
-        own[USUAL] = cells[0]["right"][str(USUAL)]
-        again[pair] = dict(sorted(own.items()))
-        anew[pair] = fewest(again[pair], tests)
+        own = {t: mean_of(of, "right", str(t)) for t, of in retrained(found, pair, preset).items()}
+        again[pair] = dict(sorted({**own, USUAL: right[pair][USUAL]}.items()))
+        anew[pair] = fewest(again[pair], tests * len(cells))
         still = {t: found["frozen"][pair][0]["right"][str(t)] for t in TIMES}
         cold[pair] = fewest(still, tests)
     return {"right": right, "again": again, "needed": needed, "anew": anew, "cold": cold}
@@ -362,8 +376,8 @@ def step_tables(found: Mapping[str, Cells], sums: Mapping[str, Any], preset: Pre
     errors = _pair_rows(found, lambda p: (
         " / ".join(f"{mean_of(usual[p], 'error', str(t)):.2f}" for t in TIMES),
         " / ".join(
-            f"{c['error'][str(t)]:.2f}"
-            for t, c in zip(others, found["retrained"][p], strict=True)
+            f"{mean_of(cells, 'error', str(t)):.2f}"
+            for t, cells in retrained(found, p, preset).items()
         ),
     ))  # fmt: skip
     frozen = _pair_rows(found, lambda p: (
@@ -378,7 +392,7 @@ def step_tables(found: Mapping[str, Cells], sums: Mapping[str, Any], preset: Pre
         Table(
             "Right answers by steps", head, runs,
             "Trained at 4 steps and run at others, and trained at each. The fewest T is the "
-            f"smallest within one interval of the best. Seeds: {preset.seeds}, and 1 retrained.",
+            f"smallest within one interval of the best. Seeds of each: {preset.seeds}.",
         ),
         Table(
             "Error of the scores by steps", (*PAIR, f"fixed weights, at T = {times}",
