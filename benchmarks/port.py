@@ -171,7 +171,7 @@ def read_stories(p, ctx):
 )
 def stories(p, ctx):
     """stories260K, a Llama, calibrated on text that the float model wrote, as long as its context:
-    RoPE turns keys further at each position, so ranges seen at early positions cut later keys.
+    RoPE turns keys further at each position, so static ranges of early positions cut later keys.
     """
     model, texts, prompt = read_stories(p, ctx)
     calibration = [{"input_ids": sample(model, p.texts, p.length, 0)}]

@@ -118,7 +118,8 @@ def projection(p, ctx):
                   tuple(errors), "The law meets the measured error within 1 %; without the "
                   "projection the dimension does not matter."),
             Table("Steps for an error of .08", ("latent k, PCA-95", "ours", "published rule"),
-                  tuple(needed), "The published rule asks for hundreds of times the steps."),
+                  tuple(needed), "The published rule asks for hundreds to thousands of times "
+                  "the steps."),
         ],
     )  # fmt: skip
 
@@ -175,7 +176,7 @@ def exponentials(p, ctx):
         counts = [coincidence(z, reach, 60, shared=s).steps(0.1) for s in (True, False)]
         rows.append((f"{reach:g}, {z:g}", *(f"{count:,}" for count in counts)))
     head = ("reach M, z", "shared trains (published)", "own trains")
-    meaning = "Trains of its own for each factor need a quarter of the steps."
+    meaning = "Trains of its own for each factor need an eighth to three fifths of the steps."
     return Findings({}, [Table("exp by coincidences", head, tuple(rows), meaning)])
 
 

@@ -238,7 +238,7 @@ def tables(numbers, scored, spikes):
         Table("MiniLM on SST-2, trained as a port", ("model", *classes, "spikes/text"),
               lines(classes, counts),
               "Accuracy on labelled sentences, and the share of sentences that are given the float "
-              "model's class: minutes of training win back what four steps lose."),
+              "model's class: minutes of training win back little of what four steps lose."),
         Table("Errors of the logits", ("model", *errors), lines(errors),
               "The difference from the float model's logits over their size."),
     ]  # fmt: skip

@@ -5,10 +5,10 @@ perceptron follow; the rate of the last tokens is classified. Every product is f
 normalisation and LIF neurons (tau 2, the input decaying too, reset to 0). Sums of residual branches
 are whole numbers of spikes.
 
-:class:`Spikformer` is for training. :func:`fold` makes a network for inference, several times as
-fast: normalisations are folded into weights and neurons, spikes have small types, a few images are
-taken at a time so that they stay in the cache, and the first convolution, whose input repeats, is
-done once.
+:class:`Spikformer` is for training. :func:`fold` makes a network for inference, faster on a
+processor: normalisations are folded into weights and neurons, spikes have small types, a few images
+are taken at a time so that they stay in the cache, and the first convolution, whose input repeats,
+is done once.
 """
 
 import copy

@@ -81,7 +81,7 @@ def largest_spike() -> int:
 def byte_passes(span: int) -> int:
     """Products of bytes that integers of ``span + 1`` values take, where those are faster than a
     product in float32: one if a byte holds them; with one bit apart two, if the unit adds in 32
-    bits, which makes it some eight times as fast as float32; otherwise 0."""
+    bits, which makes it several times as fast as float32; otherwise 0."""
     largest = largest_spike()
     if span <= largest:
         return 1
