@@ -145,3 +145,13 @@ def test_a_sensor_that_is_not_square_has_its_width_first():
     plain = SimpleNamespace(dtype=None)
     with pytest.raises(InputError, match="got SimpleNamespace"):
         event_frames(plain, 1, SIZE)
+
+
+def test_frames_that_are_no_counts_keep_their_values():
+    """Time surfaces and voxel grids of tonic have fractions, and values below zero."""
+    surface = np.array([[[[0.5, 0.99], [-1.0, -0.5]]]], np.float32)
+    read = tonic_data([(surface, 0), (surface, 1)], [(surface, 0)])
+    assert read.train.images.dtype == torch.float32
+    assert np.array_equal(read.train.images[1].numpy(), surface)
+    signed = tonic_data([(np.array([[[[-3, 300]]]]), 0)], [(np.array([[[[1, 2]]]]), 0)])
+    assert signed.train.images.tolist() == [[[[[-3, 300]]]]]

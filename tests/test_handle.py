@@ -9,7 +9,7 @@ import pytest
 from numba import njit
 
 from isospike.kernels.machine.handle import Handle, parts
-from isospike.memory import Backoff, Combined, Mixed, SequenceMachine, Shift
+from isospike.memory import Backoff, Combined, Mixed, SequenceMachine, Shift, addressed
 
 
 class Pair(NamedTuple):
@@ -81,3 +81,41 @@ def test_a_machine_that_grows_past_its_arrays_goes_on():
         one.learn(symbol)
         other.learn_sequence([symbol])
     assert one.synapses == other.synapses > 256
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("context", [Mixed(), Backoff(), Combined(), Shift()])
+def test_a_copy_whose_alphabet_grows_knows_what_it_learned(context, copied):
+    machine = SequenceMachine("ab", context=context, grow=True)
+    machine.learn_sequence("ab" * 50)
+    other = copied(machine)
+    for one in (machine, other):
+        one.learn_sequence("b" * 100)
+        one.learn("c")  # is new
+    assert other.predict(3) == machine.predict(3)
+    assert other.surprise_sequence("abcb").tolist() == machine.surprise_sequence("abcb").tolist()
+
+
+@pytest.mark.parametrize("context", [Combined(), Shift()])
+def test_a_growth_that_fails_leaves_the_machine_as_it_was(context, monkeypatch):
+    machine, other = (SequenceMachine("abc", context=context, grow=True) for _ in range(2))
+    for one in (machine, other):
+        one.learn_sequence("abcabc")
+    drawn = addressed.random_orders
+    calls = []
+
+    def fails(*arguments):
+        calls.append(arguments)
+        if len(calls) == 5:
+            raise MemoryError
+        return drawn(*arguments)
+
+    monkeypatch.setattr(addressed, "random_orders", fails)
+    with pytest.raises(MemoryError):
+        machine.learn_sequence("abdefghijk")
+    monkeypatch.setattr(addressed, "random_orders", drawn)
+    assert machine.symbols == ["a", "b", "c"]
+    for one in (machine, other):
+        one.learn_sequence("abdefghijkabde")
+    assert machine.symbols == other.symbols
+    assert machine.predict() == other.predict()

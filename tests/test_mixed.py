@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from isospike.cli import app
 from isospike.data import shakespeare
 from isospike.errors import InputError, RangeError
+from isospike.kernels.machine import mixing as kernels
 from isospike.memory import Backoff, Mixed, SequenceMachine
 from isospike.memory.addressed import Found
 from isospike.memory.machine import Prediction
@@ -254,3 +255,31 @@ def test_a_machine_is_learned_by_one_process_at_a_time(tmp_path):
     assert out.read_bytes() == before
     assert CliRunner().invoke(app, line).exit_code == 0
     assert out.read_bytes() != before
+
+
+def test_a_store_has_no_more_cells_than_the_power_of_two_below():
+    one = SequenceMachine(sorted(set(PROSE)), context=Mixed(synapses=5000))
+    one.learn_sequence(PROSE[:8000])
+    assert one.full
+    assert 3500 < one.synapses < 4096
+
+
+def test_a_line_with_the_largest_hash_is_found_again(tmp_path):
+    """Its number is kept in 32 bits, which one more would leave."""
+    one = machine()
+    memory, whole = one.memory, 2**64
+    mixed = whole - 1  # what the context of the last symbol, number 1, is to be mixed to
+    for value in (0, 1):  # backwards: x ^ x >> 29, times an odd number, x ^ value + 1
+        undone = mixed
+        for _ in range(3):
+            undone = mixed ^ (undone >> 29)
+        mixed = (undone * pow(int(kernels._MIX), -1, whole) % whole) ^ (value + 1)
+    memory._mixture.seed[0] = mixed
+    one.learn_sequence("babababab")
+    checks = memory._mixture.lines[:, 0]
+    checks = checks[checks != 0]
+    assert checks.max() == 2**31 - 1
+    assert checks.min() > 0
+    assert len(np.unique(checks)) == len(checks)
+    one.save(tmp_path / "m")
+    assert SequenceMachine.load(tmp_path / "m").synapses == one.synapses

@@ -137,6 +137,57 @@ def test_archives_of_other_arrays_are_refused(tmp_path):
         load_data(tmp_path)
 
 
+def test_archives_whose_numbers_cannot_be_events_are_refused(tmp_path):
+    good = {
+        "x": np.arange(6), "y": np.arange(6), "p": np.arange(6) % 2, "t_us": np.arange(6),
+        "offset": np.array([0, 6]), "label": np.array([0]),
+    }  # fmt: skip
+    np.savez(tmp_path / "test.npz", **good)
+    for wrong, message in (
+        ({"p": 2 * (np.arange(6) % 2) - 1}, "needs p from 0 to 1, got -1 to 1"),
+        ({"x": np.arange(6) - 1}, "needs x from 0 to 7, got -1 to 4"),
+    ):
+        np.savez(tmp_path / "train.npz", **{**good, **wrong})
+        with pytest.raises(RangeError, match=message):
+            load_data(tmp_path)
+    np.savez(tmp_path / "train.npz", **{k: v for k, v in good.items() if k != "p"})
+    with pytest.raises(InputError, match="needs arrays blob"):
+        load_data(tmp_path)
+
+
+def test_events_are_read_by_their_time_in_the_frame_of_both_parts(tmp_path):
+    same = {"p": np.array([0, 1, 0]), "offset": np.array([0, 3]), "label": np.array([0])}
+    np.savez(
+        tmp_path / "train.npz", x=np.array([0, 9, 2]), y=np.zeros(3, int),
+        t_us=np.array([30, 10, 20]), **same,
+    )  # fmt: skip
+    np.savez(tmp_path / "test.npz", x=np.arange(3), y=np.zeros(3, int), t_us=np.arange(3), **same)
+    read = load_data(tmp_path, steps=3)
+    assert read.train.images.shape == read.test.images.shape == (1, 3, 2, 12, 12)
+    assert read.train.images[0].nonzero().tolist() == [[0, 1, 0, 9], [1, 0, 0, 2], [2, 0, 0, 0]]
+
+
+@needs_pillow
+def test_archives_of_images_of_two_sizes_are_refused(tmp_path):
+    import io
+
+    from PIL import Image
+
+    packed = []
+    for side in (4, 5):
+        file = io.BytesIO()
+        Image.new("RGB", (side, 4)).save(file, "JPEG")
+        packed.append(file.getvalue())
+    offset = np.cumsum([0, *map(len, packed)])
+    for part in ("train", "test"):
+        np.savez(
+            tmp_path / f"{part}.npz", blob=np.frombuffer(b"".join(packed), np.uint8),
+            offset=offset, label=np.array([0, 1]),
+        )  # fmt: skip
+    with pytest.raises(ShapeError, match=r"one size, got \(3, 4, 4\) and \(3, 4, 5\) of image 1"):
+        load_data(tmp_path)
+
+
 def test_variation_depends_on_seed_epoch_and_image_alone():
     part = parts(20)
     make = lambda seed: Batches(part, torch.zeros(1), torch.ones(1), seed=seed, shift=2)  # noqa: E731
@@ -161,6 +212,9 @@ def test_a_recipe_is_read_as_it_was_written(tmp_path):
     plain = replace(SMALL, shift=None)
     (tmp_path / "plain.toml").write_text(plain.toml())
     assert read_recipe(tmp_path / "plain.toml") == plain
+    unset = replace(SMALL, config={"channels": [8], "divisor": None})
+    (tmp_path / "unset.toml").write_text(unset.toml())
+    assert read_recipe(tmp_path / "unset.toml").config == {"channels": [8]}
 
 
 def test_recipes_that_cannot_be_followed_are_refused(tmp_path):
@@ -178,7 +232,9 @@ def test_recipes_that_cannot_be_followed_are_refused(tmp_path):
         find_recipe("qkformer", "huge")
     for wrong in (
         {"epochs": 0}, {"batch": 0}, {"steps": 0}, {"rate": 0.0}, {"rate": float("nan")},
-        {"clamped": -0.1}, {"clamped": float("nan")},
+        {"clamped": -0.1}, {"clamped": float("nan")}, {"epochs": float("nan")}, {"seed": -1},
+        {"seed": 2**32}, {"warmup": 1.5}, {"decay": -1.0}, {"smoothing": 2.0}, {"shift": -1},
+        {"rate": float("inf")},
     ):  # fmt: skip
         with pytest.raises(RangeError, match="train needs"):
             replace(SMALL, **wrong).check()
@@ -186,6 +242,15 @@ def test_recipes_that_cannot_be_followed_are_refused(tmp_path):
         recipe = replace(SMALL)
         object.__setattr__(recipe, name, value)  # as a file may have it; types are checked in tests
         with pytest.raises(InputError, match=f"needs a number for {name}, got"):
+            recipe.check()
+    for name, value, wanted in (
+        ("batch", 2.5, "a whole number"), ("steps", 1.5, "a whole number"),
+        ("seed", 0.5, "a whole number"), ("shift", "2", "a whole number"),
+        ("flip", "false", "true or false"), ("config", [1], "a table"),
+    ):  # fmt: skip
+        recipe = replace(SMALL)
+        object.__setattr__(recipe, name, value)
+        with pytest.raises(InputError, match=f"needs {wanted} for {name}, got"):
             recipe.check()
     with pytest.raises(InputError, match="an optimiser of sgd, adamw, muon"):
         replace(SMALL, optimiser="lion").check()
@@ -303,6 +368,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path):
     from isospike.train.fit import find_checkpoint
 
     assert find_checkpoint(tmp_path) is None
+    (tmp_path / "checkpoint-best").mkdir()  # is none of ours
     for step, state in ((9, "{}"), (10, '{"epoch": 1}'), (100, '{"epo'), (200, None)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if state is not None:
@@ -395,6 +461,44 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, monkeypatch):
 
 
 @needs_accelerate
+def test_a_training_is_resumed_by_its_own_recipe_alone(tmp_path, monkeypatch):
+    home = import_module("isospike.train.fit")
+    stop = home._Trainer.training_step
+
+    def interrupted(self, *arguments, **keywords):
+        if self.state.global_step == 4:
+            raise KeyboardInterrupt
+        return stop(self, *arguments, **keywords)
+
+    monkeypatch.setattr(home._Trainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        home.fit(SMALL, data(), tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"to resume, got another with rate = 0\.2"):
+        home.fit(replace(SMALL, rate=0.2), data(), tmp_path, resume=True)
+    with pytest.raises(InputError, match=r"without an unfinished training, got .*checkpoint-3"):
+        home.fit(SMALL, data(), tmp_path)
+    home.fit(replace(SMALL, epochs=2), data(), tmp_path, resume=True)
+    assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
+    home.fit(replace(SMALL, epochs=1), data(), tmp_path)  # a new one takes the folder
+    assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+@needs_accelerate
+def test_images_too_small_for_the_recipe_are_refused_before_training(tmp_path):
+    from isospike.train.fit import fit
+
+    tiny = Data("dots", ("a", "b"), parts(9, side=2), parts(8, side=2))
+    with pytest.raises(RangeError, match="a shift below the sides, got 2"):
+        fit(SMALL, tiny, tmp_path)
+    with pytest.raises(ShapeError, match="IntegerNet needs sides above 2 pixels"):
+        fit(replace(SMALL, shift=None), tiny, tmp_path)
+    tiny = Data("dots", ("a", "b"), parts(9, side=3), parts(8, side=3))
+    with pytest.raises(InputError, match="two images or larger ones to normalise"):
+        fit(replace(SMALL, shift=None), tiny, tmp_path)
+
+
+@needs_accelerate
 def test_what_cannot_be_trained_is_refused(tmp_path):
     from isospike.train.fit import fit
 
@@ -413,9 +517,10 @@ def test_the_command_trains_and_prints_the_accuracy(tmp_path):
     for part in ("train", "t10k"):
         images, labels = parts(16).images[:, 0].numpy(), parts(16).labels.numpy()
         write_idx(tmp_path, part, images, labels)
-    (tmp_path / "mine.toml").write_text(SMALL.toml())
+    (tmp_path / "mine.toml").write_text(replace(SMALL, seed=3).toml())
     arguments = ["train", str(tmp_path / "mine.toml"), str(tmp_path), "--epochs", "1", "--json"]
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert 0 <= json.loads(done.stdout)["accuracy"] <= 1
+    assert read_recipe(tmp_path / "out" / "recipe.toml").seed == 3
     assert read_recipe(tmp_path / "out" / "recipe.toml").epochs == 1

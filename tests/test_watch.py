@@ -14,6 +14,7 @@ from isospike.cli import app
 from isospike.cli.watch import _symbols
 from isospike.errors import InputError, RangeError
 from isospike.memory import Mixed, SequenceMachine, Watcher, line_template
+from isospike.memory.watch import TILINGS
 
 
 def test_a_watcher_of_symbols_is_a_machine_that_learns():
@@ -196,3 +197,12 @@ def test_bad_input_is_one_line(arguments, text, message):
     assert done.exit_code == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_numbers_of_any_type_and_size_fall_into_their_cells():
+    cells = Watcher(0, 100_000)._cells
+    assert cells(np.float16(50_000)) == cells(float(np.float16(50_000))) != cells(0.0)
+    assert Watcher(0, 1e-300)._cells(1e10) == [n + 2 for n, _ in TILINGS]
+    assert Watcher(-1.5e308, 1.5e308)._cells(-1.7e308) == Watcher(-1.5, 1.5)._cells(-1.7)
+    with pytest.raises(RangeError, match="take needs a finite number, got 1000"):
+        Watcher(0, 1).take(10**400)

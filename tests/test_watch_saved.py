@@ -52,6 +52,11 @@ def test_a_watcher_that_was_interrupted_half_way_is_not_saved(tmp_path, monkeypa
     assert not watcher.whole
     with pytest.raises(InputError, match="save needs a watcher that took every value as a whole"):
         watcher.save(tmp_path / "w")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="take needs a watcher that took every value as a whole"):
+        watcher.take(0.5)  # which would make it seem whole
+    with pytest.raises(InputError, match="save needs a watcher that took every value as a whole"):
+        watcher.save(tmp_path / "w")
     assert Watcher.load(tmp_path / "w").count == 1
 
 

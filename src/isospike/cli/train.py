@@ -29,7 +29,7 @@ def train(
     epochs: int | None = None,
     batch: int | None = None,
     steps: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     resume: bool = False,
     skip_broken: bool = False,
     out: Path = Path("out/trained"),
@@ -49,6 +49,7 @@ def train(
         epochs: Number of passes over the training part. [default: as --size says]
         batch: Number of images in each step of the optimiser. [default: as --size says]
         steps: Number of time steps of the model. [default: as --size says]
+        seed: Seed of every random draw. [default: 0, or the recipe's]
         resume: Go on from the last checkpoint in --out.
         skip_broken: Skip files that cannot be read as images.
         out (DIR): Where to write the model.
@@ -60,13 +61,11 @@ def train(
     from isospike.train.recipe import find_recipe
 
     check_file(out / "recipe.toml")
-    given: dict[str, Any] = {"epochs": epochs, "batch": batch, "steps": steps}
-    recipe = replace(
-        find_recipe(model, size), seed=seed, **{k: v for k, v in given.items() if v is not None}
-    )
+    given: dict[str, Any] = {"epochs": epochs, "batch": batch, "steps": steps, "seed": seed}
+    recipe = replace(find_recipe(model, size), **{k: v for k, v in given.items() if v is not None})
     recipe.check()
     if resume:
-        need_checkpoint(out)
+        need_checkpoint(out, recipe)
     if find_spec("accelerate") is None:
         raise MissingExtraError(
             "train needs the package accelerate, got none. Install isospike[train]."

@@ -247,18 +247,18 @@ class AddressedMemory:
                 f"{self._data[0]}-of-{self._data[1]}. Give the store more data neurons."
             )
         known = len(self._fixed.codes) - 1
-        self._draw_codes(known, symbols)
-        counters = self._state.counters
+        fixed, counters = self._with_codes(known, symbols), self._state.counters
         if self._data is None and symbols > counters.shape[1]:
             grown = np.zeros((len(counters), _power_of_two(symbols)), counters.dtype)
             grown[:, : counters.shape[1]] = counters
-            self._state = self._state._replace(counters=grown)
-        # The start symbol comes after all others.
-        self._state.history[self._state.history == known] = symbols
+            counters = grown
         m, locations = self._sizes
-        sizes = (m, locations, self._state.counters.shape[1], symbols, (2, 2))
-        self._work = stream.Work(*(np.zeros(s, np.float32) for s in sizes))
-        self._handle = None
+        sizes = (m, locations, counters.shape[1], symbols, (2, 2))
+        work = stream.Work(*(np.zeros(s, np.float32) for s in sizes))
+        # All memory is there: what was not changed so far, is now. The start symbol comes last.
+        self._state.history[self._state.history == known] = symbols
+        self._state = self._state._replace(counters=counters)
+        self._fixed, self._work, self._handle = fixed, work, None
 
     def reset_context(self) -> None:
         start = len(self.scores)
@@ -324,8 +324,8 @@ class AddressedMemory:
         """Neurons of the context that fire."""
         return tensors["context"]
 
-    def _draw_codes(self, known: int, symbols: int) -> None:
-        """Codes of symbols ``known`` to ``symbols``, at the context and in the store."""
+    def _with_codes(self, known: int, symbols: int) -> Any:
+        """Codes of symbols ``known`` to ``symbols`` too, at the context and in the store."""
         codes, data_codes = [self._fixed.codes[:-1]], [self._fixed.data_codes]
         for i in range(known, symbols):
             # A generator of its own for each symbol: codes do not depend on when it was met.
@@ -337,7 +337,7 @@ class AddressedMemory:
                 while any((np.sort(code) == np.sort(other)).all(1).any() for other in data_codes):
                     code = random_orders(1, *self._data, own).numpy()  # no two symbols alike
             data_codes.append(code)
-        self._fixed = self._fixed._replace(
+        return self._fixed._replace(
             codes=np.concatenate([*codes, self._start_code]), data_codes=np.concatenate(data_codes)
         )
 

@@ -160,8 +160,9 @@ class SequenceMachine:
                     f"SequenceMachine needs each symbol once, got {symbol!r} twice. Pass "
                     "sorted(set(...)) of a sequence."
                 )
-            self._add(symbol)
-        self._resize()
+            self._ids[symbol] = len(self.symbols)
+            self.symbols.append(symbol)
+        self._resize(len(self.symbols))
         self.reset_context()
 
     def __contains__(self, symbol: Hashable) -> bool:
@@ -529,22 +530,17 @@ class SequenceMachine:
                 f"SequenceMachine needs a symbol of its alphabet of {len(self.symbols)}, got "
                 f"{next(iter(new))!r}. Make it with grow=True to take new ones."
             )
-        for symbol in new:
-            self._add(symbol)
         if new:
-            self._resize()
+            self._resize(len(ids) + len(new))  # may fail, before any symbol is known
+            self.symbols += new
+            ids.update(new)
         return numbers
 
-    def _add(self, symbol: Hashable) -> int:
-        self._ids[symbol] = len(self.symbols)
-        self.symbols.append(symbol)
-        return self._ids[symbol]
-
-    def _resize(self) -> None:
-        """Let the memory have room for the alphabet."""
-        self._memory.resize(len(self.symbols))
+    def _resize(self, symbols: int) -> None:
+        """Let the memory have room for so many symbols."""
+        self._memory.resize(symbols)
         self._ranked = False
-        count = min(_RANKED, len(self.symbols))
+        count = min(_RANKED, symbols)
         if len(self._order) < count:
             self._order, self._value = np.zeros(count, np.int64), np.zeros(count, np.float32)
 

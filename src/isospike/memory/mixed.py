@@ -138,6 +138,8 @@ class MixedMemory:
             whole = {name: np.zeros(size, np.int64) for name in ("marked", "candidates")}
             real = {name: np.zeros(size) for name in ("base", "chain", "score", "share")}
             self._room = {"often": often, **whole, **real}
+        else:  # a copy's counts are no longer a part of its room
+            self._room["often"][: len(self._mixture.often)] = self._mixture.often
         room = {name: array[:symbols] for name, array in self._room.items()}
         self._mixture = self._mixture._replace(often=room.pop("often"))
         self._votes = self._votes._replace(**room)
@@ -275,7 +277,7 @@ class MixedMemory:
     def _make_room(self) -> None:
         """Larger arrays; if that is not allowed, forget or close the store."""
         self._votes.ready[kernels.READY] = 0  # places change
-        m, most = self._mixture, self._context.synapses
+        m, most = self._mixture, 1 << self._context.synapses.bit_length() - 1
         need = len(m.by_state)
         if m.at[kernels.STAMP] > kernels.MOST_STAMP:
             places = self._by_age()

@@ -131,8 +131,8 @@ class Watcher:
 
         Raises:
             RangeError: A number that is not finite, or a phase that is none.
-            InputError: No number where one is needed, what is no symbol, or a phase where there
-                are none.
+            InputError: No number where one is needed, what is no symbol, a phase where there are
+                none, or an exception has left the watcher half way.
         """
         return self.take_all([value], None if phase is None else [phase])[0]
 
@@ -152,6 +152,11 @@ class Watcher:
             RangeError: As :meth:`take`; then nothing is learned.
             InputError: Likewise, or not as many phases as values.
         """
+        if self._broken:
+            raise InputError(
+                "take needs a watcher that took every value as a whole, got one that an exception "
+                "left half way. Load the one that was saved before."
+            )
         values = list(values)
         turns = self._turns(phases, len(values))
         if self._range is None:
@@ -312,9 +317,13 @@ class Watcher:
         low, high = self._range or (0.0, 1.0)
         if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
             raise InputError(f"take needs a number, got {value!r}. Leave it out.")
-        if not math.isfinite(value):
+        try:
+            number = float(value)  # of a narrow type, in which differences would be rounded
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
             raise RangeError(f"take needs a finite number, got {value}. Leave it out.")
-        share = (value - low) / (high - low)
+        share = min(max((number / 2 - low / 2) / (high / 2 - low / 2), -1.0), 2.0)
         return [
             min(max(math.floor(share * cells + moved) + 1, 0), cells + 2)
             for cells, moved in TILINGS

@@ -4,7 +4,7 @@
 circuit                      error against softmax, T steps, n neurons          what it needs
 ===========================  =================================================  ====================
 :func:`softmax_race`         root mean square sqrt((1 - sum a^2) / T), any n    noise, one winner
-:func:`softmax_shunting`     sum of errors 1 to 2 times n / (4 T)                input exp, a product
+:func:`softmax_shunting`     sum of errors 1 to 2 times n / (4 T)               input exp, a product
 :func:`softmax_subtractive`  does not fall to 0 with a leak                     (published)
 ===========================  =================================================  ====================
 """

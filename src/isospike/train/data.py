@@ -5,8 +5,9 @@ A folder holds one of these, each with a training and a test part:
 - class folders: ``train/CLASS/*.png`` and ``test/CLASS/*.png`` (or ``.jpg``, ...);
 - MNIST's files: ``train-images-idx3-ubyte.gz``, ``train-labels-idx1-ubyte.gz``, ``t10k-...``;
 - two archives of arrays, ``*train.npz`` and ``*test.npz``: JPEG files end to end (``blob``), where
-  each ends (``offset``), their classes (``label``); or events (``x, y, p, t_us``), where each
-  recording ends (``offset``), its class (``label``).
+  each begins and the last ends (``offset``), their classes (``label``); or events
+  (``x, y, p, t_us``, ``p`` of 0 or 1), where each recording begins and the last ends (``offset``),
+  its class (``label``).
 """
 
 import gzip
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from isospike.errors import InputError, MissingExtraError, RangeError, ShapeError
+from isospike.report.reading import read_file
 
 Array = Shaped[np.ndarray, "..."]
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
@@ -109,7 +111,7 @@ def load_data(folder: str | Path, *, steps: int = 4, skip_broken: bool = False) 
                 "load_data needs class folders, MNIST's files or two archives, got "
                 f"{str(folder)!r} with none of them. See the help of isospike train."
             )
-        parts = [_archive(a[0], steps) for a in archives]
+        parts = _archives([a[0] for a in archives], steps)
     count = int(max(part.labels.max() if len(part) else 0 for part in parts)) + 1
     return _check(Data(folder.name, tuple(map(str, range(count))), *parts))
 
@@ -175,7 +177,7 @@ def _class_folders(folder: Path, names: Sequence[str], skip_broken: bool) -> Par
             if file.suffix.lower() not in ENDINGS:
                 continue
             try:
-                images.append(_decode(file.read_bytes(), str(file)))
+                images.append(_decode(read_file(file, "load_data"), str(file)))
             except InputError:
                 if not skip_broken:
                     raise
@@ -207,7 +209,23 @@ def _idx(folder: Path, part: str, ending: str) -> Part:
     return Part(torch.from_numpy(read("images", 3).copy())[:, None], labels)
 
 
-def _archive(path: Path, steps: int) -> Part:
+def _archives(paths: Sequence[Path], steps: int) -> list[Part]:
+    both = [_read_archive(path) for path in paths]
+    if any("blob" in arrays for arrays in both):
+        return [_packed(arrays, path) for arrays, path in zip(both, paths, strict=True)]
+    most = max(int(arrays[axis].max(initial=0)) for arrays in both for axis in "xy")
+    side = -(-(most + 1) // 4) * 4  # one for both parts
+    return [
+        Part(_frames(arrays, path, steps, side), _labels(arrays))
+        for arrays, path in zip(both, paths, strict=True)
+    ]
+
+
+def _labels(arrays: dict[str, Array]) -> Tensor:
+    return torch.from_numpy(arrays["label"].astype(np.int64))
+
+
+def _read_archive(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -219,30 +237,52 @@ def _archive(path: Path, steps: int) -> Part:
         raise InputError(
             f"load_data needs a whole archive, got {str(path)!r} ({error}). Get it again."
         ) from None
-    labels = torch.from_numpy(arrays["label"].astype(np.int64)) if "label" in arrays else None
-    offset = arrays.get("offset")
-    if labels is None or offset is None or not {"blob", "t_us"} & arrays.keys():
+    whole = {"label", "offset", "blob"} <= arrays.keys()
+    if not whole and not {"label", "offset", *"xyp", "t_us"} <= arrays.keys():
         raise InputError(
             f"load_data needs arrays blob, offset and label, or x, y, p, t_us, offset and label, "
             f"got {', '.join(arrays) or 'none'} in {str(path)!r}. Write them under these names."
         )
-    pairs = list(zip(offset[:-1].tolist(), offset[1:].tolist(), strict=True))
-    if "blob" in arrays:
-        blob = arrays["blob"].tobytes()
-        images = [_decode(blob[a:b], f"image {i} of {path}") for i, (a, b) in enumerate(pairs)]
-        return Part(torch.from_numpy(np.stack(images)), labels)
-    return Part(_frames(arrays, pairs, steps), labels)
+    return arrays
 
 
-def _frames(arrays: dict[str, Array], pairs: Sequence[tuple[int, int]], steps: int) -> Tensor:
+def _spans(arrays: dict[str, Array]) -> list[tuple[int, int]]:
+    """Where each image or recording begins and ends."""
+    offset = arrays["offset"].tolist()
+    return list(zip(offset[:-1], offset[1:], strict=True))
+
+
+def _packed(arrays: dict[str, Array], path: Path) -> Part:
+    """JPEG files of an archive."""
+    blob = arrays["blob"].tobytes()
+    images = [_decode(blob[a:b], f"image {i} of {path}") for i, (a, b) in enumerate(_spans(arrays))]
+    for i, image in enumerate(images):
+        if image.shape != images[0].shape:
+            raise ShapeError(
+                f"load_data needs images of one size, got {images[0].shape} and {image.shape} of "
+                f"image {i} of {path}. Resize them."
+            )
+    stacked = np.stack(images) if images else np.zeros((0, 1, 1, 1), np.uint8)
+    return Part(torch.from_numpy(stacked), _labels(arrays))
+
+
+def _frames(arrays: dict[str, Array], path: Path, steps: int, side: int) -> Tensor:
     """Recordings as frames of counts: as many events in each of ``steps`` frames."""
-    side = (-(-(int(max(arrays["x"].max(), arrays["y"].max())) + 1) // 4)) * 4
+    for name, most in (("x", side - 1), ("y", side - 1), ("p", 1)):
+        values = arrays[name]
+        if values.size and not 0 <= int(values.min()) <= int(values.max()) <= most:
+            raise RangeError(
+                f"load_data needs {name} from 0 to {most}, got {values.min()} to {values.max()} in "
+                f"{str(path)!r}. Correct them there."
+            )
     frames = []
-    for a, b in pairs:
-        x, y, p = (arrays[name][a:b].astype(np.int64) for name in "xyp")
+    for a, b in _spans(arrays):
+        order = a + np.argsort(arrays["t_us"][a:b], kind="stable")
+        x, y, p = (arrays[name][order].astype(np.int64) for name in "xyp")
         frames.append(count_events(x, y, p, steps, (side, side)))
     kind = np.uint8 if max((int(f.max()) for f in frames), default=0) < 256 else np.int32
-    return torch.from_numpy(np.stack(frames).astype(kind))
+    stacked = np.stack(frames) if frames else np.zeros((0, steps, 2, side, side))
+    return torch.from_numpy(stacked.astype(kind))
 
 
 def count_events(x: Array, y: Array, p: Array, steps: int, size: tuple[int, int]) -> Array:

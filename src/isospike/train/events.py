@@ -149,5 +149,8 @@ def _part(pairs: Iterable[Any], steps: int, size: Sequence[int] | None) -> Part:
         labels.append(int(label))
     if not frames:
         raise InputError("tonic_data needs recordings in both parts, got none. Add some.")
-    kind = torch.uint8 if max(int(f.max()) for f in frames) < 256 else torch.int32
-    return Part(torch.stack([f.to(kind) for f in frames]), torch.tensor(labels))
+    whole = torch.stack(frames)
+    if not whole.dtype.is_floating_point:  # counts, in the smallest type that holds them
+        low, high = int(whole.min()), int(whole.max())
+        whole = whole.to(torch.uint8 if low >= 0 and high < 256 else torch.int32)
+    return Part(whole, torch.tensor(labels))

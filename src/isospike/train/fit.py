@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from isospike.report.files import write_file
 from isospike.train.data import Batches, Data
 from isospike.train.muon import Muon, can_even
 from isospike.train.norms import share_norms
-from isospike.train.recipe import Recipe
+from isospike.train.recipe import Recipe, read_recipe
 
 RATE_OF_OTHERS = 4  # with Muon, of weights that take its steps: those of the others
 WHITEN = 2000  # images whose patches the first filters whiten
@@ -77,13 +77,21 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
-    """A Trainer that says in one line why it stops, and leaves no part of a checkpoint then."""
+    """A Trainer that says in one line why it stops, and leaves no part of a checkpoint then.
+
+    Attributes:
+        recipe: Kept with each checkpoint.
+    """
+
+    recipe: Recipe
 
     def _save_checkpoint(self, *args: Any, **keywords: Any) -> None:
+        place = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(*args, **keywords)
+            if self.args.should_save:
+                write_file(place / "recipe.toml", self.recipe.toml().encode())
         except Exception as error:
-            place = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             shutil.rmtree(place, ignore_errors=True)
             if is_disk_full(error) or isinstance(error, OSError):
                 why = "a full disk" if is_disk_full(error) else str(error)
@@ -94,7 +102,15 @@ class _Trainer(Trainer):  # type: ignore[misc]
             raise
 
     def training_step(self, *args: Any, **keywords: Any) -> Tensor:
-        loss: Tensor = super().training_step(*args, **keywords)
+        try:
+            loss: Tensor = super().training_step(*args, **keywords)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                f"train needs two images or larger ones to normalise, got one of a single pixel at "
+                f"step {self.state.global_step}. Choose another batch."
+            ) from error
         if not loss.isfinite():
             raise RangeError(
                 f"train needs a finite loss, got {loss.item()} at step {self.state.global_step}. "
@@ -170,8 +186,11 @@ def fit(recipe: Recipe, data: Data, out: Path, *, resume: bool = False) -> Fitte
     model = build(recipe, data)
     if model.config.num_labels != len(data.classes):
         raise InputError("train needs num_labels of the data, got another. Leave it out.")
-    last = need_checkpoint(out) if resume else None
+    last = need_checkpoint(out, recipe) if resume else None
+    if not resume:
+        _begin(out)
     train, test = batches(recipe, data)
+    _try_one(model, train)
     if isinstance(model, IntegerNet):
         whiten(model, train.scaled(torch.arange(0, len(train), max(1, len(train) // WHITEN))))
     watch = _Watch(train, model, recipe.clamped)
@@ -183,6 +202,7 @@ def fit(recipe: Recipe, data: Data, out: Path, *, resume: bool = False) -> Fitte
         optimizers=(_optimiser(recipe, model), None),
         callbacks=[watch],
     )
+    trainer.recipe = recipe
     if processes > 1:
         share_norms(model)
     begun, used = time.perf_counter(), time.process_time()
@@ -195,22 +215,61 @@ def fit(recipe: Recipe, data: Data, out: Path, *, resume: bool = False) -> Fitte
     return Fitted(model, accuracy(model, test), tuple(watch.losses), seconds, cpu)
 
 
+def _checkpoints(out: Path) -> list[Path]:
+    """Those in a folder, the last one first."""
+    steps = {p: p.name.removeprefix("checkpoint-") for p in out.glob("checkpoint-*")}
+    return sorted((p for p in steps if steps[p].isdigit()), key=lambda p: -int(steps[p]))
+
+
 def find_checkpoint(out: Path) -> str | None:
     """The last whole checkpoint in a folder; one that a kill interrupted is passed over."""
-    places = sorted(out.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    for place in reversed(places):
+    for place in _checkpoints(out):
         with contextlib.suppress(OSError, ValueError):
             json.loads((place / "trainer_state.json").read_bytes())  # is written last
             return str(place)
     return None
 
 
-def need_checkpoint(out: Path) -> str:
-    """The last whole checkpoint in a folder; raises InputError if there is none."""
+def need_checkpoint(out: Path, recipe: Recipe) -> str:
+    """The last whole checkpoint in a folder; raises InputError if there is none of this recipe."""
     last = find_checkpoint(out)
     if last is None:
         raise InputError(f"train needs a checkpoint to resume from, got none in {out}. Start anew.")
+    file = Path(last) / "recipe.toml"
+    if file.exists():
+        was = replace(read_recipe(file), epochs=recipe.epochs).toml().splitlines()
+        now = recipe.toml().splitlines()
+        if was != now:
+            other = [line for line in now if line not in was] or ["fewer settings"]
+            raise InputError(
+                f"train needs the recipe of {last} to resume, got another with {other[0]}. Only "
+                "the epochs may differ: use that one, or start anew in another folder."
+            )
     return last
+
+
+def _begin(out: Path) -> None:
+    """Make a folder free of a finished training's checkpoints, which ``resume`` would take."""
+    last = find_checkpoint(out)
+    if last is not None and not (out / "recipe.toml").exists():
+        raise InputError(
+            f"train needs a folder without an unfinished training, got {last}. Resume that, remove "
+            "it or name another folder."
+        )
+    for place in _checkpoints(out):
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@torch.no_grad()
+def _try_one(model: Any, train: Batches) -> None:
+    """Raise what the model says of images of this size, before anything is trained."""
+    sides = train.part.images.shape[-2:]
+    if train.shift is not None and train.shift >= min(sides):
+        raise RangeError(
+            f"train needs a shift below the sides, got {train.shift} for {tuple(sides)} pixels. "
+            "Use a smaller one."
+        )
+    model.eval()(train.scaled(torch.arange(1)))
 
 
 def _arguments(recipe: Recipe, out: Path, steps: int, processes: int) -> TrainingArguments:
@@ -295,8 +354,7 @@ def accuracy(model: Any, part: Batches, size: int = 250, steps: int | None = Non
     right = 0
     for i in range(0, len(part), size):
         batch = part.__getitems__(list(range(i, min(i + size, len(part)))))
-        right += int(
-            (model(batch["pixel_values"], steps=steps).logits.argmax(1) == batch["labels"]).sum()
-        )
+        images, labels = (batch[name].to(model.device) for name in ("pixel_values", "labels"))
+        right += int((model(images, steps=steps).logits.argmax(1) == labels).sum())
         progress.update("test", min(i + size, len(part)), len(part))
     return right / len(part)

@@ -1,6 +1,7 @@
 """What makes a trained model again: a file ``recipe.toml`` beside it."""
 
 import json
+import sys
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -9,7 +10,13 @@ from typing import Any
 from isospike.errors import InputError, RangeError
 from isospike.report.reading import read_file
 
-NUMBERS = ("epochs", "batch", "rate", "warmup", "decay", "smoothing", "steps", "clamped", "seed")
+MOST = 10**9
+NUMBERS: dict[str, tuple[Any, float, float]] = {  # type, least and greatest value
+    "epochs": (int | float, 1, MOST), "batch": (int, 1, MOST), "steps": (int, 1, MOST),
+    "rate": (int | float, 0, sys.float_info.max), "decay": (int | float, 0, MOST),
+    "warmup": (int | float, 0, 1), "smoothing": (int | float, 0, 1),
+    "shift": (int, 0, MOST), "clamped": (int | float, 0, 1), "seed": (int, 0, 2**32 - 1),
+}  # fmt: skip
 OPTIMISERS = ("sgd", "adamw", "muon")
 
 
@@ -61,21 +68,27 @@ class Recipe:
             RangeError: A number is out of range.
             InputError: The optimiser is unknown, or something is no number that is to be one.
         """
-        for name in NUMBERS:
+        for name, (kind, least, most) in NUMBERS.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if name == "shift" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, kind):
+                what = "a whole number" if kind is int else "a number"
                 raise InputError(
-                    f"train needs a number for {name}, got {value!r}. Correct it in the recipe."
+                    f"train needs {what} for {name}, got {value!r}. Correct it in the recipe."
                 )
-        for name in ("epochs", "batch", "steps"):
-            if getattr(self, name) < 1:
+            if not least <= value <= most:
                 raise RangeError(
-                    f"train needs {name} >= 1, got {getattr(self, name)}. Give a positive number."
+                    f"train needs {name} from {least:g} to {most:g}, got {value}. Correct it."
                 )
-        if not 0 < self.rate < float("inf"):
+        if not self.rate > 0:
             raise RangeError(f"train needs rate above 0, got {self.rate}. Use 0.1.")
-        if not 0 <= self.clamped <= 1:
-            raise RangeError(f"train needs clamped in [0, 1], got {self.clamped}. Use 0.6.")
+        if not isinstance(self.flip, bool) or not isinstance(self.config, dict):
+            wrong = "flip" if not isinstance(self.flip, bool) else "config"
+            raise InputError(
+                f"train needs {'true or false' if wrong == 'flip' else 'a table'} for {wrong}, got "
+                f"{getattr(self, wrong)!r}. Correct it in the recipe."
+            )
         if self.optimiser not in OPTIMISERS:
             raise InputError(
                 f"train needs an optimiser of {', '.join(OPTIMISERS)}, got {self.optimiser!r}. "
@@ -87,7 +100,7 @@ class Recipe:
         plain = {k: v for k, v in asdict(self).items() if v is not None and k != "config"}
         lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
         lines += ["", "[config]"]
-        lines += [f"{name} = {json.dumps(value)}" for name, value in self.config.items()]
+        lines += [f"{k} = {json.dumps(v)}" for k, v in self.config.items() if v is not None]
         return "\n".join(lines) + "\n"
 
 

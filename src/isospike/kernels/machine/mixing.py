@@ -128,7 +128,7 @@ def _contexts(m, votes):
     h = m.seed[0]
     for k in range(depth):
         h = _mix(h, last[k])
-        place[k, 1] = np.int64(_mix(h, k) >> np.uint64(33)) + 1
+        place[k, 1] = min(np.int64(_mix(h, k) >> np.uint64(33)) + 1, 2**31 - 1)
     pair = _mix(_mix(_mix(m.seed[0], 1), last[1]), last[2])
     gap = _mix(_mix(_mix(m.seed[0], 2), last[0]), last[2])
     hashes = (
@@ -137,7 +137,7 @@ def _contexts(m, votes):
         _mix(_mix(m.spans[1], last[0]), 8),
     )  # fmt: skip
     for k in range(OTHERS):
-        place[depth + k, 1] = np.int64(hashes[k] >> np.uint64(33)) + 1
+        place[depth + k, 1] = min(np.int64(hashes[k] >> np.uint64(33)) + 1, 2**31 - 1)
     votes.ready[KNOWN] = 0
     for k in range(len(place)):
         place[k, 0] = find_line(m.lines, place[k, 1])
