@@ -178,3 +178,14 @@ def test_a_time_for_every_spike():
     weights, order, times = burst(0)
     with pytest.raises((ShapeError, TypeError)):  # jaxtyping's check, in tests, comes first
         wheel_times(weights, order, times[:-1], alpha=0.9, threshold=1.0)
+
+
+@pytest.mark.parametrize("apart", [1e-16, 1e-15, 1e-12, 1e-9, -1e-15, -1e-12])
+def test_two_time_constants_that_are_nearly_one_give_its_spikes(apart):
+    """0.1 * 3 is not 0.3; the difference of two exponentials would be rounding alone."""
+    weights, order, times = burst(1, outputs=6)
+    options = {"alpha": 0.9, "threshold": 0.9, "tau_rate": 4.0}
+    same = rdlif_times(weights, order, times, tau=4.0, **options)
+    near = rdlif_times(weights, order, times, tau=4.0 * (1 + apart), **options)
+    assert same.isfinite().any()
+    torch.testing.assert_close(near, same, rtol=1e-8, atol=1e-8)

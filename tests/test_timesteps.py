@@ -36,8 +36,16 @@ def test_images_become_small_and_even(tmp_path):
     assert len(found.test_labels) == 10
     assert abs(float(found.train.mean())) < 1e-5
     assert abs(float(found.train.std()) - 1) < 1e-3
-    with pytest.raises(RangeError, match="from 1 to 40 in all, got 39 and 2"):
-        small_images(tmp_path, 39, 2)
+    for count, tests in ((21, 1), (20, 21), (0, 1), (1, 0)):
+        with pytest.raises(RangeError, match=f"from 1 to 20, .* at most 40, got {count} and"):
+            small_images(tmp_path, count, tests)
+    tall = rng.integers(0, 256, (20, 40, 24))
+    for part in ("train", "t10k"):
+        write_idx(tmp_path, part, tall, np.arange(20) % 10)
+    found = small_images(tmp_path, 14, 10)
+    assert found.train.shape == (14, 1, 16, 16)
+    filled = found.train == found.train[0, 0, 0, 0]  # 4 columns of means on either side
+    assert filled.all((0, 1, 2)).tolist() == [True] * 2 + [False] * 12 + [True] * 2
 
 
 def test_test_images_that_are_borrowed_are_not_trained_on(tmp_path):

@@ -206,3 +206,15 @@ def test_numbers_of_any_type_and_size_fall_into_their_cells():
     assert Watcher(-1.5e308, 1.5e308)._cells(-1.7e308) == Watcher(-1.5, 1.5)._cells(-1.7)
     with pytest.raises(RangeError, match="take needs a finite number, got 1000"):
         Watcher(0, 1).take(10**400)
+
+
+def test_a_file_gives_its_own_letters_and_no_others(tmp_path, monkeypatch):
+    """A form feed or a line separator ends no line; a long line and the last one get no end."""
+    text = "a\x0cb\u2028c\r\nd" + "e" * 70_000
+    (tmp_path / "t").write_text(text, newline="")
+    letters = [symbol for symbol, _, _ in _symbols(str(tmp_path / "t"), "char")]
+    assert "".join(letters) == text.replace("\r\n", "\n")
+    pipe = io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", pipe)
+    assert [symbol for symbol, _, _ in _symbols("-", "char")] == letters
+    assert len(list(_symbols(str(tmp_path / "t"), "line"))) == 3

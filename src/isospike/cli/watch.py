@@ -205,13 +205,12 @@ def _symbols(file: str, unit: str, clock: bool = False) -> Iterator[tuple[Any, i
 
     if file == "-" and isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="strict")  # whatever the locale says
-    lines: Any = sys.stdin if file == "-" else read_text(file).splitlines()
+    lines: Any = sys.stdin if file == "-" else io.StringIO(read_text(file), newline=None)
     try:
-        for count, line in enumerate(iter(partial(lines.readline, MOST_LINE), "")
-                                     if file == "-" else lines, 1):  # fmt: skip
+        for count, line in enumerate(iter(partial(lines.readline, MOST_LINE), ""), 1):
             text = line.rstrip("\r\n")
             if unit == "char":
-                yield from ((letter, None, repr(letter)[1:-1]) for letter in f"{text}\n")
+                yield from ((letter, None, repr(letter)[1:-1]) for letter in line)
             elif unit == "line":
                 yield line_template(text), None, text
             elif text.strip():

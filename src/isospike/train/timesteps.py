@@ -120,11 +120,11 @@ def small_images(folder: Path, count: int, tests: int, steps: int = 0) -> Images
     >>> small_images(Path("data/mnist"), 3000, 1000)  # doctest: +SKIP
     """
     data = load_data(folder, steps=max(1, steps))
-    whole = len(data.train) + len(data.test)
-    if count < 1 or tests < 1 or count + tests > whole:
+    most, whole = len(data.train), len(data.train) + len(data.test)
+    if not 1 <= count <= most or tests < 1 or count + tests > whole:
         raise RangeError(
-            f"small_images needs count and tests from 1 to {whole} in all, got {count} and {tests}."
-            " Ask for fewer."
+            f"small_images needs count from 1 to {most}, and with tests at most {whole}, got "
+            f"{count} and {tests}. Ask for fewer."
         )
     draw = torch.Generator().manual_seed(0)
     order = torch.randperm(len(data.train), generator=draw)
@@ -147,11 +147,11 @@ def small_images(folder: Path, count: int, tests: int, steps: int = 0) -> Images
 def _shrink(images: Tensor) -> Tensor:
     """Means of 2 x 2 pixels, with the border filled or cut to 16 x 16."""
     x = images.float()
-    short = max(0, 2 * SIDE - x.shape[-1])
-    x = F.pad(x, (short // 2, short - short // 2) * 2)
+    wide, high = (max(0, 2 * SIDE - x.shape[axis]) for axis in (-1, -2))
+    x = F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
     x = F.avg_pool2d(x.flatten(0, -4), 2).view(*x.shape[:-2], x.shape[-2] // 2, x.shape[-1] // 2)
-    over = (x.shape[-1] - SIDE) // 2
-    return x[..., over : over + SIDE, over : over + SIDE]
+    top, left = ((x.shape[axis] - SIDE) // 2 for axis in (-2, -1))
+    return x[..., top : top + SIDE, left : left + SIDE]
 
 
 class Scores(nn.Module):

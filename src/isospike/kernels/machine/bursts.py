@@ -77,9 +77,8 @@ def _activation(a, rate, s, tau_rate, tau):
     """Activation a time ``s`` after it was ``a`` and its driving force ``rate``."""
     if tau == tau_rate:
         return (a + rate * s) * math.exp(-s / tau)
-    share = tau * tau_rate / (tau - tau_rate)
-    slow = math.exp(-s / tau)
-    return a * slow + rate * share * (slow - math.exp(-s / tau_rate))
+    apart = (tau - tau_rate) / (tau * tau_rate)  # of the two rates of decay, however near
+    return math.exp(-s / tau) * (a - rate * math.expm1(-s * apart) / apart)
 
 
 @njit(cache=True, nogil=True)
@@ -89,9 +88,9 @@ def _time_to_peak(a, rate, tau_rate, tau):
         return 0.0
     if tau == tau_rate:
         return max(0.0, tau - a / rate)
-    share = tau * tau_rate / (tau - tau_rate)
-    ratio = tau * rate * share / (tau_rate * (a + rate * share))
-    return max(0.0, math.log(ratio) / (1 / tau_rate - 1 / tau)) if ratio > 0 else 0.0
+    apart = (tau - tau_rate) / (tau * tau_rate)
+    more = apart * (rate * tau - a) / (a * apart + rate)
+    return max(0.0, math.log1p(more) / apart) if more > -1 else 0.0
 
 
 @njit(cache=True, nogil=True)
