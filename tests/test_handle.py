@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,3 +120,27 @@ def test_a_growth_that_fails_leaves_the_machine_as_it_was(context, monkeypatch):
         one.learn_sequence("abdefghijkabde")
     assert machine.symbols == other.symbols
     assert machine.predict() == other.predict()
+
+
+@pytest.mark.parametrize("context", [Mixed(), Combined()])
+def test_a_machine_is_copied_whole_while_another_thread_learns(context):
+    machine = SequenceMachine("abcdef", context=context)
+    machine.learn_sequence("abcdef")
+    stop = threading.Event()
+
+    def learn():
+        while not stop.is_set():
+            machine.learn_sequence("abcdeffedcba")
+
+    thread = threading.Thread(target=learn)
+    thread.start()
+    try:
+        copies = [pickle.loads(pickle.dumps(machine)) for _ in range(20)]
+        copies.append(copy.copy(machine))
+    finally:
+        stop.set()
+        thread.join()
+    for one in copies:
+        one.memory.check(one.memory.tensors())
+        assert one.learn_sequence("abcdef").shape == (6,)
+    assert copies[-1].memory is not machine.memory

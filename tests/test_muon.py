@@ -73,3 +73,12 @@ def test_convolutions_that_mix_channels_alone_take_even_steps():
     assert not can_even(nn.Linear(3, 4).weight)
     assert not can_even(nn.Conv2d(3, 4, 3).bias)
     assert not can_even(nn.Conv2d(3, 4, 3).requires_grad_(False).weight)
+
+
+def test_a_weight_that_begins_at_zero_stays_finite():
+    w = nn.Parameter(torch.zeros(2, 3, 1, 1))
+    optimiser = Muon([{"params": [w], "even": True}], lr=0.1)
+    for _ in range(3):
+        w.grad = torch.ones_like(w)
+        optimiser.step()
+    assert w.isfinite().all()

@@ -218,3 +218,17 @@ def test_a_file_gives_its_own_letters_and_no_others(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", pipe)
     assert [symbol for symbol, _, _ in _symbols("-", "char")] == letters
     assert len(list(_symbols(str(tmp_path / "t"), "line"))) == 3
+
+
+def test_a_limit_that_is_missing_is_the_files(tmp_path):
+    (tmp_path / "n.txt").write_text("1\n5\n3\n")
+    for options, limits in (
+        (["--low", "0"], (0, 5)), (["--high", "9"], (1, 9)), ([], (1, 5)), (["--low", "7"], (7, 8)),
+    ):  # fmt: skip
+        model = tmp_path / f"w{len(options)}{options[-1:]}"
+        done = CliRunner().invoke(
+            app, ["watch", str(tmp_path / "n.txt"), *options, "--unit", "number", "--model",
+                  str(model), "--quiet"],
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        assert Watcher.load(model).limits == limits

@@ -117,10 +117,11 @@ def _watcher(
         note("note", f"{model} has taken {watcher.count:,} symbols; counting goes on.")
         return watcher
     low, high = limits
-    if unit == "number" and file != "-" and low is None and high is None:
+    if unit == "number" and file != "-" and None in limits:
         numbers = [number for number, _, _ in _symbols(file, unit, clock)]
-        low, high = min(numbers, default=0.0), max(numbers, default=0.0)
-        high = high if high > low else low + 1.0
+        low = min(numbers, default=0.0) if low is None else low
+        most = max(numbers, default=0.0) if high is None else high
+        high = low + 1.0 if high is None and most <= low else most
     elif unit == "number" and (low is None or high is None):
         raise InputError(
             "watch needs --low and --high for numbers of a pipe, got one or none. Name the range "

@@ -1,5 +1,6 @@
 """The sequence machine: one-shot, on-line memory of sequences of symbols."""
 
+import copy
 import functools
 import threading
 from collections.abc import Callable, Hashable, Iterable
@@ -169,7 +170,8 @@ class SequenceMachine:
         return plain_symbol(symbol) in self._ids
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
+        with self._lock:  # whole: what another thread learns meanwhile comes after it
+            return copy.deepcopy({k: value for k, value in vars(self).items() if k != "_lock"})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.RLock())

@@ -100,7 +100,7 @@ class Muon(torch.optim.Optimizer):
                 g = w.grad if group["even"] else w.grad.add(w, alpha=group["weight_decay"])
                 u = g.add(state["momentum"].mul_(mu).add_(g), alpha=mu)
                 if group["even"]:
-                    w.mul_(state["size"] / w.norm())
+                    w.mul_(state["size"] / w.norm().clamp(min=1e-30))
                     u = even_out(u.flatten(1)).view(w.shape)
                 w.add_(u, alpha=-rate)
         return loss
