@@ -289,3 +289,15 @@ def test_a_bias_takes_the_positions_of_one_row(name):
             encoding.bias(queries, keys)
     with pytest.raises(RangeError, match="needs keys in whole numbers, got torch.float32"):
         encoding.bias(at, at.float())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # tables of the checks are no data for an order
+def test_scikit_learns_checks_pass_but_for_two_messages():
+    from sklearn.utils.estimator_checks import check_estimator
+
+    results = check_estimator(isospike.ScoreSchurSort(), on_fail=None, on_skip=None)
+    failed = {r["check_name"] for r in results if r["status"] == "failed"}
+    # A TypeError for objects, and scikit-learn's own words for a table without columns.
+    assert failed <= {"check_dtype_object", "check_estimators_empty_data_messages"}
+    assert len(results) > 35

@@ -12,6 +12,7 @@ from torch import Tensor
 from isospike.errors import InputError, RangeError, UnsupportedError
 
 MECHANISMS = ("linear", "sin", "quadratic", "gp", "additive-gp", "mlp", "post-nonlinear")
+_BLOCK = 512  # rows of which a process is computed at once
 _FEATURES = 200  # random Fourier features of a Gaussian process
 
 Function = Callable[[Tensor], Tensor]  # [..., parents] -> [...]
@@ -282,4 +283,11 @@ def _draw_function(mechanism: str, z: Tensor, generator: torch.Generator | None)
                 for j in range(parents)
             ]
         ).sum(0)
-    return lambda v: torch.cos(v @ frequency + phase) @ weight
+
+    def gaussian(v: Tensor) -> Tensor:
+        # By blocks: large arrays between the small ones that stay would leave holes in memory.
+        blocks = torch.split(v.reshape(-1, parents), _BLOCK)
+        sums = [torch.cos(block @ frequency + phase) @ weight for block in blocks]
+        return torch.cat(sums).reshape(v.shape[:-1])
+
+    return gaussian
