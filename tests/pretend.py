@@ -37,6 +37,10 @@ class Pretended(torch.Tensor):
     def tolist(self):
         return self.held.tolist()
 
+    def untyped_storage(self):
+        """That of the numbers, whose address is their own as on a real device."""
+        return self.held.untyped_storage()
+
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {})

@@ -10,13 +10,15 @@ import isospike
 CHANNEL = 7
 
 
-def llama(size):
+def llama(size, seed=0):
     """A model whose first token has one entry of so many times the others' in every block."""
     config = transformers.LlamaConfig(
         vocab_size=50, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, intermediate_size=96, max_position_embeddings=32, bos_token_id=1,
     )  # fmt: skip
-    model = models.seeded(lambda: models.scatter(transformers.LlamaForCausalLM(config)).eval())
+    model = models.seeded(
+        lambda: models.scatter(transformers.LlamaForCausalLM(config)).eval(), seed
+    )
     with torch.no_grad():
         rows = model.model.embed_tokens.weight
         rows[1, CHANNEL] = size * rows.abs().mean()
@@ -38,8 +40,11 @@ def error_of_others(model, **how):
 
 @pytest.mark.slow
 def test_a_massive_token_does_not_cost_the_others():
-    plain, massive = (error_of_others(llama(size)) for size in (1, 1000))
-    assert massive < 1.1 * plain
+    # The error of one model alone moves by a tenth either way.
+    plain, massive = (
+        [error_of_others(llama(size, seed)) for seed in range(4)] for size in (1, 1000)
+    )
+    assert sum(massive) < 1.1 * sum(plain)
 
 
 def test_the_integers_of_the_others_do_not_see_a_massive_token():
