@@ -72,6 +72,22 @@ def test_a_chord_may_follow_a_bar_at_once(tmp_path, bars):
     assert read_abc(file) == [["60/12", "64-67/24"]]
 
 
+@pytest.mark.parametrize(
+    ("bars", "expected"),
+    [("kC2vD2 UE2~F2", ["60/24", "62/24", "64/24", "65/24"]),
+     ("C2 - C2 -| -C2", ["60/72"]),
+     ("C2 -D2", ["60/24", "62/24"]),
+     ("[.C(kE)]2 [ C~E ]2", ["60-64/24", "60-64/24"]),
+     ("C2 & E2 E2|D2", ["60/24", "62/24"]),
+     ("!C2 D2!", ["60/24", "62/24"]),
+     ("C2\n%note\nD2", ["60/24", "62/24"]),
+     ("C2\n\nSee the book, page 12.", ["60/24"])],
+)  # fmt: skip
+def test_what_collections_of_tunes_write(tmp_path, bars, expected):
+    text = f"X:1\nL:1/8\n  1 2 3 of a comment\nI :: ::\nK:C\n{bars}\n"
+    assert read_abc(written(tmp_path, text)) == [expected]
+
+
 def test_voices_are_melodies_of_their_own(tmp_path):
     text = "X:1\nL:1/4\nK:C\nV:1\nCD\nV:2\nE2\n[V:1]E\n"
     assert read_abc(written(tmp_path, text)) == [["60/24", "62/24", "64/24"], ["64/48"]]

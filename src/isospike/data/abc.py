@@ -1,8 +1,8 @@
 """Tunes in ABC notation as notes, and back.
 
 Read are notes, rests, chords, accidentals until the bar ends, keys with their modes, lengths,
-broken rhythm, tuplets, ties and voices. A repeat is read once; ornaments, words and chord names are
-skipped.
+broken rhythm, tuplets, ties and voices. A repeat is read once; ornaments, words, chord names and
+what is laid over a bar (``&``) are skipped. An empty line ends a tune.
 
 Reference: the ABC music standard 2.1 (2011).
 """
@@ -20,11 +20,12 @@ from isospike.errors import InputError
 _FIELD = re.compile(r"([A-Za-z+]):\s*(.*)")
 _TOKEN = re.compile(
     r"\((?P<tuplet>\d)(?::(?P<q>\d?))?(?::(?P<r>\d?))?"
-    r'|(?P<skip>"[^"]*"|![^!]*!|\+[^+]*\+|\{[^}]*\}|[ \t`~.\\()HLMOPSTuvy*$&])'
+    r'|(?P<skip>"[^"]*"|![^!\s|]*!|!|\+[^+]*\+|\{[^}]*\}|[ \t`~.\\()H-Wh-wy*$])|(?P<over>&)'
     r"|\[(?P<inline>[KLMV]):(?P<value>[^\]]*)\]|\[(?P<other>[A-Za-z]):[^\]]*\]"
     r"|(?P<bar>\[?\|[\]|:]*(?:\s?\[?\d[,\-\d]*)?|:+\|?[\]|:]*\d*|\[\d[,\-\d]*)"
-    r"|(?P<chord>\[(?:[_^=]*[A-Ga-g][,']*[\d/]*-?)+\])(?P<length>[\d/]*)(?P<tied>-?)"
-    r"|(?P<note>[_^=]*[A-Ga-g][,']*|[zxZX])(?P<long>[\d/]*)(?P<tie>-?)"
+    r"|(?P<chord>\[(?:[ .~()H-Wh-w]*[_^=]*[A-Ga-g][,']*[\d/]*[-)]*)+ *\])"
+    r"(?P<length>[\d/]*)(?P<tied>-?)"
+    r"|(?P<note>[_^=]*[A-Ga-g][,']*|[zxZX])(?P<long>[\d/]*)(?P<tie>-?)|(?P<late>-)"
     r"|(?P<broken>>+|<+)"
 )
 _PITCH = re.compile(r"([_^=]*)([A-Ga-g])([,']*)([\d/]*)")
@@ -65,17 +66,16 @@ def read_abc(path: str | os.PathLike[str]) -> list[list[str]]:
         if field and field[1] == "X":
             tune = _Tune()
             tunes.append(tune)
-        elif tune is None or not text:
+        elif tune is None:
             continue  # what stands before or between tunes
+        elif not line.strip():
+            tune = tune if not tune.begun else None
         elif field and (field[1] != "+"):
             tune.take(field[1], field[2].strip(), where)
         elif tune.begun:
             tune.read(text, where)
-        else:
-            raise InputError(
-                f"read_abc needs a key (K:) before the notes, got {text[:40]!r} in {where}. The "
-                "tune may be cut: add its head."
-            )
+        elif text:
+            tune.wait(text, where)
     voices = [notes for tune in tunes for notes in tune.finished()]
     if not voices:
         raise InputError(
@@ -100,6 +100,12 @@ class _Tune:
         self._tuplet = 0, Fraction(1)
         self._broken: Fraction | None = None  # what the next note is lengthened by
         self._tied = False
+        self._over = False  # whether what is read lies over the bar
+        self._early = ""  # the first line that came before a key
+
+    def wait(self, text: str, where: str) -> None:
+        """A line of the head that is no field: text, or notes of a tune without a head."""
+        self._early = self._early or f"{text[:40]!r} in {where}"
 
     def take(self, field: str, value: str, where: str) -> None:
         """A field of the head, or one between the notes."""
@@ -116,6 +122,11 @@ class _Tune:
 
     def finished(self) -> list[list[str]]:
         """The symbols of each voice that has notes."""
+        if self._early and not self.begun:
+            raise InputError(
+                f"read_abc needs a key (K:) before the notes, got {self._early}. The tune may be "
+                "cut: add its head."
+            )
         return [
             [note_symbol(notes, round(length * QUARTER)) for notes, length in voice]
             for voice in self._voices.values()
@@ -138,6 +149,9 @@ class _Tune:
     def _take_token(self, found: "re.Match[str]", where: str) -> None:
         if found["bar"]:
             self._bar.clear()
+            self._over = False
+        elif found["over"] or found["late"]:
+            self._over, self._tied = self._over or bool(found["over"]), bool(found["late"])
         elif found["inline"]:
             self.take(found["inline"], found["value"].strip(), where)
         elif found["tuplet"]:
@@ -178,6 +192,8 @@ class _Tune:
             self._broken = then
 
     def _add(self, notes: tuple[int, ...], units: Fraction, tied: bool) -> None:
+        if self._over:
+            return
         length = units * self._of_unit() * (self._broken or 1)
         self._broken = None
         left, factor = self._tuplet
