@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from isospike.cli import app
 from isospike.data import shakespeare
 from isospike.errors import InputError, RangeError
-from isospike.kernels.machine import mixing as kernels
+from isospike.kernels.machine import mixture
 from isospike.memory import Backoff, Mixed, SequenceMachine
 from isospike.memory.addressed import Found
 from isospike.memory.machine import Prediction
@@ -273,7 +273,7 @@ def test_a_line_with_the_largest_hash_is_found_again(tmp_path):
         undone = mixed
         for _ in range(3):
             undone = mixed ^ (undone >> 29)
-        mixed = (undone * pow(int(kernels._MIX), -1, whole) % whole) ^ (value + 1)
+        mixed = (undone * pow(int(mixture._MIX), -1, whole) % whole) ^ (value + 1)
     memory._mixture.seed[0] = mixed
     one.learn_sequence("babababab")
     checks = memory._mixture.lines[:, 0]

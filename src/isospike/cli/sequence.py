@@ -47,9 +47,10 @@ def learn(
         unit (UNIT): What a symbol of a text is: ``char``, ``word`` or ``line``.
         limit: Number of symbols to learn, at most. [default: all]
         context (KIND): What the next symbol is predicted from. ``mixed``: contexts of many kinds,
-            weighted by how right they were. ``backoff``: the last symbols, as an n-gram.
-            ``combined``, ``layer``: a code of all symbols so far. ``shift``: codes of the last
-            symbols side by side. [default: mixed]
+            weighted by how right they were; of melodies intervals count too, so that a phrase of
+            one key is known in all. ``backoff``: the last symbols, as an n-gram. ``combined``,
+            ``layer``: a code of all symbols so far. ``shift``: codes of the last symbols side by
+            side. [default: mixed]
         depth: Number of symbols in the longest context. [default: 6; 2 with shift]
         synapses: Number of counters that the memory may hold, at most. [default: 8388608]
         when_full (WHAT): What ``mixed`` does once it has all --synapses: ``keep`` what it knows and
@@ -61,12 +62,14 @@ def learn(
         raise RangeError(f"learn needs limit of at least 1, got {limit}. Leave it out for all.")
     check_file(out, Path(file))
     with alone(out, "learn"):
-        chosen = {"depth": depth, "synapses": synapses, "when_full": when_full}
-        machine = _machine(context, {k: v for k, v in chosen.items() if v is not None}, seed, out)
         from isospike.data.sequences import is_music, read_sequences
 
+        chosen = {"depth": depth, "synapses": synapses, "when_full": when_full}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        music = is_music(file)
+        machine = _machine(context, chosen, music, seed, out)
         sequences = read_sequences(file, unit, limit)
-        _take_unit(machine, "melody" if is_music(file) else unit, out)
+        _take_unit(machine, "melody" if music else unit, out)
         if out.exists():
             note("note", "the machine has learned before, the n-gram has not: do not compare them.")
         else:
@@ -181,7 +184,9 @@ def alone(path: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _machine(context: str | None, chosen: dict[str, Any], seed: int, path: Path) -> Any:
+def _machine(
+    context: str | None, chosen: dict[str, Any], music: bool, seed: int, path: Path
+) -> Any:
     """A new machine of the chosen settings, or the one that is in the file."""
     from isospike.memory import SequenceMachine
     from isospike.memory.contexts import CONTEXTS
@@ -205,7 +210,8 @@ def _machine(context: str | None, chosen: dict[str, Any], seed: int, path: Path)
             f"learn needs {wrong[0]} only for a context that has it, got it for {kind.name}. Leave "
             "it out."
         )
-    return SequenceMachine(context=kind(**chosen), grow=True, seed=seed)
+    notes = {"notes": True} if music and "notes" in kind.__dataclass_fields__ else {}
+    return SequenceMachine(context=kind(**chosen, **notes), grow=True, seed=seed)
 
 
 def _tell_memory(context: Any) -> None:

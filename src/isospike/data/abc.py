@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from isospike.data.notes import QUARTER, chord_of, note_symbol
-from isospike.data.readers import read_text
+from isospike.data.readers import MOST_NOTE, read_text
 from isospike.errors import InputError
 
 _FIELD = re.compile(r"([A-Za-z+]):\s*(.*)")
@@ -212,7 +212,7 @@ class _Tune:
         if accidental:
             self._bar[place] = accidental.count("^") - accidental.count("_")
         shift = self._bar.get(place, self._key.get(letter.upper(), 0))
-        return min(max(60 + 12 * up + _STEPS[letter.upper()] + shift, 0), 127)
+        return min(max(60 + 12 * up + _STEPS[letter.upper()] + shift, 0), MOST_NOTE)
 
 
 def write_abc(symbols: Sequence[str], title: str = "isospike") -> str:

@@ -2,7 +2,7 @@
 
 import re
 
-from isospike.data.readers import chord_symbol
+from isospike.data.readers import MOST_NOTE, chord_symbol
 from isospike.errors import InputError
 
 QUARTER = 24
@@ -44,7 +44,7 @@ def chord_of(symbol: str) -> tuple[tuple[int, ...], int]:
     """
     found = _NOTE.fullmatch(symbol)
     notes = () if not found or found[1] == "rest" else tuple(map(int, found[1].split("-")))
-    if found is None or any(note > 127 for note in notes):
+    if found is None or any(note > MOST_NOTE for note in notes):
         raise InputError(
             f"a tune needs notes such as 60 or 60-64/12, got {symbol[:40]!r}. Learn "
             "music, not text."

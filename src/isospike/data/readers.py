@@ -10,6 +10,7 @@ from isospike.errors import InputError, RangeError, first_sentence
 from isospike.report.reading import read_file
 
 RECODE = "Save it as UTF-8."
+MOST_NOTE = 127  # of MIDI
 FORMATS = {
     codecs.BOM_UTF32_LE: ("UTF-32", RECODE), codecs.BOM_UTF32_BE: ("UTF-32", RECODE),
     codecs.BOM_UTF16_LE: ("UTF-16", RECODE), codecs.BOM_UTF16_BE: ("UTF-16", RECODE),
@@ -122,7 +123,8 @@ def read_melodies(path: str | os.PathLike[str]) -> list[list[str]]:
         The symbols of each melody; see :func:`chord_symbol`.
 
     Raises:
-        InputError: The file is missing or unreadable, not JSON, or of another form.
+        InputError: The file is missing or unreadable, not JSON, or of another form, or a number is
+            not one of MIDI, 0 to 127.
 
     >>> import tempfile, pathlib
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -145,6 +147,7 @@ def read_melodies(path: str | os.PathLike[str]) -> list[list[str]]:
         content = [content]
     try:
         melodies = [[chord_symbol(c) for c in _checked(melody)] for melody in _checked(content)]
+        _check_notes(content, name)
     except TypeError:
         melodies = []
     if not any(melodies):
@@ -172,6 +175,18 @@ def chord_symbol(notes: int | list[int]) -> str:
     if not all(type(n) is int for n in _checked(notes)):
         raise TypeError
     return "-".join(map(str, sorted(_checked(notes)))) or "rest"
+
+
+def _check_notes(melodies: list[list[int | list[int]]], name: str) -> None:
+    """Raise unless all notes are on the keyboard of MIDI."""
+    for melody in melodies:
+        for chord in melody:
+            for note in [chord] if isinstance(chord, int) else chord:
+                if not 0 <= note <= MOST_NOTE:
+                    raise InputError(
+                        f"read_melodies needs MIDI numbers from 0 to {MOST_NOTE}, got {note} in "
+                        f"{name!r}. Middle C is 60."
+                    )
 
 
 def _checked(value: Any) -> list[Any]:

@@ -1,6 +1,7 @@
 """The inside of a sequence machine whose context addresses a sparse distributed memory."""
 
 import math
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -67,13 +68,15 @@ class Memory(Protocol):
     @property
     def full(self) -> bool: ...
 
-    def resize(self, symbols: int) -> None:
+    def resize(self, symbols: int, new: Sequence[Hashable] = ()) -> None:
         """Make room for a larger alphabet.
 
         Args:
             symbols: Its size.
+            new: The symbols that join it; needed where a memory looks into them.
 
         Raises:
+            InputError: A symbol that is no note, of a memory of notes.
             RangeError: The store has no code for each of so many.
         """
 
@@ -240,7 +243,7 @@ class AddressedMemory:
             "neurons": float(m + len(counters) + counters.shape[1]),
         }
 
-    def resize(self, symbols: int) -> None:
+    def resize(self, symbols: int, new: Sequence[Hashable] = ()) -> None:
         if self._data is not None and symbols > math.comb(self._data[1], self._data[0]):
             raise RangeError(
                 f"SequenceMachine needs a data code for each of {symbols} symbols, got "

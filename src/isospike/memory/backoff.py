@@ -1,5 +1,6 @@
 """The inside of a sequence machine that counts what follows contexts of every length."""
 
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ class BackoffMemory:
     def synapses(self) -> int:
         return int(self._sketch.counts.size)
 
-    def resize(self, symbols: int) -> None:
+    def resize(self, symbols: int, new: Sequence[Hashable] = ()) -> None:
         self._scores = np.zeros(symbols, np.float32)
         self._handle = Handle(self._sketch, self._scores)
 

@@ -206,6 +206,9 @@ class Mixed:
             two. A character of English prose takes about two, more at first.
         when_full: What happens then: ``keep`` what is known and learn nothing new, ``grow`` beyond,
             or ``forget`` the half of the contexts that was used longest ago.
+        notes: Whether symbols are notes or chords, such as ``60``, ``60-64-67/12`` or ``rest``, as
+            :func:`isospike.data.read_melodies` gives them. What follows is then counted by its
+            distance to the last notes too: a phrase learned in one key is known in all.
 
     Raises:
         InputError: An unknown ``when_full``.
@@ -217,6 +220,10 @@ class Mixed:
         >>> _ = machine.learn_sequence("to be or not to be")
         >>> "".join(machine.generate("to b", 6))
         'e or n'
+        >>> tune = SequenceMachine(context=Mixed(notes=True), grow=True)
+        >>> _ = tune.learn_sequence(["60", "62", "64", "60"] * 4 + ["65", "67", "69"])
+        >>> tune.generate(["65", "67", "69"], 1)
+        ['65']
     """
 
     name: ClassVar[str] = "mixed"
@@ -224,6 +231,7 @@ class Mixed:
     depth: int = 6
     synapses: int = 2**23
     when_full: str = "keep"
+    notes: bool = False
 
     def __post_init__(self) -> None:
         _take_types(self, "Mixed")

@@ -163,7 +163,7 @@ class SequenceMachine:
                 )
             self._ids[symbol] = len(self.symbols)
             self.symbols.append(symbol)
-        self._resize(len(self.symbols))
+        self._resize(len(self.symbols), self.symbols)
         self.reset_context()
 
     def __contains__(self, symbol: Hashable) -> bool:
@@ -533,14 +533,14 @@ class SequenceMachine:
                 f"{next(iter(new))!r}. Make it with grow=True to take new ones."
             )
         if new:
-            self._resize(len(ids) + len(new))  # may fail, before any symbol is known
+            self._resize(len(ids) + len(new), list(new))  # may fail, before any symbol is known
             self.symbols += new
             ids.update(new)
         return numbers
 
-    def _resize(self, symbols: int) -> None:
-        """Let the memory have room for so many symbols."""
-        self._memory.resize(symbols)
+    def _resize(self, symbols: int, new: list[Hashable]) -> None:
+        """Let the memory have room for so many symbols, the last of which are new."""
+        self._memory.resize(symbols, new)
         self._ranked = False
         count = min(_RANKED, symbols)
         if len(self._order) < count:

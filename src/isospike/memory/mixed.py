@@ -1,17 +1,22 @@
 """The inside of a sequence machine that mixes what contexts of many kinds have counted."""
 
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
-from isospike.kernels.machine import mixing as kernels
+from isospike.data.readers import MOST_NOTE
+from isospike.errors import InputError
+from isospike.kernels.machine import mixing, mixture
 from isospike.kernels.machine.handle import Handle
+from isospike.kernels.machine.intervals import HOME, MIDDLE, PITCH, RELATIVE
 from isospike.memory.addressed import MOST_COUNT, Found, check_range
 from isospike.memory.contexts import Mixed
 from isospike.memory.files import Shapes
+from isospike.memory.notes import Notes
 
 _LEAST = 256  # of lines, cells and symbols of the history, each a power of two
-_MOST_GAIN = 100.0  # of a weight in a file
+_MOST_GAIN = 100.0  # of a weight in a file, and of how often pitches occurred lately
 
 
 class MixedMemory:
@@ -43,23 +48,25 @@ class MixedMemory:
 
     def __init__(self, context: Mixed, seed: int) -> None:
         self._context, self._seed = context, seed
-        kinds = context.depth + kernels.OTHERS
-        by_state = np.zeros((kinds, kernels.STATES, 2 + kernels.COUNTS), np.float32)
+        self._notes = Notes()
+        kinds = _kinds(context)
+        by_state = np.zeros((kinds, mixture.STATES, 2 + mixture.COUNTS), np.float32)
         by_state[: context.depth, :, 0] = 1.0
         by_state[context.depth :, :, 0] = 0.1
-        self._mixture = kernels.Mixture(
-            at=np.zeros(kernels.PLACES, np.int64), last=np.full(kernels.SEEN, -1, np.int64),
+        self._mixture = mixture.Mixture(
+            at=np.zeros(mixture.PLACES, np.int64), last=np.full(mixture.SEEN, -1, np.int64),
             spans=np.zeros(2, np.uint64),
             seed=np.random.SeedSequence([seed]).generate_state(1, np.uint64),
             history=np.zeros(_LEAST, np.int32), recent=np.zeros(_LEAST, np.int64),
             lines=np.zeros((_LEAST, 3), np.int32), cells=np.zeros((_LEAST, 3), np.int32),
             gains=np.zeros(_LEAST, np.float32), often=np.zeros(0, np.float32), by_state=by_state,
             by_depth=np.zeros((kinds, context.depth + 1), np.float32),
-            by_latest=np.zeros((kinds, kernels.LATEST), np.float32),
-            by_match=np.full(kernels.MATCHES, 0.5, np.float32),
+            by_latest=np.zeros((kinds, mixture.LATEST), np.float32),
+            by_match=np.full(mixture.MATCHES, 0.5, np.float32), notes=self._notes.rows,
+            index=self._notes.index, tone=np.array([MIDDLE, 0]), classes=np.zeros(12),
         )  # fmt: skip
-        widest = (kinds, kernels.WIDEST)
-        self._votes = kernels.Votes(
+        widest = (kinds, mixture.WIDEST)
+        self._votes = mixture.Votes(
             ready=np.zeros(6, np.int64), place=np.zeros((kinds, 4), np.int64),
             cell=np.zeros((*widest, 2), np.int32), vote=np.zeros(widest),
             marked=np.zeros(0, np.int64), candidates=np.zeros(0, np.int64), base=np.zeros(0),
@@ -81,12 +88,13 @@ class MixedMemory:
             ValueError: No machine has such an extent.
         """
         lines, cells, history = extent
-        if not 0 <= lines <= cells or not 0 <= history <= kernels.MOST_HISTORY:
+        if not 0 <= lines <= cells or not 0 <= history <= mixture.MOST_HISTORY:
             raise ValueError("its extent is none")
-        kinds = context.depth + kernels.OTHERS
+        kinds = _kinds(context)
+        tonal: Shapes = {"tone": ((2,), "int64"), "classes": ((12,), "float64")}
         return {
-            "at": ((kernels.PLACES,), "int64"),
-            "last": ((kernels.SEEN,), "int64"),
+            "at": ((mixture.PLACES,), "int64"),
+            "last": ((mixture.SEEN,), "int64"),
             "spans": ((2,), "int64"),
             "history": ((history,), "int32"),
             "recent": ((_room_for(history),), "int64"),
@@ -96,41 +104,42 @@ class MixedMemory:
             "cell_counts": ((cells,), "int32"),
             "gains": ((cells,), "float32"),
             "often": ((symbols,), "float32"),
-            "by_state": ((kinds, kernels.STATES, 2 + kernels.COUNTS), "float32"),
+            "by_state": ((kinds, mixture.STATES, 2 + mixture.COUNTS), "float32"),
             "by_depth": ((kinds, context.depth + 1), "float32"),
-            "by_latest": ((kinds, kernels.LATEST), "float32"),
-            "by_match": ((kernels.MATCHES,), "float32"),
+            "by_latest": ((kinds, mixture.LATEST), "float32"),
+            "by_match": ((mixture.MATCHES,), "float32"),
+            **(tonal if context.notes else {}),
         }
 
     @property
     def scores(self) -> Any:
         m = self._mixture
-        if m.at[kernels.CLOCK] == 0:
+        if m.at[mixture.CLOCK] == 0:
             return np.zeros(len(m.often), np.float32)
-        kernels.vote(m, self._votes)
-        scores = self._votes.rest[0] * (m.often + 0.5) / (m.at[kernels.CLOCK] + 0.5 * len(m.often))
-        found = self._votes.candidates[: self._votes.ready[kernels.FOUND]]
+        mixing.vote(m, self._votes)
+        scores = self._votes.rest[0] * (m.often + 0.5) / (m.at[mixture.CLOCK] + 0.5 * len(m.often))
+        found = self._votes.candidates[: self._votes.ready[mixture.FOUND]]
         scores[found] = self._votes.share[found]
         return scores.astype(np.float32)
 
     @property
     def synapses(self) -> int:
-        return int(self._mixture.at[kernels.CELLS])
+        return int(self._mixture.at[mixture.CELLS])
 
     @property
     def full(self) -> bool:
-        return bool(self._mixture.at[kernels.CLOSED])
+        return bool(self._mixture.at[mixture.CLOSED])
 
     @property
     def extent(self) -> list[int]:
         at = self._mixture.at
-        history = min(int(at[kernels.CLOCK]), kernels.MOST_HISTORY)
-        return [int(at[kernels.LINES]), int(at[kernels.CELLS]), history]
+        history = min(int(at[mixture.CLOCK]), mixture.MOST_HISTORY)
+        return [int(at[mixture.LINES]), int(at[mixture.CELLS]), history]
 
-    def resize(self, symbols: int) -> None:
+    def resize(self, symbols: int, new: Sequence[Hashable] = ()) -> None:
         if symbols == len(self._mixture.often):
             return
-        self._votes.ready[kernels.READY] = 0
+        self._votes.ready[mixture.READY] = 0
         if symbols > len(self._room.get("often", ())):
             size = max(_LEAST, 1 << (symbols - 1).bit_length())
             often = np.zeros(size, np.float32)
@@ -141,44 +150,52 @@ class MixedMemory:
         else:  # a copy's counts are no longer a part of its room
             self._room["often"][: len(self._mixture.often)] = self._mixture.often
         room = {name: array[:symbols] for name, array in self._room.items()}
-        self._mixture = self._mixture._replace(often=room.pop("often"))
+        if self._context.notes:
+            self._notes.add(new)
+            if len(self._notes.rows) != symbols:
+                raise InputError("resize needs the new symbols of a memory of notes. Pass them.")
+        self._mixture = self._mixture._replace(
+            often=room.pop("often"), notes=self._notes.rows, index=self._notes.index
+        )
         self._votes = self._votes._replace(**room)
 
     def reset_context(self) -> None:
         m = self._mixture
         m.last[:] = -1
         m.spans[:] = 0
-        m.at[kernels.LENGTH] = 0
-        self._votes.ready[kernels.READY] = 0
+        m.at[mixture.LENGTH] = 0
+        m.tone[:], m.classes[:] = (MIDDLE, 0), 0
+        self._votes.ready[mixture.READY] = 0
 
     def clear(self) -> None:
-        symbols = len(self._mixture.often)
+        symbols, notes = len(self._mixture.often), self._notes
         self.__init__(self._context, self._seed)  # type: ignore[misc]
+        self._notes = notes
         self.resize(symbols)
 
     def score(self) -> None:
-        kernels.vote(self._mixture, self._votes)
+        mixing.vote(self._mixture, self._votes)
 
     def store(self, symbol: int) -> None:
-        while not kernels.has_room(self._mixture):
+        while not mixing.has_room(self._mixture):
             self._make_room()
-        kernels.store(self._mixture, self._votes, symbol)
+        mixing.store(self._mixture, self._votes, symbol)
 
     def advance(self, symbol: int) -> None:
-        kernels.advance(self._mixture, self._votes, symbol)
+        mixing.advance(self._mixture, self._votes, symbol)
 
     def rank(self, order: Any, value: Any) -> None:
-        kernels.step(self._parts(), -1, False, True, order, value)
+        mixing.step(self._parts(), -1, False, True, order, value)
 
     def step(self, symbol: int, learn: bool, ahead: bool, order: Any, value: Any) -> None:
-        while not kernels.step(self._parts(), symbol, learn, ahead, order, value):
+        while not mixing.step(self._parts(), symbol, learn, ahead, order, value):
             self._make_room()
 
     def stream(self, ids: Any, learn: bool, found: Found) -> None:
         done = 0
         while True:
             rest = [array[done:] for array in found]
-            done += kernels.stream(self._mixture, self._votes, ids[done:], learn, *rest)
+            done += mixing.stream(self._mixture, self._votes, ids[done:], learn, *rest)
             if done == len(ids):
                 return
             self._make_room()
@@ -187,48 +204,53 @@ class MixedMemory:
         m = self._mixture
         lines, cells, history = self.extent
         packed = self._pack(lines, cells)
-        at, first = m.at.copy(), int(m.at[kernels.CLOCK]) - history
-        at[[kernels.STAMP, kernels.CLOSED]] = lines, 0
+        at, first = m.at.copy(), int(m.at[mixture.CLOCK]) - history
+        at[[mixture.STAMP, mixture.CLOSED]] = lines, 0
         past = m.history[np.arange(first, first + history) & (len(m.history) - 1)]
-        names = ("last", "recent", "often", "by_state", "by_depth", "by_latest", "by_match")
-        same = {name: getattr(m, name) for name in names}
+        same = {name: getattr(m, name) for name in ("recent", *self._kept)}
         return {"at": at, "spans": m.spans.view(np.int64), "history": past, **packed, **same}
 
     def check(self, tensors: dict[str, Any]) -> None:
         symbols, at = len(self._mixture.often), tensors["at"]
         check_range("last", tensors["last"] + 1, symbols)
         check_range("history", tensors["history"], symbols - 1)
-        check_range("recent", tensors["recent"], int(at[kernels.CLOCK]))
-        check_range("cell_symbols", tensors["cell_symbols"], symbols - 1)
+        check_range("recent", tensors["recent"], int(at[mixture.CLOCK]))
         check_range("cell_counts", tensors["cell_counts"] - 1, 2**31 - 2)
-        check_range("sizes", tensors["sizes"] - 1.0, kernels.WIDEST - 1)
+        check_range("sizes", tensors["sizes"] - 1.0, mixture.WIDEST - 1)
         check_range("often", tensors["often"], MOST_COUNT)
-        checks = tensors["checks"]
-        check_range("checks", checks - 1.0, 2**31 - 2)
+        checks, relative = tensors["checks"], self._context.notes
+        check_range("checks", (np.abs(checks) if relative else checks) - 1.0, 2**31 - 2)
         for name in ("gains", "by_state", "by_depth", "by_latest", "by_match"):
             check_range(name, tensors[name] + _MOST_GAIN, 2 * _MOST_GAIN)
         if len(np.unique(checks)) < len(checks) or tensors["sizes"].sum(dtype=np.int64) != len(
             tensors["gains"]
         ):
             raise ValueError("its lines are not those of a store")
-        clock = int(at[kernels.CLOCK])
+        cells = tensors["cell_symbols"]
+        check_range("cell_symbols", cells, 2**31 - 1)
+        check_range("cell_symbols", cells[np.repeat(checks > 0, tensors["sizes"])], symbols - 1)
+        if relative:
+            check_range("tone", tensors["tone"][PITCH], MOST_NOTE)
+            check_range("tone", tensors["tone"][HOME], 11)
+            check_range("classes", tensors["classes"], _MOST_GAIN)
+        clock = int(at[mixture.CLOCK])
         most = {
-            kernels.CLOCK: 2**62, kernels.MATCH: clock, kernels.LENGTH: kernels.LONGEST,
-            kernels.COMMON: max(0, symbols - 1), kernels.CLOSED: 0,
+            mixture.CLOCK: 2**62, mixture.MATCH: clock, mixture.LENGTH: mixture.LONGEST,
+            mixture.COMMON: max(0, symbols - 1), mixture.CLOSED: 0,
         }  # fmt: skip
         for place, value in most.items():
             check_range("at", at[place : place + 1], value)
-        if [int(at[kernels.LINES]), int(at[kernels.CELLS])] != [len(checks), len(tensors["gains"])]:
+        if [int(at[mixture.LINES]), int(at[mixture.CELLS])] != [len(checks), len(tensors["gains"])]:
             raise ValueError("it has at outside its store")
-        if len(tensors["history"]) != min(clock, kernels.MOST_HISTORY):
+        if len(tensors["history"]) != min(clock, mixture.MOST_HISTORY):
             raise ValueError("it has history outside its clock")
 
     def restore(self, tensors: dict[str, Any]) -> None:
-        m, clock = self._mixture, int(tensors["at"][kernels.CLOCK])
-        for name in ("at", "last", "often", "by_state", "by_depth", "by_latest", "by_match"):
+        m, clock = self._mixture, int(tensors["at"][mixture.CLOCK])
+        for name in ("at", *self._kept):
             getattr(m, name)[...] = tensors[name]
         m.spans[:] = tensors["spans"].view(np.uint64)
-        self._votes.ready[kernels.READY], self._votes.ready[kernels.SECOND] = 0, -1
+        self._votes.ready[mixture.READY], self._votes.ready[mixture.SECOND] = 0, -1
         past = tensors["history"]
         self._mixture = m._replace(
             history=np.zeros(len(tensors["recent"]), np.int32),
@@ -239,10 +261,16 @@ class MixedMemory:
         names = ("checks", "sizes", "cell_symbols", "cell_counts", "gains")
         self._unpack(*(tensors[name] for name in names))
 
+    @property
+    def _kept(self) -> tuple[str, ...]:
+        """Arrays that a file has as they are."""
+        notes = ("tone", "classes") if self._context.notes else ()
+        return "last", "often", "by_state", "by_depth", "by_latest", "by_match", *notes
+
     def _parts(self) -> Handle:
         """What was learned, and the votes, as one argument."""
-        mixture, votes = self._handle.parts
-        if mixture is not self._mixture or votes is not self._votes:
+        learned, votes = self._handle.parts
+        if learned is not self._mixture or votes is not self._votes:
             self._handle = Handle(self._mixture, self._votes)
         return self._handle
 
@@ -255,7 +283,7 @@ class MixedMemory:
             "cell_symbols": np.zeros(cells, np.int32), "cell_counts": np.zeros(cells, np.int32),
             "gains": np.zeros(cells, np.float32),
         }  # fmt: skip
-        kernels.pack(m, places, *packed.values())
+        mixture.pack(m, places, *packed.values())
         return packed
 
     def _unpack(self, *packed: Any) -> None:
@@ -266,7 +294,7 @@ class MixedMemory:
             lines=np.zeros((_room_for(3 * lines // 2 + 1), 3), np.int32),
             cells=np.zeros((size, 3), np.int32), gains=np.zeros(size, np.float32),
         )  # fmt: skip
-        kernels.unpack(self._mixture, *packed)
+        mixture.unpack(self._mixture, *packed)
 
     def _by_age(self) -> Any:
         """Where the lines are, the one that fired longest ago first."""
@@ -276,19 +304,19 @@ class MixedMemory:
 
     def _make_room(self) -> None:
         """Larger arrays; if that is not allowed, forget or close the store."""
-        self._votes.ready[kernels.READY] = 0  # places change
+        self._votes.ready[mixture.READY] = 0  # places change
         m, most = self._mixture, 1 << self._context.synapses.bit_length() - 1
         need = len(m.by_state)
-        if m.at[kernels.STAMP] > kernels.MOST_STAMP:
+        if m.at[mixture.STAMP] > mixture.MOST_STAMP:
             places = self._by_age()
             m.lines[places, 2] = np.arange(1, len(places) + 1)
-            m.at[kernels.STAMP] = len(places)
-        if m.at[kernels.CLOCK] >= len(m.history) and len(m.history) < kernels.MOST_HISTORY:
+            m.at[mixture.STAMP] = len(places)
+        if m.at[mixture.CLOCK] >= len(m.history) and len(m.history) < mixture.MOST_HISTORY:
             self._lengthen()
-        full = not m.at[kernels.CLOSED] and m.at[kernels.CELLS] + need >= len(m.cells)
+        full = not m.at[mixture.CLOSED] and m.at[mixture.CELLS] + need >= len(m.cells)
         if full and len(m.cells) >= most and self._context.when_full != "grow":
             if self._context.when_full == "keep":
-                m.at[kernels.CLOSED] = 1
+                m.at[mixture.CLOSED] = 1
             else:
                 self._forget()
         elif full:
@@ -297,16 +325,16 @@ class MixedMemory:
             cells[: len(m.cells)], gains[: len(m.cells)] = m.cells, m.gains
             self._mixture = m._replace(cells=cells, gains=gains)
         m = self._mixture
-        if 3 * (m.at[kernels.LINES] + need) >= 2 * len(m.lines):
+        if 3 * (m.at[mixture.LINES] + need) >= 2 * len(m.lines):
             lines = np.zeros((2 * len(m.lines), 3), np.int32)
-            kernels.move_lines(m.lines, lines)
+            mixture.move_lines(m.lines, lines)
             self._mixture = m._replace(lines=lines)
 
     def _forget(self) -> None:
         """Drop the half of the lines that fired longest ago."""
-        lines = int(self._mixture.at[kernels.LINES])
+        lines = int(self._mixture.at[mixture.LINES])
         kept = self._by_age()[lines // 2 :]
-        cells = kernels.count_cells(self._mixture, kept)
+        cells = mixture.count_cells(self._mixture, kept)
         self._unpack(*self._pack(len(kept), cells).values())
 
     def _lengthen(self) -> None:
@@ -315,7 +343,12 @@ class MixedMemory:
         history = np.zeros(2 * len(m.history), np.int32)
         history[: len(m.history)] = m.history
         self._mixture = m._replace(history=history, recent=np.zeros(len(history), np.int64))
-        kernels.find_places(self._mixture)
+        mixing.find_places(self._mixture)
+
+
+def _kinds(context: Mixed) -> int:
+    """Kinds of contexts, each of which fires one line."""
+    return context.depth + mixture.OTHERS + (RELATIVE if context.notes else 0)
 
 
 def _room_for(number: int) -> int:

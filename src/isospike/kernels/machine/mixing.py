@@ -5,139 +5,71 @@ of context fires. How much a line's votes weigh is learned with every symbol, on
 """
 
 import math
-from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
 from isospike.kernels.machine.handle import parts
+from isospike.kernels.machine.intervals import at_distance, distance, hear, relate
+from isospike.kernels.machine.mixture import (
+    CELLS,
+    CLOCK,
+    CLOSED,
+    COMMON,
+    COUNTS,
+    FOUND,
+    KEY,
+    KNOWN,
+    LATEST,
+    LENGTH,
+    LINES,
+    LONGEST,
+    MATCH,
+    MATCHED,
+    MATCHES,
+    MOST_HISTORY,
+    MOST_STAMP,
+    NUMBER,
+    OTHERS,
+    READY,
+    SECOND,
+    SEEN,
+    STAMP,
+    STORED,
+    WIDEST,
+    find_line,
+    mix,
+)
 
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-_SHIFT = np.uint64(29)
-_ONE = np.uint64(1)
-_SPREAD = np.uint64(2654435769)
-
-OTHERS = 6  # kinds of context besides the last 1, 2, .. depth symbols
-STATES = 40  # of a line: how much it has counted, and how many different symbols
-COUNTS = 6  # a cell's count, told apart up to this
-LATEST = 256  # latest symbols told apart, modulo
-MATCHES = 24  # lengths of a match told apart
-WIDEST = 255  # cells of a line
-KEY = 6  # symbols by which a match is found
-MOST_HISTORY = 2**20  # symbols in which matches are sought
-MOST_STAMP = 2**31 - 2**20  # then firings are numbered anew
-SEEN = 24  # last symbols that are kept, no fewer than a context has
-LONGEST = 80  # of a match; longer ones are as good
 _DISCOUNT = 0.75  # taken off every count
 _PRIOR = 0.5  # of every symbol, where no line has counted
 
-# Places in ``Mixture.at``.
-CLOCK, MATCH, LENGTH, COMMON, CELLS, LINES, STAMP, CLOSED, STORED = range(9)
-PLACES = 9
-
-
-class Mixture(NamedTuple):
-    """What a mixed context has learned and where it stands, changed in place.
-
-    Attributes:
-        at: Numbers of the present place: symbols so far, where the match goes on, its length, the
-            commonest symbol, cells and lines in use, the number of firings, whether full, whether
-            a symbol was stored here.
-        last: The last symbols, latest first; -1 before the start, ``[SEEN]``.
-        spans: Hashes of the symbols since the commonest one, and of those before it, ``[2]``.
-        seed: Of the hashes, ``[1]``.
-        history: Symbols by their number, modulo its size, a power of two.
-        recent: Where the last KEY symbols were met before, by their hash; a power of two.
-        lines: Hash, first cell and last firing of each line, at its hash; a power of two.
-        cells: Symbol, count and next cell of a line's list, the latest symbol first; 0 ends it.
-        gains: What a cell adds to its symbol's score, learned.
-        often: How often each symbol occurred, ``[symbols]``.
-        by_state: Of each kind and state: weight of votes, of the latest symbol, of each count.
-        by_depth, by_latest: Further weight of each kind by the longest context known, and by the
-            latest symbol.
-        by_match: Score of the symbol that continues a match, by its length.
-    """
-
-    at: Any
-    last: Any
-    spans: Any
-    seed: Any
-    history: Any
-    recent: Any
-    lines: Any
-    cells: Any
-    gains: Any
-    often: Any
-    by_state: Any
-    by_depth: Any
-    by_latest: Any
-    by_match: Any
-
-
-class Votes(NamedTuple):
-    """The votes for the next symbol: scratch.
-
-    Attributes:
-        ready: Whether they are those of the present place; length of the longest context known;
-            candidates; state of the match or -1; number of the vote; second largest count, ``[6]``.
-        place: Where each kind's line is or would be; its hash, state and cells, ``[kinds, 4]``.
-        cell: Cell and symbol of each vote, ``[kinds, WIDEST, 2]``.
-        vote: Its size, ``[kinds, WIDEST]``.
-        marked: The last vote that took each symbol for a candidate, ``[symbols]``.
-        candidates: Symbols that some line votes for.
-        base, chain, score, share: Of each candidate: unigram, back-off, sum of votes, probability.
-        rest: Probability of one over the unigram for all others, ``[1]``.
-    """
-
-    ready: Any
-    place: Any
-    cell: Any
-    vote: Any
-    marked: Any
-    candidates: Any
-    base: Any
-    chain: Any
-    score: Any
-    share: Any
-    rest: Any
-
-
-READY, KNOWN, FOUND, MATCHED, NUMBER, SECOND = range(6)
-
 
 @njit(cache=True, nogil=True)
-def _mix(h, value):
-    h = (h ^ (np.uint64(value) + _ONE)) * _MIX
-    return h ^ (h >> _SHIFT)
-
-
-@njit(cache=True, nogil=True)
-def find_line(lines, check):
-    """Where the line of a hash is, or would be."""
-    last = np.uint64(len(lines) - 1)
-    i = np.int64((np.uint64(check) * _SPREAD) & last)
-    while lines[i, 0] != 0 and lines[i, 0] != check:
-        i = (i + 1) & np.int64(last)
-    return i
+def _depth(m):
+    """Of the longest context of the last symbols."""
+    return m.by_depth.shape[1] - 1
 
 
 @njit(cache=True, nogil=True)
 def _contexts(m, votes):
     """Hash of each kind of context at the present place, and its line."""
-    last, place, depth = m.last, votes.place, len(votes.place) - OTHERS
+    last, place, depth = m.last, votes.place, _depth(m)
     h = m.seed[0]
     for k in range(depth):
-        h = _mix(h, last[k])
-        place[k, 1] = min(np.int64(_mix(h, k) >> np.uint64(33)) + 1, 2**31 - 1)
-    pair = _mix(_mix(_mix(m.seed[0], 1), last[1]), last[2])
-    gap = _mix(_mix(_mix(m.seed[0], 2), last[0]), last[2])
+        h = mix(h, last[k])
+        place[k, 1] = min(np.int64(mix(h, k) >> np.uint64(33)) + 1, 2**31 - 1)
+    pair = mix(mix(mix(m.seed[0], 1), last[1]), last[2])
+    gap = mix(mix(mix(m.seed[0], 2), last[0]), last[2])
     hashes = (
-        _mix(m.spans[0], 3), _mix(m.spans[0] ^ (m.spans[1] * np.uint64(31)), 4), _mix(pair, 5),
-        _mix(_mix(pair, last[3]), 6), _mix(_mix(gap, last[3]), 7),
-        _mix(_mix(m.spans[1], last[0]), 8),
+        mix(m.spans[0], 3), mix(m.spans[0] ^ (m.spans[1] * np.uint64(31)), 4), mix(pair, 5),
+        mix(mix(pair, last[3]), 6), mix(mix(gap, last[3]), 7),
+        mix(mix(m.spans[1], last[0]), 8),
     )  # fmt: skip
     for k in range(OTHERS):
         place[depth + k, 1] = min(np.int64(hashes[k] >> np.uint64(33)) + 1, 2**31 - 1)
+    if len(place) > depth + OTHERS:
+        relate(m, place, depth + OTHERS)
     votes.ready[KNOWN] = 0
     for k in range(len(place)):
         place[k, 0] = find_line(m.lines, place[k, 1])
@@ -159,52 +91,70 @@ def _state(total, kinds):
 
 
 @njit(cache=True, nogil=True)
-def _take(m, votes, symbol, whole):
+def _take(often, votes, symbol, whole):
     """Make a symbol a candidate."""
     if votes.marked[symbol] == votes.ready[NUMBER]:
         return
     votes.marked[symbol] = votes.ready[NUMBER]
     votes.candidates[votes.ready[FOUND]] = symbol
     votes.ready[FOUND] += 1
-    share = (m.often[symbol] + _PRIOR) / whole
+    share = (often[symbol] + _PRIOR) / whole
     votes.base[symbol] = share
     votes.chain[symbol] = share
     votes.score[symbol] = math.log(share)
 
 
 @njit(cache=True, nogil=True)
-def _hear(m, votes, k, whole, scale):
-    """Add the votes of one line; returns the share of the back-off that it leaves to others."""
-    depth, line = len(votes.place) - OTHERS, m.lines[votes.place[k, 0]]
-    cell, vote = votes.cell[k], votes.vote[k]
+def _gather(cells, line, place, cell):
+    """Note the cells of a line and their symbols; returns its counts."""
     total, kinds, j = 0, 0, line[1]
     while j != 0:
-        cell[kinds, 0], cell[kinds, 1] = j, m.cells[j, 0]
-        total += m.cells[j, 1]
+        cell[kinds, 0], cell[kinds, 1] = j, cells[j, 0]
+        total += cells[j, 1]
         kinds += 1
+        j = cells[j, 2]
+    place[3] = kinds
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _gather_notes(m, line, place, cell):
+    """Likewise, of a relative line; notes that the alphabet lacks do not count."""
+    total, kinds, j = 0, 0, line[1]
+    while j != 0:
+        symbol = at_distance(m, m.cells[j, 0])
+        if symbol >= 0:
+            cell[kinds, 0], cell[kinds, 1] = j, symbol
+            total += m.cells[j, 1]
+            kinds += 1
         j = m.cells[j, 2]
-    state = _state(total, kinds)
-    votes.place[k, 2], votes.place[k, 3] = state, kinds
+    place[3] = kinds
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _hear(cells, gains, often, bias, votes, k, total, weight, whole, scale):
+    """Add the votes of one line; returns the share of the back-off that it leaves to others.
+
+    ``scale`` is what longer ones left, 0 of a line that has no part in the back-off.
+    """
+    cell, vote, kinds = votes.cell[k], votes.vote[k], votes.place[k, 3]
     left = _DISCOUNT * kinds / total
-    latest = m.last[0] % LATEST
-    weight = m.by_state[k, state, 0] + m.by_depth[k, votes.ready[KNOWN]] + m.by_latest[k, latest]
     for i in range(kinds):
         j, symbol = cell[i, 0], cell[i, 1]
-        _take(m, votes, symbol, whole)
-        count = m.cells[j, 1]
+        _take(often, votes, symbol, whole)
+        count = cells[j, 1]
         more = (count - _DISCOUNT) / total
-        if k < depth:
+        if scale > 0:
             lower = votes.chain[symbol] * scale
             votes.chain[symbol] += more / (left * scale)
         else:
             lower = votes.base[symbol]
         vote[i] = math.log(1 + more / (left * lower))
-        votes.score[symbol] += (
-            weight * vote[i] + m.gains[j] + m.by_state[k, state, 1 + min(count, COUNTS)]
-        )
+        votes.score[symbol] += weight * vote[i] + gains[j] + bias[1 + min(count, COUNTS)]
         if i == 0:
-            votes.score[symbol] += m.by_state[k, state, 1]
-    return left * scale if k < depth else scale
+            votes.score[symbol] += bias[1]
+    return left * scale
 
 
 @njit(cache=True, nogil=True)
@@ -216,16 +166,30 @@ def vote(m, votes):
     votes.ready[READY], votes.ready[FOUND], votes.ready[MATCHED] = 1, 0, -1
     votes.ready[NUMBER] += 1
     whole = m.at[CLOCK] + _PRIOR * len(m.often)
-    _take(m, votes, m.at[COMMON], whole)
+    _take(m.often, votes, m.at[COMMON], whole)
+    depth, known, latest = _depth(m), votes.ready[KNOWN], m.last[0] % LATEST
     scale = 1.0
     for k in range(len(votes.place)):
-        votes.place[k, 3] = 0
-        if m.lines[votes.place[k, 0], 0] != 0:
-            scale = _hear(m, votes, k, whole, scale)
+        line, place = m.lines[votes.place[k, 0]], votes.place[k]
+        place[3] = 0
+        if line[0] == 0:
+            continue
+        if k < depth + OTHERS:
+            total = _gather(m.cells, line, place, votes.cell[k])
+        else:
+            total = _gather_notes(m, line, place, votes.cell[k])
+        if total == 0:
+            continue
+        place[2] = _state(total, place[3])
+        bias = m.by_state[k, place[2]]
+        weight = bias[0] + m.by_depth[k, known] + m.by_latest[k, latest]
+        left = scale if k < depth else 0.0
+        left = _hear(m.cells, m.gains, m.often, bias, votes, k, total, weight, whole, left)
+        scale = left if k < depth else scale
     length = m.at[LENGTH]
     if length > 0:
         symbol = m.history[m.at[MATCH] & (len(m.history) - 1)]
-        _take(m, votes, symbol, whole)
+        _take(m.often, votes, symbol, whole)
         state = length if length < 16 else min(16 + (length - 16) // 8, MATCHES - 1)
         votes.ready[MATCHED] = state
         votes.score[symbol] += m.by_match[state]
@@ -345,12 +309,12 @@ def _teach(m, votes, symbol):
 
 
 @njit(cache=True, nogil=True)
-def _count(m, votes, k, symbol):
+def _count(at, lines, cells, gains, place, symbol):
     """Count a symbol in one line, which is made if need be; whether it had been met there."""
-    at, check = m.at, votes.place[k, 1]
-    line = m.lines[votes.place[k, 0]]
+    check = place[1]
+    line = lines[place[0]]
     if line[0] != check:  # one that was just made may have taken the place
-        line = m.lines[find_line(m.lines, check)]
+        line = lines[find_line(lines, check)]
     if line[0] == 0:
         if at[CLOSED]:
             return False
@@ -359,8 +323,8 @@ def _count(m, votes, k, symbol):
     at[STAMP] += 1
     line[2] = at[STAMP]
     j, before, earlier, kinds = line[1], 0, 0, 0
-    while j != 0 and m.cells[j, 0] != symbol:
-        before, earlier, j = j, before, m.cells[j, 2]
+    while j != 0 and cells[j, 0] != symbol:
+        before, earlier, j = j, before, cells[j, 2]
         kinds += 1
     known = j != 0
     if not known:
@@ -371,12 +335,12 @@ def _count(m, votes, k, symbol):
         else:
             at[CELLS] += 1
             j, before = at[CELLS], 0
-            m.cells[j, 2] = line[1]
+            cells[j, 2] = line[1]
             line[1] = j
-        m.cells[j, 0], m.cells[j, 1], m.gains[j] = symbol, 0, 0
-    m.cells[j, 1] += 1
+        cells[j, 0], cells[j, 1], gains[j] = symbol, 0, 0
+    cells[j, 1] += 1
     if before != 0:
-        m.cells[before, 2], m.cells[j, 2], line[1] = m.cells[j, 2], line[1], j
+        cells[before, 2], cells[j, 2], line[1] = cells[j, 2], line[1], j
     return known
 
 
@@ -389,12 +353,14 @@ def store(m, votes, symbol):
     """
     vote(m, votes)
     _teach(m, votes, symbol)
-    depth = len(votes.place) - OTHERS
+    depth = _depth(m)
     for k in range(min(votes.ready[KNOWN], depth - 1), -1, -1):
-        if _count(m, votes, k, symbol):
+        if _count(m.at, m.lines, m.cells, m.gains, votes.place[k], symbol):
             break
-    for k in range(depth, len(votes.place)):
-        _count(m, votes, k, symbol)
+    for k in range(depth, depth + OTHERS):
+        _count(m.at, m.lines, m.cells, m.gains, votes.place[k], symbol)
+    for k in range(depth + OTHERS, len(votes.place)):
+        _count(m.at, m.lines, m.cells, m.gains, votes.place[k], distance(m, symbol))
     m.often[symbol] += 1
     other = symbol
     if m.often[symbol] > m.often[m.at[COMMON]]:
@@ -416,10 +382,12 @@ def advance(m, votes, symbol):
     at[STORED] = 0
     m.last[1:] = m.last[:-1].copy()
     m.last[0] = symbol
+    if len(m.notes) > 0:
+        hear(m, symbol)
     if symbol == at[COMMON]:
         m.spans[1], m.spans[0] = m.spans[0], np.uint64(0)
     else:
-        m.spans[0] = _mix(m.spans[0], symbol)
+        m.spans[0] = mix(m.spans[0], symbol)
     if at[LENGTH] > 0 and m.history[at[MATCH] & (size - 1)] == symbol:
         at[LENGTH] = min(at[LENGTH] + 1, LONGEST)
         at[MATCH] += 1
@@ -431,7 +399,7 @@ def advance(m, votes, symbol):
         return
     h = m.seed[0]
     for i in range(KEY):
-        h = _mix(h, m.last[i])
+        h = mix(h, m.last[i])
     slot = np.int64(h >> np.uint64(24)) & (len(m.recent) - 1)
     found = m.recent[slot]
     if at[LENGTH] == 0 and max(0, at[CLOCK] - size) < found < at[CLOCK]:
@@ -447,7 +415,7 @@ def find_places(m):
     for position in range(max(0, m.at[CLOCK] - size) + KEY, m.at[CLOCK] + 1):
         h = m.seed[0]
         for i in range(KEY):
-            h = _mix(h, m.history[(position - 1 - i) & (size - 1)])
+            h = mix(h, m.history[(position - 1 - i) & (size - 1)])
         m.recent[np.int64(h >> np.uint64(24)) & (len(m.recent) - 1)] = position
 
 
@@ -508,53 +476,3 @@ def stream(m, votes, ids, learn, guess, match, margin, chance):
             store(m, votes, ids[n])
         advance(m, votes, ids[n])
     return len(ids)
-
-
-@njit(cache=True, nogil=True)
-def pack(m, places, checks, sizes, symbols, counts, gains):
-    """The lines at ``places`` one after another, without what a list needs."""
-    n = 0
-    for i in range(len(places)):
-        line = m.lines[places[i]]
-        checks[i], j, first = line[0], line[1], n
-        while j != 0:
-            symbols[n], counts[n], gains[n] = m.cells[j, 0], m.cells[j, 1], m.gains[j]
-            n += 1
-            j = m.cells[j, 2]
-        sizes[i] = n - first
-    return n
-
-
-@njit(cache=True, nogil=True)
-def unpack(m, checks, sizes, symbols, counts, gains):
-    """Fill empty lines and cells with what :func:`pack` made; the last line fired last."""
-    n = 0
-    for i in range(len(checks)):
-        line = m.lines[find_line(m.lines, checks[i])]
-        line[0], line[1], line[2] = checks[i], n + 1, i + 1
-        for k in range(sizes[i]):
-            n += 1
-            m.cells[n, 0], m.cells[n, 1] = symbols[n - 1], counts[n - 1]
-            m.cells[n, 2] = n + 1 if k + 1 < sizes[i] else 0
-            m.gains[n] = gains[n - 1]
-    m.at[CELLS], m.at[LINES], m.at[STAMP] = n, len(checks), len(checks)
-
-
-@njit(cache=True, nogil=True)
-def move_lines(old, new):
-    """Put all lines into a larger table."""
-    for i in range(len(old)):
-        if old[i, 0] != 0:
-            new[find_line(new, old[i, 0])] = old[i]
-
-
-@njit(cache=True, nogil=True)
-def count_cells(m, places):
-    """How many cells the lines at ``places`` have."""
-    n = 0
-    for i in range(len(places)):
-        j = m.lines[places[i], 1]
-        while j != 0:
-            n += 1
-            j = m.cells[j, 2]
-    return n
