@@ -153,7 +153,9 @@ class MixedMemory:
         if self._context.notes:
             self._notes.add(new)
             if len(self._notes.rows) != symbols:
-                raise InputError("resize needs the new symbols of a memory of notes. Pass them.")
+                raise InputError(
+                    f"resize needs the new symbols of a memory of notes, got {len(new)}. Pass them."
+                )
         self._mixture = self._mixture._replace(
             often=room.pop("often"), notes=self._notes.rows, index=self._notes.index
         )
