@@ -66,7 +66,7 @@ def ports() -> Table:
         f"{share(numbers['accuracy, SST-2 dev, port, T=6'])}",
     ))  # fmt: skip
     story = "stories260K on TinyStories"
-    was, now = (row("stories", story, key) for key in ("float32", "signed-digit T=8"))
+    was, now = (row("stories", story, key) for key in ("float32", "signed-digit, T=8"))
     rows.append((
         "stories260K: nats a token, lower is better", "8, 16 bits",
         short(now["error"]), None, None,
@@ -100,7 +100,7 @@ def errors() -> Table:
         cells = row("masked-lm", "Tokens of reactions", f"{kind}, 8")
         kept.append((float(cells["error"]), "name masked tokens", "BERT of reactions",
                      f"{cells['same token']} of the tokens are float's"))  # fmt: skip
-    for key in ("signed-digit T=8",):
+    for key in ("signed-digit, T=8",):
         cells = row("stories", "stories260K on TinyStories", key)
         kept.append((float(cells["error"]), "write the next token", "stories260K",
                      f"{share(float(cells['same arg-max']))} of the tokens are float's; "
