@@ -292,3 +292,14 @@ def test_a_report_survives_a_file_of_another_version(tmp_path):
     with pytest.raises(InputError, match=r"from_json needs 'provenance', got none"):
         stored(path)
     assert issubclass(StudyReport, object)
+
+
+@needs_repository
+def test_tunes_are_read_by_collection_without_what_is_damaged(tmp_path):
+    folk_tunes = importlib.import_module("benchmarks.streams").folk_tunes
+    for name, tune in (("a/1.abc", "CDE"), ("a/2.abc", "=20"), ("a/3.abc", "F"), ("b/1.abc", "G")):
+        (tmp_path / "tunes" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tunes" / name).write_text(f"X:1\nL:1/4\nK:C\n{tune}\n")
+    found = folk_tunes(tmp_path)
+    assert found == {"a, notes": ["60/24", "62/24", "64/24", "65/24"], "b, notes": ["67/24"]}
+    assert folk_tunes(None) == {}
