@@ -88,6 +88,32 @@ def test_what_collections_of_tunes_write(tmp_path, bars, expected):
     assert read_abc(written(tmp_path, text)) == [expected]
 
 
+def test_what_lies_over_a_bar_ends_with_its_voice(tmp_path):
+    text = "X:1\nL:1/8\nK:C\nV:1\nC2 & E2\nV:2\nG2 A2|B2\n"
+    assert read_abc(written(tmp_path, text)) == [["60/24"], ["67/24", "69/24", "71/24"]]
+
+
+def test_lengths_before_the_first_tune_are_those_of_all(tmp_path):
+    text = "L:1/16\nM:3/4\n\nX:1\nK:C\nC2|\n\nX: marks the spot\n\nX:2\nL:1/4\nK:C\nD|\n"
+    assert read_abc(written(tmp_path, text)) == [["60/12"], ["62/24"]]
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["K:C\nC2|\nThe end of side two\n", "K:C\nC2 Fine D2|\n", "CDEF|\nK:C\nG2|\n", "CDEF|\n",
+     "K:C\nC1/2/3|\n", "K:C\n[" + 30 * "C))" + "|\n", "K:C\n" + '[' + 40 * '"' + "|\n"],
+)  # fmt: skip
+def test_what_may_be_no_music_is_refused_with_its_line(tmp_path, body):
+    with pytest.raises(InputError, match=r"read_abc needs .* in line \d"):
+        read_abc(written(tmp_path, f"X:1\nL:1/8\n{body}"))
+
+
+def test_a_length_has_six_digits_at_most(tmp_path):
+    (tune,) = read_abc(written(tmp_path, "X:1\nL:1/4\nK:C\nC z50000 D90000000\n"))
+    assert tune == ["60/24", "rest/999999", "62/999999"]
+    assert all(chord_of(note)[1] for note in tune)
+
+
 def test_voices_are_melodies_of_their_own(tmp_path):
     text = "X:1\nL:1/4\nK:C\nV:1\nCD\nV:2\nE2\n[V:1]E\n"
     assert read_abc(written(tmp_path, text)) == [["60/24", "62/24", "64/24"], ["64/48"]]

@@ -123,7 +123,22 @@ def test_a_full_store_goes_on(when_full, tmp_path):
     )
 
 
-@pytest.mark.parametrize("symbol", ["x", "128", "60-", "60/x", "-5", (60, 64), 1.5, -1, 200])
+@pytest.mark.parametrize(
+    "symbol",
+    [
+        "x",
+        "128",
+        "60-",
+        "60/x",
+        "-5",
+        (60, 64),
+        1.5,
+        -1,
+        200,
+        True,
+        pytest.param(10**5000, id="large"),
+    ],
+)
 def test_what_is_no_note_is_refused_and_nothing_is_learned(symbol):
     one, other = machine(), machine()
     for each in (one, other):
@@ -160,6 +175,11 @@ def test_cleared_a_memory_keeps_its_notes():
 def test_a_memory_of_notes_needs_the_symbols():
     with pytest.raises(InputError, match="resize needs the new symbols"):
         machine(["60"]).memory.resize(2)
+    one = machine(["60"])
+    with pytest.raises(InputError, match="resize needs the new symbols .*, got 1"):
+        one.memory.resize(3, ["62"])
+    one.learn("64")  # goes on
+    assert one.symbols == ["60", "64"]
 
 
 def test_tables_grow_past_their_room():

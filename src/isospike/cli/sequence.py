@@ -197,7 +197,10 @@ def _machine(
                 f"learn needs no --context, --depth, --synapses or --when-full for the machine in "
                 f"{path}, got some. Leave them out, or name another --out."
             )
-        return SequenceMachine.load(path)
+        machine = SequenceMachine.load(path)
+        if music and getattr(machine.settings.context, "notes", True) is False:
+            note("note", "the machine counts no intervals: an older one, or not of music.")
+        return machine
     kind = CONTEXTS.get("mixed" if context is None else context)
     if kind is None:
         raise InputError(

@@ -12,7 +12,6 @@ from isospike.report.reading import read_file
 
 _DRUMS = 9  # channel of percussion, whose numbers are no pitches
 _SHORT = 3  # shorter gaps between notes are the player's, not rests
-_LONGEST = 10**6  # units of a rest
 _VELOCITY = 80
 
 
@@ -95,7 +94,7 @@ def _symbols(notes: list[tuple[int, int, int]]) -> list[str]:
             end = then
         out.append(note_symbol(tuple(sorted(pitches)), end - start))
         if then is not None and then > end:
-            out.append(note_symbol((), min(then - end, _LONGEST)))
+            out.append(note_symbol((), then - end))
     return out
 
 

@@ -8,7 +8,10 @@ from isospike.errors import InputError
 QUARTER = 24
 """Units of a quarter note's length: a sixteenth is 6, a triplet's eighth 8."""
 
-_NOTE = re.compile(r"(rest|\d{1,3}(?:-\d{1,3})*)(?:/(\d{1,6}))?")
+MOST_LENGTH = 999_999
+"""Of a note, longer than any piece."""
+
+_NOTE = re.compile(r"(rest|\d{1,3}(?:-\d{1,3})*)(?:/(\d{1,6}))?", re.ASCII)
 
 
 def note_symbol(notes: tuple[int, ...], length: int) -> str:
@@ -16,7 +19,7 @@ def note_symbol(notes: tuple[int, ...], length: int) -> str:
 
     Args:
         notes: MIDI numbers, low to high; none for a rest.
-        length: In 24ths of a quarter note; at least 1 is written.
+        length: In 24ths of a quarter note; at least 1 and at most 999,999 is written.
 
     Returns:
         One word.
@@ -24,7 +27,7 @@ def note_symbol(notes: tuple[int, ...], length: int) -> str:
     >>> note_symbol((60, 64), 24), note_symbol((), 12)
     ('60-64/24', 'rest/12')
     """
-    return f"{chord_symbol(list(notes))}/{max(1, length)}"
+    return f"{chord_symbol(list(notes))}/{min(max(1, length), MOST_LENGTH)}"
 
 
 def chord_of(symbol: str) -> tuple[tuple[int, ...], int]:

@@ -63,7 +63,7 @@ class MixedMemory:
             by_depth=np.zeros((kinds, context.depth + 1), np.float32),
             by_latest=np.zeros((kinds, mixture.LATEST), np.float32),
             by_match=np.full(mixture.MATCHES, 0.5, np.float32), notes=self._notes.rows,
-            index=self._notes.index, tone=np.array([MIDDLE, 0]), classes=np.zeros(12),
+            index=self._notes.index, tone=np.array([MIDDLE, 0], np.int64), classes=np.zeros(12),
         )  # fmt: skip
         widest = (kinds, mixture.WIDEST)
         self._votes = mixture.Votes(
@@ -151,11 +151,11 @@ class MixedMemory:
             self._room["often"][: len(self._mixture.often)] = self._mixture.often
         room = {name: array[:symbols] for name, array in self._room.items()}
         if self._context.notes:
-            self._notes.add(new)
-            if len(self._notes.rows) != symbols:
+            if len(self._notes.rows) + len(new) != symbols:
                 raise InputError(
                     f"resize needs the new symbols of a memory of notes, got {len(new)}. Pass them."
                 )
+            self._notes.add(new)
         self._mixture = self._mixture._replace(
             often=room.pop("often"), notes=self._notes.rows, index=self._notes.index
         )

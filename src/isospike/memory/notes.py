@@ -5,10 +5,12 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 
 from isospike.data.notes import chord_of
+from isospike.data.readers import MOST_NOTE
 from isospike.errors import InputError
 from isospike.kernels.machine.intervals import list_notes
 
 _LEAST = 256  # rows, a power of two
+_NUMBERS = frozenset(range(MOST_NOTE + 1))
 Shape = tuple[tuple[int, ...], int]
 """Intervals over the lowest pitch, and a length."""
 
@@ -18,7 +20,8 @@ class Notes:
 
     A symbol is a note or a chord with its length (:func:`isospike.data.notes.chord_of`). Its shape
     is its length and the intervals of its pitches over the lowest one: a chord in another key has
-    the same shape.
+    the same shape. Of two names of one chord, such as ``60`` and ``60/24``, the first one stands
+    for both.
 
     Attributes:
         rows: Lowest and highest pitch, -1 of a rest, the number of the shape, and the classes of
@@ -54,17 +57,18 @@ class Notes:
 
     def _row(self, symbol: Hashable, fresh: dict[Shape, int]) -> tuple[int, int, int, int]:
         """The row of a symbol, whose shape may be a fresh one."""
-        if not isinstance(symbol, str | int):
+        if type(symbol) is not str and symbol not in _NUMBERS:
+            large = type(symbol) is int and abs(symbol) > 10**6
             raise InputError(
-                f"a tune needs notes such as 60 or 60-64/12, got {symbol!r}. Learn it without "
-                "notes=True."
+                "a tune needs notes such as 60 or 60-64/12, got "
+                f"{'a larger number' if large else repr(symbol)[:40]}. MIDI has 0 to {MOST_NOTE}."
             )
         written, length = chord_of(str(symbol))
         pitches = sorted(set(written))
         shape = tuple(pitch - pitches[0] for pitch in pitches), length
-        number = self._shapes.get(shape)
-        if number is None:
-            number = fresh.setdefault(shape, len(self._shapes) + len(fresh))
+        place = self._shapes.get(shape)
+        if place is None:
+            place = fresh.setdefault(shape, len(self._shapes) + len(fresh))
         if not pitches:
-            return -1, -1, number, 0
-        return pitches[0], pitches[-1], number, sum({1 << pitch % 12 for pitch in pitches})
+            return -1, -1, place, 0
+        return pitches[0], pitches[-1], place, sum({1 << pitch % 12 for pitch in pitches})

@@ -108,7 +108,8 @@ def list_notes(notes, index, first):
 def hear(m, symbol):
     """Note the pitch of a symbol that came, and find the key.
 
-    The key is that of the major scale, or of its relative minor, whose pitches occurred most.
+    The key is that of the major scale, or of its relative minor, whose pitches occurred most; of
+    equal ones the lowest from C.
     """
     note = m.notes[symbol]
     if note[LOWEST] < 0:
