@@ -48,7 +48,7 @@ def test_by_hand_one_symbol_is_half_a_count_and_one():
     one.reset_context()
     # Unigram: (1 + 1/2) / (1 + 2/2) = 3/4 for a. The line of the start counted a once: its vote is
     # v = log(1 + (1/4) / (3/4 * q)) with q the unigram, q the back-off for the next longer ones.
-    # Before a was learned nothing was known, so no weight has moved: 1 of the last symbols' line,
+    # Before a was learned nothing was known, so no weight has moved: 1/2 of the last symbols' line,
     # .1 of the six others, three of which the start has in common with the longer ones.
     guess = one.predict()
     assert guess.symbol == "a"
@@ -262,6 +262,14 @@ def test_a_store_has_no_more_cells_than_the_power_of_two_below():
     one.learn_sequence(PROSE[:8000])
     assert one.full
     assert 3500 < one.synapses < 4096
+
+
+def test_a_random_sequence_learned_once_is_known():
+    sequence = np.random.default_rng(0).integers(0, 15, 1000).tolist()
+    one = machine(range(15))
+    one.learn_sequence(sequence)
+    one.reset_context()
+    assert one.follow_sequence(sequence).mean() > 0.97
 
 
 def test_a_line_with_the_largest_hash_is_found_again(tmp_path):

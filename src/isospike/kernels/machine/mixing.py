@@ -284,7 +284,7 @@ def _before(p, symbol, q, other):
 @njit(cache=True, nogil=True)
 def _teach(m, votes, symbol):
     """Move all weights towards what would have given the symbol more probability."""
-    rate = max(0.002, 0.02 / (1 + 0.0005 * m.at[CLOCK]))
+    rate = max(0.002, 0.01 / (1 + 0.0002 * m.at[CLOCK]))
     latest, known = m.last[0] % LATEST, votes.ready[KNOWN]
     for k in range(len(votes.place)):
         state, kinds = votes.place[k, 2], votes.place[k, 3]
