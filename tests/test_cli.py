@@ -4,6 +4,7 @@ import errno
 import inspect
 import subprocess
 import sys
+import threading
 
 import pytest
 from folders import (
@@ -122,3 +123,18 @@ def test_an_error_of_the_system_says_what_to_do():
     assert emit.explain(MemoryError(), emit.Words(name="order", smaller="table")) == (
         "order needs more memory than there is, got none. Use a smaller table."
     )
+
+
+@pytest.mark.parametrize(
+    ("quiet", "first", "after", "said"),
+    [(False, True, 0.01, True), (True, True, 0.01, False), (False, False, 0.01, False),
+     (False, True, 60.0, False)],
+)  # fmt: skip
+def test_a_long_first_use_says_that_it_compiles(capsys, quiet, first, after, said):
+    token = emit._QUIET.set(quiet)
+    with emit.compiling(first, after):
+        for thread in threading.enumerate():
+            if isinstance(thread, threading.Timer) and thread.interval == 0.01:
+                thread.join()
+    emit._QUIET.reset(token)
+    assert ("once on this machine" in capsys.readouterr().err) == said

@@ -7,11 +7,12 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,27 @@ def note(kind: str, message: str, link: Path | None = None) -> None:
     """A line on stderr that ``--quiet`` leaves out."""
     if not _QUIET.get():
         say(kind, message, link)
+
+
+@contextlib.contextmanager
+def compiling(first: bool = True, after: float = 3.0) -> Iterator[None]:
+    """Say that loops are compiled, if the first use of them on this machine takes long.
+
+    Args:
+        first: Whether this is the first use in this process.
+        after: Seconds to wait before that.
+    """
+    if not first:
+        yield
+        return
+    words = "compiling what will be fast from now on, once on this machine: half a minute."
+    timer = threading.Timer(after, copy_context().run, (note, "note", words))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def say(kind: str, message: str, link: Path | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from isospike import progress
 from isospike.cli.app import command
-from isospike.cli.emit import Outcome, note
+from isospike.cli.emit import Outcome, compiling, note
 from isospike.errors import InputError, RangeError
 from isospike.report.disk import held
 from isospike.report.files import check_file, write_file
@@ -245,7 +245,8 @@ def _learn(machine: Any, sequences: list[list[str]]) -> tuple[float, float]:
         ngram.reset_context()
         for start in range(0, len(sequence), CHUNK):
             part = sequence[start : start + CHUNK]
-            right += int(machine.learn_sequence(part).sum())
+            with compiling(done == 0):
+                right += int(machine.learn_sequence(part).sum())
             right_ngram += sum(ngram.learn_sequence(part))
             done += len(part)
             progress.update("learn", done, total)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from isospike.cli.app import command
-from isospike.cli.emit import Outcome, note
+from isospike.cli.emit import Outcome, compiling, note
 from isospike.cli.sequence import alone
 from isospike.errors import InputError, RangeError
 from isospike.report.files import check_destination, check_file
@@ -143,14 +143,16 @@ def _watch(
         if model is not None:
             stack.enter_context(alone(model, "watch"))
         watcher = make()
-        saved, trace = watcher.count, Trace(unit, watcher.count)
+        begun = saved = watcher.count
+        trace = Trace(unit, begun)
         try:
             # A pipe waits for its next value; numbers of a file are taken faster side by side.
             most = 1 if file == "-" or unit != "number" else MOST_AT_ONCE
             for run in _runs(_symbols(file, unit, clock), most if model is None else every, most):
                 symbols, hours, texts = zip(*run, strict=True)
                 first = watcher.count
-                moments = watcher.take_all(symbols, hours if clock else None)
+                with compiling(first == begun):
+                    moments = watcher.take_all(symbols, hours if clock else None)
                 for count, (moment, symbol, shown) in enumerate(
                     zip(moments, symbols, texts, strict=True), first + 1
                 ):
