@@ -203,7 +203,8 @@ class Mixed:
     Attributes:
         depth: Symbols of the longest context, from 1 to 24.
         synapses: Cells that the store may come to have, at least 4096; rounded down to a power of
-            two. A character of English prose takes about two, more at first.
+            two. A character of English prose takes about two, a note with ``notes`` about seven,
+            more at first.
         when_full: What happens then: ``keep`` what is known and learn nothing new, ``grow`` beyond,
             or ``forget`` the half of the contexts that was used longest ago.
         notes: Whether symbols are notes or chords, such as ``60``, ``60-64-67/12`` or ``rest``, as

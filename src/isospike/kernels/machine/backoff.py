@@ -10,12 +10,9 @@ import numpy as np
 from numba import njit
 
 from isospike.kernels.machine.handle import parts
+from isospike.kernels.machine.hashing import mix
 from isospike.kernels.machine.locations import largest
 from isospike.kernels.machine.stream import note
-
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-_SHIFT = np.uint64(29)
-_ONE = np.uint64(1)
 
 _DISCOUNT = 0.75  # taken off every count
 
@@ -40,17 +37,11 @@ class Sketch(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def _mix(h, value):
-    h = (h ^ (np.uint64(value) + _ONE)) * _MIX
-    return h ^ (h >> _SHIFT)
-
-
-@njit(cache=True, nogil=True)
 def _context(sketch, length):
     """Hash of the last ``length`` symbols."""
-    h = _mix(sketch.seed[0], length)
+    h = mix(sketch.seed[0], length)
     for i in range(length):
-        h = _mix(h, sketch.history[i])
+        h = mix(h, sketch.history[i])
     return h
 
 
@@ -86,7 +77,7 @@ def score(sketch, scores):
         most = total - (kinds - 1)
         scores *= _DISCOUNT * kinds / total
         for s in range(len(scores)):
-            count = _least(sketch.counts, _mix(h, s))
+            count = _least(sketch.counts, mix(h, s))
             if count > 0:
                 scores[s] += (min(count, most) - _DISCOUNT) / total
 
@@ -96,7 +87,7 @@ def store(sketch, symbol):
     """Count ``symbol`` from the longest context down to the first that has met it."""
     for length in range(sketch.filled[0], -1, -1):
         h = _context(sketch, length)
-        counter = _mix(h, symbol)
+        counter = mix(h, symbol)
         total = _least(sketch.totals, h)
         # What a new context seems to have counted belongs to others.
         count = _least(sketch.counts, counter) if total > 0 else 0.0

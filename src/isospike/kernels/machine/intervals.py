@@ -8,7 +8,7 @@ latest notes; for the votes that is again the symbol that lies there.
 import numpy as np
 from numba import njit
 
-from isospike.kernels.machine.mixture import mix
+from isospike.kernels.machine.hashing import SPREAD, mix
 
 RELATIVE = 5  # kinds of relative contexts
 LOWEST, HIGHEST, SHAPE, CLASSES = range(4)  # columns of ``Mixture.notes``
@@ -17,7 +17,6 @@ MIDDLE = 60  # the latest pitch before there was one
 _WIDTH = 256  # distances told apart
 _FADE = 0.97  # what a note leaves of how often the classes of pitches occurred
 _SCALE = np.array([0, 2, 4, 5, 7, 9, 11])
-_SPREAD = np.uint64(2654435769)
 
 
 @njit(cache=True, nogil=True)
@@ -89,7 +88,7 @@ def find_note(notes, index, shape, lowest):
 
 @njit(cache=True, nogil=True)
 def _slot(index, shape, lowest):
-    return np.int64((np.uint64(shape * _WIDTH + lowest + 1) * _SPREAD) & np.uint64(len(index) - 1))
+    return np.int64((np.uint64(shape * _WIDTH + lowest + 1) * SPREAD) & np.uint64(len(index) - 1))
 
 
 @njit(cache=True, nogil=True)

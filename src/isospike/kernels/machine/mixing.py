@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 
 from isospike.kernels.machine.handle import parts
+from isospike.kernels.machine.hashing import mix
 from isospike.kernels.machine.intervals import at_distance, distance, hear, relate
 from isospike.kernels.machine.mixture import (
     CELLS,
@@ -38,7 +39,6 @@ from isospike.kernels.machine.mixture import (
     STORED,
     WIDEST,
     find_line,
-    mix,
 )
 
 _DISCOUNT = 0.75  # taken off every count

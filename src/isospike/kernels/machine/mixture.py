@@ -8,10 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-_SHIFT = np.uint64(29)
-_ONE = np.uint64(1)
-_SPREAD = np.uint64(2654435769)
+from isospike.kernels.machine.hashing import SPREAD
 
 OTHERS = 6  # kinds of context besides the last 1, 2, .. depth symbols
 STATES = 40  # of a line: how much it has counted, and how many different symbols
@@ -109,17 +106,10 @@ READY, KNOWN, FOUND, MATCHED, NUMBER, SECOND = range(6)
 
 
 @njit(cache=True, nogil=True)
-def mix(h, value):
-    """A hash of a hash and a number."""
-    h = (h ^ (np.uint64(value) + _ONE)) * _MIX
-    return h ^ (h >> _SHIFT)
-
-
-@njit(cache=True, nogil=True)
 def find_line(lines, check):
     """Where the line of a hash is, or would be."""
     last = np.uint64(len(lines) - 1)
-    i = np.int64((np.uint64(check) * _SPREAD) & last)
+    i = np.int64((np.uint64(check) * SPREAD) & last)
     while lines[i, 0] != 0 and lines[i, 0] != check:
         i = (i + 1) & np.int64(last)
     return i
