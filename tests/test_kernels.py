@@ -92,8 +92,8 @@ def test_stepped_products_in_bytes_equal_the_integer_product(
     # Small enough together that float32 counts exactly.
     weight = weight >> int(torch.randint(0, 16, (), generator=draw)) >> 6
     step = torch.exp2(torch.randint(-20, 3, (outputs, 1), generator=draw).float())
-    if not can_pack(weight.float()):
-        pytest.skip("this build of torch has no eight-bit product")
+    if not largest_spike():
+        pytest.skip("no eight-bit product is worth it here")
     code = codes.code(name, steps)
     integers = random_integers(code, (rows, channels), seed)
     trains = pack_trains(code, integers)
@@ -128,15 +128,21 @@ def test_a_machine_counts_bytes_up_to_its_largest_spike():
     assert largest in (0, MAX_PAIRED_SPIKE, 255)
     weight = torch.randint(-MAX_WEIGHT, MAX_WEIGHT, (6, 33)).float()
     weight[0], weight[1] = 127, -128
-    assert can_pack(weight) == (largest > 0)
+    assert can_pack(weight, 1) == (largest > 0)
+    assert can_pack(weight, 2) == (largest > MAX_PAIRED_SPIKE), "where a plane is soon multiplied"
     if not largest:
-        pytest.skip("this build of torch has no eight-bit product")
+        pytest.skip("no eight-bit product is worth it here")
     spikes = torch.full((5, 33), largest, dtype=torch.uint8)
     out = torch.zeros(5, 6)
     add_product(out, spikes, pack_float32(weight))
     torch.testing.assert_close(
         out.double(), spikes.double() @ weight.double().t(), rtol=1e-6, atol=0
     )
+
+
+def test_with_avx2_alone_no_product_of_bytes_is_taken(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert largest_spike.__wrapped__() in (0, 255), "it would take longer than float32's"
 
 
 @pytest.mark.parametrize("missing", [AttributeError, RuntimeError])
@@ -147,7 +153,7 @@ def test_a_machine_without_the_eight_bit_product_packs_nothing(monkeypatch, miss
     monkeypatch.setattr(int8, "add_product", product)
     assert largest_spike.__wrapped__() == 0
     monkeypatch.setattr(int8, "largest_spike", lambda: 0)
-    assert not can_pack(torch.zeros(2, 2))
+    assert not can_pack(torch.zeros(2, 2), 1)
 
 
 def test_the_compiler_is_imported_when_it_is_first_needed():

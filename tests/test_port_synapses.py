@@ -9,6 +9,7 @@ from torch import nn
 import isospike
 from isospike.energy import INT8_45NM, Counts, estimate_energy, memory_moved_bytes
 from isospike.errors import InputError, RangeError
+from isospike.kernels.product import int8
 from isospike.porting import product
 from isospike.porting.equal_bits import EqualBits
 from isospike.porting.ported import Ported
@@ -82,6 +83,7 @@ def test_eight_bits_in_products_of_bytes_give_the_bits_of_float32(model, code, p
         wanted = port(**batch)
         assert set(reads) == {torch.float32}
         reads.clear()
+        monkeypatch.setattr(int8, "largest_spike", lambda: int8.MAX_PAIRED_SPIKE)
         monkeypatch.setattr(product, "byte_passes", lambda span: passes)
         assert torch.equal(port(**batch), wanted)
         assert set(reads) == {torch.uint8 if passes == 1 else torch.int16}

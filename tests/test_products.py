@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from isospike import products
 from isospike.errors import RangeError, ShapeError, UnsupportedError
 from isospike.kernels.product import int8
+from isospike.kernels.runtime import precision as unit_of
 from isospike.products import (
     pack_spikes,
     spike_attention,
@@ -81,7 +82,6 @@ def test_sums_of_spikes_are_as_exact():
 def test_counts_are_exact_whatever_the_eight_bit_unit_holds(monkeypatch, largest):
     if largest > int8.largest_spike():
         pytest.skip("this machine has no such unit")
-    monkeypatch.setattr(products, "largest_spike", lambda: largest)
     monkeypatch.setattr(int8, "largest_spike", lambda: largest)
     weight = torch.randint(-128, 128, (5, 40), generator=draw(1)).float()
     weight[0], weight[1] = 127, -128
@@ -92,13 +92,15 @@ def test_counts_are_exact_whatever_the_eight_bit_unit_holds(monkeypatch, largest
 
 
 def test_without_an_eight_bit_unit_the_product_is_torchs(monkeypatch):
-    monkeypatch.setattr(products, "can_pack", lambda weight: False)
+    monkeypatch.setattr(products, "can_pack", lambda weight, planes: False)
     s, weight = random_spikes((9, 40), 0), torch.randn(5, 40, generator=draw(1))
     assert torch.equal(spike_linear(s, weight), s.float() @ weight.t())
 
 
+@pytest.mark.parametrize("unit", [False, True])
 @pytest.mark.parametrize("dtype", TYPES)
-def test_the_fast_product_has_bfloat16_weights(dtype):
+def test_the_fast_product_has_bfloat16_weights(monkeypatch, dtype, unit):
+    monkeypatch.setattr(unit_of, "_HAS_BFLOAT16", unit)
     s = random_spikes((4, 6, 384), 0, 0.15)
     weight = torch.randn(96, 384, generator=draw(1))
     fast = spike_linear(s.to(dtype), weight, precision="fast")
@@ -253,7 +255,7 @@ def test_weights_that_are_not_finite_are_never_made_finite(value):
     weight[1, 2] = value
     s = torch.ones(1, 3)
     assert not spike_linear(s, weight, precision="fast")[0, 1].isfinite()
-    if products.can_pack(weight):
+    if products.can_pack(weight, 3):
         with pytest.raises(
             RangeError, match="needs finite weights, got 1 of 6 that are NaN or inf"
         ):

@@ -1,8 +1,9 @@
 """Products of binary spikes: zeros and ones are exact in eight bits and in bfloat16.
 
-``precision="exact"`` gives the float32 product; a CPU computes it in eight-bit arithmetic where it
-can (:mod:`isospike.kernels.product.int8`). ``precision="fast"`` takes bfloat16 weights and gives a
-bfloat16 result, with float32 sums inside; it is faster on a processor with a bfloat16 unit.
+``precision="exact"`` gives the float32 product; a CPU with a unit for it computes it in eight-bit
+arithmetic (:mod:`isospike.kernels.product.int8`). ``precision="fast"`` takes bfloat16 weights and
+gives a bfloat16 result, with float32 sums inside; it is faster on a processor with a bfloat16 unit,
+and as fast as float32 on others.
 """
 
 import math
@@ -15,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isospike.errors import RangeError, ShapeError, UnsupportedError
-from isospike.kernels.product.int8 import add_product, can_pack, largest_spike, pack_float32
+from isospike.kernels.product.int8 import FLOAT_PLANES, add_product, can_pack, pack_float32
 from isospike.kernels.runtime.buffers import empty_pooled
-from isospike.kernels.runtime.precision import in_float32
+from isospike.kernels.runtime.precision import has_bfloat16, in_float32, round_bfloat16
 from isospike.kernels.runtime.torch_ops import define
 from isospike.tensors import (
     check_devices,
@@ -244,6 +245,8 @@ def _autocast(device: torch.device) -> bool:
 def _multiply(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """``a @ b`` in this type, under autocast too."""
     with without_autocast(a.device):
+        if dtype == torch.bfloat16:
+            return (round_bfloat16(a) @ round_bfloat16(b)).to(dtype)
         return a.to(dtype) @ b.to(dtype)
 
 
@@ -273,33 +276,27 @@ def _rows(s: Tensor) -> Tensor:
 @in_float32
 def _run(s: Tensor, weight: Tensor, fast: bool, binary: bool) -> Tensor:
     shape, dtype = (*s.shape[:-1], len(weight)), torch.bfloat16 if fast else torch.float32
-    counts = _bytes(_rows(s)).contiguous()
+    counts, weight = _bytes(_rows(s)).contiguous(), weight.detach().contiguous()
     if binary:
         _check_binary(counts)
     out = empty_pooled(shape, dtype, s.device)
     flat = out.view(len(counts), len(weight))
     if not s.numel() or not weight.numel():
         flat.zero_()
+    elif fast and has_bfloat16(s.device):
+        torch.mm(counts.bfloat16(), weight.bfloat16().t(), out=flat)
     elif fast:
-        torch.mm(counts.bfloat16(), weight.detach().bfloat16().t(), out=flat)
-    elif can_pack(weight) and _fit(counts, s.dtype):
+        flat.copy_(_multiply(counts, weight.t(), dtype))
+    elif can_pack(weight, FLOAT_PLANES):
         add_product(flat.zero_(), counts, pack_float32(weight))
     else:
-        torch.mm(counts.float(), weight.detach().t(), out=flat)
+        torch.mm(counts.float(), weight.t(), out=flat)
     return out
 
 
 def _run_fake(s: Tensor, weight: Tensor, fast: bool, binary: bool) -> Tensor:
     dtype = torch.bfloat16 if fast else torch.float32
     return s.new_empty((*s.shape[:-1], len(weight)), dtype=dtype)
-
-
-def _fit(counts: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the eight-bit product of this machine counts so large bytes exactly."""
-    largest = largest_spike()
-    if largest == 255 or dtype == torch.bool:
-        return True
-    return int(counts.max()) <= largest
 
 
 def _bytes(s: Tensor) -> Tensor:

@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isospike.errors import UnsupportedError
-from isospike.kernels.product.int8 import BytePlanes, add_product, can_pack, pack_float32
+from isospike.kernels.product.int8 import (
+    FLOAT_PLANES,
+    BytePlanes,
+    add_product,
+    can_pack,
+    pack_float32,
+)
 from isospike.kernels.runtime.buffers import Purpose, workspace
 from isospike.kernels.runtime.precision import in_float32
 from isospike.models import spikformer
@@ -33,7 +39,7 @@ class FoldedSynapses(nn.Module):
         bias = b if conv.bias is None else b + a * conv.bias.detach()
         weight = conv.weight.detach() * a.view(-1, 1, 1, 1)
         rows = weight.permute(0, 2, 3, 1).flatten(1)  # as patches lie
-        packs = conv.groups == 1 and can_pack(rows)
+        packs = conv.groups == 1 and can_pack(rows, FLOAT_PLANES)
         self.planes: BytePlanes | None = pack_float32(rows) if packs else None
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.bias, self.size, self.stride = bias, conv.kernel_size[0], conv.stride[0]

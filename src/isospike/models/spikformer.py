@@ -20,9 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isospike.errors import UnsupportedError
-from isospike.kernels.product.int8 import BytePlanes, add_product, can_pack, pack_float32
+from isospike.kernels.product.int8 import (
+    FLOAT_PLANES,
+    BytePlanes,
+    add_product,
+    can_pack,
+    pack_float32,
+)
 from isospike.kernels.runtime.buffers import Purpose, workspace
-from isospike.kernels.runtime.precision import in_float32
+from isospike.kernels.runtime.precision import in_float32, round_bfloat16
 from isospike.models.classifier import AT_ONCE, SpikingClassifier
 from isospike.models.configs import SpikformerConfig
 from isospike.models.importers import Rule, rename
@@ -249,7 +255,7 @@ class Folded(NamedTuple):
 
     Attributes:
         weight: Byte planes of ``[outputs, inputs]``; or the weight of a linear layer or a
-            convolution, in bfloat16, or in float32 where there is no eight-bit product.
+            convolution, in bfloat16, or in float32 where the processor has no unit for the others.
         neurons: The neurons; their bias is that of the normalisation.
         size: Size of the kernel, 3 or 1.
         pool: Whether a maximum is taken over neighbours before the neurons.
@@ -335,8 +341,8 @@ def fold(model: Spikformer, precision: str = "exact") -> FoldedSpikformer:
         model: A Spikformer with running statistics. It is not changed, and later changes of it have
             no effect.
         precision: ``exact``: products with the error of float32's own, so that a spike differs only
-            where the membrane is within rounding of the threshold; ``fast``: bfloat16 weights, for
-            processors with a bfloat16 unit. Counts, hence attention, are exact in both.
+            where the membrane is within rounding of the threshold; ``fast``: bfloat16 weights,
+            faster on a processor with a bfloat16 unit. Counts, hence attention, are exact in both.
 
     Returns:
         A function of images or frames, and of steps, that gives the logits.
@@ -367,9 +373,11 @@ def _fold(layer: Synapses | Projection, precision: str, late: bool = False) -> F
         pool = layer.pool
         weight = weight.contiguous(memory_format=torch.channels_last)
     if precision == "fast":
-        return Folded(weight.bfloat16(), neurons, size, pool, late)
+        return Folded(round_bfloat16(weight), neurons, size, pool, late)
     rows = weight.permute(0, 2, 3, 1).flatten(1) if size > 1 else weight  # as patches lie
-    return Folded(pack_float32(rows) if can_pack(rows) else weight, neurons, size, pool, late)
+    return Folded(
+        pack_float32(rows) if can_pack(rows, FLOAT_PLANES) else weight, neurons, size, pool, late
+    )
 
 
 def _neurons(params: NeuronParams, channels: Tensor) -> Callable[[Tensor, torch.dtype], Tensor]:

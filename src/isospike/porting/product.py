@@ -31,7 +31,7 @@ from isospike.kernels.product.int8 import (
 )
 from isospike.kernels.product.trains import spike_steps
 from isospike.kernels.runtime.buffers import Purpose, cache_blocks
-from isospike.kernels.runtime.precision import in_float32
+from isospike.kernels.runtime.precision import has_bfloat16, in_float32
 from isospike.porting.lowering import Convolution
 from isospike.porting.run import Run
 from isospike.porting.sites import Gain, Site, tensor_version
@@ -44,10 +44,8 @@ PLACEHOLDER = PhaseCode(1)
 # larger ones are added up in float64, so that a stepped and a collapsed run still agree.
 EXACT_LEVELS = 255
 REACH_ROWS = 1024  # of a site's sample, that the largest sums and the mean error are taken of
-# Without AVX-512 or the like, a processor's bfloat16 product takes ten times as long as float32's.
-_HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 _OF_PASSES = {1: torch.uint8, 2: torch.int16}  # what a site gives for so many products of bytes
-_HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and _HAS_BFLOAT16
+_HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class SpikingProduct(nn.Module):
@@ -175,7 +173,7 @@ class SpikingProduct(nn.Module):
         if run.mode.stepped:
             trains, gain = site.trains(x)
             return self._stepped(self._channels_last(self.wired(trains)), gain)
-        if run.mode.fast and (_HAS_BFLOAT16 or x.device.type != "cpu"):
+        if run.mode.fast and has_bfloat16(x.device):
             integers, gain = site.read(x, torch.bfloat16, into=Purpose.LINEAR)
             return self._fast(self.wired(integers), gain)
         if passes := self._byte_passes():
@@ -365,7 +363,8 @@ class SpikingProduct(nn.Module):
         return grouped.transpose(1, 2).flatten(0, 1).flatten(1)
 
     def _can_pack(self) -> bool:
-        return self.conv is None and can_pack(self.weight) and bool((self.step > 0).all())
+        planes = 1 if self.bytewise else 2
+        return self.conv is None and can_pack(self.weight, planes) and bool((self.step > 0).all())
 
     def _once(self, what: str, make: Callable[[], Any]) -> Any:
         """``make()``, kept until the weight or the bias is another."""

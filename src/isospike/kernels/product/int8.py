@@ -25,6 +25,7 @@ from torch import Tensor
 from isospike.errors import RangeError
 from isospike.kernels.runtime.buffers import Purpose, workspace
 
+FLOAT_PLANES = 3  # of a float32 weight
 MAX_WEIGHT = 126 * 256 + 127  # |w| that two signed bytes hold, in either sign
 # Without instructions for it (VNNI and the like) a processor adds two products in 16 bits, where
 # sums saturate: 2 * 128 * 128 is the largest that fits.
@@ -51,22 +52,25 @@ class BytePlanes(NamedTuple):
         return len(self.zeros)
 
 
-def can_pack(weight: Tensor) -> bool:
-    """Whether ``weight`` is a float32 matrix on a CPU that has the eight-bit product."""
+def can_pack(weight: Tensor, planes: int) -> bool:
+    """Whether ``weight`` is a float32 matrix on a CPU that multiplies its ``planes`` of bytes
+    sooner than itself: several only where the processor adds in 32 bits."""
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and weight.dim() == 2
-        and largest_spike() > 0
+        and largest_spike() > (0 if planes == 1 else MAX_PAIRED_SPIKE)
     )
 
 
 @functools.cache
 def largest_spike() -> int:
-    """The largest byte that this machine's eight-bit product counts exactly: 255 with VNNI or its
-    like, ``MAX_PAIRED_SPIKE`` without, 0 where torch has no such product. Found by trying."""
+    """The largest byte that this machine's eight-bit product counts exactly, found by trying: 255
+    with VNNI or its like, ``MAX_PAIRED_SPIKE`` with AVX-512 alone. 0 where torch has no such
+    product, and with AVX2 alone, where it takes longer than float32's."""
     weight = torch.tensor([[127] * 8, [-128] * 8], dtype=torch.int8)
-    for spike in (255, MAX_PAIRED_SPIKE):
+    wide = "AVX512" in torch.backends.cpu.get_cpu_capability()
+    for spike in (255, MAX_PAIRED_SPIKE) if wide else (255,):
         try:
             planes = _pack([weight], [torch.ones(2)])
             out = torch.zeros(4, 2)
@@ -126,7 +130,7 @@ def pack_float32(weight: Tensor) -> BytePlanes:
 
     step = np.empty(len(weight), np.float32)
     find_steps(weight.detach().contiguous().numpy(), step)
-    planes = _split(weight, torch.from_numpy(step), 3)
+    planes = _split(weight, torch.from_numpy(step), FLOAT_PLANES)
     return _pack(planes, [torch.from_numpy(p * step) for p in (65536, 256, 1)])
 
 
