@@ -220,6 +220,8 @@ def network(p, ctx):
         table, goals = faster(ctx, p, "Spikformer", runs, "SpikingJelly",
                               {"isospike, exact": 3, "isospike, fast": 6} if p.peers else {},
                               "Exact gives every spike of SpikingJelly's.")  # fmt: skip
+    if p.peers:
+        goals["spikes that agree, fast"] = Goal(1 - numbers["differ, fast"], 0.999, at_least=True)
     return Findings(numbers, [table], goals)
 
 

@@ -285,7 +285,7 @@ class AddressedMemory:
         stream.step(self._handle or self._ready(), symbol, learn, ahead, order, value)
 
     def stream(self, ids: Any, learn: bool, found: Found) -> None:
-        stream.stream(self._fixed, self._state, self._work, ids, learn, *found)
+        stream.stream(self._handle or self._ready(), ids, learn, *found)
 
     def tensors(self) -> dict[str, Any]:
         names = ("context", "history", "counters")

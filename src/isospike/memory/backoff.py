@@ -98,7 +98,7 @@ class BackoffMemory:
         kernels.step(self._handle, symbol, learn, ahead, order, value)
 
     def stream(self, ids: Any, learn: bool, found: Found) -> None:
-        kernels.stream(self._sketch, self._scores, ids, learn, *found)
+        kernels.stream(self._handle, ids, learn, *found)
 
     def tensors(self) -> dict[str, Any]:
         return {name: t for name, t in self._sketch._asdict().items() if name != "seed"}

@@ -198,7 +198,7 @@ class MixedMemory:
         done = 0
         while True:
             rest = [array[done:] for array in found]
-            done += mixing.stream(self._mixture, self._votes, ids[done:], learn, *rest)
+            done += mixing.stream(self._parts(), ids[done:], learn, *rest)
             if done == len(ids):
                 return
             self._make_room()
@@ -262,7 +262,8 @@ class MixedMemory:
         m = self._mixture
         m.history[np.arange(clock - len(past), clock) & (len(m.history) - 1)] = past
         names = ("checks", "sizes", "cell_symbols", "cell_counts", "gains")
-        self._unpack(*(tensors[name] for name in names))
+        packed = {name: tensors[name] for name in names}
+        self._unpack(_room_for(len(packed["gains"]) + 1), packed)
 
     @property
     def _kept(self) -> tuple[str, ...]:
@@ -289,15 +290,14 @@ class MixedMemory:
         mixture.pack(m, places, *packed.values())
         return packed
 
-    def _unpack(self, *packed: Any) -> None:
-        """Lines and cells as :meth:`_pack` made them, and room for some more."""
-        lines, cells = len(packed[0]), len(packed[-1])
-        size = _room_for(cells + 1)
+    def _unpack(self, size: int, packed: dict[str, Any]) -> None:
+        """Lines and cells as :meth:`_pack` made them, in room for ``size`` cells."""
+        lines = len(packed["checks"])
         self._mixture = self._mixture._replace(
             lines=np.zeros((_room_for(3 * lines // 2 + 1), 3), np.int32),
             cells=np.zeros((size, 3), np.int32), gains=np.zeros(size, np.float32),
         )  # fmt: skip
-        mixture.unpack(self._mixture, *packed)
+        mixture.unpack(self._mixture, *packed.values())
 
     def _by_age(self) -> Any:
         """Where the lines are, the one that fired longest ago first."""
@@ -322,11 +322,9 @@ class MixedMemory:
                 m.at[mixture.CLOSED] = 1
             else:
                 self._forget()
-        elif full:
-            cells = np.zeros((2 * len(m.cells), 3), np.int32)
-            gains = np.zeros(2 * len(m.cells), np.float32)
-            cells[: len(m.cells)], gains[: len(m.cells)] = m.cells, m.gains
-            self._mixture = m._replace(cells=cells, gains=gains)
+        elif full:  # a line's cells come to lie side by side, which makes them quick to read
+            packed = self._pack(int(m.at[mixture.LINES]), int(m.at[mixture.CELLS]))
+            self._unpack(2 * len(m.cells), packed)
         m = self._mixture
         if 3 * (m.at[mixture.LINES] + need) >= 2 * len(m.lines):
             lines = np.zeros((2 * len(m.lines), 3), np.int32)
@@ -338,7 +336,7 @@ class MixedMemory:
         lines = int(self._mixture.at[mixture.LINES])
         kept = self._by_age()[lines // 2 :]
         cells = mixture.count_cells(self._mixture, kept)
-        self._unpack(*self._pack(len(kept), cells).values())
+        self._unpack(_room_for(cells + 1), self._pack(len(kept), cells))
 
     def _lengthen(self) -> None:
         """Room for twice the history."""

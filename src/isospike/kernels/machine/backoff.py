@@ -132,8 +132,9 @@ def step(handle, symbol, learn, ahead, order, value):
 
 
 @njit(cache=True, nogil=True)
-def stream(sketch, scores, ids, learn, guess, match, margin, chance):
+def stream(handle, ids, learn, guess, match, margin, chance):
     """Predict every symbol of ``ids``, then learn it, or only follow it."""
+    sketch, scores = parts(handle)
     top = np.empty(min(2, len(scores)), np.int64)
     for n in range(len(ids)):
         score(sketch, scores)

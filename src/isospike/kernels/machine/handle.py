@@ -1,7 +1,8 @@
 """Many arrays as one argument of a compiled loop.
 
 Numba looks at every array of an argument anew in each call, which takes longer than what the
-machine does for one symbol. A handle's arrays are looked at once.
+machine does for one symbol. A handle's arrays are looked at once. Nor are they counted: Numba
+counts who refers to an array, one by one and atomically, in each function that is given a tuple.
 """
 
 import struct

@@ -199,8 +199,9 @@ def step(handle, symbol, learn, ahead, order, value):
 
 
 @njit(cache=True, nogil=True)
-def stream(fixed, state, work, ids, learn, guess, match, margin, chance):
+def stream(handle, ids, learn, guess, match, margin, chance):
     """Predict every symbol of ``ids``, then learn it, or only follow it."""
+    fixed, state, work = parts(handle)
     top = np.empty(min(2, len(work.scores)), np.int64)
     for n in range(len(ids)):
         score_symbols(fixed, state, work)
