@@ -350,11 +350,13 @@ LEAST = {  # symbols a second
     "default context, two calls a symbol": 50_000,
     "published size, two calls a symbol": 50_000,
     "published size, RDLIF neurons": 5000,
+    "default context, text": 300_000,
 }
 
 
 def other_rates(ids):
-    """Symbols a second where a call predicts each and another learns it, and on neurons."""
+    """Symbols a second where a call predicts each and another learns it, on neurons, and of the
+    default context, which is quicker where few symbols follow a context."""
     rates = {}
     for name, store in (("default context", None), ("published size", PUBLISHED)):
         for _ in range(2):  # the first one compiles what is not in the cache yet
@@ -370,6 +372,11 @@ def other_rates(ids):
     start = time.perf_counter()
     machine.learn_sequence(some)
     rates["published size, RDLIF neurons"] = len(some) / (time.perf_counter() - start)
+    for name, stream in (("random symbols", ids), ("text", shakespeare()[: 5 * len(ids)])):
+        machine = SequenceMachine(sorted(set(stream)))
+        start = time.perf_counter()
+        machine.learn_sequence(stream)
+        rates[f"default context, {name}"] = len(stream) / (time.perf_counter() - start)
     return rates
 
 

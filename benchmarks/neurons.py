@@ -162,7 +162,8 @@ def linear(p, ctx):
         out = torch.empty(len(rows), 4 * width)
         runs["exact, weights packed before"] = lambda: add_product(out.zero_(), rows, planes)
     table, goals = faster(ctx, p, "Linear layer", runs, "float32", {"exact": 1, "fast": 6},
-                          "Exact costs about what float32 costs; fast a fraction.")  # fmt: skip
+                          "Exact costs about what float32 costs; fast a fraction where there is a "
+                          "bfloat16 unit.")  # fmt: skip
     return Findings(numbers, [table], goals)
 
 
