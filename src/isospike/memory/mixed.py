@@ -36,8 +36,9 @@ class MixedMemory:
     the latest symbol, the biases b of a state's counts and of the symbol that came last, and the
     gain g of each cell are learned with every symbol, by a step along the slope of log p. With
     w = 1 for the last symbols' contexts and the rest 0, (2) is back-off itself; they begin with
-    1/2, for what follows a context seldom met is less sure than back-off has it. One more vote is
-    that of the longest match of the last symbols in the history.
+    .7 for the last symbol and less, down to .3, for longer contexts: what follows a context seldom
+    met is less sure than back-off has it. One more vote is that of the longest match of the last
+    symbols in the history.
 
     Args:
         context: Depth, size, and what happens when the store is full.
@@ -52,7 +53,7 @@ class MixedMemory:
         self._notes = Notes()
         kinds = _kinds(context)
         by_state = np.zeros((kinds, mixture.STATES, 2 + mixture.COUNTS), np.float32)
-        by_state[: context.depth, :, 0] = 0.5
+        by_state[: context.depth, :, 0] = np.linspace(0.7, 0.3, context.depth)[:, None]
         by_state[context.depth :, :, 0] = 0.1
         self._mixture = mixture.Mixture(
             at=np.zeros(mixture.PLACES, np.int64), last=np.full(mixture.SEEN, -1, np.int64),
