@@ -243,7 +243,7 @@ def compiling(first: bool = True, after: float = 3.0) -> Iterator[None]:
     if not first:
         yield
         return
-    words = "compiling what will be fast from now on, once on this machine: half a minute."
+    words = "compiling what will be fast from now on, once on this machine: up to a minute."
     timer = threading.Timer(after, copy_context().run, (note, "note", words))
     timer.daemon = True
     timer.start()
