@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from isospike.cli import app
 from isospike.data import shakespeare
 from isospike.errors import InputError, RangeError
-from isospike.kernels.machine import hashing
+from isospike.kernels.machine import hashing, mixture
 from isospike.memory import Backoff, Mixed, SequenceMachine
 from isospike.memory.addressed import Found
 from isospike.memory.machine import Prediction
@@ -48,7 +48,7 @@ def test_by_hand_one_symbol_is_half_a_count_and_one():
     one.reset_context()
     # Unigram: (1 + 1/2) / (1 + 2/2) = 3/4 for a. The line of the start counted a once: its vote is
     # v = log(1 + (1/4) / (3/4 * q)) with q the unigram, q the back-off for the next longer ones.
-    # Before a was learned nothing was known, so no weight has moved: 1/2 of the last symbols' line,
+    # Before a was learned nothing was known, so no weight has moved: .7 of the last symbol's line,
     # .1 of the six others, three of which the start has in common with the longer ones.
     guess = one.predict()
     assert guess.symbol == "a"
@@ -126,6 +126,29 @@ def test_a_long_random_sequence_is_recalled_after_one_presentation():
     assert one.follow_sequence(ids).mean() > 0.97
     one.reset_context()
     assert one.learn_sequence(ids).mean() > 0.98  # long contexts turn out to be reliable
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, MemoryError])
+def test_a_growth_that_is_stopped_loses_nothing(monkeypatch, stopped):
+    def stop(*arguments):
+        unpack(*arguments)
+        raise stopped
+
+    one, other, unpack = machine(sorted(set(PROSE))), machine(sorted(set(PROSE))), mixture.unpack
+    stops = 0
+    for symbol in PROSE[:400]:
+        one.learn(symbol)
+        monkeypatch.setattr(mixture, "unpack", stop)
+        try:
+            other.learn(symbol)
+        except stopped:
+            stops += 1
+            monkeypatch.setattr(mixture, "unpack", unpack)
+            other.learn(symbol)
+        monkeypatch.setattr(mixture, "unpack", unpack)
+    assert stops >= 2
+    assert other.memory.synapses == one.memory.synapses > 256
+    assert one.predict() == other.predict()
 
 
 @pytest.mark.parametrize("when_full", ["keep", "grow", "forget"])

@@ -293,12 +293,13 @@ class MixedMemory:
 
     def _unpack(self, size: int, packed: dict[str, Any]) -> None:
         """Lines and cells as :meth:`_pack` made them, in room for ``size`` cells."""
-        lines = len(packed["checks"])
-        self._mixture = self._mixture._replace(
-            lines=np.zeros((_room_for(3 * lines // 2 + 1), 3), np.int32),
+        lines, m = len(packed["checks"]), self._mixture
+        m = m._replace(
+            at=m.at.copy(), lines=np.zeros((_room_for(3 * lines // 2 + 1), 3), np.int32),
             cells=np.zeros((size, 3), np.int32), gains=np.zeros(size, np.float32),
         )  # fmt: skip
-        mixture.unpack(self._mixture, *packed.values())
+        mixture.unpack(m, *packed.values())
+        self._mixture = m  # all at once: nothing is lost if a key interrupts before
 
     def _by_age(self) -> Any:
         """Where the lines are, the one that fired longest ago first."""
