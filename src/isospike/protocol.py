@@ -131,7 +131,7 @@ class MachineOperations(FiveOperations):
         >>> machine.context(machine.encode("a"))
         >>> machine.store(machine.encode("b"))
         >>> machine.decode(machine.retrieve()).round(3).tolist()
-        [0.147, 0.705, 0.147]
+        [0.138, 0.723, 0.138]
     """
 
     def __init__(self, machine: SequenceMachine, floor: float = 0.01) -> None:

@@ -57,7 +57,7 @@ class Prediction(NamedTuple):
         >>> machine.reset_context()
         >>> prediction = machine.predict()
         >>> prediction.symbol, round(prediction.similarity, 2), prediction.accepted
-        ('a', 0.45, False)
+        ('a', 0.49, False)
     """
 
     symbol: Hashable | None
