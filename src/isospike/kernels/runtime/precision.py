@@ -19,7 +19,9 @@ _lock = threading.Lock()
 _inside = 0  # functions that run; the first one switches TF32 off, the last one back
 _before: tuple[Any, Any] = (None, None)
 # Without AVX-512 or the like, a bfloat16 product takes seven to ten times as long as float32's.
-_HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+_HAS_BFLOAT16 = (
+    torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+)
 
 
 def has_bfloat16(device: torch.device) -> bool:
