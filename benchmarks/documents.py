@@ -40,7 +40,7 @@ PAGES = {
     "machine": ("The sequence machine", (
         "protocols", "long-sequences", "distractors", "text", "prediction", "nab", "logs",
         "killed-watches",
-        "context-weight", "machine-speed",
+        "context-weight", "machine-speed", "machine-files",
     )),
     "memory": ("The machine's memory and spiking layers", (
         "pairs", "sets", "noisy-address", "spike-time-rules", "spiking-memory", "spiking-machine",

@@ -3,6 +3,7 @@
 import re
 import resource
 import statistics
+import tempfile
 import time
 from dataclasses import replace
 from functools import partial
@@ -440,3 +441,27 @@ def machine_speed(p, ctx):
     head = ("machine", "symbols/s", "cost when old over new")
     meaning = "Predicted and learned; the cost does not grow with what was learned."
     return Findings(numbers, [Table("Symbols a second", head, tuple(rows), meaning)], goals)
+
+
+@study(
+    "machine-files",
+    question="How large is the file of a machine?",
+    presets={"tiny": P(sizes={300: None}), "small": P(sizes={3000: 0.5}),
+             "full": P(sizes={3000: 0.5, 1_000_000: 60})},
+)  # fmt: skip
+def machine_files(p, ctx):
+    """The default machine, after the first characters of Shakespeare."""
+    rows, numbers, goals = [], {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for size, most in p.sizes.items():
+            machine = SequenceMachine(grow=True)
+            machine.learn_sequence(shakespeare()[:size])
+            machine.save(Path(folder) / "machine")
+            mega = (Path(folder) / "machine").stat().st_size / 1e6
+            numbers[f"MB after {size:,} characters"] = mega
+            rows.append((f"{size:,}", f"{machine.memory.synapses:,}", f"{mega:.2f}"))
+            if most is not None:
+                goals[f"MB after {size:,} characters"] = Goal(mega, most)
+    table = Table("Files", ("characters", "synapses", "MB"), tuple(rows),
+                  "A file is as large as what was learned.")  # fmt: skip
+    return Findings(numbers, [table], goals)
